@@ -1,0 +1,1 @@
+//! `egraph`: see docs/architecture.md.

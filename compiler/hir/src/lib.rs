@@ -1,0 +1,1 @@
+//! `hir`: see docs/architecture.md.

@@ -1,0 +1,1 @@
+//! `tile`: see docs/architecture.md.

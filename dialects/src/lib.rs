@@ -1,0 +1,1 @@
+//! `dialects`: see docs/architecture.md.
