@@ -132,7 +132,7 @@ impl Dim {
         Some(Dim::from_terms(out))
     }
     /// The smaller of two extents.
-    pub fn min(&self, other: &Dim) -> Dim {
+    pub fn minimum(&self, other: &Dim) -> Dim {
         match (self - other).known() {
             Some(d) if d <= 0 => self.clone(),
             Some(_) => other.clone(),
@@ -140,7 +140,7 @@ impl Dim {
         }
     }
     /// The larger of two extents.
-    pub fn max(&self, other: &Dim) -> Dim {
+    pub fn maximum(&self, other: &Dim) -> Dim {
         match (self - other).known() {
             Some(d) if d >= 0 => self.clone(),
             Some(_) => other.clone(),
@@ -182,8 +182,8 @@ impl Dim {
                 let a = match a {
                     Atom::Sym(s) => with(s).unwrap_or_else(|| Dim::sym(s)),
                     Atom::FloorDiv(a, n) => a.substitute(with).floor_div(&n.substitute(with)),
-                    Atom::Min(a, b) => a.substitute(with).min(&b.substitute(with)),
-                    Atom::Max(a, b) => a.substitute(with).max(&b.substitute(with)),
+                    Atom::Min(a, b) => a.substitute(with).minimum(&b.substitute(with)),
+                    Atom::Max(a, b) => a.substitute(with).maximum(&b.substitute(with)),
                 };
                 product = product * a;
             }
@@ -371,7 +371,7 @@ impl Parser<'_> {
         }
         self.rest = rest;
         if word.starts_with(|c: char| c.is_ascii_digit()) {
-            return word.parse().map(|n: i64| Dim::from(n)).map_err(|e| format!("'{word}': {e}"));
+            return word.parse().map(Dim::from).map_err(|e| format!("'{word}': {e}"));
         }
         if !matches!(word, "floordiv" | "min" | "max") || !self.eat('(') {
             return Ok(Dim::sym(word));
@@ -381,8 +381,8 @@ impl Parser<'_> {
         let b = self.sum()?;
         self.expect(')')?;
         match word {
-            "min" => Ok(a.min(&b)),
-            "max" => Ok(a.max(&b)),
+            "min" => Ok(a.minimum(&b)),
+            "max" => Ok(a.maximum(&b)),
             _ if b.known().is_some_and(|n| n <= 0) => Err(format!("division of a dim by {b}")),
             _ => Ok(a.floor_div(&b)),
         }
