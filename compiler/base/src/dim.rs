@@ -371,7 +371,7 @@ impl Parser<'_> {
         }
         self.rest = rest;
         if word.starts_with(|c: char| c.is_ascii_digit()) {
-            return word.parse().map(Dim::from).map_err(|e| format!("'{word}': {e}"));
+            return word.parse::<i64>().map(Dim::from).map_err(|e| format!("'{word}': {e}"));
         }
         if !matches!(word, "floordiv" | "min" | "max") || !self.eat('(') {
             return Ok(Dim::sym(word));

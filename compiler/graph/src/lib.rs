@@ -1,1 +1,11 @@
-//! `graph`: see docs/architecture.md.
+//! The tensor graph: SSA, pure, about thirty structured ops. The hub of the compiler: the front half lowers to it, the back
+//! half starts from it, and each op's shape rule, f64 meaning and derivative stand here, once.
+//!
+//! *Not yet decided at this level*: which nodes share a kernel, memory layout, where values live, order of execution.
+
+pub mod build;
+pub mod ir;
+pub mod op;
+
+pub use ir::{Arg, Func, Module, Node, NodeId, Output, ParamDecl, Role, Value};
+pub use op::{Op, OpError};
