@@ -1,0 +1,356 @@
+//! Tile programs: what one thread block does, as loops over scalars, memory in spaces, and tile-level operations.
+//!
+//! A [`Kernel`] runs `grid` independent blocks. A block reads and writes its buffers, has scratch memory of constant size, and
+//! mutable scalars. Expressions are trees over immutable variables; sharing goes through [`Stmt::Let`]. Arithmetic is in f32, f64,
+//! i64, i32 or bool: loads of narrower floats widen to f32, stores round to nearest even.
+//!
+//! *Not yet decided here*: vector width, registers, instruction selection. On the host a block is a task of the thread pool and
+//! the innermost loops are vectorised; the GPU adds its own statements.
+
+use base::{DType, Dim};
+use graph::op::{MapFn, ReduceFn, Scalar};
+
+base::id_type!(
+    /// A scalar variable of a kernel.
+    VarId,
+    "v"
+);
+
+/// A device function.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kernel {
+    /// The symbol, unique in its library.
+    pub name: String,
+    /// The buffers it is passed, in order. Distinct buffers do not overlap, unless both are only read.
+    pub buffers: Vec<Buffer>,
+    /// The extents it is passed as i64, in order; [`Expr::Dim`] refers to them.
+    pub dims: Vec<Dim>,
+    /// The number of blocks, over `dims`.
+    pub grid: Dim,
+    /// Scratch memory of a block.
+    pub scratch: Vec<Scratch>,
+    /// The dtype of each variable, in order of [`VarId`]. Variable 0 is the block's index (i64).
+    pub vars: Vec<DType>,
+    /// What a block does.
+    pub body: Vec<Stmt>,
+}
+
+/// A buffer of a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Buffer {
+    /// For readers: the value's name.
+    pub name: String,
+    /// The dtype in memory.
+    pub dtype: DType,
+    /// Its number of elements, for bounds checks.
+    pub elems: Dim,
+    /// What the kernel does with it.
+    pub access: Access,
+}
+
+/// What a kernel does with a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reads only.
+    Read,
+    /// Writes every element it touches before it reads it.
+    Write,
+    /// Reads what was there before.
+    ReadWrite,
+}
+
+/// Memory of one block, uninitialised at its start.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scratch {
+    /// For readers.
+    pub name: String,
+    /// The dtype.
+    pub dtype: DType,
+    /// The number of elements.
+    pub elems: usize,
+}
+
+/// Where a load or store goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Mem {
+    /// Buffer `i`.
+    Buffer(usize),
+    /// Scratch `i`.
+    Scratch(usize),
+}
+
+/// How a loop may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoopKind {
+    /// Turn after turn.
+    Serial,
+    /// Turns are independent, but for [`Stmt::Accumulate`], whose sums may be taken in lanes: vectorise.
+    Vector,
+}
+
+/// A statement.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Stmt {
+    /// `var = value`, once; in scope to the end of the enclosing list.
+    Let(VarId, Expr),
+    /// A mutable variable with its first value.
+    Var(VarId, Expr),
+    /// A new value of a mutable variable.
+    Assign(VarId, Expr),
+    /// `var = f(var, value)`: a reduction over the enclosing loops, which may be taken in lanes.
+    Accumulate(VarId, ReduceFn, Expr),
+    /// `mem[index] = value`, rounding to the memory's dtype.
+    Store {
+        /// Where.
+        mem: Mem,
+        /// The element, i64.
+        index: Expr,
+        /// What.
+        value: Expr,
+    },
+    /// `for var in lo..hi`.
+    For {
+        /// i64.
+        var: VarId,
+        /// The first, i64.
+        lo: Expr,
+        /// One past the last, i64.
+        hi: Expr,
+        /// How.
+        kind: LoopKind,
+        /// What.
+        body: Vec<Stmt>,
+    },
+    /// `while cond`: for searches.
+    While {
+        /// Bool.
+        cond: Expr,
+        /// What.
+        body: Vec<Stmt>,
+    },
+    /// Either list.
+    If {
+        /// Bool.
+        cond: Expr,
+        /// If true.
+        then: Vec<Stmt>,
+        /// If false.
+        otherwise: Vec<Stmt>,
+    },
+    /// c[i·m + j] (+)= Σ_k a[i, k]·b[k, j] in f32 (f64 if c is): the tile-level product.
+    Dot(Dot),
+}
+
+/// A product of tiles: `c[i, j] = init + Σ_k a[i, k]·b[k, j]`, `init` being `c[i, j]` if `accumulate`, else 0.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dot {
+    /// Rows, i64.
+    pub m: Expr,
+    /// Columns, i64.
+    pub n: Expr,
+    /// Summed extent, i64.
+    pub k: Expr,
+    /// `[m, k]`.
+    pub a: TileRef,
+    /// `[k, n]`; fastest if the column stride is the constant 1.
+    pub b: TileRef,
+    /// `[m, n]`, likewise.
+    pub c: TileRef,
+    /// Whether to add to what is in `c`.
+    pub accumulate: bool,
+}
+
+/// A rectangle in memory: element `(r, c)` is at `base + r·row + c·col`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TileRef {
+    /// Which memory.
+    pub mem: Mem,
+    /// The first element, i64.
+    pub base: Expr,
+    /// Elements from row to row, i64.
+    pub row: Expr,
+    /// Elements from column to column, i64.
+    pub col: Expr,
+}
+
+/// An expression.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Expr {
+    /// A constant of the dtype (F32, F64, I64, I32, Bool).
+    Const(Scalar, DType),
+    /// `dims[i]`, i64.
+    Dim(usize),
+    /// A variable.
+    Var(VarId),
+    /// `mem[index]`, widened to f32 if it is a narrower float.
+    Load(Mem, Box<Expr>),
+    /// Elementwise function; the meaning is graph's. Select evaluates both sides.
+    Map(MapFn, Vec<Expr>),
+    /// Conversion among F64, F32, I64, I32 and Bool; to BF16, F16 or E4M3: rounds to that type and stays F32.
+    Cast(DType, Box<Expr>),
+}
+
+impl Expr {
+    /// An i64 constant.
+    pub fn int(n: i64) -> Expr {
+        Expr::Const(Scalar::new(n as f64), DType::I64)
+    }
+    /// The value of an i64 constant.
+    pub fn known(&self) -> Option<i64> {
+        match self {
+            Expr::Const(c, DType::I64) => Some(c.get() as i64),
+            _ => None,
+        }
+    }
+    /// `mem[index]`.
+    pub fn load(mem: Mem, index: Expr) -> Expr {
+        Expr::Load(mem, Box::new(index))
+    }
+    /// A conversion.
+    pub fn cast(self, dtype: DType) -> Expr {
+        Expr::Cast(dtype, Box::new(self))
+    }
+    /// An elementwise function of one operand.
+    pub fn map1(f: MapFn, a: Expr) -> Expr {
+        Expr::Map(f, vec![a])
+    }
+    /// An elementwise function of two operands; folds the i64 cases that index arithmetic makes.
+    pub fn map2(f: MapFn, a: Expr, b: Expr) -> Expr {
+        match (f, a.known(), b.known()) {
+            (MapFn::Add | MapFn::Sub | MapFn::Mul | MapFn::Min | MapFn::Max | MapFn::FloorDiv | MapFn::Rem, Some(x), Some(y)) => {
+                Expr::int(f.eval(&[x as f64, y as f64]) as i64)
+            }
+            (MapFn::Add, Some(0), _) => b,
+            (MapFn::Add | MapFn::Sub, _, Some(0)) => a,
+            (MapFn::Mul, Some(1), _) => b,
+            (MapFn::Mul | MapFn::FloorDiv, _, Some(1)) => a,
+            (MapFn::Mul, Some(0), _) | (MapFn::Mul, _, Some(0)) | (MapFn::Rem, _, Some(1)) => Expr::int(0),
+            _ => Expr::Map(f, vec![a, b]),
+        }
+    }
+    /// `c ? a : b`.
+    pub fn select(c: Expr, a: Expr, b: Expr) -> Expr {
+        Expr::Map(MapFn::Select, vec![c, a, b])
+    }
+    /// `a < b`.
+    pub fn lt(a: Expr, b: Expr) -> Expr {
+        Expr::map2(MapFn::Lt, a, b)
+    }
+    /// `a <= b`.
+    pub fn le(a: Expr, b: Expr) -> Expr {
+        Expr::map2(MapFn::Le, a, b)
+    }
+    /// Both.
+    pub fn and(a: Expr, b: Expr) -> Expr {
+        Expr::map2(MapFn::And, a, b)
+    }
+    /// The smaller.
+    pub fn minimum(a: Expr, b: Expr) -> Expr {
+        Expr::map2(MapFn::Min, a, b)
+    }
+    /// The larger.
+    pub fn maximum(a: Expr, b: Expr) -> Expr {
+        Expr::map2(MapFn::Max, a, b)
+    }
+    /// `⌊a / b⌋`.
+    pub fn floor_div(a: Expr, b: Expr) -> Expr {
+        Expr::map2(MapFn::FloorDiv, a, b)
+    }
+    /// `a - b·⌊a / b⌋`.
+    pub fn rem(a: Expr, b: Expr) -> Expr {
+        Expr::map2(MapFn::Rem, a, b)
+    }
+}
+
+/// Adds, subtracts and multiplies i64 or float expressions.
+macro_rules! expr_op {
+    ($trait:ident $method:ident $f:ident) => {
+        impl std::ops::$trait for Expr {
+            type Output = Expr;
+            fn $method(self, rhs: Expr) -> Expr {
+                Expr::map2(MapFn::$f, self, rhs)
+            }
+        }
+    };
+}
+expr_op!(Add add Add);
+expr_op!(Sub sub Sub);
+expr_op!(Mul mul Mul);
+
+impl Kernel {
+    /// An empty kernel of one block; variable 0 is the block's index.
+    pub fn new(name: &str) -> Kernel {
+        Kernel {
+            name: name.into(),
+            buffers: Vec::new(),
+            dims: Vec::new(),
+            grid: Dim::from(1),
+            scratch: Vec::new(),
+            vars: vec![DType::I64],
+            body: Vec::new(),
+        }
+    }
+    /// The block's index.
+    pub fn block(&self) -> Expr {
+        Expr::Var(VarId(0))
+    }
+    /// A new variable.
+    pub fn var(&mut self, dtype: DType) -> VarId {
+        self.vars.push(dtype);
+        VarId(u32::try_from(self.vars.len() - 1).expect("fewer than 2^32 variables"))
+    }
+    /// A new buffer.
+    pub fn buffer(&mut self, name: &str, dtype: DType, elems: Dim, access: Access) -> Mem {
+        self.buffers.push(Buffer { name: name.into(), dtype, elems, access });
+        Mem::Buffer(self.buffers.len() - 1)
+    }
+    /// New scratch memory.
+    pub fn scratch(&mut self, name: &str, dtype: DType, elems: usize) -> Mem {
+        self.scratch.push(Scratch { name: name.into(), dtype, elems });
+        Mem::Scratch(self.scratch.len() - 1)
+    }
+    /// An extent as an expression: a constant, or the argument that carries it.
+    pub fn dim(&mut self, d: &Dim) -> Expr {
+        if let Some(n) = d.known() {
+            return Expr::int(n);
+        }
+        let i = self.dims.iter().position(|x| x == d).unwrap_or_else(|| {
+            self.dims.push(d.clone());
+            self.dims.len() - 1
+        });
+        Expr::Dim(i)
+    }
+    /// The dtype in memory.
+    pub fn mem_dtype(&self, mem: Mem) -> DType {
+        match mem {
+            Mem::Buffer(i) => self.buffers[i].dtype,
+            Mem::Scratch(i) => self.scratch[i].dtype,
+        }
+    }
+    /// The dtype of an expression.
+    pub fn expr_dtype(&self, e: &Expr) -> DType {
+        match e {
+            Expr::Const(_, d) => *d,
+            Expr::Dim(_) => DType::I64,
+            Expr::Var(v) => self.vars[v.0 as usize],
+            Expr::Load(mem, _) => compute_dtype(self.mem_dtype(*mem)),
+            Expr::Map(f, args) => match f.kind() {
+                graph::op::map::Kind::Compare | graph::op::map::Kind::Logic | graph::op::map::Kind::Test => DType::Bool,
+                graph::op::map::Kind::Select => self.expr_dtype(&args[1]),
+                graph::op::map::Kind::Float | graph::op::map::Kind::Number | graph::op::map::Kind::Int => self.expr_dtype(&args[0]),
+            },
+            Expr::Cast(d, _) => compute_dtype(*d),
+        }
+    }
+}
+
+/// The dtype in which values of a memory dtype are computed.
+pub fn compute_dtype(memory: DType) -> DType {
+    match memory {
+        DType::F64 => DType::F64,
+        DType::F32 | DType::BF16 | DType::F16 | DType::E4M3 => DType::F32,
+        DType::I64 => DType::I64,
+        DType::I32 => DType::I32,
+        DType::Bool => DType::Bool,
+    }
+}

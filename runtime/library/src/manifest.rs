@@ -1,0 +1,245 @@
+//! The manifest's data. Extents are [`Dim`]s over the entry's run-time dims, written as text in JSON.
+
+use base::{DType, Dim};
+use std::collections::BTreeMap;
+
+/// Index of a buffer within its entry.
+pub type BufferId = usize;
+
+/// What a build produced.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Manifest {
+    /// The model's name.
+    pub name: String,
+    /// `host` or `sm_90a`.
+    pub target: String,
+    /// Run-time dims, in order of declaration.
+    pub dims: Vec<String>,
+    /// Parameters and states, in order of declaration.
+    pub params: Vec<Param>,
+    /// Kernels; [`Step::Launch`] refers to them by index.
+    pub kernels: Vec<Kernel>,
+    /// The entry points.
+    pub entries: Vec<Entry>,
+    /// Defaults of `lode train`: `batch`, `seq`, `steps`, `lr`, ….
+    pub settings: BTreeMap<String, f64>,
+}
+
+/// A parameter or state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Param {
+    /// The dotted name; each `*` (or `*+3`, which counts from 3) stands for one leading axis.
+    pub name: String,
+    /// In memory.
+    pub dtype: DType,
+    /// All constants.
+    pub shape: Vec<i64>,
+    /// How it starts: `normal(0.02)`, `uniform(0.1)`, `constant(1)`.
+    pub init: Init,
+    /// Whether weight decay applies.
+    pub decay: bool,
+    /// `Role::Param` or `Role::State`.
+    pub role: Role,
+}
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// Normal. # Units: standard deviation.
+    Normal(f64),
+    /// Uniform in `[-a, a)`.
+    Uniform(f64),
+    /// One value.
+    Constant(f64),
+}
+
+/// What a port of an entry is to the run-time; see `graph::Role`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs)]
+pub enum Role {
+    Param,
+    State,
+    Input,
+    Grad,
+    Moment,
+    Tally,
+    Scalar,
+    Result,
+    Inner,
+}
+
+/// A compiled kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kernel {
+    /// Its symbol in the code.
+    pub symbol: String,
+    /// The number of buffers it takes.
+    pub num_buffers: usize,
+    /// The number of extents it takes.
+    pub num_dims: usize,
+    /// Scratch bytes of a block (informative; on the host it is on the stack).
+    pub scratch_bytes: usize,
+    /// The model's source line it stands for, `file:line`, if known.
+    pub origin: Option<String>,
+}
+
+/// An entry point: ports, buffers, steps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// `forward`, `loss`, `grad`, `update`.
+    pub name: String,
+    /// What the caller passes.
+    pub args: Vec<Port>,
+    /// What it gets. An output with the name and role of an argument is written in place: both name the same buffer.
+    pub outputs: Vec<Port>,
+    /// All memory, arguments and outputs included.
+    pub buffers: Vec<Buffer>,
+    /// What happens, in order.
+    pub steps: Vec<Step>,
+    /// Extents that must not be negative for the run-time dims given (slices, paddings), with what they are.
+    pub constraints: Vec<(Dim, String)>,
+}
+
+/// An argument or output of an entry.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Port {
+    /// Unique within its role.
+    pub name: String,
+    /// What it is.
+    pub role: Role,
+    /// In memory.
+    pub dtype: DType,
+    /// Row-major extents.
+    pub shape: Vec<Dim>,
+    /// Where it lies, from the buffer's start.
+    pub buffer: BufferId,
+}
+
+/// Contiguous memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Buffer {
+    /// The dtype.
+    pub dtype: DType,
+    /// The number of elements.
+    pub elems: Dim,
+    /// Whether it belongs to the caller (an argument or output) or to the plan's arena.
+    pub external: bool,
+}
+
+/// A place in a buffer. Inside loops the place moves by `turn[d]` elements a turn of the enclosing loop `d` (0 the outermost).
+#[derive(Clone, Debug, PartialEq)]
+pub struct View {
+    /// The buffer.
+    pub buffer: BufferId,
+    /// Elements from its start.
+    pub offset: Dim,
+    /// Elements per turn of each enclosing loop.
+    pub turn: Vec<Dim>,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Runs all blocks of a kernel.
+    Launch {
+        /// Index into [`Manifest::kernels`].
+        kernel: usize,
+        /// Its buffers.
+        buffers: Vec<View>,
+        /// Its extents.
+        dims: Vec<Dim>,
+        /// The number of blocks.
+        grid: Dim,
+    },
+    /// A batched dense product.
+    Gemm(Gemm),
+    /// A product per group of rows.
+    GroupedGemm(GroupedGemm),
+    /// Copies elements (of one dtype).
+    Copy {
+        /// From.
+        from: View,
+        /// To.
+        to: View,
+        /// How many.
+        elems: Dim,
+    },
+    /// Zeros elements.
+    Zero {
+        /// Where.
+        at: View,
+        /// How many.
+        elems: Dim,
+    },
+    /// Turns of a loop, forward or backward.
+    Loop {
+        /// How many.
+        count: i64,
+        /// Whether turn `count - 1` is the first.
+        reverse: bool,
+        /// What; views have one more entry in `turn`.
+        body: Vec<Step>,
+    },
+}
+
+/// `c[i, j] = beta·c[i, j] + Σ_k a[i, k]·b[k, j]` for each point of `batch`. Sums in the accumulator type of `dtype`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gemm {
+    /// Of all three.
+    pub dtype: DType,
+    /// Left.
+    pub a: View,
+    /// Right.
+    pub b: View,
+    /// Result.
+    pub c: View,
+    /// Rows.
+    pub m: Dim,
+    /// Columns.
+    pub n: Dim,
+    /// Summed.
+    pub k: Dim,
+    /// Element strides: of a along i and k, of b along k and j, of c along i and j.
+    pub strides: [Dim; 6],
+    /// Further loops: extent and the strides of a, b, c.
+    pub batch: Vec<(Dim, [Dim; 3])>,
+    /// Whether to add to what is in c.
+    pub accumulate: bool,
+}
+
+/// Products over ragged rows, rows of group e being `offsets[e]..offsets[e + 1]`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GroupedGemm {
+    /// x `[rows, k]` times w `[e, k, n]` (`[e, n, k]` if transposed) to y `[rows, n]`; rows past the last offset become 0.
+    Rows {
+        /// Of x, w and y.
+        dtype: DType,
+        /// Rows.
+        x: View,
+        /// Matrices.
+        w: View,
+        /// i32 `[e + 1]`.
+        offsets: View,
+        /// Result.
+        y: View,
+        /// Groups, rows, k, n.
+        extents: [Dim; 4],
+        /// The layout of w.
+        transposed: bool,
+    },
+    /// x `[rows, k]`, y `[rows, n]` to w `[e, k, n]`: the sum of outer products of each group; 0 for an empty one.
+    Outer {
+        /// Of all.
+        dtype: DType,
+        /// Left.
+        x: View,
+        /// Right.
+        y: View,
+        /// i32 `[e + 1]`.
+        offsets: View,
+        /// Result.
+        w: View,
+        /// Groups, rows, k, n.
+        extents: [Dim; 4],
+    },
+}
