@@ -6,6 +6,7 @@ pub mod diag;
 pub mod dim;
 pub mod dtype;
 pub mod span;
+pub mod text;
 
 pub mod ty;
 
