@@ -1,7 +1,8 @@
 //! Symbolic extents: integer polynomials over named run-time dims, with floor division, `min` and `max`.
 //!
 //! A dim is kept in a canonical form (a sum of products with like terms merged), so that equality of values that differ
-//! only by ring laws is structural equality: `B*T*2 == 2*T*B`. Division cancels what divides exactly.
+//! only by ring laws is structural equality: `B*T*2 == 2*T*B`. Division cancels what divides exactly. Coefficients saturate: no
+//! tensor has 2^63 elements, and a text that says so must not crash.
 
 use std::{
     collections::BTreeMap,
@@ -120,7 +121,7 @@ impl Dim {
         let (dm, dk) = divisor.iter().next().filter(|_| divisor.len() == 1)?;
         let mut out = BTreeMap::new();
         for (mut m, k) in self.terms() {
-            if k % dk != 0 {
+            if k.checked_rem(*dk) != Some(0) {
                 return None;
             }
             for a in dm {
@@ -222,11 +223,12 @@ impl Add for Dim {
     type Output = Dim;
     fn add(self, rhs: Dim) -> Dim {
         if let (Repr::Const(a), Repr::Const(b)) = (&self.0, &rhs.0) {
-            return Dim::from(a + b);
+            return Dim::from(a.saturating_add(*b));
         }
         let mut terms = self.terms();
         for (m, k) in rhs.terms() {
-            *terms.entry(m).or_insert(0) += k;
+            let sum = terms.entry(m).or_insert(0);
+            *sum = sum.saturating_add(k);
         }
         Dim::from_terms(terms)
     }
@@ -257,7 +259,7 @@ impl Mul for Dim {
     type Output = Dim;
     fn mul(self, rhs: Dim) -> Dim {
         if let (Repr::Const(a), Repr::Const(b)) = (&self.0, &rhs.0) {
-            return Dim::from(a * b);
+            return Dim::from(a.saturating_mul(*b));
         }
         let mut out = BTreeMap::new();
         for (m1, k1) in self.terms() {
@@ -265,7 +267,8 @@ impl Mul for Dim {
                 let mut m = m1.clone();
                 m.extend(m2);
                 m.sort();
-                *out.entry(m).or_insert(0) += k1 * k2;
+                let sum = out.entry(m).or_insert(0i64);
+                *sum = sum.saturating_add(k1.saturating_mul(k2));
             }
         }
         Dim::from_terms(out)
@@ -287,7 +290,7 @@ impl fmt::Display for Dim {
                 (_, true) => f.write_str(" - ")?,
                 (_, false) => f.write_str(" + ")?,
             }
-            let k = k.abs();
+            let k = k.unsigned_abs();
             let mut factors: Vec<String> = m.iter().map(|a| a.to_string()).collect();
             if k != 1 || m.is_empty() {
                 factors.insert(0, k.to_string());

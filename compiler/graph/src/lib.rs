@@ -6,6 +6,7 @@
 pub mod build;
 pub mod ir;
 pub mod op;
+pub mod text;
 
 pub use ir::{Arg, Func, Module, Node, NodeId, Output, ParamDecl, Role, Value};
 pub use op::{Op, OpError};

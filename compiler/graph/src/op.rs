@@ -136,6 +136,8 @@ pub enum Op {
     },
     /// `x [R, K]`, `y [R, N]`, `offsets [E + 1]` → `[E, K, N]`: the sum of outer products over the rows of each group.
     GroupedOuter,
+    /// The operand, through which no gradient flows.
+    StopGradient,
     /// A loop; see [`Repeat`].
     Repeat(Box<Repeat>),
 }
@@ -178,6 +180,7 @@ impl Op {
             Op::Route { .. } => "route",
             Op::GroupedContract { .. } => "grouped_contract",
             Op::GroupedOuter => "grouped_outer",
+            Op::StopGradient => "stop_gradient",
             Op::Repeat(_) => "repeat",
         }
     }
@@ -200,6 +203,7 @@ pub fn infer(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpErr
         Op::Const(..) | Op::Extent(..) | Op::Iota(_) => Some(0),
         Op::Map(f) => Some(f.arity()),
         Op::Cast(_)
+        | Op::StopGradient
         | Op::Reduce(..)
         | Op::Broadcast { .. }
         | Op::Transpose(_)
@@ -240,6 +244,7 @@ pub fn infer(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpErr
         Op::Route { groups } => moe::route(*groups, operands[0]),
         Op::GroupedContract { transposed } => one(moe::grouped_contract(*transposed, operands)?),
         Op::GroupedOuter => one(moe::grouped_outer(operands)?),
+        Op::StopGradient => one(operands[0].clone()),
         Op::Repeat(r) => repeat::infer(r, operands),
     }
 }

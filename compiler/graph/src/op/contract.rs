@@ -73,7 +73,7 @@ pub(super) fn infer(c: &Contract, a: &TensorType, b: &TensorType) -> Result<Tens
             return op_error!("'{x}' is {} in {a} and {} in {b}", extent(*x).expect("it is in rhs"), b.shape[i]);
         }
     }
-    if let Some(x) = c.lhs.iter().chain(&c.rhs).find(|x| !c.out.contains(x) && !(c.lhs.contains(x) && c.rhs.contains(x))) {
+    if let Some(x) = c.lhs.iter().chain(&c.rhs).find(|x| !(c.out.contains(x) || c.lhs.contains(x) && c.rhs.contains(x))) {
         return op_error!("'{x}' of {c} is summed in one operand alone");
     }
     let shape: Option<Vec<Dim>> = c.out.iter().map(|x| extent(*x).cloned()).collect();

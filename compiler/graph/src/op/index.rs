@@ -18,7 +18,7 @@ pub(super) fn scatter_add(batch: usize, n: &Dim, idx: &TensorType, v: &TensorTyp
         return op_error!("scatter_add of {v} by {idx} with {batch} batch axes");
     }
     check_shape("the rows' index", &v.shape[..idx.rank()], &idx.shape)?;
-    Ok(TensorType::new(v.dtype, [&idx.shape[..batch], &[n.clone()], &v.shape[idx.rank()..]].concat()))
+    Ok(TensorType::new(v.dtype, [&idx.shape[..batch], std::slice::from_ref(n), &v.shape[idx.rank()..]].concat()))
 }
 
 pub(super) fn topk(k: i64, x: &TensorType) -> Result<TensorType, OpError> {
