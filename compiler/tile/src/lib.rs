@@ -1,6 +1,13 @@
 //! From graph to tile programs: which nodes share a kernel, how each kernel walks its data, and the buffers and steps of an
 //! entry point.
 
+pub mod fused;
+pub mod gemm;
+pub mod group;
 pub mod ir;
+pub mod lower;
+pub mod select;
+pub mod view;
 
+pub use lower::{Lowered, TargetError, lower};
 pub use ir::{Access, Expr, Kernel, LoopKind, Mem, Stmt, VarId};

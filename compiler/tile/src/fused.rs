@@ -1,0 +1,641 @@
+//! Kernels made of inline values: elementwise maps with reductions at the head of their rows, and reductions over leading axes.
+//!
+//! Memory map: one buffer per distinct view read, the target last or, if it is also read, in its place. A block walks a range of
+//! rows (all axes but the innermost); the innermost axis, or the innermost reduced one, is a vector loop. Each value is bound at
+//! the outermost loop its index allows, so what a row shares is computed once a row.
+
+use crate::{
+    group::{Grouping, is_inline, is_unrolled, reduces_trailing},
+    ir::{Access, Expr, Kernel, LoopKind, Mem, Stmt, VarId, compute_dtype},
+    view::{StridedView, reshape_groups},
+};
+use base::{DType, Dim};
+use graph::{
+    Func, Op, Value,
+    op::{MapFn, ReduceFn},
+};
+use library::View;
+
+/// Elements a block should handle, about a quarter of a level-2 cache in f32.
+const BLOCK_ELEMS: i64 = 16_384;
+/// Columns of a block of a reduction over leading axes.
+const COLUMN_ELEMS: i64 = 256;
+
+/// Where values are: what a fused kernel needs to know of the function.
+pub struct Scene<'a> {
+    /// The function.
+    pub func: &'a Func,
+    /// Which values are stored.
+    pub grouping: &'a Grouping,
+    /// The places of arguments and of the roots computed so far, by node and result.
+    pub places: &'a [Vec<Option<StridedView>>],
+}
+
+impl Scene<'_> {
+    /// Where a value lies, itself or as a view of another, if it is in memory.
+    pub fn place(&self, v: Value) -> Option<StridedView> {
+        let i = v.node.0 as usize;
+        if let Some(p) = self.places[i].get(v.index as usize).and_then(Option::as_ref) {
+            return Some(p.clone());
+        }
+        let node = self.func.def(v);
+        if self.grouping.root[i] || !crate::group::is_layout(&node.op) {
+            return None;
+        }
+        self.place(node.inputs[0])?.apply(&node.op)
+    }
+    fn dtype(&self, v: Value) -> DType {
+        compute_dtype(self.func.ty(v).dtype)
+    }
+}
+
+/// A kernel and what it is passed.
+#[derive(Clone, Debug)]
+pub struct Fused {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Its buffers.
+    pub views: Vec<View>,
+    /// Whether the target is also read at other elements than the one written: then it must not share memory with what is read.
+    pub target_conflicts: bool,
+}
+
+/// The kernel that computes root `v` (a fused value or a reduction) into `target`; adds to what is there if `add`.
+pub fn fuse(scene: &Scene, v: Value, target: &StridedView, add: bool) -> Fused {
+    let mut f = Fuser {
+        scene,
+        kernel: Kernel::new(""),
+        views: Vec::new(),
+        scopes: vec![Scope::default()],
+        var_level: vec![0],
+        target: target.clone(),
+        target_index: None,
+        conflicts: false,
+        root: v,
+    };
+    let column = match &scene.func.def(v).op {
+        Op::Reduce(r, axes) => {
+            let operand = scene.func.ty(scene.func.def(v).inputs[0]);
+            let keeps_last = axes.last().is_none_or(|a| *a + 1 != operand.rank());
+            (keeps_last && !is_unrolled(&scene.func.def(v).op, operand)).then(|| (*r, axes.clone()))
+        }
+        _ => None,
+    };
+    match column {
+        Some((r, axes)) => f.columns(v, r, &axes, add),
+        None => f.rows(v, add),
+    }
+    let body = f.scopes.pop().expect("the outermost scope").stmts;
+    f.kernel.body = body;
+    Fused { kernel: f.kernel, views: f.views, target_conflicts: f.conflicts }
+}
+
+#[derive(Default)]
+struct Scope {
+    stmts: Vec<Stmt>,
+    memo: Vec<(Value, Vec<Expr>, Expr)>,
+}
+
+struct Fuser<'a> {
+    scene: &'a Scene<'a>,
+    kernel: Kernel,
+    views: Vec<View>,
+    scopes: Vec<Scope>,
+    var_level: Vec<usize>,
+    target: StridedView,
+    target_index: Option<Expr>,
+    conflicts: bool,
+    root: Value,
+}
+
+impl Fuser<'_> {
+    fn new_var(&mut self, dtype: DType, level: usize) -> VarId {
+        let v = self.kernel.var(dtype);
+        self.var_level.push(level);
+        v
+    }
+    /// The scope an expression belongs to: the innermost loop whose variables it names.
+    fn level(&self, e: &Expr) -> usize {
+        match e {
+            Expr::Const(..) | Expr::Dim(_) => 0,
+            Expr::Var(v) => self.var_level[v.0 as usize],
+            Expr::Load(_, i) | Expr::Cast(_, i) => self.level(i),
+            Expr::Map(_, args) => args.iter().map(|a| self.level(a)).max().unwrap_or(0),
+        }
+    }
+    fn bind(&mut self, e: Expr) -> Expr {
+        if matches!(e, Expr::Const(..) | Expr::Dim(_) | Expr::Var(_)) {
+            return e;
+        }
+        let level = self.level(&e);
+        let var = self.new_var(self.kernel.expr_dtype(&e), level);
+        self.scopes[level].stmts.push(Stmt::Let(var, e));
+        Expr::Var(var)
+    }
+    fn buffer(&mut self, view: &StridedView, dtype: DType, access: Access) -> Mem {
+        if let Some(i) = self.views.iter().position(|v| *v == view.at) {
+            let b = &mut self.kernel.buffers[i];
+            if b.access != access {
+                b.access = Access::ReadWrite;
+            }
+            return Mem::Buffer(i);
+        }
+        // One past the last element a view touches.
+        let last = view.shape.iter().zip(&view.strides).fold(Dim::from(1), |n, (d, s)| n + (d.clone() - Dim::from(1)) * s.clone());
+        self.views.push(view.at.clone());
+        let name = format!("b{}", self.views.len() - 1);
+        self.kernel.buffer(&name, dtype, last, access)
+    }
+    fn address(&mut self, view: &StridedView, idx: &[Expr]) -> Expr {
+        let mut sum = Expr::int(0);
+        for (i, s) in idx.iter().zip(&view.strides) {
+            let s = self.kernel.dim(s);
+            sum = sum + i.clone() * s;
+        }
+        sum
+    }
+    fn load(&mut self, view: &StridedView, dtype: DType, idx: &[Expr]) -> Expr {
+        let index = self.address(view, idx);
+        let same = self.target_index.as_ref().is_some_and(|t| *t == index);
+        if view.at.buffer == self.target.at.buffer && !(view.at == self.target.at && same) {
+            self.conflicts = true;
+        }
+        let mem = self.buffer(view, dtype, Access::Read);
+        self.bind(Expr::load(mem, index))
+    }
+
+    /// The value of `v` at an index, bound as far out as it can be.
+    fn eval(&mut self, v: Value, idx: &[Expr]) -> Expr {
+        for scope in &self.scopes {
+            if let Some((_, _, e)) = scope.memo.iter().find(|(w, i, _)| *w == v && i == idx) {
+                return e.clone();
+            }
+        }
+        let e = match self.scene.place(v) {
+            Some(view) if v != self.root => self.load(&view, self.scene.func.ty(v).dtype, idx),
+            _ => {
+                let e = self.compute(v, idx);
+                self.bind(e)
+            }
+        };
+        let level = idx.iter().chain([&e]).map(|x| self.level(x)).max().unwrap_or(0);
+        self.scopes[level].memo.push((v, idx.to_vec(), e.clone()));
+        e
+    }
+
+    fn compute(&mut self, v: Value, idx: &[Expr]) -> Expr {
+        let func = self.scene.func;
+        let node = func.def(v).clone();
+        let dtype = self.scene.dtype(v);
+        match &node.op {
+            Op::Const(c, _) => Expr::Const(*c, dtype),
+            Op::Extent(d, _) => {
+                let d = self.kernel.dim(d);
+                if dtype == DType::I64 { d } else { d.cast(dtype) }
+            }
+            Op::Iota(_) => idx[0].clone().cast(DType::I32),
+            Op::Map(f) => {
+                let args = node.inputs.iter().map(|x| self.eval(*x, idx)).collect();
+                Expr::Map(*f, args)
+            }
+            Op::Cast(to) => {
+                let e = self.eval(node.inputs[0], idx);
+                if func.ty(node.inputs[0]).dtype == *to { e } else { e.cast(*to) }
+            }
+            Op::StopGradient => self.eval(node.inputs[0], idx),
+            Op::Broadcast { axes, .. } => {
+                let inner: Vec<Expr> = axes.iter().map(|a| idx[*a].clone()).collect();
+                self.eval(node.inputs[0], &inner)
+            }
+            Op::Transpose(perm) => {
+                let mut inner = idx.to_vec();
+                for (i, p) in perm.iter().enumerate() {
+                    inner[*p] = idx[i].clone();
+                }
+                self.eval(node.inputs[0], &inner)
+            }
+            Op::Slice { axis, start, step, .. } => {
+                let mut inner = idx.to_vec();
+                let start = self.kernel.dim(start);
+                inner[*axis] = inner[*axis].clone() * Expr::int(*step) + start;
+                self.eval(node.inputs[0], &inner)
+            }
+            Op::Reshape(shape) => {
+                let inner = self.reshape_index(&func.ty(node.inputs[0]).shape.clone(), shape, idx);
+                self.eval(node.inputs[0], &inner)
+            }
+            Op::Pad { axis, low, value, .. } => {
+                let extent = func.ty(node.inputs[0]).shape[*axis].clone();
+                let (low, n) = (self.kernel.dim(low), self.kernel.dim(&extent));
+                let at = self.bind(idx[*axis].clone() - low);
+                let inside = Expr::and(Expr::le(Expr::int(0), at.clone()), Expr::lt(at.clone(), n));
+                let inside = self.bind(inside);
+                let mut inner = idx.to_vec();
+                inner[*axis] = self.bind(Expr::select(inside.clone(), at, Expr::int(0)));
+                let x = self.eval(node.inputs[0], &inner);
+                Expr::select(inside, x, Expr::Const(*value, dtype))
+            }
+            Op::Concat(axis) => {
+                let mut start = Dim::from(0);
+                let mut parts = Vec::new();
+                for x in &node.inputs {
+                    let extent = func.ty(*x).shape[*axis].clone();
+                    let (s, n) = (self.kernel.dim(&start), self.kernel.dim(&extent));
+                    let at = self.bind(idx[*axis].clone() - s);
+                    let inside = Expr::and(Expr::le(Expr::int(0), at.clone()), Expr::lt(at.clone(), n));
+                    let inside = self.bind(inside);
+                    let mut inner = idx.to_vec();
+                    inner[*axis] = self.bind(Expr::select(inside.clone(), at, Expr::int(0)));
+                    parts.push((inside, self.eval(*x, &inner)));
+                    start = start + extent;
+                }
+                let (_, last) = parts.pop().expect("concat has operands");
+                parts.into_iter().rev().fold(last, |rest, (inside, x)| Expr::select(inside, x, rest))
+            }
+            Op::Gather { batch } => {
+                let (x, index) = (node.inputs[0], node.inputs[1]);
+                let rank = func.ty(index).rank();
+                let extent = func.ty(x).shape[*batch].clone();
+                let n = self.kernel.dim(&extent);
+                let at = self.eval(index, &idx[..rank]).cast(DType::I64);
+                let at = self.bind(at);
+                let inside = Expr::and(Expr::le(Expr::int(0), at.clone()), Expr::lt(at.clone(), n));
+                let inside = self.bind(inside);
+                let safe = self.bind(Expr::select(inside.clone(), at, Expr::int(0)));
+                let inner: Vec<Expr> = idx[..*batch].iter().cloned().chain([safe]).chain(idx[rank..].iter().cloned()).collect();
+                let value = self.eval(x, &inner);
+                Expr::select(inside, value, Expr::Const(graph::op::Scalar::new(0.0), dtype))
+            }
+            Op::Reduce(f, axes) => self.reduce(v, *f, axes, idx),
+            Op::Arg(_)
+            | Op::Contract(_)
+            | Op::ScatterAdd { .. }
+            | Op::TopK(_)
+            | Op::Cumsum { .. }
+            | Op::Attend(_)
+            | Op::AttendGrad(_)
+            | Op::Route { .. }
+            | Op::GroupedContract { .. }
+            | Op::GroupedOuter
+            | Op::Repeat(_) => base::bug!("{} has no place and is not fused", node.op.name()),
+        }
+    }
+
+    fn reshape_index(&mut self, old: &[Dim], new: &[Dim], idx: &[Expr]) -> Vec<Expr> {
+        let whole = || vec![(0..old.len(), 0..new.len())];
+        let mut inner = vec![Expr::int(0); old.len()];
+        for (o, n) in reshape_groups(old, new).unwrap_or_else(whole) {
+            let news: Vec<usize> = n.filter(|a| !new[*a].is(1)).collect();
+            let olds: Vec<usize> = o.filter(|a| !old[*a].is(1)).collect();
+            let mut linear = Expr::int(0);
+            for a in &news {
+                let extent = self.kernel.dim(&new[*a]);
+                linear = linear * extent + idx[*a].clone();
+            }
+            let mut rest = if news.len() > 1 { self.bind(linear) } else { linear };
+            for (k, a) in olds.iter().enumerate().rev() {
+                if k == 0 {
+                    inner[*a] = rest.clone();
+                } else {
+                    let extent = self.kernel.dim(&old[*a]);
+                    inner[*a] = self.bind(Expr::rem(rest.clone(), extent.clone()));
+                    rest = self.bind(Expr::floor_div(rest, extent));
+                }
+            }
+        }
+        inner
+    }
+
+    fn reduce(&mut self, v: Value, f: ReduceFn, axes: &[usize], idx: &[Expr]) -> Expr {
+        let operand = self.scene.func.def(v).inputs[0];
+        let shape = self.scene.func.ty(operand).shape.clone();
+        let mut inner = vec![Expr::int(0); shape.len()];
+        let kept = (0..shape.len()).filter(|a| !axes.contains(a));
+        kept.zip(idx).for_each(|(a, i)| inner[a] = i.clone());
+        if is_unrolled(&self.scene.func.def(v).op, self.scene.func.ty(operand)) {
+            return self.unroll(operand, f, axes, &shape, &mut inner).expect("at least one term");
+        }
+        let dtype = self.scene.func.ty(v).dtype;
+        let sum = compute_dtype(dtype.accumulator());
+        let level = idx.iter().map(|i| self.level(i)).max().unwrap_or(0);
+        let suspended = self.scopes.split_off(level + 1);
+        let acc = self.new_var(sum, level);
+        self.scopes[level].stmts.push(Stmt::Var(acc, neutral(f, sum)));
+        let mut loops = Vec::new();
+        for (k, a) in axes.iter().enumerate() {
+            let var = self.new_var(DType::I64, level + 1 + k);
+            let hi = self.kernel.dim(&shape[*a]);
+            inner[*a] = Expr::Var(var);
+            loops.push((var, hi, if k + 1 == axes.len() { LoopKind::Vector } else { LoopKind::Serial }));
+            self.scopes.push(Scope::default());
+        }
+        let term = self.eval(operand, &inner);
+        let term = if self.kernel.expr_dtype(&term) == sum { term } else { term.cast(sum) };
+        self.scopes.last_mut().expect("a loop").stmts.push(Stmt::Accumulate(acc, f, term));
+        self.close_loops(loops);
+        self.scopes.extend(suspended);
+        let result = compute_dtype(dtype);
+        if result == sum { Expr::Var(acc) } else { Expr::Var(acc).cast(result) }
+    }
+    /// Pops a scope per loop and nests them.
+    fn close_loops(&mut self, loops: Vec<(VarId, Expr, LoopKind)>) {
+        for (var, hi, kind) in loops.into_iter().rev() {
+            let body = self.scopes.pop().expect("a scope per loop").stmts;
+            let outer = self.scopes.last_mut().expect("loops are inside a scope");
+            outer.stmts.push(Stmt::For { var, lo: Expr::int(0), hi, kind, body });
+        }
+    }
+    fn unroll(&mut self, operand: Value, f: ReduceFn, axes: &[usize], shape: &[Dim], inner: &mut [Expr]) -> Option<Expr> {
+        let Some((axis, rest)) = axes.split_first() else { return Some(self.eval(operand, inner)) };
+        let mut sum = None;
+        for i in 0..shape[*axis].known().expect("unrolled extents are constants") {
+            inner[*axis] = Expr::int(i);
+            let term = self.unroll(operand, f, rest, shape, inner);
+            sum = match (sum, term) {
+                (Some(a), Some(b)) => Some(Expr::map2(combine(f), a, b)),
+                (a, b) => a.or(b),
+            };
+        }
+        sum
+    }
+
+    /// One element per index of the target, rows in parallel.
+    fn rows(&mut self, v: Value, add: bool) {
+        let ty = self.scene.func.ty(v).clone();
+        let per_element = self.reduces_per_element(v);
+        let mut groups: Vec<std::ops::Range<usize>> = Vec::new();
+        let breaks = self.breaks(v, add);
+        for a in 0..ty.rank() {
+            match groups.last_mut() {
+                Some(g) if !breaks[a] => g.end = a + 1,
+                _ => groups.push(a..a + 1),
+            }
+        }
+        let product = |r: std::ops::Range<usize>| ty.shape[r].iter().fold(Dim::from(1), |n, d| n * d.clone());
+        // The inner loop is the last group; with a reduction per element that reduction is the inner loop.
+        let inner = if per_element { None } else { groups.pop() };
+        let rows = groups.iter().fold(Dim::from(1), |n, g| n * product(g.clone()));
+        let mut idx = vec![Expr::int(0); ty.rank()];
+        let flat = inner.as_ref().filter(|_| groups.is_empty()).cloned();
+        let (count, per_block) = match (&flat, &inner) {
+            (Some(g), _) => (product(g.clone()), BLOCK_ELEMS),
+            (None, Some(g)) => (rows.clone(), (BLOCK_ELEMS / product(g.clone()).known().unwrap_or(256).max(1)).max(1)),
+            (None, None) => (rows.clone(), 64),
+        };
+        self.kernel.grid = count.ceil_div(&Dim::from(per_block));
+        let (lo, hi) = (self.kernel.block() * Expr::int(per_block), self.kernel.dim(&count));
+        let lo = self.bind(lo);
+        let hi = self.bind(Expr::minimum(lo.clone() + Expr::int(per_block), hi));
+        let var = self.new_var(DType::I64, 1);
+        self.scopes.push(Scope::default());
+        if let Some(g) = flat {
+            idx[g.end - 1] = Expr::Var(var);
+            self.store(v, &idx, add);
+            let body = self.scopes.pop().expect("the loop's scope").stmts;
+            self.scopes[0].stmts.push(Stmt::For { var, lo, hi, kind: LoopKind::Vector, body });
+            return;
+        }
+        let mut rest = Expr::Var(var);
+        for (k, g) in groups.iter().enumerate().rev() {
+            if k == 0 {
+                idx[g.end - 1] = rest.clone();
+            } else {
+                let extent = self.kernel.dim(&product(g.clone()));
+                idx[g.end - 1] = self.bind(Expr::rem(rest.clone(), extent.clone()));
+                rest = self.bind(Expr::floor_div(rest, extent));
+            }
+        }
+        if let Some(g) = inner {
+            let column = self.new_var(DType::I64, 2);
+            let extent = self.kernel.dim(&product(g.clone()));
+            idx[g.end - 1] = Expr::Var(column);
+            self.scopes.push(Scope::default());
+            self.store(v, &idx, add);
+            let has_loop = self.scopes[2].stmts.iter().any(|s| matches!(s, Stmt::For { .. }));
+            self.close_loops(vec![(column, extent, if has_loop { LoopKind::Serial } else { LoopKind::Vector })]);
+        } else {
+            self.store(v, &idx, add);
+        }
+        let body = self.scopes.pop().expect("the row's scope").stmts;
+        self.scopes[0].stmts.push(Stmt::For { var, lo, hi, kind: LoopKind::Serial, body });
+    }
+    fn store(&mut self, v: Value, idx: &[Expr], add: bool) {
+        let target = self.target.clone();
+        let dtype = self.scene.func.ty(v).dtype;
+        let index = self.address(&target, idx);
+        self.target_index = Some(index.clone());
+        let mut value = self.eval(v, idx);
+        let mem = self.buffer(&target, dtype, Access::Write);
+        if add {
+            let old = self.load(&target, dtype, idx);
+            value = old + value;
+        }
+        let level = self.scopes.len() - 1;
+        self.scopes[level].stmts.push(Stmt::Store { mem, index, value });
+    }
+
+    /// Sums over leading axes: a block owns some columns and keeps their sums in scratch.
+    fn columns(&mut self, v: Value, f: ReduceFn, axes: &[usize], add: bool) {
+        let func = self.scene.func;
+        let ty = func.ty(v).clone();
+        let operand = func.def(v).inputs[0];
+        let shape = func.ty(operand).shape.clone();
+        let sum = compute_dtype(ty.dtype.accumulator());
+        let last = ty.shape.last().expect("the last axis is kept").clone();
+        let width = last.known().map_or(COLUMN_ELEMS, |n| n.clamp(1, COLUMN_ELEMS));
+        let chunks = last.ceil_div(&Dim::from(width));
+        let outer: Dim = ty.shape[..ty.rank() - 1].iter().fold(Dim::from(1), |n, d| n * d.clone());
+        self.kernel.grid = outer * chunks.clone();
+        let sums = self.kernel.scratch("sums", sum, width as usize);
+        let mut idx = vec![Expr::int(0); ty.rank()];
+        let mut rest = self.kernel.block();
+        let n = self.kernel.dim(&chunks);
+        let first = self.bind(Expr::rem(rest.clone(), n.clone()) * Expr::int(width));
+        rest = self.bind(Expr::floor_div(rest, n));
+        for a in (0..ty.rank() - 1).rev() {
+            let extent = self.kernel.dim(&ty.shape[a]);
+            idx[a] = self.bind(Expr::rem(rest.clone(), extent.clone()));
+            rest = self.bind(Expr::floor_div(rest, extent));
+        }
+        let end = self.kernel.dim(&last);
+        let count = self.bind(Expr::minimum(end - first.clone(), Expr::int(width)));
+        let j = self.new_var(DType::I64, 1);
+        let zero = vec![Stmt::Store { mem: sums, index: Expr::Var(j), value: neutral(f, sum) }];
+        self.scopes[0].stmts.push(Stmt::For { var: j, lo: Expr::int(0), hi: count.clone(), kind: LoopKind::Vector, body: zero });
+        // For each reduced index, add a row to the sums.
+        let mut inner = vec![Expr::int(0); shape.len()];
+        let mut loops = Vec::new();
+        for (k, a) in axes.iter().enumerate() {
+            let var = self.new_var(DType::I64, 1 + k);
+            inner[*a] = Expr::Var(var);
+            loops.push((var, self.kernel.dim(&shape[*a]), LoopKind::Serial));
+            self.scopes.push(Scope::default());
+        }
+        let j = self.new_var(DType::I64, 1 + axes.len());
+        loops.push((j, count.clone(), LoopKind::Vector));
+        self.scopes.push(Scope::default());
+        let kept: Vec<usize> = (0..shape.len()).filter(|a| !axes.contains(a)).collect();
+        for (a, i) in kept.iter().zip(&idx) {
+            inner[*a] = i.clone();
+        }
+        inner[kept[kept.len() - 1]] = first.clone() + Expr::Var(j);
+        let term = self.eval(operand, &inner);
+        let term = if self.kernel.expr_dtype(&term) == sum { term } else { term.cast(sum) };
+        let value = Expr::Map(combine(f), vec![Expr::load(sums, Expr::Var(j)), term]);
+        let stmts = &mut self.scopes.last_mut().expect("the column loop").stmts;
+        stmts.push(Stmt::Store { mem: sums, index: Expr::Var(j), value });
+        self.close_loops(loops);
+        // Write-back.
+        let j = self.new_var(DType::I64, 1);
+        self.scopes.push(Scope::default());
+        idx[ty.rank() - 1] = first + Expr::Var(j);
+        let target = self.target.clone();
+        let index = self.address(&target, &idx);
+        self.target_index = Some(index.clone());
+        let result = compute_dtype(ty.dtype);
+        let mut value = Expr::load(sums, Expr::Var(j));
+        if result != sum {
+            value = value.cast(result);
+        }
+        let mem = self.buffer(&target, ty.dtype, Access::Write);
+        if add {
+            value = self.load(&target, ty.dtype, &idx) + value;
+        }
+        self.scopes[1].stmts.push(Stmt::Store { mem, index, value });
+        self.close_loops(vec![(j, count, LoopKind::Vector)]);
+    }
+
+    /// Whether an inline reduction has one result per element of the target.
+    fn reduces_per_element(&self, v: Value) -> bool {
+        let func = self.scene.func;
+        let real = |s: &[Dim]| s.iter().filter(|d| !d.is(1)).cloned().collect::<Vec<_>>();
+        let mut found = false;
+        self.visit_inline(v, &mut |x| {
+            let node = func.def(x);
+            if let Op::Reduce(_, axes) = &node.op
+                && !is_unrolled(&node.op, func.ty(node.inputs[0]))
+                && (reduces_trailing(axes, func.ty(node.inputs[0])) || x == v)
+            {
+                found |= real(&func.ty(x).shape) == real(&func.ty(v).shape);
+            }
+        });
+        found
+    }
+    fn visit_inline(&self, v: Value, see: &mut dyn FnMut(Value)) {
+        let mut seen = std::collections::BTreeSet::new();
+        let mut stack = vec![v];
+        while let Some(x) = stack.pop() {
+            if (x != self.root && self.scene.place(x).is_some()) || !seen.insert(x) {
+                continue;
+            }
+            see(x);
+            stack.extend(&self.scene.func.def(x).inputs);
+        }
+    }
+
+    /// For each axis of the target, whether it cannot be merged with the axis before it.
+    fn breaks(&self, v: Value, add: bool) -> Vec<bool> {
+        let ty = self.scene.func.ty(v);
+        let mut breaks = vec![false; ty.rank()];
+        let exact: Vec<Option<usize>> = (0..ty.rank()).map(Some).collect();
+        let mut seen = Vec::new();
+        self.find_breaks(v, &exact, &ty.shape, &mut breaks, &mut seen);
+        let _ = add;
+        check_merge(&self.target, &exact, &ty.shape, &mut breaks);
+        breaks
+    }
+    /// `map[a]` is the target's axis whose index axis `a` of `v` has, if it is one unchanged.
+    fn find_breaks(&self, v: Value, map: &[Option<usize>], shape: &[Dim], breaks: &mut [bool], seen: &mut Vec<(Value, Vec<Option<usize>>)>) {
+        if seen.iter().any(|(w, m)| *w == v && m == map) {
+            return;
+        }
+        seen.push((v, map.to_vec()));
+        let func = self.scene.func;
+        if v != self.root
+            && let Some(view) = self.scene.place(v)
+        {
+            check_merge(&view, map, shape, breaks);
+            return;
+        }
+        let isolate = |axis: Option<usize>, breaks: &mut [bool]| {
+            if let Some(a) = axis {
+                breaks[a] = true;
+                if a + 1 < breaks.len() {
+                    breaks[a + 1] = true;
+                }
+            }
+        };
+        let node = func.def(v);
+        match &node.op {
+            Op::Map(_) | Op::Cast(_) | Op::StopGradient => {
+                node.inputs.iter().for_each(|x| self.find_breaks(*x, map, shape, breaks, seen));
+            }
+            Op::Broadcast { axes, .. } => {
+                let inner: Vec<_> = axes.iter().map(|a| map[*a]).collect();
+                // An axis that is dropped here merges with its neighbour only if that one is dropped too.
+                let dropped = |a: usize| map.get(a).is_some_and(|_| !axes.contains(&a));
+                for a in 0..map.len() {
+                    if dropped(a) != (a > 0 && dropped(a - 1)) {
+                        map[a].into_iter().for_each(|t| breaks[t] = true);
+                    }
+                }
+                self.find_breaks(node.inputs[0], &inner, shape, breaks, seen);
+            }
+            Op::Transpose(perm) => {
+                let mut inner = map.to_vec();
+                perm.iter().enumerate().for_each(|(i, p)| inner[*p] = map[i]);
+                self.find_breaks(node.inputs[0], &inner, shape, breaks, seen);
+            }
+            Op::Const(..) | Op::Extent(..) => {}
+            _ => {
+                // Anything that computes with an index needs the index itself.
+                map.iter().for_each(|a| isolate(*a, breaks));
+                for x in &node.inputs {
+                    let inner = vec![None; func.ty(*x).rank()];
+                    if is_inline(&func.def(*x).op) {
+                        self.find_breaks(*x, &inner, shape, breaks, seen);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Marks the target's axes that a view does not let merge with the axis before.
+fn check_merge(view: &StridedView, map: &[Option<usize>], shape: &[Dim], breaks: &mut [bool]) {
+    let mut strides = vec![Dim::from(0); shape.len()];
+    for (a, s) in map.iter().zip(&view.strides) {
+        if let Some(a) = a {
+            strides[*a] = strides[*a].clone() + s.clone();
+        }
+    }
+    for a in 1..shape.len() {
+        if strides[a - 1] != strides[a].clone() * shape[a].clone() {
+            breaks[a] = true;
+        }
+    }
+}
+
+/// The function that joins two partial results.
+fn combine(f: ReduceFn) -> MapFn {
+    match f {
+        ReduceFn::Sum => MapFn::Add,
+        ReduceFn::Prod => MapFn::Mul,
+        ReduceFn::Max => MapFn::Max,
+        ReduceFn::Min => MapFn::Min,
+    }
+}
+
+/// The result of reducing nothing.
+fn neutral(f: ReduceFn, dtype: DType) -> Expr {
+    let int = !dtype.is_float();
+    let x = match f {
+        ReduceFn::Sum => 0.0,
+        ReduceFn::Prod => 1.0,
+        ReduceFn::Max if int => i64::MIN as f64,
+        ReduceFn::Min if int => i64::MAX as f64,
+        ReduceFn::Max => f64::NEG_INFINITY,
+        ReduceFn::Min => f64::INFINITY,
+    };
+    Expr::Const(graph::op::Scalar::new(x), dtype)
+}

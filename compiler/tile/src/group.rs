@@ -1,0 +1,210 @@
+//! Decides which values get memory. In: a function. Out: for each node, whether it is a *root* (computed by a step of its own and
+//! stored) or *inline* (recomputed inside the kernels that use it). Nodes that are neither are not needed.
+//!
+//! Layout ops of stored values stay views. A cheap elementwise value is recomputed by each kernel that uses it; an expensive one
+//! with several users, or one that a broadcast over leading axes would recompute, is stored once. A reduction over trailing axes
+//! is computed at the head of each row of the one kernel that uses it.
+
+use crate::view::{StridedView, row_major};
+use base::{Dim, TensorType};
+use graph::{Func, NodeId, Op, Value, op::MapFn};
+use std::collections::BTreeSet;
+
+/// What becomes of each node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Grouping {
+    /// Whether the node's results are stored, by node.
+    pub root: Vec<bool>,
+    /// For each root, the stored values (arguments and roots) that its step reads.
+    pub reads: Vec<Vec<Value>>,
+}
+
+/// Costs above which a value with several users is stored. # Units: about one per floating-point operation.
+const RECOMPUTE_LIMIT: u32 = 6;
+/// Costs above which a value is stored anyway, to bound the size of kernels.
+const SIZE_LIMIT: u32 = 400;
+/// A reduction of at most this many terms is written out as a sum.
+pub const UNROLL_LIMIT: i64 = 8;
+
+/// Whether the op is evaluated inside other kernels rather than by a step of its own.
+pub fn is_inline(op: &Op) -> bool {
+    match op {
+        Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::Map(_) | Op::Cast(_) | Op::Pad { .. } | Op::Concat(_) | Op::Gather { .. } => true,
+        _ => is_layout(op),
+    }
+}
+
+/// Whether the op only renames elements.
+pub fn is_layout(op: &Op) -> bool {
+    matches!(op, Op::Broadcast { .. } | Op::Transpose(_) | Op::Reshape(_) | Op::Slice { .. } | Op::StopGradient)
+}
+
+/// The number of terms of each element of a reduction, if known.
+fn reduced_terms(axes: &[usize], operand: &TensorType) -> Option<i64> {
+    axes.iter().map(|a| operand.shape[*a].known()).product()
+}
+
+/// Whether a reduction is short enough to be written out.
+pub fn is_unrolled(op: &Op, operand: &TensorType) -> bool {
+    matches!(op, Op::Reduce(_, axes) if reduced_terms(axes, operand).is_some_and(|n| (1..=UNROLL_LIMIT).contains(&n)))
+}
+
+/// Whether the reduced axes are the last ones.
+pub fn reduces_trailing(axes: &[usize], operand: &TensorType) -> bool {
+    axes.iter().rev().zip((0..operand.rank()).rev()).all(|(a, b)| *a == b)
+}
+
+/// The cost of one element of an op, without its operands.
+fn op_cost(op: &Op) -> u32 {
+    match op {
+        Op::Map(f) => match f {
+            MapFn::Exp | MapFn::Log | MapFn::Sigmoid | MapFn::Silu | MapFn::Swiglu | MapFn::Tanh | MapFn::Softplus | MapFn::Erf => 10,
+            MapFn::Sin | MapFn::Cos | MapFn::Pow => 20,
+            MapFn::Div | MapFn::Sqrt | MapFn::Rsqrt | MapFn::FloorDiv | MapFn::Rem => 3,
+            _ => 1,
+        },
+        Op::Gather { .. } | Op::Concat(_) | Op::Pad { .. } => 3,
+        _ => 0,
+    }
+}
+
+/// The stored value below a chain of layout ops and the view it is seen through, supposing the value itself is contiguous; the value
+/// itself if the chain is empty. `None` if some op of the chain has to move elements.
+pub fn view_base(func: &Func, v: Value) -> Option<(Value, StridedView)> {
+    let node = func.def(v);
+    if is_layout(&node.op) {
+        let (base, view) = view_base(func, node.inputs[0])?;
+        return Some((base, view.apply(&node.op)?));
+    }
+    let at = library::View { buffer: 0, offset: Dim::from(0), turn: Vec::new() };
+    let shape = func.ty(v).shape.clone();
+    Some((v, StridedView { at, strides: row_major(&shape), shape }))
+}
+
+/// Whether operand `i` of a step that is not a fused kernel may be a strided view.
+fn takes_strides(op: &Op) -> bool {
+    matches!(op, Op::Contract(_) | Op::Repeat(_))
+}
+
+/// Decides for the whole function.
+pub fn group(func: &Func) -> Grouping {
+    let n = func.nodes.len();
+    let mut g = Grouping { root: vec![false; n], reads: vec![Vec::new(); n] };
+    // Full recomputation costs, as if nothing were stored below.
+    let mut cost = vec![0u32; n];
+    for (id, node) in func.nodes.iter() {
+        let i = id.0 as usize;
+        if is_inline(&node.op) || is_unrolled_node(func, id) {
+            let times = if is_unrolled_node(func, id) { UNROLL_LIMIT as u32 / 2 } else { 1 };
+            cost[i] = node.inputs.iter().map(|v| cost[v.node.0 as usize] * times).fold(op_cost(&node.op), u32::saturating_add);
+        }
+    }
+    // The roots that use a node inline.
+    let mut users: Vec<BTreeSet<NodeId>> = vec![BTreeSet::new(); n];
+    let mut forced = vec![false; n];
+    for o in &func.outputs {
+        forced[o.value.node.0 as usize] = true;
+    }
+    for id in func.nodes.ids().rev() {
+        let (i, node) = (id.0 as usize, &func.nodes[id]);
+        if matches!(node.op, Op::Arg(_)) || (users[i].is_empty() && !forced[i]) {
+            continue;
+        }
+        let is_root = if is_inline(&node.op) || is_unrolled_node(func, id) {
+            forced[i] || cost[i] > SIZE_LIMIT || (users[i].len() > 1 && cost[i] > RECOMPUTE_LIMIT)
+        } else {
+            forced[i] || !fuses_into_row(func, id, &users[i])
+        };
+        g.root[i] = is_root;
+        let as_users = if is_root { BTreeSet::from([id]) } else { users[i].clone() };
+        let is_fused_op = is_inline(&node.op) || matches!(node.op, Op::Reduce(..));
+        for (k, v) in node.inputs.iter().enumerate() {
+            let j = v.node.0 as usize;
+            users[j].extend(&as_users);
+            let amplifies = match &node.op {
+                // Repeating over leading axes computes the operand again for each.
+                Op::Broadcast { shape, axes } => {
+                    let trailing = axes.iter().copied().eq(0..axes.len());
+                    !trailing && !axes.is_empty() && cost[j] > RECOMPUTE_LIMIT && shape.len() > axes.len()
+                }
+                // Rows are taken by computed numbers.
+                Op::Gather { .. } => k == 0,
+                // Dividing an index is dearer than storing.
+                Op::Reshape(_) => cost[j] > 0 && needs_division(func, *v, id),
+                _ => false,
+            };
+            if !is_fused_op || amplifies {
+                // A reshape of stored memory costs nothing: the value is needed there, seen through its views.
+                force_memory(func, *v, takes_strides(&node.op), &mut forced);
+                let (base, _) = stored_base(func, *v, &forced);
+                users[base.node.0 as usize].extend(&as_users);
+            }
+        }
+    }
+    for id in func.nodes.ids().filter(|id| g.root[id.0 as usize]) {
+        let mut seen = BTreeSet::new();
+        let mut reads = BTreeSet::new();
+        func.nodes[id].inputs.iter().for_each(|v| collect_reads(func, &g, *v, &mut seen, &mut reads));
+        g.reads[id.0 as usize] = reads.into_iter().collect();
+    }
+    g
+}
+
+fn is_unrolled_node(func: &Func, id: NodeId) -> bool {
+    let node = &func.nodes[id];
+    matches!(node.op, Op::Reduce(..)) && is_unrolled(&node.op, func.ty(node.inputs[0]))
+}
+
+/// Whether reading the operand of a reshape through its result's index needs divisions: several axes were merged into fewer.
+fn needs_division(func: &Func, operand: Value, reshape: NodeId) -> bool {
+    let (old, new) = (&func.ty(operand).shape, &func.nodes[reshape].types[0].shape);
+    let real = |shape: &[Dim], r: std::ops::Range<usize>| r.filter(|a| !shape[*a].is(1)).count();
+    match crate::view::reshape_groups(old, new) {
+        Some(groups) => groups.into_iter().any(|(o, n)| real(old, o) > 1 && (real(new, n.clone()) > 0)),
+        None => true,
+    }
+}
+
+/// Marks the value that has to be stored for `v` to be in memory.
+fn force_memory(func: &Func, v: Value, strided: bool, forced: &mut [bool]) {
+    match view_base(func, v) {
+        Some((base, view)) if strided || view.is_contiguous() => forced[base.node.0 as usize] = true,
+        _ => forced[v.node.0 as usize] = true,
+    }
+}
+
+fn stored_base(func: &Func, v: Value, forced: &[bool]) -> (Value, bool) {
+    let mut v = v;
+    while !forced[v.node.0 as usize] && is_layout(&func.def(v).op) {
+        v = func.def(v).inputs[0];
+    }
+    (v, forced[v.node.0 as usize])
+}
+
+/// Whether a reduction is computed at the head of the rows of its single user.
+fn fuses_into_row(func: &Func, id: NodeId, users: &BTreeSet<NodeId>) -> bool {
+    let node = &func.nodes[id];
+    let Op::Reduce(_, axes) = &node.op else { return false };
+    let (Some(user), 1) = (users.first(), users.len()) else { return false };
+    let target = &func.nodes[*user];
+    if !is_inline(&target.op) || !reduces_trailing(axes, func.ty(node.inputs[0])) {
+        return false;
+    }
+    // The user's rows are the reduction's elements, or its elements are.
+    let (rows, shape) = (&node.types[0].shape, &target.types[0].shape);
+    let ones = |s: &[Dim]| s.iter().filter(|d| !d.is(1)).cloned().collect::<Vec<_>>();
+    let (rows, shape) = (ones(rows), ones(shape));
+    rows == shape || (!shape.is_empty() && rows == shape[..shape.len() - 1])
+}
+
+fn collect_reads(func: &Func, g: &Grouping, v: Value, seen: &mut BTreeSet<Value>, reads: &mut BTreeSet<Value>) {
+    if !seen.insert(v) {
+        return;
+    }
+    let node = func.def(v);
+    if g.root[v.node.0 as usize] || matches!(node.op, Op::Arg(_)) {
+        reads.insert(v);
+    } else {
+        node.inputs.iter().for_each(|x| collect_reads(func, g, *x, seen, reads));
+    }
+}

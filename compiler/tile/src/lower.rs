@@ -1,0 +1,522 @@
+//! A graph as kernels, buffers and steps. In: a verified module with autodiff done. Out: the entries of a library and the kernels
+//! they launch; equal kernels once.
+//!
+//! Values get memory as `group` says. An output that replaces an argument is written in place if no later step reads the
+//! argument, else through a copy at the end. A `repeat` becomes a loop over steps: stacked operands and results are views that
+//! move by a slice a turn, carried values live in one buffer.
+
+use crate::{
+    fused::{Fused, Scene, fuse},
+    gemm::gemm,
+    group::{Grouping, group},
+    ir::Kernel,
+    view::StridedView,
+};
+use base::{DType, Dim, TensorType};
+use graph::{Func, Module, NodeId, Op, Role, Value, op::MapFn};
+use library::{BufferId, GroupedGemm, Port, Step, View};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Entries and kernels of a module.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Lowered {
+    /// The kernels; launches refer to them by index.
+    pub kernels: Vec<Kernel>,
+    /// The source span each kernel stands for, if known.
+    pub origins: Vec<Option<base::Span>>,
+    /// One for each function of the module.
+    pub entries: Vec<library::Entry>,
+}
+
+/// What the target cannot do.
+#[derive(Clone, Debug, PartialEq, thiserror::Error, miette::Diagnostic)]
+pub enum TargetError {
+    /// A size that has to be a constant depends on run-time dims.
+    #[error("{what} of {op} is {dim}, which is not known before run time")]
+    #[diagnostic(code(E0501), help("make it a config value"))]
+    NotConstant {
+        /// The op.
+        op: &'static str,
+        /// Which extent.
+        what: &'static str,
+        /// Its value.
+        dim: Dim,
+    },
+}
+
+/// Lowers every function of the module for the host.
+///
+/// # Errors
+/// E05xx if an op is beyond what the target does.
+pub fn lower(module: &Module) -> Result<Lowered, TargetError> {
+    let mut out = Lowered::default();
+    let mut seen = BTreeMap::new();
+    for func in &module.funcs {
+        let mut l = Lowerer { out: &mut out, seen: &mut seen, buffers: Vec::new(), constraints: Vec::new() };
+        let entry = l.entry(func)?;
+        out.entries.push(entry);
+    }
+    Ok(out)
+}
+
+struct Lowerer<'a> {
+    out: &'a mut Lowered,
+    /// Kernels by everything but their names and extents.
+    seen: &'a mut BTreeMap<String, usize>,
+    buffers: Vec<library::Buffer>,
+    constraints: Vec<(Dim, String)>,
+}
+
+/// Where an output of a body goes.
+#[derive(Clone)]
+struct Target {
+    view: StridedView,
+    /// The argument whose memory this is.
+    replaces: Option<usize>,
+    /// Whether to add to what is there.
+    add: bool,
+}
+
+/// One function body being lowered.
+struct Body<'f> {
+    func: &'f Func,
+    grouping: Grouping,
+    places: Vec<Vec<Option<StridedView>>>,
+    targets: Vec<Target>,
+    /// Output numbers by value.
+    outputs: BTreeMap<Value, Vec<usize>>,
+    /// The last node that reads each argument.
+    last_read: Vec<Option<NodeId>>,
+    /// Sums into an argument that their operand's step performs: the `add` node is done with it.
+    absorbed: BTreeSet<NodeId>,
+    steps: Vec<Step>,
+    /// Copies that have to wait for the end of the body.
+    late: Vec<Step>,
+    depth: usize,
+}
+
+impl Lowerer<'_> {
+    fn entry(&mut self, func: &Func) -> Result<library::Entry, TargetError> {
+        let mut args = Vec::new();
+        let mut places = Vec::new();
+        for (arg, _, ty) in func.arg_values() {
+            let view = self.alloc(ty, true, 0);
+            args.push(port(&arg.name, arg.role, ty, view.at.buffer));
+            places.push(view);
+        }
+        let (mut outputs, mut targets) = (Vec::new(), Vec::new());
+        for o in &func.outputs {
+            let ty = func.ty(o.value);
+            let replaces = func.args.iter().position(|a| a.name == o.name && a.role == o.role);
+            let view = match replaces {
+                Some(i) => places[i].clone(),
+                None => self.alloc(ty, true, 0),
+            };
+            outputs.push(port(&o.name, o.role, ty, view.at.buffer));
+            targets.push(Target { view, replaces, add: false });
+        }
+        let steps = self.body(func, places, targets, 0)?;
+        let (buffers, constraints) = (std::mem::take(&mut self.buffers), std::mem::take(&mut self.constraints));
+        Ok(library::Entry { name: func.name.clone(), args, outputs, buffers, steps, constraints })
+    }
+
+    fn alloc(&mut self, ty: &TensorType, external: bool, depth: usize) -> StridedView {
+        self.buffers.push(library::Buffer { dtype: ty.dtype, elems: ty.elems(), external });
+        let at = View { buffer: self.buffers.len() - 1, offset: Dim::from(0), turn: vec![Dim::from(0); depth] };
+        StridedView::contiguous(at, &ty.shape)
+    }
+
+    fn body(&mut self, func: &Func, args: Vec<StridedView>, targets: Vec<Target>, depth: usize) -> Result<Vec<Step>, TargetError> {
+        let grouping = group(func);
+        let mut places: Vec<Vec<Option<StridedView>>> = func.nodes.values().map(|n| vec![None; n.types.len()]).collect();
+        for (i, view) in args.into_iter().enumerate() {
+            places[i][0] = Some(view);
+        }
+        let mut outputs: BTreeMap<Value, Vec<usize>> = BTreeMap::new();
+        for (i, o) in func.outputs.iter().enumerate() {
+            outputs.entry(o.value).or_default().push(i);
+        }
+        let mut last_read = vec![None; func.args.len()];
+        for (i, reads) in grouping.reads.iter().enumerate() {
+            for v in reads.iter().filter(|v| (v.node.0 as usize) < func.args.len()) {
+                last_read[v.node.0 as usize] = Some(NodeId(i as u32));
+            }
+        }
+        let mut b = Body {
+            func,
+            grouping,
+            places,
+            targets,
+            outputs,
+            last_read,
+            absorbed: BTreeSet::new(),
+            steps: Vec::new(),
+            late: Vec::new(),
+            depth,
+        };
+        // Arguments that are outputs themselves are copied first: later steps may write over them.
+        for (v, outs) in b.outputs.clone() {
+            if let Op::Arg(arg) = func.def(v).op {
+                for o in outs.into_iter().filter(|o| b.targets[*o].replaces != Some(arg as usize)) {
+                    let from = b.places[arg as usize][0].clone().expect("arguments have places");
+                    let late = b.targets[o].replaces.is_some();
+                    let to = if late { self.alloc(func.ty(v), false, depth) } else { b.targets[o].view.clone() };
+                    self.copy(&mut b.steps, &from, &to, func.ty(v).dtype, false);
+                    if late {
+                        let target = b.targets[o].view.clone();
+                        self.copy(&mut b.late, &to, &target, func.ty(v).dtype, false);
+                    }
+                }
+            }
+        }
+        for (id, node) in func.nodes.iter() {
+            self.constrain(func, id);
+            if b.grouping.root[id.0 as usize] && !b.absorbed.contains(&id) {
+                self.root(&mut b, id)?;
+            }
+            debug_assert!(node.types.len() == b.places[id.0 as usize].len());
+        }
+        b.steps.append(&mut b.late);
+        Ok(b.steps)
+    }
+
+    /// Records what slices and paddings ask of run-time dims.
+    fn constrain(&mut self, func: &Func, id: NodeId) {
+        let node = &func.nodes[id];
+        let mut need = |d: Dim, what: String| {
+            if d.known().is_none() && !self.constraints.iter().any(|(x, _)| *x == d) {
+                self.constraints.push((d, what));
+            }
+        };
+        match &node.op {
+            Op::Slice { axis, start, len, step } => {
+                let extent = &func.ty(node.inputs[0]).shape[*axis];
+                need(start.clone(), format!("the start of a slice, {start}"));
+                need(len.clone(), format!("the length of a slice, {len}"));
+                let end = start.clone() + (len.clone() - Dim::from(1)) * Dim::from(*step) + Dim::from(1);
+                need(extent - &end, format!("elements up to {end} of an axis of {extent}"));
+            }
+            Op::Pad { low, high, .. } => {
+                need(low.clone(), format!("a padding of {low}"));
+                need(high.clone(), format!("a padding of {high}"));
+            }
+            _ => {}
+        }
+    }
+
+    /// Where result `index` of a root goes: its output's memory if that is safe, else memory of its own and a copy later.
+    fn destination(&mut self, b: &mut Body, v: Value, elementwise: bool) -> (StridedView, bool) {
+        let ty = b.func.ty(v);
+        let outs = b.outputs.get(&v).cloned().unwrap_or_default();
+        let has_readers = b.grouping.reads.iter().any(|r| r.contains(&v));
+        let safe = |o: &usize| match b.targets[*o].replaces {
+            None => !b.targets[*o].add || !has_readers,
+            Some(arg) => b.last_read[arg].is_none_or(|last| last < v.node || (elementwise && last == v.node)),
+        };
+        let direct = outs.iter().copied().find(safe);
+        let (view, add) = match direct {
+            Some(o) => (b.targets[o].view.clone(), b.targets[o].add),
+            None => (self.alloc(ty, false, b.depth), false),
+        };
+        for o in outs.into_iter().filter(|o| Some(*o) != direct) {
+            let target = b.targets[o].clone();
+            self.copy(&mut b.late, &view, &target.view, ty.dtype, target.add);
+        }
+        (view, add)
+    }
+
+    fn root(&mut self, b: &mut Body, id: NodeId) -> Result<(), TargetError> {
+        let node = b.func.nodes[id].clone();
+        let value = |index: usize| Value { node: id, index: index as u32 };
+        match &node.op {
+            Op::Contract(spec) => {
+                let (view, add) = match self.absorbs(b, value(0)) {
+                    Some(view) => (view, true),
+                    None => self.destination(b, value(0), false),
+                };
+                self.contract(b, &node, spec, &view, add);
+                b.places[id.0 as usize][0] = Some(view);
+            }
+            Op::GroupedContract { transposed } => {
+                let (y, add) = self.fresh_destination(b, value(0));
+                let [x, w, offsets] = [0, 1, 2].map(|i| self.dense(b, node.inputs[i]));
+                let (xs, ws) = (b.func.ty(node.inputs[0]), b.func.ty(node.inputs[1]));
+                let n = b.func.ty(value(0)).shape[1].clone();
+                let extents = [ws.shape[0].clone(), xs.shape[0].clone(), xs.shape[1].clone(), n];
+                let (dtype, transposed) = (xs.dtype, *transposed);
+                b.steps.push(Step::GroupedGemm(GroupedGemm::Rows {
+                    dtype,
+                    x: x.at,
+                    w: w.at,
+                    offsets: offsets.at,
+                    y: y.at.clone(),
+                    extents,
+                    transposed,
+                }));
+                self.finish(b, value(0), y, add);
+            }
+            Op::GroupedOuter => {
+                let (w, add) = self.fresh_destination(b, value(0));
+                let [x, y, offsets] = [0, 1, 2].map(|i| self.dense(b, node.inputs[i]));
+                let (xs, ws) = (b.func.ty(node.inputs[0]), b.func.ty(value(0)));
+                let extents = [ws.shape[0].clone(), xs.shape[0].clone(), ws.shape[1].clone(), ws.shape[2].clone()];
+                let dtype = xs.dtype;
+                b.steps.push(Step::GroupedGemm(GroupedGemm::Outer {
+                    dtype,
+                    x: x.at,
+                    y: y.at,
+                    offsets: offsets.at,
+                    w: w.at.clone(),
+                    extents,
+                }));
+                self.finish(b, value(0), w, add);
+            }
+            Op::Repeat(_) => self.repeat(b, id)?,
+            Op::ScatterAdd { .. } | Op::TopK(_) | Op::Cumsum { .. } | Op::Attend(_) | Op::AttendGrad(_) | Op::Route { .. } => {
+                let operands: Vec<StridedView> = node.inputs.iter().map(|v| self.dense(b, *v)).collect();
+                let results: Vec<(StridedView, Option<StridedView>)> = (0..node.types.len()).map(|i| self.fresh_destination(b, value(i))).collect();
+                let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
+                let kernel = crate::select::kernel(&node.op, &types, &node.types)?;
+                let views = operands.into_iter().map(|v| v.at).chain(results.iter().map(|r| r.0.at.clone())).collect();
+                let step = self.launch(kernel, views, node.origin);
+                b.steps.push(step);
+                for (i, (view, add_to)) in results.into_iter().enumerate() {
+                    self.finish(b, value(i), view, add_to);
+                }
+            }
+            Op::Reduce(..)
+            | Op::Const(..)
+            | Op::Extent(..)
+            | Op::Iota(_)
+            | Op::Map(_)
+            | Op::Cast(_)
+            | Op::Pad { .. }
+            | Op::Concat(_)
+            | Op::Gather { .. }
+            | Op::Broadcast { .. }
+            | Op::Transpose(_)
+            | Op::Reshape(_)
+            | Op::Slice { .. }
+            | Op::StopGradient => self.fused(b, value(0)),
+            Op::Arg(_) => base::bug!("an argument is no root"),
+        }
+        Ok(())
+    }
+
+    fn fused(&mut self, b: &mut Body, v: Value) {
+        let origin = b.func.def(v).origin;
+        let (mut target, mut add) = self.destination(b, v, true);
+        let scene = Scene { func: b.func, grouping: &b.grouping, places: &b.places };
+        let mut fused = fuse(&scene, v, &target, add);
+        if fused.target_conflicts {
+            // It reads its target at other places than it writes: compute aside, copy at the end.
+            let aside = self.alloc(b.func.ty(v), false, b.depth);
+            let scene = Scene { func: b.func, grouping: &b.grouping, places: &b.places };
+            fused = fuse(&scene, v, &aside, false);
+            self.copy(&mut b.late, &aside, &target, b.func.ty(v).dtype, add);
+            (target, add) = (aside, false);
+        }
+        let step = self.launch(fused.kernel, fused.views, origin);
+        b.steps.push(step);
+        debug_assert!(!add || !b.grouping.reads.iter().any(|r| r.contains(&v)), "a value that is added to an output has no other use");
+        b.places[v.node.0 as usize][0] = Some(target);
+    }
+
+    /// If the only use of `v` is to be added to an argument that the sum replaces: that argument's memory, and the sum is done.
+    fn absorbs(&mut self, b: &mut Body, v: Value) -> Option<StridedView> {
+        let (sum, arg) = sum_into_argument(b, v)?;
+        let out = b.outputs.get(&Value { node: sum, index: 0 })?;
+        let [o] = out[..] else { return None };
+        let target = &b.targets[o];
+        if target.replaces != Some(arg) || target.add || b.last_read[arg] != Some(sum) {
+            return None;
+        }
+        let view = target.view.clone();
+        b.absorbed.insert(sum);
+        b.places[sum.0 as usize][0] = Some(view.clone());
+        Some(view)
+    }
+
+    fn contract(&mut self, b: &mut Body, node: &graph::Node, spec: &graph::op::Contract, c: &StridedView, add: bool) {
+        let dtype = node.types[0].dtype;
+        let [lhs, rhs] = [0, 1].map(|i| self.strided(b, node.inputs[i]));
+        let product = gemm(spec, dtype, &lhs, &rhs, c, add).unwrap_or_else(|| {
+            let order = |letters: [Vec<char>; 3]| letters.concat();
+            let to_lhs = order([spec.batch(), spec.rows(), spec.summed()]);
+            let to_rhs = order([spec.batch(), spec.summed(), spec.cols()]);
+            let a = self.reorder(b, &lhs, &spec.lhs, &to_lhs, dtype);
+            let r = self.reorder(b, &rhs, &spec.rhs, &to_rhs, dtype);
+            let copied = graph::op::Contract { lhs: to_lhs, rhs: to_rhs, out: spec.out.clone() };
+            gemm(&copied, dtype, &a, &r, c, add).unwrap_or_else(|| base::bug!("{copied} of contiguous operands"))
+        });
+        b.steps.push(Step::Gemm(product));
+    }
+    /// A contiguous copy with its axes in another order.
+    fn reorder(&mut self, b: &mut Body, view: &StridedView, from: &[char], to: &[char], dtype: DType) -> StridedView {
+        let perm = to.iter().map(|x| from.iter().position(|y| y == x).expect("the same letters")).collect();
+        let turned = view.apply(&Op::Transpose(perm)).expect("a transpose is a view");
+        let dense = self.alloc(&TensorType::new(dtype, turned.shape.clone()), false, b.depth);
+        self.copy(&mut b.steps, &turned, &dense, dtype, false);
+        dense
+    }
+
+    /// The operand as a view; it is in memory, as `group` arranged.
+    fn strided(&mut self, b: &Body, v: Value) -> StridedView {
+        let scene = Scene { func: b.func, grouping: &b.grouping, places: &b.places };
+        scene.place(v).unwrap_or_else(|| base::bug!("{} has no memory", b.func.def(v).op.name()))
+    }
+    /// The operand, contiguous; copied if it is not.
+    fn dense(&mut self, b: &mut Body, v: Value) -> StridedView {
+        let view = self.strided(b, v);
+        if view.is_contiguous() {
+            return view;
+        }
+        let ty = b.func.ty(v).clone();
+        let to = self.alloc(&ty, false, b.depth);
+        self.copy(&mut b.steps, &view, &to, ty.dtype, false);
+        to
+    }
+
+    /// A destination for steps that cannot add to what is there, and where its result has to be added afterwards.
+    fn fresh_destination(&mut self, b: &mut Body, v: Value) -> (StridedView, Option<StridedView>) {
+        let (view, add) = self.destination(b, v, false);
+        if !add && view.is_contiguous() {
+            return (view, None);
+        }
+        debug_assert!(add, "targets are contiguous");
+        (self.alloc(b.func.ty(v), false, b.depth), Some(view))
+    }
+
+    fn finish(&mut self, b: &mut Body, v: Value, view: StridedView, add_to: Option<StridedView>) {
+        if let Some(target) = add_to {
+            self.copy(&mut b.late, &view, &target, b.func.ty(v).dtype, true);
+        }
+        b.places[v.node.0 as usize][v.index as usize] = Some(view);
+    }
+
+    fn repeat(&mut self, b: &mut Body, id: NodeId) -> Result<(), TargetError> {
+        let node = b.func.nodes[id].clone();
+        let Op::Repeat(r) = &node.op else { base::bug!("not a repeat") };
+        let operands: Vec<StridedView> = node.inputs.iter().map(|v| self.strided(b, *v)).collect();
+        let (mut args, mut targets) = (Vec::new(), Vec::new());
+        for (i, operand) in operands.iter().enumerate() {
+            let turned = if i < r.carried {
+                let v = Value { node: id, index: i as u32 };
+                let (state, add_to) = self.fresh_destination(b, v);
+                self.copy(&mut b.steps, operand, &state, b.func.ty(v).dtype, false);
+                let inside = enter(&state);
+                self.finish(b, v, state, add_to);
+                targets.push(Target { view: inside.clone(), replaces: Some(i), add: false });
+                inside
+            } else if i < r.carried + r.constant {
+                enter(operand)
+            } else {
+                slice(operand)
+            };
+            args.push(turned);
+        }
+        let body_outputs = &r.body.outputs;
+        for (i, output) in body_outputs.iter().enumerate().skip(r.carried) {
+            let v = Value { node: id, index: i as u32 };
+            // A stack whose only use is to be added to an argument is added turn by turn.
+            let alone = !r.body.nodes.values().any(|n| n.inputs.contains(&output.value))
+                && body_outputs.iter().filter(|o| o.value == output.value).count() == 1
+                && !matches!(r.body.def(output.value).op, Op::Arg(_));
+            let absorbed = if alone { self.absorbs(b, v) } else { None };
+            let (stack, add) = match absorbed {
+                Some(view) => {
+                    b.places[id.0 as usize][i] = Some(view.clone());
+                    (view, true)
+                }
+                None => {
+                    let (view, add_to) = self.fresh_destination(b, v);
+                    self.finish(b, v, view.clone(), add_to);
+                    (view, false)
+                }
+            };
+            targets.push(Target { view: slice(&stack), replaces: None, add });
+        }
+        let body = self.body(&r.body, args, targets, b.depth + 1)?;
+        b.steps.push(Step::Loop { count: r.count, reverse: r.reverse, body });
+        Ok(())
+    }
+
+    fn copy(&mut self, steps: &mut Vec<Step>, from: &StridedView, to: &StridedView, dtype: DType, add: bool) {
+        if from == to && !add {
+            return;
+        }
+        if from.is_contiguous() && to.is_contiguous() && !add {
+            steps.push(Step::Copy { from: from.at.clone(), to: to.at.clone(), elems: from.elems() });
+            return;
+        }
+        let mut func = Func::new("copy");
+        let x = func.arg("x", Role::Inner, TensorType::new(dtype, from.shape.clone()));
+        let copy = func.add(Op::StopGradient, &[x], None).expect("it takes any type");
+        let v = Value { node: copy, index: 0 };
+        let grouping = Grouping { root: vec![false, true], reads: vec![Vec::new(), vec![x]] };
+        let places = [vec![Some(from.clone())], vec![None]];
+        let Fused { kernel, views, .. } = fuse(&Scene { func: &func, grouping: &grouping, places: &places }, v, to, add);
+        let step = self.launch(kernel, views, None);
+        steps.push(step);
+    }
+
+    /// The step that runs a kernel; equal kernels are one.
+    fn launch(&mut self, mut kernel: Kernel, buffers: Vec<View>, origin: Option<base::Span>) -> Step {
+        let (dims, grid) = (kernel.dims.clone(), kernel.grid.clone());
+        let memory: Vec<_> = kernel.buffers.iter().map(|b| (b.dtype, b.access)).collect();
+        let key = format!("{memory:?} {} {:?} {:?} {:?}", dims.len(), kernel.scratch, kernel.vars, kernel.body);
+        let next = self.out.kernels.len();
+        let index = *self.seen.entry(key).or_insert(next);
+        if index == next {
+            let kind = if kernel.name.is_empty() { "map" } else { &kernel.name };
+            kernel.name = format!("host_{kind}_{next}");
+            self.out.kernels.push(kernel);
+            self.out.origins.push(origin);
+        }
+        Step::Launch { kernel: index, buffers, dims, grid }
+    }
+}
+
+/// The view inside one more loop, at the same place each turn.
+fn enter(view: &StridedView) -> StridedView {
+    let mut v = view.clone();
+    v.at.turn.push(Dim::from(0));
+    v
+}
+
+/// The view of one slice of the first axis a turn.
+fn slice(view: &StridedView) -> StridedView {
+    let mut v = view.clone();
+    v.at.turn.push(v.strides.remove(0));
+    v.shape.remove(0);
+    v
+}
+
+fn port(name: &str, role: Role, ty: &TensorType, buffer: BufferId) -> Port {
+    let role = match role {
+        Role::Param => library::Role::Param,
+        Role::State => library::Role::State,
+        Role::Input => library::Role::Input,
+        Role::Grad => library::Role::Grad,
+        Role::Moment => library::Role::Moment,
+        Role::Tally => library::Role::Tally,
+        Role::Scalar => library::Role::Scalar,
+        Role::Result => library::Role::Result,
+        Role::Inner => library::Role::Inner,
+    };
+    Port { name: name.into(), role, dtype: ty.dtype, shape: ty.shape.clone(), buffer }
+}
+
+/// The `add` node and argument, if `v`'s only use is to be added to that argument.
+fn sum_into_argument(b: &Body, v: Value) -> Option<(NodeId, usize)> {
+    let mut users = b.func.nodes.iter().filter(|(_, n)| n.inputs.contains(&v));
+    let (id, user) = users.next()?;
+    if users.next().is_some() || b.outputs.contains_key(&v) || user.op != Op::Map(MapFn::Add) || user.inputs[0] == user.inputs[1] {
+        return None;
+    }
+    let other = user.inputs.iter().copied().find(|x| *x != v)?;
+    match b.func.def(other).op {
+        Op::Arg(i) => Some((id, i as usize)),
+        _ => None,
+    }
+}
