@@ -1,2 +1,5 @@
 //! The `lode` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    driver::main()
+}

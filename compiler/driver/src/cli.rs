@@ -1,0 +1,235 @@
+//! The command line: what `lode --help` shows. Each flag has an environment variable `LODE_<FLAG>` where that is useful.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// A deep-learning compiler: typed models to fused kernels.
+#[derive(Debug, Parser)]
+#[command(name = "lode", version, disable_help_subcommand = true)]
+pub struct Cli {
+    /// How diagnostics are printed on standard error.
+    #[arg(long, global = true, value_enum, default_value_t = MessageFormat::Human, env = "LODE_MESSAGE_FORMAT")]
+    pub message_format: MessageFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The form of diagnostics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MessageFormat {
+    /// With source text and colours on a terminal.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check types and shapes.
+    Check(Model),
+    /// Compile to a library, or print any stage.
+    Build(Build),
+    /// Run passes on graph text.
+    Opt(Opt),
+    /// Call an entry point once.
+    Run(Run),
+    /// Train a model on a file of text.
+    Train(Train),
+    /// Continue a prompt.
+    Generate(Generate),
+    /// Explain an error code.
+    Explain {
+        /// Such as E0301.
+        code: String,
+    },
+    /// Format model files.
+    Fmt {
+        /// The files.
+        files: Vec<PathBuf>,
+        /// Change nothing; exit with 1 if a file is not formatted.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Say what this machine has.
+    Doctor,
+}
+
+/// Which model, and with what config.
+#[derive(Clone, Debug, Args)]
+pub struct Model {
+    /// The model file.
+    pub file: PathBuf,
+    /// Overrides a config value: `--set layers=2`.
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub set: Vec<String>,
+    /// A JSON object of config values, such as a `config.json`.
+    #[arg(long, env = "LODE_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+/// `lode build`.
+#[derive(Debug, Args)]
+pub struct Build {
+    #[command(flatten)]
+    /// The model.
+    pub model: Model,
+    /// What to compile for.
+    #[arg(long, default_value = "host", env = "LODE_TARGET")]
+    pub target: String,
+    /// Stages to print, in place of a library: tokens ast hir graph tile mlir llvm library.
+    #[arg(long, value_delimiter = ',', value_name = "STAGE")]
+    pub emit: Vec<String>,
+    /// Where files go; `-` prints to standard output.
+    #[arg(short, long, default_value = ".", env = "LODE_OUT")]
+    pub out: PathBuf,
+    /// Leave the graph as written.
+    #[arg(long)]
+    pub no_optimize: bool,
+    /// Print how long each stage took.
+    #[arg(long)]
+    pub timings: bool,
+}
+
+/// `lode opt`.
+#[derive(Debug, Args)]
+pub struct Opt {
+    /// Graph text, `-` for standard input.
+    pub file: PathBuf,
+    /// Passes, separated by commas.
+    #[arg(short, long, default_value = "")]
+    pub passes: String,
+    /// Verify after each pass.
+    #[arg(long)]
+    pub verify_each: bool,
+}
+
+/// Which way a program is evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// The interpreter, in f64.
+    Ref,
+    /// Compiled for this machine.
+    Host,
+}
+
+/// `lode run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    /// The model.
+    pub model: Model,
+    /// The entry point.
+    #[arg(long, default_value = "forward")]
+    pub entry: String,
+    /// An input: `tokens=@tokens.npy`.
+    #[arg(short, long = "input", value_name = "NAME=@FILE")]
+    pub input: Vec<String>,
+    /// An expected output: `output=@logits.npy`.
+    #[arg(long, value_name = "NAME=@FILE")]
+    pub expect: Vec<String>,
+    /// The largest difference from what is expected, relative to the largest expected magnitude.
+    #[arg(long, default_value_t = 1e-4)]
+    pub tolerance: f64,
+    /// How to evaluate.
+    #[arg(long, value_enum, default_value_t = Backend::Host)]
+    pub backend: Backend,
+    /// Weights in safetensors; without them parameters are initialised from the seed.
+    #[arg(long)]
+    pub weights: Option<PathBuf>,
+    /// The seed of initial parameters.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Where outputs are written as .npy.
+    #[arg(short, long)]
+    pub out: Option<PathBuf>,
+}
+
+/// `lode train`.
+#[derive(Debug, Args)]
+pub struct Train {
+    #[command(flatten)]
+    /// The model.
+    pub model: Model,
+    /// The text to train on; its last tenth is for validation.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Optimiser steps.
+    #[arg(long)]
+    pub steps: Option<u64>,
+    /// Sequences in a step.
+    #[arg(long)]
+    pub batch: Option<usize>,
+    /// Tokens in a sequence.
+    #[arg(long)]
+    pub seq: Option<usize>,
+    /// Parts a step's batch is computed in.
+    #[arg(long)]
+    pub micro_batches: Option<usize>,
+    /// Peak learning rate.
+    #[arg(long)]
+    pub lr: Option<f64>,
+    /// Seed of parameters and data order.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Where checkpoints and metrics go.
+    #[arg(short, long, default_value = "build/run")]
+    pub out: PathBuf,
+    /// Steps between checkpoints.
+    #[arg(long, default_value_t = 100)]
+    pub save_every: u64,
+    /// Steps between validations.
+    #[arg(long)]
+    pub eval_every: Option<u64>,
+    /// Continue from the last checkpoint in the output folder.
+    #[arg(long)]
+    pub resume: bool,
+    /// Stop if the plan needs more than this. # Units: MiB.
+    #[arg(long)]
+    pub memory_limit: Option<u64>,
+    /// Threads; by default one a core.
+    #[arg(long, env = "LODE_THREADS")]
+    pub threads: Option<usize>,
+    /// Characters of text to generate at the end.
+    #[arg(long, default_value_t = 400)]
+    pub sample: usize,
+    /// Leave the graph as written.
+    #[arg(long)]
+    pub no_optimize: bool,
+}
+
+/// `lode generate`.
+#[derive(Debug, Args)]
+pub struct Generate {
+    #[command(flatten)]
+    /// The model.
+    pub model: Model,
+    /// A checkpoint or safetensors file.
+    #[arg(long)]
+    pub weights: Option<PathBuf>,
+    /// The text to continue (bytes are tokens).
+    #[arg(long, default_value = "\n")]
+    pub prompt: String,
+    /// Token numbers to continue, in place of a text: `1,2,3`.
+    #[arg(long, value_delimiter = ',')]
+    pub tokens: Vec<i32>,
+    /// How many tokens to make.
+    #[arg(short = 'n', long, default_value_t = 256)]
+    pub length: usize,
+    /// 0 takes the likeliest.
+    #[arg(long, default_value_t = 0.8)]
+    pub temperature: f64,
+    /// Only the k likeliest.
+    #[arg(long)]
+    pub top_k: Option<usize>,
+    /// Only the likeliest that make up this share.
+    #[arg(long)]
+    pub top_p: Option<f64>,
+    /// Most tokens the model sees at once.
+    #[arg(long, default_value_t = 512)]
+    pub context: usize,
+    /// The seed.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
