@@ -141,7 +141,8 @@ impl Fuser<'_> {
             return Mem::Buffer(i);
         }
         // One past the last element a view touches.
-        let last = view.shape.iter().zip(&view.strides).fold(Dim::from(1), |n, (d, s)| n + (d.clone() - Dim::from(1)) * s.clone());
+        let last =
+            view.shape.iter().zip(&view.strides).fold(Dim::from(1), |n, (d, s)| n + (d.clone() - Dim::from(1)) * s.clone());
         self.views.push(view.at.clone());
         let name = format!("b{}", self.views.len() - 1);
         self.kernel.buffer(&name, dtype, last, access)
@@ -545,7 +546,14 @@ impl Fuser<'_> {
         breaks
     }
     /// `map[a]` is the target's axis whose index axis `a` of `v` has, if it is one unchanged.
-    fn find_breaks(&self, v: Value, map: &[Option<usize>], shape: &[Dim], breaks: &mut [bool], seen: &mut Vec<(Value, Vec<Option<usize>>)>) {
+    fn find_breaks(
+        &self,
+        v: Value,
+        map: &[Option<usize>],
+        shape: &[Dim],
+        breaks: &mut [bool],
+        seen: &mut Vec<(Value, Vec<Option<usize>>)>,
+    ) {
         if seen.iter().any(|(w, m)| *w == v && m == map) {
             return;
         }

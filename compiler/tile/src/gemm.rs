@@ -16,7 +16,9 @@ struct Axis {
 /// (then the operands have to be copied).
 pub fn gemm(spec: &Contract, dtype: DType, a: &StridedView, b: &StridedView, c: &StridedView, accumulate: bool) -> Option<Gemm> {
     let axis = |x: char| {
-        let of = |letters: &[char], v: &StridedView| letters.iter().position(|y| *y == x).map(|i| (v.shape[i].clone(), v.strides[i].clone()));
+        let of = |letters: &[char], v: &StridedView| {
+            letters.iter().position(|y| *y == x).map(|i| (v.shape[i].clone(), v.strides[i].clone()))
+        };
         let found = [of(&spec.lhs, a), of(&spec.rhs, b), of(&spec.out, c)];
         let extent = found.iter().flatten().next().expect("each letter is in an operand").0.clone();
         Axis { extent, strides: found.map(|f| f.map_or(Dim::from(0), |(_, s)| s)) }
@@ -110,10 +112,22 @@ mod tests {
 
     #[test]
     fn projections_are_one_product() {
-        assert_eq!(check("btd,df->btf", "B T 64", "64 32", "B T 32").as_deref(), Some("m=B*T n=32 k=64 [64, 1, 32, 1, 32, 1] batch="));
-        assert_eq!(check("btd,fd->btf", "B T 64", "32 64", "B T 32").as_deref(), Some("m=B*T n=32 k=64 [64, 1, 1, 64, 32, 1] batch="));
-        assert_eq!(check("btf,btd->fd", "B T 32", "B T 64", "32 64").as_deref(), Some("m=32 n=64 k=B*T [1, 32, 64, 1, 64, 1] batch="));
-        assert_eq!(check("bthk,hko->bto", "B T 4 16", "4 16 64", "B T 64").as_deref(), Some("m=B*T n=64 k=64 [64, 1, 64, 1, 64, 1] batch="));
+        assert_eq!(
+            check("btd,df->btf", "B T 64", "64 32", "B T 32").as_deref(),
+            Some("m=B*T n=32 k=64 [64, 1, 32, 1, 32, 1] batch=")
+        );
+        assert_eq!(
+            check("btd,fd->btf", "B T 64", "32 64", "B T 32").as_deref(),
+            Some("m=B*T n=32 k=64 [64, 1, 1, 64, 32, 1] batch=")
+        );
+        assert_eq!(
+            check("btf,btd->fd", "B T 32", "B T 64", "32 64").as_deref(),
+            Some("m=32 n=64 k=B*T [1, 32, 64, 1, 64, 1] batch=")
+        );
+        assert_eq!(
+            check("bthk,hko->bto", "B T 4 16", "4 16 64", "B T 64").as_deref(),
+            Some("m=B*T n=64 k=64 [64, 1, 64, 1, 64, 1] batch=")
+        );
     }
 
     #[test]

@@ -29,7 +29,14 @@ pub const UNROLL_LIMIT: i64 = 8;
 /// Whether the op is evaluated inside other kernels rather than by a step of its own.
 pub fn is_inline(op: &Op) -> bool {
     match op {
-        Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::Map(_) | Op::Cast(_) | Op::Pad { .. } | Op::Concat(_) | Op::Gather { .. } => true,
+        Op::Const(..)
+        | Op::Extent(..)
+        | Op::Iota(_)
+        | Op::Map(_)
+        | Op::Cast(_)
+        | Op::Pad { .. }
+        | Op::Concat(_)
+        | Op::Gather { .. } => true,
         _ => is_layout(op),
     }
 }
@@ -58,7 +65,14 @@ pub fn reduces_trailing(axes: &[usize], operand: &TensorType) -> bool {
 fn op_cost(op: &Op) -> u32 {
     match op {
         Op::Map(f) => match f {
-            MapFn::Exp | MapFn::Log | MapFn::Sigmoid | MapFn::Silu | MapFn::Swiglu | MapFn::Tanh | MapFn::Softplus | MapFn::Erf => 10,
+            MapFn::Exp
+            | MapFn::Log
+            | MapFn::Sigmoid
+            | MapFn::Silu
+            | MapFn::Swiglu
+            | MapFn::Tanh
+            | MapFn::Softplus
+            | MapFn::Erf => 10,
             MapFn::Sin | MapFn::Cos | MapFn::Pow => 20,
             MapFn::Div | MapFn::Sqrt | MapFn::Rsqrt | MapFn::FloorDiv | MapFn::Rem => 3,
             _ => 1,

@@ -337,7 +337,9 @@ impl Kernel {
             Expr::Map(f, args) => match f.kind() {
                 graph::op::map::Kind::Compare | graph::op::map::Kind::Logic | graph::op::map::Kind::Test => DType::Bool,
                 graph::op::map::Kind::Select => self.expr_dtype(&args[1]),
-                graph::op::map::Kind::Float | graph::op::map::Kind::Number | graph::op::map::Kind::Int => self.expr_dtype(&args[0]),
+                graph::op::map::Kind::Float | graph::op::map::Kind::Number | graph::op::map::Kind::Int => {
+                    self.expr_dtype(&args[0])
+                }
             },
             Expr::Cast(d, _) => compute_dtype(*d),
         }

@@ -1,6 +1,7 @@
 //! From graph to tile programs: which nodes share a kernel, how each kernel walks its data, and the buffers and steps of an
 //! entry point.
 
+pub mod cost;
 pub mod fused;
 pub mod gemm;
 pub mod group;
@@ -9,5 +10,5 @@ pub mod lower;
 pub mod select;
 pub mod view;
 
-pub use lower::{Lowered, TargetError, lower};
 pub use ir::{Access, Expr, Kernel, LoopKind, Mem, Stmt, VarId};
+pub use lower::{Lowered, TargetError, lower};

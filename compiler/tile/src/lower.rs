@@ -126,7 +126,13 @@ impl Lowerer<'_> {
         StridedView::contiguous(at, &ty.shape)
     }
 
-    fn body(&mut self, func: &Func, args: Vec<StridedView>, targets: Vec<Target>, depth: usize) -> Result<Vec<Step>, TargetError> {
+    fn body(
+        &mut self,
+        func: &Func,
+        args: Vec<StridedView>,
+        targets: Vec<Target>,
+        depth: usize,
+    ) -> Result<Vec<Step>, TargetError> {
         let grouping = group(func);
         let mut places: Vec<Vec<Option<StridedView>>> = func.nodes.values().map(|n| vec![None; n.types.len()]).collect();
         for (i, view) in args.into_iter().enumerate() {
@@ -274,7 +280,8 @@ impl Lowerer<'_> {
             Op::Repeat(_) => self.repeat(b, id)?,
             Op::ScatterAdd { .. } | Op::TopK(_) | Op::Cumsum { .. } | Op::Attend(_) | Op::AttendGrad(_) | Op::Route { .. } => {
                 let operands: Vec<StridedView> = node.inputs.iter().map(|v| self.dense(b, *v)).collect();
-                let results: Vec<(StridedView, Option<StridedView>)> = (0..node.types.len()).map(|i| self.fresh_destination(b, value(i))).collect();
+                let results: Vec<(StridedView, Option<StridedView>)> =
+                    (0..node.types.len()).map(|i| self.fresh_destination(b, value(i))).collect();
                 let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
                 let kernel = crate::select::kernel(&node.op, &types, &node.types)?;
                 let views = operands.into_iter().map(|v| v.at).chain(results.iter().map(|r| r.0.at.clone())).collect();
@@ -318,7 +325,10 @@ impl Lowerer<'_> {
         }
         let step = self.launch(fused.kernel, fused.views, origin);
         b.steps.push(step);
-        debug_assert!(!add || !b.grouping.reads.iter().any(|r| r.contains(&v)), "a value that is added to an output has no other use");
+        debug_assert!(
+            !add || !b.grouping.reads.iter().any(|r| r.contains(&v)),
+            "a value that is added to an output has no other use"
+        );
         b.places[v.node.0 as usize][0] = Some(target);
     }
 
@@ -511,7 +521,8 @@ fn port(name: &str, role: Role, ty: &TensorType, buffer: BufferId) -> Port {
 fn sum_into_argument(b: &Body, v: Value) -> Option<(NodeId, usize)> {
     let mut users = b.func.nodes.iter().filter(|(_, n)| n.inputs.contains(&v));
     let (id, user) = users.next()?;
-    if users.next().is_some() || b.outputs.contains_key(&v) || user.op != Op::Map(MapFn::Add) || user.inputs[0] == user.inputs[1] {
+    if users.next().is_some() || b.outputs.contains_key(&v) || user.op != Op::Map(MapFn::Add) || user.inputs[0] == user.inputs[1]
+    {
         return None;
     }
     let other = user.inputs.iter().copied().find(|x| *x != v)?;

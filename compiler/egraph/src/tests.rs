@@ -1,0 +1,1 @@
+//! Each rule on both sides, and what must not fire.
