@@ -3,10 +3,14 @@
 //!
 //! *Not yet decided at this level*: which nodes share a kernel, memory layout, where values live, order of execution.
 
+pub mod accumulate;
 pub mod build;
 pub mod ir;
 pub mod op;
+pub mod passes;
 pub mod text;
+pub mod verify;
 
 pub use ir::{Arg, Func, Module, Node, NodeId, Output, ParamDecl, Role, Value};
 pub use op::{Op, OpError};
+pub use verify::{Violation, verify, verify_func};

@@ -22,7 +22,7 @@ fn dims(shape: &str) -> Vec<Dim> {
 fn ops() -> Func {
     let mut f = Func::new("ops");
     let x = f.arg("x", Role::Input, ty(F32, "B T 8"));
-    let w = f.arg("layers.*.w", Role::Param, ty(F32, "8 4 6"));
+    let w = f.arg("w", Role::Param, ty(F32, "8 4 6"));
     let idx = f.arg("idx", Role::Input, ty(I32, "B T 2 3"));
     let seg = f.arg("seg", Role::State, ty(I32, "B T"));
     let choice = f.arg("choice", Role::Scalar, ty(I32, "N 2"));

@@ -1,0 +1,335 @@
+//! Text in, text out, in a shorthand: `f32[T, 4]` for `!graph.tensor<f32, ["T", "4"]>`, `= map(` for `= "graph.map"(`, and a last line
+//! `return %3: f32[T]`. Loops are written with `repeat` and `turn`.
+
+use super::*;
+use crate::{
+    ir::Role,
+    text::{parse_func, print_func},
+};
+use base::DType;
+
+/// Shorthand to MLIR's generic syntax.
+fn expand(args: &str, text: &str) -> String {
+    let (lines, returned) = text.trim().rsplit_once("return").unwrap_or_else(|| panic!("no return in {text}"));
+    let list = |s: &str| s.split(';').filter(|v| !v.trim().is_empty()).map(|v| v.trim().to_string()).collect::<Vec<_>>();
+    let (args, returned) = (list(args), list(returned));
+    let names = |kind: &str, n: usize| (0..n).map(|i| format!("\"{kind}{i}\"")).collect::<Vec<_>>().join(", ");
+    let roles = |role: Role, n: usize| vec![format!("\"{}\"", role.name()); n].join(", ");
+    let parts =
+        |i: usize| returned.iter().map(|v| v.split(": ").nth(i).expect("a name and a type")).collect::<Vec<_>>().join(", ");
+    let (yielded, types) = (parts(0), parts(1));
+    let mut out = format!(
+        "\"graph.func\"() ({{\n^bb0({}):\n{lines}\n\"vector.yield\"({yielded}) : ({types}) -> ()\n}}) {{sym_name = \"f\", arg_names = [{}], \
+         arg_roles = [{}], output_names = [{}], output_roles = [{}]}} : () -> ()",
+        args.join(", "),
+        names("a", args.len()),
+        roles(Role::Input, args.len()),
+        names("o", returned.len()),
+        roles(Role::Result, returned.len()),
+    );
+    for d in DType::ALL {
+        let mut done = String::new();
+        while let Some((before, after)) = out.split_once(&format!("{}[", d.name())) {
+            let (shape, rest) = after.split_once(']').expect("a closed shape");
+            let dims = shape.split(',').filter(|d| !d.trim().is_empty()).map(|d| format!("\"{}\"", d.trim()));
+            done += &format!("{before}!graph.tensor<{}, [{}]>", d.mlir(), dims.collect::<Vec<_>>().join(", "));
+            out = rest.into();
+        }
+        out = done + &out;
+    }
+    let mut done = String::new();
+    for line in out.lines() {
+        match line.split_once(" = ").and_then(|(v, call)| Some((v, call.split_once('(')?))) {
+            Some((v, (name, rest))) if name.chars().all(|c| c.is_ascii_lowercase() || c == '_') => {
+                done += &format!("{v} = \"graph.{name}\"({rest}\n");
+            }
+            _ => done += &format!("{line}\n"),
+        }
+    }
+    done
+}
+
+fn func(args: &str, text: &str) -> Func {
+    let text = expand(args, text);
+    let f = parse_func(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    assert_eq!(verify_func(&f), []);
+    f
+}
+
+/// The passes turn one text into the other, what they give is right, and a second run changes nothing.
+#[track_caller]
+fn check(passes: &[&str], args: &str, before: &str, after: &str) {
+    let mut module = Module { funcs: vec![func(args, before)], ..Module::default() };
+    run(&mut module, passes, true).unwrap_or_else(|e| panic!("{e}"));
+    let (got, want) = (print_func(&module.funcs[0]), print_func(&func(args, after)));
+    assert_eq!(got, want, "\n{got}\n{want}");
+    let again = run(&mut module, passes, true).expect("it ran before");
+    assert!(again.iter().all(|(_, s)| s.changes == 0), "{again:?}");
+    assert_eq!(print_func(&module.funcs[0]), want);
+}
+
+/// A loop in the shorthand: carried and constant operands, and the body's lines that end in `turn`.
+fn repeat(operands: &str, counts: &str, args: &str, lines: &str, results: &str) -> String {
+    let list = |s: &str| s.split(';').map(|v| v.trim().to_string()).filter(|v| !v.is_empty()).collect::<Vec<_>>();
+    let (names, types): (Vec<String>, Vec<String>) =
+        list(operands).iter().map(|v| v.split_once(": ").map(|(a, b)| (a.into(), b.into())).expect("a name and a type")).unzip();
+    let (lines, turn) = lines.trim().rsplit_once("turn").expect("an end of the turn");
+    let (turn, turn_types): (Vec<String>, Vec<String>) =
+        list(turn).iter().map(|v| v.split_once(": ").map(|(a, b)| (a.into(), b.into())).expect("a name and a type")).unzip();
+    let (results, result_types): (Vec<String>, Vec<String>) =
+        list(results).iter().map(|v| v.split_once(": ").map(|(a, b)| (a.into(), b.into())).expect("a name and a type")).unzip();
+    let named = |kind: &str, n: usize| (0..n).map(|i| format!("\"{kind}{i}\"")).collect::<Vec<_>>().join(", ");
+    // Names of arguments that a pass adds are given after `|`.
+    let arg_names = list(args).into_iter().enumerate().map(|(i, a)| match a.split_once('|') {
+        Some((_, name)) => format!("\"{}\"", name.trim()),
+        None => format!("\"a{i}\""),
+    });
+    let arg_names = arg_names.collect::<Vec<_>>().join(", ");
+    let args = list(args).iter().map(|a| a.split('|').next().expect("a part").trim().to_string()).collect::<Vec<_>>();
+    format!(
+        "%in = \"builtin.unrealized_conversion_cast\"({}) : ({}) -> !graph.values\n%out = \"graph.repeat\"(%in) ({{\n^bb0({}):\n{lines}\n\
+         \"vector.yield\"({}) : ({}) -> ()\n}}) {{{counts}, reverse = false, sym_name = \"body\", arg_names = [{arg_names}], \
+         arg_roles = [{}], output_names = [{}], output_roles = [{}]}} : (!graph.values) -> !graph.values\n\
+         {} = \"builtin.unrealized_conversion_cast\"(%out) : (!graph.values) -> ({})\n",
+        names.join(", "),
+        types.join(", "),
+        args.join(", "),
+        turn.join(", "),
+        turn_types.join(", "),
+        vec!["\"inner\""; args.len()].join(", "),
+        named("o", turn.len()),
+        vec!["\"inner\""; turn.len()].join(", "),
+        results.join(", "),
+        result_types.join(", "),
+    )
+}
+
+#[test]
+fn fold_constants_of_maps_casts_and_extents() {
+    check(
+        &["fold_constants", "prune_dead"],
+        "%x: f32[T]",
+        r#"
+        %a = extent() {dim = "8"} : () -> i32[]
+        %b = cast(%a) : (i32[]) -> f32[]
+        %c = const() {value = 0.1} : () -> f32[]
+        %d = map(%b, %c) {fn = "mul"} : (f32[], f32[]) -> f32[]
+        %e = broadcast(%d) {axes = array<i64>} : (f32[]) -> f32[T]
+        %f = map(%e) {fn = "neg"} : (f32[T]) -> f32[T]
+        %g = map(%x, %f) {fn = "add"} : (f32[T], f32[T]) -> f32[T]
+        return %g: f32[T]"#,
+        r#"
+        %a = const() {value = -0.800000011920929} : () -> f32[]
+        %b = broadcast(%a) {axes = array<i64>} : (f32[]) -> f32[T]
+        %c = map(%x, %b) {fn = "add"} : (f32[T], f32[T]) -> f32[T]
+        return %c: f32[T]"#,
+    );
+}
+
+#[test]
+fn fold_constants_drops_what_changes_no_bit() {
+    check(
+        &["fold_constants", "prune_dead"],
+        "%x: f32[T]; %n: i32[T]",
+        r#"
+        %one = const() {value = 1.0} : () -> f32[]
+        %ones = broadcast(%one) {axes = array<i64>} : (f32[]) -> f32[T]
+        %a = map(%ones, %x) {fn = "mul"} : (f32[T], f32[T]) -> f32[T]
+        %b = map(%a, %ones) {fn = "div"} : (f32[T], f32[T]) -> f32[T]
+        %zero = const() {value = 0.0} : () -> f32[]
+        %zeros = broadcast(%zero) {axes = array<i64>} : (f32[]) -> f32[T]
+        %c = map(%b, %zeros) {fn = "sub"} : (f32[T], f32[T]) -> f32[T]
+        %d = map(%c, %zeros) {fn = "add"} : (f32[T], f32[T]) -> f32[T]
+        %i = const() {value = 0.0} : () -> i32[]
+        %is = broadcast(%i) {axes = array<i64>} : (i32[]) -> i32[T]
+        %m = map(%is, %n) {fn = "add"} : (i32[T], i32[T]) -> i32[T]
+        %y = const() {value = 1.0} : () -> bool[]
+        %ys = broadcast(%y) {axes = array<i64>} : (bool[]) -> bool[T]
+        %s = select(%ys, %d, %x) : (bool[T], f32[T], f32[T]) -> f32[T]
+        return %s: f32[T]; %m: i32[T]"#,
+        // x + 0 stays: -0 + 0 is 0.
+        r#"
+        %zero = const() {value = 0.0} : () -> f32[]
+        %zeros = broadcast(%zero) {axes = array<i64>} : (f32[]) -> f32[T]
+        %d = map(%x, %zeros) {fn = "add"} : (f32[T], f32[T]) -> f32[T]
+        return %d: f32[T]; %n: i32[T]"#,
+    );
+}
+
+#[test]
+fn fold_constants_leaves_integers_that_do_not_fit() {
+    let text = r#"
+        %a = const() {value = 2147483647.0} : () -> i32[]
+        %b = map(%a, %a) {fn = "add"} : (i32[], i32[]) -> i32[]
+        %c = const() {value = 1.0e300} : () -> f64[]
+        %d = cast(%c) : (f64[]) -> i64[]
+        return %b: i32[]; %d: i64[]"#;
+    check(&["fold_constants"], "", text, text);
+}
+
+#[test]
+fn merge_equal_of_nodes_and_arguments() {
+    let turn = |lines: &str| {
+        repeat(
+            "%x: f32[T]; %w: f32[T]; %w: f32[T]",
+            "count = 2, carried = 1, constant = 2",
+            "%h: f32[T]; %u: f32[T]; %v: f32[T]",
+            lines,
+            "%r: f32[T]",
+        )
+    };
+    let before = turn(
+        r#"
+        %p = map(%h, %u) {fn = "mul"} : (f32[T], f32[T]) -> f32[T]
+        %q = map(%v, %h) {fn = "mul"} : (f32[T], f32[T]) -> f32[T]
+        %s = map(%p, %q) {fn = "sub"} : (f32[T], f32[T]) -> f32[T]
+        turn %s: f32[T]"#,
+    );
+    let after = turn(
+        r#"
+        %p = map(%h, %u) {fn = "mul"} : (f32[T], f32[T]) -> f32[T]
+        %s = map(%p, %p) {fn = "sub"} : (f32[T], f32[T]) -> f32[T]
+        turn %s: f32[T]"#,
+    );
+    let rest = r#"
+        %a = map(%r) {fn = "exp"} : (f32[T]) -> f32[T]
+        %b = map(%r) {fn = "exp"} : (f32[T]) -> f32[T]
+        %c = map(%a, %b) {fn = "sub"} : (f32[T], f32[T]) -> f32[T]
+        return %c: f32[T]"#;
+    let merged = r#"
+        %a = map(%r) {fn = "exp"} : (f32[T]) -> f32[T]
+        %c = map(%a, %a) {fn = "sub"} : (f32[T], f32[T]) -> f32[T]
+        return %c: f32[T]"#;
+    check(&["merge_equal"], "%x: f32[T]; %w: f32[T]", &(before + rest), &(after + merged));
+}
+
+#[test]
+fn simplify_layout_joins_and_drops() {
+    check(
+        &["simplify_layout", "prune_dead"],
+        "%x: bf16[T, 2, 3]",
+        r#"
+        %a = transpose(%x) {perm = array<i64: 1, 2, 0>} : (bf16[T, 2, 3]) -> bf16[2, 3, T]
+        %b = transpose(%a) {perm = array<i64: 2, 0, 1>} : (bf16[2, 3, T]) -> bf16[T, 2, 3]
+        %c = slice(%b) {axis = 1, start = "0", len = "2", step = 1} : (bf16[T, 2, 3]) -> bf16[T, 2, 3]
+        %d = cast(%c) : (bf16[T, 2, 3]) -> f32[T, 2, 3]
+        %e = cast(%d) : (f32[T, 2, 3]) -> f16[T, 2, 3]
+        %f = reshape(%e) : (f16[T, 2, 3]) -> f16[6*T]
+        %g = reshape(%f) : (f16[6*T]) -> f16[T, 6]
+        %h = broadcast(%g) {axes = array<i64: 0, 1>} : (f16[T, 6]) -> f16[T, 6, B]
+        %i = broadcast(%h) {axes = array<i64: 1, 2, 3>} : (f16[T, 6, B]) -> f16[4, T, 6, B]
+        %j = cast(%i) : (f16[4, T, 6, B]) -> f16[4, T, 6, B]
+        %k = cast(%f) : (f16[6*T]) -> e4m3[6*T]
+        %l = cast(%k) : (e4m3[6*T]) -> f32[6*T]
+        return %j: f16[4, T, 6, B]; %l: f32[6*T]"#,
+        r#"
+        %e = cast(%x) : (bf16[T, 2, 3]) -> f16[T, 2, 3]
+        %f = reshape(%e) : (f16[T, 2, 3]) -> f16[6*T]
+        %g = reshape(%e) : (f16[T, 2, 3]) -> f16[T, 6]
+        %i = broadcast(%g) {axes = array<i64: 1, 2>} : (f16[T, 6]) -> f16[4, T, 6, B]
+        %k = cast(%f) : (f16[6*T]) -> e4m3[6*T]
+        %l = cast(%k) : (e4m3[6*T]) -> f32[6*T]
+        return %i: f16[4, T, 6, B]; %l: f32[6*T]"#,
+    );
+}
+
+#[test]
+fn prune_dead_shrinks_loops() {
+    // Carried: h is needed, g only by itself, k by h. Of the stacks the second is read, of the operands w is not.
+    let before = repeat(
+        "%x: f32[T]; %x: f32[T]; %x: f32[T]; %x: f32[T]; %s: f32[3, T]",
+        "count = 3, carried = 3, constant = 1",
+        "%h: f32[T]; %g: f32[T]; %k: f32[T]; %w: f32[T]; %t: f32[T]",
+        r#"
+        %p = map(%h, %k) {fn = "mul"} : (f32[T], f32[T]) -> f32[T]
+        %q = map(%g, %w) {fn = "mul"} : (f32[T], f32[T]) -> f32[T]
+        %u = map(%k, %t) {fn = "add"} : (f32[T], f32[T]) -> f32[T]
+        turn %p: f32[T]; %q: f32[T]; %u: f32[T]; %q: f32[T]; %h: f32[T]"#,
+        "%r0: f32[T]; %r1: f32[T]; %r2: f32[T]; %r3: f32[3, T]; %r4: f32[3, T]",
+    );
+    let after = repeat(
+        "%x: f32[T]; %x: f32[T]; %s: f32[3, T]",
+        "count = 3, carried = 2, constant = 0",
+        "%h: f32[T]; %k: f32[T] | a2; %t: f32[T] | a4",
+        r#"
+        %p = map(%h, %k) {fn = "mul"} : (f32[T], f32[T]) -> f32[T]
+        %u = map(%k, %t) {fn = "add"} : (f32[T], f32[T]) -> f32[T]
+        turn %p: f32[T]; %u: f32[T]; %h: f32[T]"#,
+        "%r0: f32[T]; %r2: f32[T]; %r4: f32[3, T]",
+    );
+    let after = after.replace(r#"["o0", "o1", "o2"]"#, r#"["o0", "o2", "o4"]"#);
+    let rest = "%dead = map(%r0) {fn = \"exp\"} : (f32[T]) -> f32[T]\nreturn %r0: f32[T]; %r4: f32[3, T]";
+    let kept = "return %r0: f32[T]; %r4: f32[3, T]";
+    check(&["prune_dead"], "%x: f32[T]; %s: f32[3, T]", &(before + rest), &(after + kept));
+}
+
+#[test]
+fn hoist_constant_moves_tables_and_leaves_masks() {
+    let angles = r#"
+        %i = iota() : () -> i32[T]
+        %f = cast(%i) : (i32[T]) -> f32[T]
+        %c = map(%f) {fn = "cos"} : (f32[T]) -> f32[T]
+        "#;
+    let mask = r#"
+        %j = iota() : () -> i32[T]
+        %row = broadcast(%j) {axes = array<i64: 0>} : (i32[T]) -> i32[T, T]
+        %col = broadcast(%j) {axes = array<i64: 1>} : (i32[T]) -> i32[T, T]
+        %m = map(%row, %col) {fn = "le"} : (i32[T, T], i32[T, T]) -> bool[T, T]
+        %n = cast(%m) : (bool[T, T]) -> f32[T, T]
+        %o = reduce(%n) {fn = "sum", axes = array<i64: 1>} : (f32[T, T]) -> f32[T]
+        "#;
+    let weight = "%v = cast(%w) : (bf16[T]) -> f32[T]\n";
+    let turn = r#"
+        %p = map(%h, %c) {fn = "mul"} : (f32[T], f32[T]) -> f32[T]
+        %q = map(%p, %v) {fn = "add"} : (f32[T], f32[T]) -> f32[T]
+        turn %q: f32[T]; %n: f32[T, T]"#;
+    let before = repeat(
+        "%x: f32[T]; %w0: bf16[T]",
+        "count = 3, carried = 1, constant = 1",
+        "%h: f32[T]; %w: bf16[T]",
+        &format!("{angles}{mask}{weight}{turn}"),
+        "%r: f32[T]; %s: f32[3, T, T]",
+    );
+    let inside = mask.lines().filter(|l| !l.contains("reduce")).collect::<Vec<_>>().join("\n");
+    let after = repeat(
+        "%x: f32[T]; %c0: f32[T]; %v0: f32[T]",
+        "count = 3, carried = 1, constant = 2",
+        "%h: f32[T]; %c: f32[T] | hoisted0; %v: f32[T] | hoisted1",
+        &format!("{inside}{turn}"),
+        "%r: f32[T]; %s: f32[3, T, T]",
+    );
+    let moved =
+        angles.replace("%c =", "%c0 =").replace("%i", "%i0").replace("%f", "%f0") + "%v0 = cast(%w0) : (bf16[T]) -> f32[T]\n";
+    let rest = "return %r: f32[T]; %s: f32[3, T, T]";
+    check(&["hoist_constant", "prune_dead"], "%x: f32[T]; %w0: bf16[T]", &(before + rest), &(moved + &after + rest));
+}
+
+#[test]
+fn drop_stop_gradient_leaves_the_operand() {
+    check(
+        &["drop_stop_gradient"],
+        "%x: f32[T]",
+        "%a = stop_gradient(%x) : (f32[T]) -> f32[T]\n%b = map(%a) {fn = \"exp\"} : (f32[T]) -> f32[T]\nreturn %b: f32[T]; %a: f32[T]",
+        "%b = map(%x) {fn = \"exp\"} : (f32[T]) -> f32[T]\nreturn %b: f32[T]; %x: f32[T]",
+    );
+}
+
+#[test]
+fn the_table_and_unknown_names() {
+    assert!(ALL.windows(2).all(|w| w[0].name < w[1].name));
+    assert!(PIPELINE.iter().all(|n| by_name(n).is_some()));
+    let error = run(&mut Module::default(), &["prune_dead", "prune"], true);
+    assert_eq!(error, Err(RunError::Unknown("prune".into())));
+}
+
+/// The text form's sample has every op; the pipeline must keep it verifiable, print and read it.
+#[test]
+fn the_pipeline_keeps_the_sample_right() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../dialects/graph/sample.mlir");
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let mut module = crate::text::parse(&text).unwrap_or_else(|e| panic!("{e}"));
+    let stats = run(&mut module, PIPELINE, true).unwrap_or_else(|e| panic!("{e}"));
+    assert!(stats.iter().map(|(_, s)| s.changes).sum::<usize>() > 0);
+    assert_eq!(crate::verify(&module), []);
+    assert_eq!(crate::text::parse(&crate::text::print(&module)).as_ref(), Ok(&module));
+}
