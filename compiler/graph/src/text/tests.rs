@@ -250,3 +250,16 @@ fn errors_say_where_and_what() {
     let contract: Contract = "a,a->".parse().expect("a spec");
     assert_eq!(attrs(&Op::Contract(contract)), named([("spec", Attr::str("a,a->"))]));
 }
+
+/// The page's example is what we print, and its table has every op of the sample.
+#[test]
+fn the_page_is_right() {
+    let page = read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/ir/graph.md"));
+    let example = page.split("```mlir\n").nth(1).and_then(|t| t.split("```").next()).expect("the page has an example");
+    let module = parse(example).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(print(&module), example);
+    assert_eq!(crate::verify(&module), []);
+    for node in ops().nodes.values().chain(loops().nodes.values()).filter(|n| !matches!(n.op, Op::Arg(_))) {
+        assert!(page.contains(&format!("\n| `{}` |", node.op.name())), "no {} on the page", node.op.name());
+    }
+}
