@@ -263,3 +263,47 @@ fn the_page_is_right() {
         assert!(page.contains(&format!("\n| `{}` |", node.op.name())), "no {} on the page", node.op.name());
     }
 }
+
+/// Hostile texts: the sample with pieces cut out, doubled and replaced. What still reads must print, verify and survive passes.
+#[test]
+fn damaged_texts_are_errors() {
+    let text = read(SAMPLE);
+    let lines: Vec<&str> = text.lines().collect();
+    let pieces = [
+        "-1",
+        "0",
+        "9223372036854775807",
+        "[]",
+        "\"T*T\"",
+        "\"-9223372036854775807\"",
+        "i1",
+        "f32",
+        "true",
+        "array<i64: 7, 7>",
+        "%0",
+        "",
+    ];
+    let (mut state, mut good) = (7u64, 0);
+    let mut random = |n: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % n
+    };
+    for _ in 0..400 {
+        let at = random(lines.len());
+        let words: Vec<&str> = lines[at].split_inclusive([' ', ',', '(', ')', '<', '>', '[', ']']).collect();
+        let k = random(words.len().max(1));
+        let piece = pieces[random(pieces.len())];
+        let word = words.get(k).copied().unwrap_or("");
+        let end = word.len() - usize::from(word.ends_with([' ', ',', '(', ')', '<', '>', '[', ']']));
+        let line = [&words[..k.min(words.len())], &[piece, &word[end..]], words.get(k + 1..).unwrap_or(&[])].concat().concat();
+        let damaged = [&lines[..at], &[line.as_str()], &lines[at + 1..]].concat().join("\n");
+        if let Ok(mut module) = parse(&damaged) {
+            good += 1;
+            assert_eq!(print(&parse(&print(&module)).expect("it was printed")), print(&module));
+            if crate::verify(&module).is_empty() {
+                crate::passes::run(&mut module, crate::passes::PIPELINE, true).unwrap_or_else(|e| panic!("{e}\n{line}"));
+            }
+        }
+    }
+    assert!(good > 10, "{good}");
+}
