@@ -1,1 +1,5 @@
-fn main() { lalrpop::process_src().expect("the grammar is part of the source and builds"); }
+//! Builds the parser from the grammar.
+
+fn main() {
+    lalrpop::process_src().expect("the grammar is part of the source and builds");
+}

@@ -46,7 +46,10 @@ pub enum SyntaxError {
     },
     /// A number that is none.
     #[error("'{text}' is not a number")]
-    #[diagnostic(code(E0104), help("integers are below 2^63; floats are written 0.5 or 1e-6; a name does not start with a digit"))]
+    #[diagnostic(
+        code(E0104),
+        help("integers are below 2^63; floats are written 0.5 or 1e-6; a name does not start with a digit")
+    )]
     BadNumber {
         /// The text.
         text: String,

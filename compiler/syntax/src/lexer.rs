@@ -21,13 +21,39 @@ pub enum Tok {
 
 /// The reserved words.
 pub const KEYWORDS: &[&str] = &[
-    "use", "dims", "config", "precision", "fn", "block", "model", "train", "let", "repeat", "as", "if", "else", "param", "state",
-    "tally", "penalty", "after", "step", "minimize", "with", "set", "true", "false", "and", "or", "not", "nodecay",
+    "use",
+    "dims",
+    "config",
+    "precision",
+    "fn",
+    "block",
+    "model",
+    "train",
+    "let",
+    "repeat",
+    "as",
+    "if",
+    "else",
+    "param",
+    "state",
+    "tally",
+    "penalty",
+    "after",
+    "step",
+    "minimize",
+    "with",
+    "set",
+    "true",
+    "false",
+    "and",
+    "or",
+    "not",
+    "nodecay",
 ];
 
 const PUNCTS: &[&str] = &[
-    "->", "==", "!=", "<=", ">=", "..", "^T", "(", ")", "[", "]", "{", "}", ",", ";", ":", "=", "+", "-", "*", "/", "%", "@", "<", ">",
-    "|", "&", ".",
+    "->", "==", "!=", "<=", ">=", "..", "^T", "(", ")", "[", "]", "{", "}", ",", ";", ":", "=", "+", "-", "*", "/", "%", "@",
+    "<", ">", "|", "&", ".",
 ];
 
 /// Lexes a file.
@@ -103,7 +129,11 @@ pub fn lex(file: FileId, text: &str, diags: &mut Diags) -> Vec<(usize, Tok, usiz
             let keep = nesting.iter().rposition(|(open, _)| *open == '{').map_or(nesting.len(), |i| i + 1);
             close_down_to(file, keep, start, &mut nesting, &mut out, diags);
         }
-        if broke && nesting.last().is_some_and(|n| n.0 == '{') && out.last().is_some_and(|(_, t, _)| ends_statement(t)) && !continues(&tok) {
+        if broke
+            && nesting.last().is_some_and(|n| n.0 == '{')
+            && out.last().is_some_and(|(_, t, _)| ends_statement(t))
+            && !continues(&tok)
+        {
             let end = out.last().map_or(start, |t| t.2);
             out.push((end, Tok::Newline, end));
         }
@@ -133,7 +163,9 @@ pub fn lex(file: FileId, text: &str, diags: &mut Diags) -> Vec<(usize, Tok, usiz
         }
         operators = match &tok {
             Tok::Newline | Tok::Punct(";" | "," | "{" | "}") | Tok::Keyword("let") => 0,
-            Tok::Punct("+" | "-" | "*" | "/" | "%" | "@" | "<" | ">" | "<=" | ">=" | "==" | "!=" | "|" | "&" | "^T" | "[" | "(" | ".") => operators + 1,
+            Tok::Punct(
+                "+" | "-" | "*" | "/" | "%" | "@" | "<" | ">" | "<=" | ">=" | "==" | "!=" | "|" | "&" | "^T" | "[" | "(" | ".",
+            ) => operators + 1,
             Tok::Keyword("and" | "or" | "not" | "else") => operators + 1,
             _ if matches!(out.last(), Some((_, Tok::Newline, _))) => 0,
             _ => operators,

@@ -1,7 +1,9 @@
 //! Text to tokens to the syntax tree.
 
 pub mod ast;
+mod dump;
 pub mod error;
+mod format;
 pub mod lexer;
 mod parse;
 
@@ -10,7 +12,9 @@ mod grammar {
     include!(concat!(env!("OUT_DIR"), "/grammar.rs"));
 }
 
+pub use dump::{print_ast, print_tokens};
 pub use error::SyntaxError;
+pub use format::format;
 pub use lexer::{Tok, lex};
 pub use parse::parse;
 

@@ -43,7 +43,9 @@ fn explain(file: FileId, text: &str, e: ParseError<usize, Tok, Failure>) -> (Spa
     let (span, found, expected) = match e {
         ParseError::UnrecognizedToken { token: (l, t, r), expected } => (Span::new(file, l, r), describe(&t), expected),
         ParseError::ExtraToken { token: (l, t, r) } => (Span::new(file, l, r), describe(&t), Vec::new()),
-        ParseError::UnrecognizedEof { expected, .. } => (Span::new(file, text.len(), text.len()), "end of the file".into(), expected),
+        ParseError::UnrecognizedEof { expected, .. } => {
+            (Span::new(file, text.len(), text.len()), "end of the file".into(), expected)
+        }
         ParseError::InvalidToken { location } => (Span::new(file, location, location), "token".into(), Vec::new()),
         ParseError::User { error } => match error {},
     };

@@ -6,7 +6,11 @@ fn errors(text: &str) -> Vec<String> {
     let file = sources.add("t.lode", text);
     let mut diags = Diags::new();
     parse(file, text, &mut diags);
-    diags.into_sorted().iter().map(|e| format!("{} {} @{}", e.error.code().expect("a code"), e.error, sources.line_col(e.span).0)).collect()
+    diags
+        .into_sorted()
+        .iter()
+        .map(|e| format!("{} {} @{}", e.error.code().expect("a code"), e.error, sources.line_col(e.span).0))
+        .collect()
 }
 
 fn tree(text: &str) -> File {
@@ -130,4 +134,24 @@ fn precedence_is_as_documented() {
     assert_eq!(shape("a & b | c & d"), "((a BitAnd b) BitOr (c BitAnd d))");
     assert_eq!(shape("-a @ param w: [d] = normal(1.0) + b"), "(((Neg a) MatMul param w) Add b)");
     assert_eq!(shape("a - b - 1"), "((a Sub b) Sub 1)");
+}
+
+#[test]
+fn formatting_keeps_tokens_and_is_idempotent() {
+    let mut sources = Sources::default();
+    let file = sources.add("t.lode", MODEL);
+    let messy = MODEL.replace("  ", "      ").replace(" = ", "=").replace(", ", " ,").replace("\n\n", "\n\n\n\n") + "// end";
+    let mut diags = Diags::new();
+    let once = crate::format(file, &messy, &mut diags).expect("it parses");
+    let twice = crate::format(file, &once, &mut diags).expect("it parses");
+    assert_eq!(once, twice);
+    let words = |t: &str| crate::lex(file, t, &mut Diags::new()).into_iter().map(|t| t.1).collect::<Vec<_>>();
+    assert_eq!(words(&messy), words(&once));
+    assert!(
+        once.contains(
+            "  let q = rope(rearrange(x @ param wq: [d, heads * dh] = normal(0.02), \"b t (h k) -> b t h k\", h: heads))\n"
+        ),
+        "{once}"
+    );
+    assert!(once.contains("y[.., 0:3, new, :]") && once.ends_with("// end\n"), "{once}");
 }
