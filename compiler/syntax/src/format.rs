@@ -95,9 +95,10 @@ fn spaced(tokens: &[(usize, Tok, usize)], i: usize) -> bool {
         // `use std.{a, b}`.
         (Tok::Punct("{"), _) if i >= 2 && matches!(tokens[i - 2].1, Tok::Punct(".")) => false,
         (_, Tok::Punct("}")) if in_use(tokens, i) => false,
-        (_, Tok::Punct(":")) => false,
+        (before, Tok::Punct(":")) => matches!(before, Tok::Punct(",")),
         (Tok::Punct(":"), _) => !in_slice(i),
         // Types and indices touch their name; a list after a word does not.
+        (Tok::Keyword("train"), Tok::Punct("(")) => false,
         (Tok::Ident(_) | Tok::Punct(")" | "]" | "^T"), Tok::Punct("(" | "[")) => false,
         _ if prefix_minus(i - 1) => false,
         // `.*` in a path.
