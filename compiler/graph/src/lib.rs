@@ -5,6 +5,7 @@
 
 pub mod accumulate;
 pub mod build;
+pub mod interp;
 pub mod ir;
 pub mod op;
 pub mod passes;
