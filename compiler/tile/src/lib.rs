@@ -5,10 +5,14 @@ pub mod cost;
 pub mod fused;
 pub mod gemm;
 pub mod group;
+pub mod interp;
 pub mod ir;
+pub mod kernels;
 pub mod lower;
 pub mod select;
+pub mod verify;
 pub mod view;
 
 pub use ir::{Access, Expr, Kernel, LoopKind, Mem, Stmt, VarId};
 pub use lower::{Lowered, TargetError, lower};
+pub use verify::verify;

@@ -1,0 +1,3 @@
+//! Kernels that are written by hand: each a function from a problem and a tiling to a tile program.
+
+pub mod build;
