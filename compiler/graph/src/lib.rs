@@ -4,6 +4,7 @@
 //! *Not yet decided at this level*: which nodes share a kernel, memory layout, where values live, order of execution.
 
 pub mod accumulate;
+pub mod autodiff;
 pub mod build;
 pub mod interp;
 pub mod ir;

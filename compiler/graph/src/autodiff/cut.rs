@@ -1,0 +1,120 @@
+//! Cuts a function in two: what the second part computes itself, and what it takes from the first.
+
+use crate::{
+    ir::{Func, NodeId, Value},
+    op::Op,
+};
+use base::arena::Id;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How the second part comes by a value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// It is an argument of the second part already.
+    Given,
+    /// The first part computes it and hands it over.
+    Saved,
+    /// The second part computes it.
+    Computed,
+}
+
+/// What a second part consists of.
+#[derive(Default)]
+pub(super) struct Cut {
+    /// The values it is given that it uses.
+    pub(super) given: BTreeSet<Value>,
+    /// The values handed over.
+    pub(super) saved: BTreeSet<Value>,
+    /// The nodes it computes.
+    pub(super) nodes: BTreeSet<NodeId>,
+}
+
+/// The second part that computes `targets`.
+pub(super) fn cut(func: &Func, targets: impl IntoIterator<Item = Value>, source: impl Fn(Value) -> Source) -> Cut {
+    let mut cut = Cut::default();
+    let mut needed: Vec<Value> = targets.into_iter().collect();
+    while let Some(v) = needed.pop() {
+        match source(v) {
+            Source::Given => drop(cut.given.insert(v)),
+            Source::Saved => drop(cut.saved.insert(v)),
+            Source::Computed if cut.nodes.insert(v.node) => needed.extend(&func.nodes[v.node].inputs),
+            Source::Computed => {}
+        }
+    }
+    cut
+}
+
+impl Cut {
+    /// Appends the nodes to `out`, whose values for those given and saved are in `map`; adds the results to `map`.
+    pub(super) fn copy(&self, func: &Func, out: &mut Func, map: &mut BTreeMap<Value, Value>) {
+        for id in &self.nodes {
+            let mut node = func.nodes[*id].clone();
+            node.inputs.iter_mut().for_each(|v| *v = map[v]);
+            let results = node.types.len();
+            let new = out.nodes.push(node);
+            map.extend((0..results as u32).map(|index| (Value { node: *id, index }, Value { node: new, index })));
+        }
+    }
+}
+
+/// Whether a result takes no memory or no less than the operand: never worth saving.
+pub(super) fn is_free(op: &Op) -> bool {
+    match op {
+        Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::Broadcast { .. } | Op::Reshape(_) | Op::StopGradient => true,
+        Op::Arg(_)
+        | Op::Map(_)
+        | Op::Cast(_)
+        | Op::Reduce(..)
+        | Op::Transpose(_)
+        | Op::Slice { .. }
+        | Op::Concat(_)
+        | Op::Pad { .. }
+        | Op::Contract(_)
+        | Op::Gather { .. }
+        | Op::ScatterAdd { .. }
+        | Op::TopK(_)
+        | Op::Cumsum { .. }
+        | Op::Attend(_)
+        | Op::AttendGrad(_)
+        | Op::Route { .. }
+        | Op::GroupedContract { .. }
+        | Op::GroupedOuter
+        | Op::Repeat(_) => false,
+    }
+}
+
+/// Whether a result costs a pass over memory at most.
+pub(super) fn is_cheap(op: &Op) -> bool {
+    match op {
+        Op::Map(_) | Op::Cast(_) | Op::Transpose(_) | Op::Slice { .. } | Op::Concat(_) | Op::Pad { .. } => true,
+        Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::Broadcast { .. } | Op::Reshape(_) | Op::StopGradient => true,
+        Op::Arg(_)
+        | Op::Reduce(..)
+        | Op::Contract(_)
+        | Op::Gather { .. }
+        | Op::ScatterAdd { .. }
+        | Op::TopK(_)
+        | Op::Cumsum { .. }
+        | Op::Attend(_)
+        | Op::AttendGrad(_)
+        | Op::Route { .. }
+        | Op::GroupedContract { .. }
+        | Op::GroupedOuter
+        | Op::Repeat(_) => false,
+    }
+}
+
+/// A name no output or argument of the role `Inner` has.
+pub(super) fn fresh(func: &Func, k: usize) -> String {
+    let taken = |name: &str| func.outputs.iter().any(|o| o.name == name) || func.args.iter().any(|a| a.name == name);
+    let mut name = format!("saved.{k}");
+    while taken(&name) {
+        name.push('\'');
+    }
+    name
+}
+
+/// Whether `v` is an argument of `func`.
+pub(super) fn is_arg(func: &Func, v: Value) -> bool {
+    v.node.index() < func.args.len()
+}
