@@ -120,7 +120,7 @@ fn mistakes_have_codes_places_and_shapes() {
         ("use std.{nope}\nmodel m(x: [B, d]) -> [B, d] {\n x }", "3:10 E0206 cannot use std/nope.lode: there is no such module"),
         (
             "model m(x: [B, d]) -> [B, d] {\n rearrange(x, \"b (h -> b h\") }",
-            "4:15 E0307 the pattern does not fit: '->' is not expected there",
+            "4:15 E0307 the pattern does not fit: a parenthesis is not closed",
         ),
         (
             "fn f(x: [..S, q]) -> [..S, q] { x @ zeros([d, d]) }\nmodel m(x: [B, d]) -> [B, d] {\n x }",
@@ -139,4 +139,13 @@ fn all_mistakes_of_a_file_are_told_once() {
         "{HEAD}model m(x: [B, d]) -> [B, d] {{\n let a = y\n let b = z + a\n let c = x @ zeros([n, n])\n b + c }}"
     ));
     assert_eq!(got.len(), 3, "{got:#?}");
+}
+
+#[test]
+fn the_models_elaborate() {
+    for (name, text) in [("strata", include_str!("../../../models/strata/model.lode"))] {
+        let p = lower_text(text).unwrap_or_else(|e| panic!("{name}: {e:#?}"));
+        let violations = graph::verify::verify(&p.module);
+        assert!(violations.is_empty(), "{name}: {violations:?}");
+    }
 }
