@@ -10,6 +10,7 @@ pub mod ir;
 pub mod kernels;
 pub mod lower;
 pub mod select;
+pub mod simulate;
 pub mod verify;
 pub mod view;
 

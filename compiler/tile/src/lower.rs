@@ -531,3 +531,6 @@ fn sum_into_argument(b: &Body, v: Value) -> Option<(NodeId, usize)> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

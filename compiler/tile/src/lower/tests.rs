@@ -1,0 +1,220 @@
+//! Entries in the tile interpreter against functions in the graph's.
+
+use crate::{lower, simulate::simulate};
+use base::{DType::*, Dim, DimEnv, TensorType};
+use graph::{
+    Func, Module, Op, Role, Value,
+    build::Builder,
+    interp::{Options, Tensor, bind_dims, eval},
+    op::{MapFn, ReduceFn, Repeat},
+};
+
+/// Deterministic numbers in -1..1.
+fn noise(seed: &mut u64) -> f64 {
+    *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    (*seed >> 33) as f64 / f64::from(1u32 << 30) - 1.0
+}
+
+fn ty(text: &str) -> TensorType {
+    let (dtype, shape) = text.trim_end_matches(']').split_once('[').expect("a type");
+    let shape: Vec<Dim> = shape.split(',').filter(|d| !d.trim().is_empty()).map(|d| d.trim().parse().expect("a dim")).collect();
+    TensorType::new(dtype.parse().expect("a dtype"), shape)
+}
+
+/// Builds a function of arguments of these types and compares both ways of running it; integer arguments count 0, 1, 2, 0, ….
+fn check(args: &[&str], dims: &[(&str, i64)], build: impl FnOnce(&mut Builder, &[Value]) -> Vec<Value>) -> lower::Lowered {
+    let mut f = Func::new("f");
+    let values: Vec<Value> = args.iter().enumerate().map(|(i, t)| f.arg(&format!("a{i}"), Role::Input, ty(t))).collect();
+    let outputs = build(&mut Builder::new(&mut f), &values);
+    outputs.into_iter().enumerate().for_each(|(i, v)| f.output(&format!("o{i}"), Role::Result, v));
+    compare(f, dims)
+}
+
+fn compare(f: Func, dims: &[(&str, i64)]) -> lower::Lowered {
+    let env: DimEnv = dims.iter().map(|(n, v)| ((*n).into(), *v)).collect();
+    let mut seed = 7;
+    let tensors: Vec<Tensor> = f
+        .arg_values()
+        .map(|(_, _, t)| {
+            let shape = t.eval(&env).expect("extents");
+            let n = shape.iter().product::<i64>();
+            let data = (0..n).map(|i| if t.dtype.is_float() { noise(&mut seed) } else { (i % 3) as f64 }).collect();
+            Tensor::new(t.dtype, &shape, data)
+        })
+        .collect();
+    let shapes: Vec<&[i64]> = tensors.iter().map(|t| &t.shape[..]).collect();
+    bind_dims(&f, &shapes).expect("dims bind");
+    let want = eval(&f, &tensors, &env, Options::EXACT).expect("the graph evaluates");
+    let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f] };
+    let violations = graph::verify::verify(&module);
+    assert!(violations.is_empty(), "{violations:?}");
+    let lowered = lower::lower(&module).expect("it lowers");
+    let data: Vec<Vec<f64>> = tensors.iter().map(|t| t.data.clone()).collect();
+    let got = simulate(&lowered, &lowered.entries[0], &data, &env).unwrap_or_else(|e| panic!("{e}\n{:#?}", lowered.kernels));
+    for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+        assert_eq!(g.len(), w.data.len());
+        for (j, (x, y)) in g.iter().zip(&w.data).enumerate() {
+            let close = (x - y).abs() <= 1e-5 * (1.0 + y.abs()) || (x.is_nan() && y.is_nan());
+            assert!(close, "output {i} element {j}: {x} for {y}\n{:#?}\n{:#?}", lowered.entries[0].steps, lowered.kernels);
+        }
+    }
+    lowered
+}
+
+const BT: &[(&str, i64)] = &[("B", 2), ("T", 5)];
+
+#[test]
+fn elementwise_chains_are_one_flat_kernel() {
+    let l = check(&["f32[B, T, 8]", "f32[B, T, 8]"], BT, |b, a| {
+        let s = b.map(MapFn::Sigmoid, &[a[0]]);
+        let m = b.mul(s, a[1]);
+        vec![b.add(m, a[0])]
+    });
+    assert_eq!((l.kernels.len(), l.entries[0].steps.len()), (1, 1));
+}
+
+#[test]
+fn a_norm_is_one_kernel() {
+    let l = check(&["f32[B, T, 8]", "f32[8]"], BT, |b, a| {
+        let square = b.mul(a[0], a[0]);
+        let sum = b.sum(square, &[2]);
+        let r = b.map(MapFn::Rsqrt, &[sum]);
+        let shape = b.func.ty(a[0]).shape.clone();
+        let r = b.broadcast(r, &shape, &[0, 1]);
+        let w = b.broadcast(a[1], &shape, &[2]);
+        let y = b.mul(a[0], r);
+        vec![b.mul(y, w)]
+    });
+    assert_eq!(l.kernels.len(), 1, "{:#?}", l.kernels);
+}
+
+#[test]
+fn softmax_is_one_kernel() {
+    let l = check(&["f32[B, T, 9]"], BT, |b, a| {
+        let shape = b.func.ty(a[0]).shape.clone();
+        let m = b.op(Op::Reduce(ReduceFn::Max, vec![2]), a);
+        let m = b.broadcast(m, &shape, &[0, 1]);
+        let c = b.map(MapFn::Sub, &[a[0], m]);
+        let e = b.map(MapFn::Exp, &[c]);
+        let s = b.sum(e, &[2]);
+        let s = b.broadcast(s, &shape, &[0, 1]);
+        vec![b.map(MapFn::Div, &[e, s])]
+    });
+    assert_eq!(l.kernels.len(), 1, "{:#?}", l.kernels);
+}
+
+#[test]
+fn reductions_over_any_axes() {
+    for axes in [vec![0], vec![1], vec![2], vec![0, 1], vec![0, 2], vec![1, 2], vec![0, 1, 2]] {
+        check(&["f32[B, T, 300]"], BT, |b, a| vec![b.sum(a[0], &axes)]);
+        check(&["f32[B, 11, 7]"], BT, |b, a| vec![b.op(Op::Reduce(ReduceFn::Max, axes.clone()), a)]);
+    }
+}
+
+#[test]
+fn layout_ops_compose() {
+    check(&["f32[B, T, 8]"], BT, |b, a| {
+        let d = |s: &str| s.parse::<Dim>().expect("a dim");
+        let r = b.reshape(a[0], &[d("B"), d("T"), d("2"), d("4")]);
+        let t = b.transpose(r, &[0, 2, 1, 3]);
+        let neg = b.map(MapFn::Neg, &[t]);
+        let s = b.op(Op::Slice { axis: 2, start: d("1"), len: d("T - 1"), step: 1 }, &[neg]);
+        let p = b.op(Op::Pad { axis: 2, low: d("2"), high: d("1"), value: graph::op::Scalar::new(3.0) }, &[s]);
+        let c = b.op(Op::Concat(3), &[p, p]);
+        let back = b.transpose(neg, &[0, 2, 1, 3]);
+        let flat = b.reshape(back, &[d("B*T"), d("8")]);
+        vec![p, c, b.map(MapFn::Exp, &[flat])]
+    });
+}
+
+#[test]
+fn gathers_and_tables() {
+    check(&["f32[6, 4]", "i32[B, T]", "f32[B, T, 3]"], BT, |b, a| {
+        let d = |s: &str| s.parse::<Dim>().expect("a dim");
+        let g = b.op(Op::Gather { batch: 0 }, &[a[0], a[1]]);
+        let i = b.op(Op::Iota(d("T")), &[]);
+        let i = b.op(Op::Cast(F32), &[i]);
+        let angle = b.map(MapFn::Cos, &[i]);
+        let shape = b.func.ty(g).shape.clone();
+        let angle = b.broadcast(angle, &shape, &[1]);
+        let along = b.reshape(a[1], &[d("B"), d("T"), d("1")]);
+        let picked = b.op(Op::Gather { batch: 2 }, &[a[2], along]);
+        vec![b.mul(g, angle), picked]
+    });
+}
+
+#[test]
+fn contractions_with_views_and_epilogues() {
+    check(&["f32[B, T, 8]", "f32[8, 2, 4]", "f32[2, 4, 8]"], BT, |b, a| {
+        let x = b.map(MapFn::Silu, &[a[0]]);
+        let h = b.contract("btd,dhk->bthk", x, a[1]);
+        let y = b.contract("bthk,hko->bto", h, a[2]);
+        let s = b.contract("bthk,bshk->bhts", h, h);
+        let odd = b.contract("bhts,bhts->h", s, s);
+        vec![b.add(y, a[0]), s, odd]
+    });
+}
+
+#[test]
+fn repeats_carry_stack_and_slice() {
+    let mut body = Func::new("body");
+    let (c, k, w) = (
+        body.arg("c", Role::Inner, ty("f32[B, 4]")),
+        body.arg("k", Role::Inner, ty("f32[B, 4]")),
+        body.arg("w", Role::Inner, ty("f32[4, 4]")),
+    );
+    let mut b = Builder::new(&mut body);
+    let p = b.contract("bi,ij->bj", c, w);
+    let next = b.add(p, k);
+    let next = b.add(next, c);
+    let stack = b.map(MapFn::Tanh, &[c]);
+    body.output("c", Role::Inner, next);
+    body.output("y", Role::Inner, stack);
+    for (count, reverse) in [(3, false), (3, true), (1, false)] {
+        let r = Repeat { count, carried: 1, constant: 1, reverse, body: body.clone() };
+        check(&["f32[B, 4]", "f32[B, 4]", &format!("f32[{count}, 4, 4]")], BT, |b, a| {
+            let x = b.map(MapFn::Exp, &[a[0]]);
+            b.node(Op::Repeat(Box::new(r.clone())), &[x, a[1], a[2]])
+        });
+    }
+}
+
+/// Outputs that replace arguments: in place where nothing else reads them, through copies where something does.
+#[test]
+fn outputs_replace_arguments() {
+    let mut f = Func::new("f");
+    let (p, m, g) = (
+        f.arg("p", Role::Param, ty("f32[4, 4]")),
+        f.arg("m", Role::Moment, ty("f32[4, 4]")),
+        f.arg("g", Role::Grad, ty("f32[4, 4]")),
+    );
+    let x = f.arg("x", Role::Input, ty("f32[B, 4]"));
+    let mut b = Builder::new(&mut f);
+    let next_m = b.add(m, g);
+    let turned = b.transpose(p, &[1, 0]);
+    let next_p = b.add(turned, next_m);
+    let dw = b.contract("bi,bj->ij", x, x);
+    let next_g = b.add(g, dw);
+    f.output("p", Role::Param, next_p);
+    f.output("m", Role::Moment, next_m);
+    f.output("g", Role::Grad, next_g);
+    let l = compare(f, BT);
+    assert!(l.entries[0].steps.iter().any(|s| matches!(s, library::Step::Gemm(g) if g.accumulate)), "{:#?}", l.entries[0].steps);
+}
+
+#[test]
+fn stacked_sums_are_added_in_the_loop() {
+    let mut body = Func::new("body");
+    let x = body.arg("x", Role::Inner, ty("f32[B, 4]"));
+    let mut b = Builder::new(&mut body);
+    let dw = b.contract("bi,bj->ij", x, x);
+    body.output("dw", Role::Inner, dw);
+    let mut f = Func::new("f");
+    let (g, xs) = (f.arg("g", Role::Grad, ty("f32[3, 4, 4]")), f.arg("x", Role::Input, ty("f32[3, B, 4]")));
+    let mut b = Builder::new(&mut f);
+    let dw = b.op(Op::Repeat(Box::new(Repeat { count: 3, carried: 0, constant: 0, reverse: true, body })), &[xs]);
+    let next = b.add(g, dw);
+    f.output("g", Role::Grad, next);
+    let l = compare(f, BT);
+    assert_eq!(l.entries[0].buffers.len(), 2, "{:#?}", l.entries[0]);
+}
