@@ -5,6 +5,7 @@ pub mod arena;
 pub mod diag;
 pub mod dim;
 pub mod dtype;
+mod serial;
 pub mod span;
 pub mod text;
 

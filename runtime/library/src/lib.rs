@@ -1,6 +1,12 @@
 //! The artefact of a build and all that the run-time needs: a manifest (typed entry points, buffers, steps, parameters) and the
 //! code. Only this crosses from the compiler to the run-time.
 
+pub mod error;
+pub mod file;
 pub mod manifest;
+pub mod names;
+mod validate;
 
-pub use manifest::{Buffer, BufferId, Entry, GroupedGemm, Gemm, Manifest, Port, Role, Step, View};
+pub use error::LibraryError;
+pub use file::Library;
+pub use manifest::{Buffer, BufferId, Entry, Gemm, GroupedGemm, Init, Kernel, Manifest, Param, Port, Role, Step, View};

@@ -1,13 +1,15 @@
 //! The manifest's data. Extents are [`Dim`]s over the entry's run-time dims, written as text in JSON.
 
 use base::{DType, Dim};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Index of a buffer within its entry.
 pub type BufferId = usize;
 
 /// What a build produced.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// The model's name.
     pub name: String,
@@ -26,7 +28,8 @@ pub struct Manifest {
 }
 
 /// A parameter or state.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Param {
     /// The dotted name; each `*` (or `*+3`, which counts from 3) stands for one leading axis.
     pub name: String,
@@ -43,7 +46,7 @@ pub struct Param {
 }
 
 /// How a parameter starts.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Init {
     /// Normal. # Units: standard deviation.
     Normal(f64),
@@ -54,7 +57,7 @@ pub enum Init {
 }
 
 /// What a port of an entry is to the run-time; see `graph::Role`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum Role {
     Param,
@@ -69,7 +72,8 @@ pub enum Role {
 }
 
 /// A compiled kernel.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Kernel {
     /// Its symbol in the code.
     pub symbol: String,
@@ -84,7 +88,8 @@ pub struct Kernel {
 }
 
 /// An entry point: ports, buffers, steps.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Entry {
     /// `forward`, `loss`, `grad`, `update`.
     pub name: String,
@@ -101,7 +106,8 @@ pub struct Entry {
 }
 
 /// An argument or output of an entry.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Port {
     /// Unique within its role.
     pub name: String,
@@ -116,7 +122,8 @@ pub struct Port {
 }
 
 /// Contiguous memory.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Buffer {
     /// The dtype.
     pub dtype: DType,
@@ -127,7 +134,8 @@ pub struct Buffer {
 }
 
 /// A place in a buffer. Inside loops the place moves by `turn[d]` elements a turn of the enclosing loop `d` (0 the outermost).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct View {
     /// The buffer.
     pub buffer: BufferId,
@@ -138,7 +146,8 @@ pub struct View {
 }
 
 /// One thing to do.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub enum Step {
     /// Runs all blocks of a kernel.
     Launch {
@@ -183,7 +192,8 @@ pub enum Step {
 }
 
 /// `c[i, j] = beta·c[i, j] + Σ_k a[i, k]·b[k, j]` for each point of `batch`. Sums in the accumulator type of `dtype`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Gemm {
     /// Of all three.
     pub dtype: DType,
@@ -208,7 +218,8 @@ pub struct Gemm {
 }
 
 /// Products over ragged rows, rows of group e being `offsets[e]..offsets[e + 1]`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub enum GroupedGemm {
     /// x `[rows, k]` times w `[e, k, n]` (`[e, n, k]` if transposed) to y `[rows, n]`; rows past the last offset become 0.
     Rows {
