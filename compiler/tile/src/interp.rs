@@ -12,10 +12,7 @@ use crate::{
 };
 use base::{DType, DimEnv};
 use graph::op::{MapFn, ReduceFn};
-use std::{
-    collections::{BTreeSet, HashMap},
-    rc::Rc,
-};
+use std::{collections::HashMap, rc::Rc};
 
 /// How to run.
 #[derive(Clone, Copy, Debug)]
@@ -146,6 +143,8 @@ pub fn run(kernel: &Kernel, buffers: &mut [Vec<f64>], dims: &DimEnv, options: Op
         options,
         report: Report::default(),
         vectors: Vec::new(),
+        touched: Vec::new(),
+        epoch: 0,
         stored: HashMap::new(),
     };
     let grid = value(&kernel.grid)?.max(0);
@@ -183,15 +182,19 @@ struct Track {
     reader: Vec<u32>,
 }
 
-/// What the turns of a running vector loop touched, of memories that it writes.
+/// A running vector loop, and what its turns touched of the memories that it writes.
 struct Turns {
     turn: i64,
-    stored: Rc<BTreeSet<Mem>>,
-    touched: HashMap<(Mem, usize), Touch>,
+    /// Tells this run of the loop from others at the same depth.
+    epoch: u64,
+    /// Which memories, buffers first.
+    stored: Rc<[bool]>,
 }
 
-#[derive(Clone, Copy)]
+/// Who touched an element last, in the run of a loop called `epoch`.
+#[derive(Clone, Copy, Default)]
 struct Touch {
+    epoch: u64,
     turn: i64,
     other: Option<i64>,
     wrote: bool,
@@ -208,8 +211,11 @@ struct Machine<'a> {
     options: Options,
     report: Report,
     vectors: Vec<Turns>,
+    /// By depth of the loop and memory.
+    touched: Vec<Vec<Vec<Touch>>>,
+    epoch: u64,
     /// The memories that a loop's body writes, by the body's address.
-    stored: HashMap<usize, Rc<BTreeSet<Mem>>>,
+    stored: HashMap<usize, Rc<[bool]>>,
 }
 
 impl Machine<'_> {
@@ -225,18 +231,31 @@ impl Machine<'_> {
             Mem::Scratch(i) => self.scratch[i].len(),
         }
     }
+    /// The memory's number, buffers first.
+    fn id(&self, mem: Mem) -> usize {
+        match mem {
+            Mem::Buffer(i) => i,
+            Mem::Scratch(i) => self.kernel.buffers.len() + i,
+        }
+    }
     /// The element, in bounds and no other turn's.
     fn touch(&mut self, mem: Mem, index: i64, write: bool) -> Result<usize, InterpError> {
         let (elems, block) = (self.elems(mem), self.block);
         let Some(at) = usize::try_from(index).ok().filter(|i| *i < elems) else {
             return Err(InterpError::Bounds { block, mem: self.name(mem), index, elems });
         };
-        for l in &mut self.vectors {
-            if !l.stored.contains(&mem) {
+        let id = self.id(mem);
+        for (l, touched) in self.vectors.iter().zip(&mut self.touched) {
+            if !l.stored[id] {
                 continue;
             }
-            let turn = l.turn;
-            let touch = l.touched.entry((mem, at)).or_insert(Touch { turn, other: None, wrote: false });
+            if touched[id].len() < elems {
+                touched[id] = vec![Touch::default(); elems];
+            }
+            let (touch, turn) = (&mut touched[id][at], l.turn);
+            if touch.epoch != l.epoch {
+                *touch = Touch { epoch: l.epoch, turn, other: None, wrote: false };
+            }
             if touch.turn != turn {
                 touch.other = Some(touch.turn);
                 touch.turn = turn;
@@ -357,10 +376,17 @@ impl Machine<'_> {
                 let (lo, hi) = (self.int(lo)?, self.int(hi)?);
                 let stored = match kind {
                     LoopKind::Serial => None,
-                    LoopKind::Vector => Some(self.stored_by(body)).filter(|s| !s.is_empty()),
+                    LoopKind::Vector => Some(self.stored_by(body)).filter(|s| s.contains(&true)),
                 };
                 let logged = stored.is_some();
-                self.vectors.extend(stored.map(|stored| Turns { turn: lo, stored, touched: HashMap::new() }));
+                if let Some(stored) = stored {
+                    self.epoch += 1;
+                    self.vectors.push(Turns { turn: lo, epoch: self.epoch, stored });
+                    if self.touched.len() < self.vectors.len() {
+                        let mems = self.kernel.buffers.len() + self.kernel.scratch.len();
+                        self.touched.push(vec![Vec::new(); mems]);
+                    }
+                }
                 for i in lo..hi {
                     self.vars[var.0 as usize] = i as f64;
                     if let Some(l) = self.vectors.last_mut().filter(|_| logged) {
@@ -389,13 +415,31 @@ impl Machine<'_> {
         }
         Ok(())
     }
-    fn stored_by(&mut self, body: &[Stmt]) -> Rc<BTreeSet<Mem>> {
-        let known = self.stored.entry(body.as_ptr() as usize);
-        Rc::clone(known.or_insert_with(|| {
-            let mut mems = BTreeSet::new();
-            stores(body, &mut mems);
-            Rc::new(mems)
-        }))
+    fn stored_by(&mut self, body: &[Stmt]) -> Rc<[bool]> {
+        let address = body.as_ptr() as usize;
+        if let Some(known) = self.stored.get(&address) {
+            return Rc::clone(known);
+        }
+        let mut written = vec![false; self.kernel.buffers.len() + self.kernel.scratch.len()];
+        self.stores(body, &mut written);
+        let written: Rc<[bool]> = written.into();
+        self.stored.insert(address, Rc::clone(&written));
+        written
+    }
+    /// Marks the memories that statements write.
+    fn stores(&self, stmts: &[Stmt], written: &mut [bool]) {
+        for s in stmts {
+            match s {
+                Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) => {}
+                Stmt::Store { mem, .. } => written[self.id(*mem)] = true,
+                Stmt::For { body, .. } | Stmt::While { body, .. } => self.stores(body, written),
+                Stmt::If { then, otherwise, .. } => {
+                    self.stores(then, written);
+                    self.stores(otherwise, written);
+                }
+                Stmt::Dot(d) => written[self.id(d.c.mem)] = true,
+            }
+        }
     }
 
     fn dot(&mut self, d: &Dot) -> Result<(), InterpError> {
@@ -430,26 +474,6 @@ impl Machine<'_> {
             }
         }
         Ok(out)
-    }
-}
-
-/// The memories that statements write.
-fn stores(stmts: &[Stmt], mems: &mut BTreeSet<Mem>) {
-    for s in stmts {
-        match s {
-            Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) => {}
-            Stmt::Store { mem, .. } => {
-                mems.insert(*mem);
-            }
-            Stmt::For { body, .. } | Stmt::While { body, .. } => stores(body, mems),
-            Stmt::If { then, otherwise, .. } => {
-                stores(then, mems);
-                stores(otherwise, mems);
-            }
-            Stmt::Dot(d) => {
-                mems.insert(d.c.mem);
-            }
-        }
     }
 }
 

@@ -1,0 +1,305 @@
+//! Attention and its gradient.
+
+use super::{Random, assert_near, i32s, oracle, results};
+use crate::kernels::{
+    domain::{Problem, Tiling},
+    host_attend, host_attend_grad,
+};
+use base::{DType, Dim, DimEnv};
+use graph::{
+    Op,
+    interp::Tensor,
+    op::{Attend, Domain, Scalar},
+};
+use std::sync::Arc;
+
+/// Extents: batch, queries, keys, query heads, key heads, elements of a key, of a value.
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    b: i64,
+    t: i64,
+    s: i64,
+    h: i64,
+    g: i64,
+    dk: i64,
+    dv: i64,
+}
+
+const SMALL: Size = Size { b: 2, t: 5, s: 5, h: 4, g: 2, dk: 4, dv: 3 };
+
+impl Size {
+    fn tokens(self, n: i64) -> Size {
+        Size { t: n, s: n, ..self }
+    }
+}
+
+struct Case {
+    size: Size,
+    domain: Domain,
+    operands: Vec<Tensor>,
+    dtype: DType,
+    /// q, k and v, random if absent.
+    data: Option<[Tensor; 3]>,
+    /// o, lse, dq, dk, dv.
+    tolerance: f64,
+}
+
+impl Case {
+    fn new(size: Size, domain: &str, operands: &[Tensor]) -> Case {
+        let domain = domain.parse().expect("a domain");
+        Case { size, domain, operands: operands.to_vec(), dtype: DType::F64, data: None, tolerance: 1e-11 }
+    }
+    fn random(&self) -> [Tensor; 3] {
+        let Size { b, t, s, h, g, dk, dv } = self.size;
+        let mut r = Random::new(1 + t as u64);
+        [r.tensor(self.dtype, &[b, t, h, dk]), r.tensor(self.dtype, &[b, s, g, dk]), r.tensor(self.dtype, &[b, s, g, dv])]
+    }
+    fn problem(&self, scale: f64) -> Problem {
+        let Size { h, g, dk, dv, .. } = self.size;
+        let symbols = ["B", "T", "S"].map(Dim::sym);
+        let [b, t, s] = symbols.clone();
+        let operands = self.operands.iter().map(|x| {
+            let mut ty = super::known(x);
+            ty.shape[0] = b.clone();
+            // Keys' operands and queries' operands of two axes are told apart by the domain; extents that agree are the same here.
+            if x.shape.len() == 4 {
+                ty.shape[1] = t.clone();
+                ty.shape[3] = Dim::sym("N");
+            }
+            ty
+        });
+        let operands = operands.collect();
+        let (dtype, domain) = (self.dtype, self.domain.clone());
+        Problem { dtype, b: b.clone(), t: t.clone(), s, h, g, dk, dv, domain, scale, operands }
+    }
+    fn check(&self) {
+        let tilings = [Tiling { queries: 4, keys: 8 }, Tiling { queries: 1, keys: 16 }, Tiling { queries: 16, keys: 64 }];
+        let list = crate::kernels::domain::driving_list(&self.domain).is_some();
+        for tiling in tilings.into_iter().filter(|t| !list || t.queries == 1) {
+            self.check_with(tiling);
+        }
+    }
+    fn check_with(&self, tiling: Tiling) {
+        let scale = 1.0 / (self.size.dk as f64).sqrt();
+        let [q, k, v] = self.data.clone().unwrap_or_else(|| self.random());
+        let attend = Attend { domain: self.domain.clone(), scale: Scalar::new(scale) };
+        let name = |x: &str| format!("{x} of {} at {:?} with {tiling:?}", self.domain, self.size);
+        let p = self.problem(scale);
+        let list = self.operands.iter().find(|x| x.shape.len() == 4).map_or(0, |x| x.shape[3]);
+        let dims = [("B", self.size.b), ("T", self.size.t), ("S", self.size.s), ("N", list)];
+        let dims: DimEnv = dims.into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
+        let rounded = self.dtype != DType::F64;
+
+        let args: Vec<Tensor> = [&q, &k, &v].into_iter().chain(&self.operands).cloned().collect();
+        let want = oracle(&Op::Attend(attend.clone()), &args);
+        let lens: Vec<usize> = want.iter().map(|x| x.data.len()).collect();
+        let got = results(&host_attend::host_attend(&p, tiling), &args, &lens, &dims, rounded);
+        for (i, x) in ["o", "lse"].into_iter().enumerate() {
+            assert_near(&name(x), &got[i], &want[i].data, self.tolerance);
+        }
+
+        let [o, lse] = [0, 1].map(|i| Tensor::new(want[i].dtype, &want[i].shape, want[i].data.clone()));
+        let mut r = Random::new(99);
+        let (d_o, d_lse) = (r.tensor(self.dtype, &o.shape), r.tensor(lse.dtype, &lse.shape));
+        let args: Vec<Tensor> = [&q, &k, &v, &o, &lse, &d_o, &d_lse].into_iter().chain(&self.operands).cloned().collect();
+        let want = oracle(&Op::AttendGrad(attend), &args);
+        let lens: Vec<usize> = want.iter().map(|x| x.data.len()).collect();
+        let got = results(&host_attend_grad::host_attend_grad(&p, tiling), &args, &lens, &dims, rounded);
+        for (i, x) in ["dq", "dk", "dv"].into_iter().enumerate() {
+            assert_near(&name(x), &got[i], &want[i].data, self.tolerance);
+        }
+    }
+}
+
+/// Lists `[b, t, g, n]` of distinct numbers below `limit(t)`, the unused places -1.
+fn lists(size: Size, n: i64, limit: impl Fn(i64) -> i64) -> Tensor {
+    let mut r = Random::new(5);
+    let mut data = Vec::new();
+    for _ in 0..size.b {
+        for t in 0..size.t {
+            for _ in 0..size.g {
+                let mut all: Vec<i64> = (0..limit(t)).collect();
+                let mut list = vec![-1; n as usize];
+                for place in list.iter_mut().take(all.len()) {
+                    *place = all.remove(r.int(0, all.len() as i64) as usize);
+                }
+                data.extend(list);
+            }
+        }
+    }
+    i32s(&[size.b, size.t, size.g, n], data)
+}
+
+#[test]
+fn ranges_at_all_lengths() {
+    for n in [1, 15, 31, 32, 33, 47, 48, 63, 64, 65, 127] {
+        let size = Size { b: 1, h: 2, g: 1, ..SMALL }.tokens(n);
+        let tiling = Tiling { queries: 16, keys: 32 };
+        Case::new(size, "causal", &[]).check_with(tiling);
+        Case::new(size, "causal & window(16)", &[]).check_with(tiling);
+        // Compressed keys: none before the first whole window.
+        let keys = if n < 32 { 0 } else { (n - 32) / 16 + 1 };
+        Case::new(Size { s: keys, ..size }, "ends_before(32, 16)", &[]).check_with(tiling);
+    }
+}
+
+#[test]
+fn every_domain_and_tiling() {
+    let size = SMALL.tokens(21);
+    let mut r = Random::new(3);
+    let ends = i32s(&[2, 21], (0..42).map(|_| r.int(0, 25)));
+    let segments = i32s(&[2, 21], (0..42).map(|i| [0, 1, 1, 1, 2, 3, 3][(i % 21 / 3) as usize]));
+    let blocks = lists(size, 3, |t| t / 4 + 1);
+    let tokens = lists(size, 5, |_| 21);
+    let far = i32s(&[2, 21, 2, 3], (0..252).map(|_| r.int(-3, 9)));
+    let groups = i32s(&[2, 21], (0..42).map(|_| r.int(-1, 6)));
+    for (domain, operands) in [
+        ("full", vec![]),
+        ("causal", vec![]),
+        ("window(4)", vec![]),
+        ("ends_at(0)", vec![&ends]),
+        ("segments(0, 0)", vec![&segments]),
+        ("causal & segments(0, 0)", vec![&segments]),
+        ("blocks(0, 4)", vec![&blocks]),
+        ("causal & blocks(0, 4)", vec![&blocks]),
+        ("causal & blocks(0, 4) & segments(1, 1)", vec![&blocks, &segments]),
+        ("blocks(0, 4)", vec![&far]),
+        ("tokens(0)", vec![&tokens]),
+        ("tokens(0) & causal & window(9)", vec![&tokens]),
+        ("tokens(0)", vec![&far]),
+        ("groups(0, 1)", vec![&far, &groups]),
+        ("causal & groups(0, 1)", vec![&far, &groups]),
+        ("causal & blocks(0, 4) & blocks(1, 8)", vec![&blocks, &far]),
+        ("causal & (blocks(0, 4) | window(3))", vec![&blocks]),
+        ("window(2) | tokens(0)", vec![&far]),
+        ("causal & window(3) | ends_before(8, 1)", vec![]),
+    ] {
+        let operands: Vec<Tensor> = operands.into_iter().cloned().collect();
+        Case::new(size, domain, &operands).check();
+    }
+}
+
+#[test]
+fn fewer_or_more_queries_than_keys() {
+    for (t, s) in [(1, 20), (3, 20), (20, 3), (7, 0), (0, 7)] {
+        let size = Size { t, s, ..SMALL };
+        for domain in ["full", "causal", "causal & window(5)", "ends_before(2, 2)"] {
+            Case::new(size, domain, &[]).check();
+        }
+        Case::new(size, "causal & blocks(0, 4)", &[lists(size, 2, |_| s / 4 + 1)]).check();
+    }
+}
+
+#[test]
+fn groups_of_heads() {
+    for heads in [1, 2, 3, 4, 8] {
+        for g in [1, 2] {
+            let size = Size { b: 1, h: heads * g, g, dk: 3, dv: 5, ..SMALL }.tokens(18);
+            Case::new(size, "causal", &[]).check();
+            Case::new(size, "causal & blocks(0, 8)", &[lists(size, 2, |t| t / 8 + 1)]).check();
+        }
+    }
+}
+
+#[test]
+fn lists_with_duplicates_and_holes_count_each_key_once() {
+    let size = SMALL.tokens(16);
+    let repeated = i32s(&[2, 16, 2, 4], [1, -1, 1, 0].into_iter().cycle().take(256));
+    Case::new(size, "blocks(0, 8)", std::slice::from_ref(&repeated)).check();
+    Case::new(size, "causal & tokens(0)", &[repeated]).check();
+    Case::new(size, "blocks(0, 8)", &[i32s(&[2, 16, 2, 3], vec![-1; 192])]).check();
+    Case::new(size, "tokens(0)", &[i32s(&[2, 16, 2, 0], vec![])]).check();
+}
+
+#[test]
+fn packed_sequences_of_one_token() {
+    let size = Size { b: 1, ..SMALL }.tokens(40);
+    let segment = |i: i64| {
+        if i < 19 {
+            0
+        } else if i < 20 {
+            1
+        } else if i < 21 {
+            2
+        } else {
+            3
+        }
+    };
+    let segments = i32s(&[1, 40], (0..40).map(segment));
+    Case::new(size, "causal & segments(0, 0)", std::slice::from_ref(&segments)).check();
+    Case::new(size, "causal & segments(0, 0) & blocks(1, 8)", &[segments, lists(size, 3, |t| t / 8 + 1)]).check();
+}
+
+#[test]
+fn equal_and_huge_scores() {
+    let size = SMALL.tokens(20);
+    let full = |x: f64, shape: &[i64]| Tensor::full(DType::F64, shape, x);
+    let v = Random::new(2).tensor(DType::F64, &[2, 20, 2, 3]);
+    for q in [0.0, 1.0, 1e4] {
+        let data = Some([full(q, &[2, 20, 4, 4]), full(1.0, &[2, 20, 2, 4]), v.clone()]);
+        Case { data, tolerance: 1e-9, ..Case::new(size, "causal", &[]) }.check();
+    }
+    let mut case = Case::new(size, "causal", &[]);
+    let [q, mut k, v] = case.random();
+    k.data.iter_mut().step_by(7).for_each(|x| *x *= 1e3);
+    case.data = Some([q, k, v]);
+    case.tolerance = 1e-9;
+    case.check();
+}
+
+#[test]
+fn what_is_not_seen_does_not_leak() {
+    let size = Size { b: 1, ..SMALL }.tokens(24);
+    let blocks = i32s(&[1, 24, 2, 2], (0..24).flat_map(|t| [0, t / 8, 0, t / 8]));
+    for poison in [f64::NAN, f64::INFINITY] {
+        // Keys 8..16 are bad: whole blocks for the lists, later or other keys for the rest.
+        for (domain, operands) in [
+            ("causal", vec![]),
+            ("causal & window(4)", vec![]),
+            ("blocks(0, 8)", vec![blocks.clone()]),
+            ("causal & blocks(0, 8)", vec![blocks.clone()]),
+            ("causal & (blocks(0, 8) | window(2))", vec![blocks.clone()]),
+            ("segments(0, 0)", vec![i32s(&[1, 24], (0..24).map(|s| s / 8))]),
+        ] {
+            let mut case = Case::new(size, domain, &operands);
+            let [q, k, v] = case.random();
+            let spoil = |x: &Tensor, n: usize| {
+                let mut x = x.clone();
+                x.data[8 * n..16 * n].fill(poison);
+                x
+            };
+            case.data = Some([q.clone(), k.clone(), spoil(&v, 2 * 3)]);
+            case.check();
+            if poison.is_nan() {
+                case.data = Some([q.clone(), spoil(&k, 2 * 4), v.clone()]);
+                case.check();
+                case.data = Some([spoil(&q, 4 * 4), k, v]);
+                case.check();
+            }
+        }
+    }
+}
+
+#[test]
+fn narrow_dtypes() {
+    // Scores below 4, so each term of o and of the sums errs by a few roundings of f32; the result rounds once to the dtype.
+    let size = SMALL.tokens(33);
+    for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 2f64.powi(-7)), (DType::F16, 2f64.powi(-10))] {
+        Case { dtype, tolerance, ..Case::new(size, "causal", &[]) }.check();
+        Case { dtype, tolerance, ..Case::new(size, "causal & blocks(0, 8)", &[lists(size, 2, |t| t / 8 + 1)]) }.check();
+    }
+}
+
+#[test]
+fn default_tilings_fit() {
+    for (h, g, d) in [(8, 2, 32), (64, 4, 128), (1, 1, 8), (128, 1, 192)] {
+        for domain in ["causal", "causal & blocks(0, 64)"] {
+            let operands = if domain.contains("blocks") { vec![i32s(&[1, 1, g, 1], vec![0; g as usize])] } else { vec![] };
+            let p = Case::new(Size { b: 1, t: 1, s: 1, h, g, dk: d, dv: d }, domain, &operands).problem(1.0);
+            for tiling in [host_attend::default_tiling(&p), host_attend_grad::default_tiling(&p)] {
+                assert!(Tiling::legal(&p).contains(&tiling), "{tiling:?}");
+                assert!(h / g > 32 || tiling.queries == 1 || tiling.queries * h / g <= 32, "{tiling:?}");
+            }
+        }
+    }
+}
