@@ -1,0 +1,136 @@
+use super::*;
+use base::DType;
+
+fn numbers(n: usize, seed: u64) -> Vec<f32> {
+    let mut s = seed;
+    (0..n)
+        .map(|_| {
+            s = s.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (s >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn ptr<T>(v: &mut [T]) -> *mut u8 {
+    v.as_mut_ptr().cast()
+}
+
+unsafe extern "C" fn add_block(buffers: *const *mut u8, dims: *const i64, begin: i64, end: i64) {
+    // SAFETY: the test passes one buffer of `grid` numbers and one extent.
+    unsafe {
+        let x = (*buffers).cast::<f32>();
+        for i in begin..end {
+            *x.add(i as usize) += (*dims + i) as f32;
+        }
+    }
+}
+
+#[test]
+fn launches_run_each_block_once() {
+    for threads in [1, 2, 3] {
+        let device = HostDevice::new(Some(threads));
+        for grid in [0, 1, 7, 1000] {
+            let mut x = vec![0f32; grid];
+            let l = Launch { kernel: add_block, buffers: vec![ptr(&mut x)], dims: vec![5], grid: grid as i64 };
+            // SAFETY: one element a block.
+            unsafe { device.launch(&l) };
+            assert!(x.iter().enumerate().all(|(i, v)| *v == (5 + i) as f32));
+        }
+    }
+}
+
+#[test]
+fn products_match_loops_for_any_strides_and_threads() {
+    for (m, n, k) in [(1, 1, 1), (3, 5, 7), (64, 33, 17), (4, 4, 0), (0, 3, 2), (130, 70, 129)] {
+        let (mut a, mut b) = (numbers(m * k, 1), numbers(k * n, 2));
+        for transposed in [false, true] {
+            let strides = if transposed {
+                [1, m as isize, 1, k as isize, n as isize, 1]
+            } else {
+                [k as isize, 1, n as isize, 1, n as isize, 1]
+            };
+            for accumulate in [false, true] {
+                let mut results = Vec::new();
+                for threads in [1, 2, 4] {
+                    let mut c = numbers(m * n, 3);
+                    let start = [ptr(&mut a), ptr(&mut b), ptr(&mut c)];
+                    let p = Product { dtype: DType::F32, m, n, k, strides, starts: vec![start], accumulate };
+                    let device = HostDevice::new(Some(threads));
+                    // SAFETY: the vectors have these extents.
+                    device.install(|| unsafe { device.multiply(&p) });
+                    results.push(c);
+                }
+                assert!(results.iter().all(|r| *r == results[0]), "threads change {m}x{n}x{k}");
+                let old = numbers(m * n, 3);
+                for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                    let x = |l: usize| a[(i as isize * strides[0] + l as isize * strides[1]) as usize];
+                    let y = |l: usize| b[(l as isize * strides[2] + j as isize * strides[3]) as usize];
+                    let sum: f64 = (0..k).map(|l| f64::from(x(l)) * f64::from(y(l))).sum();
+                    let want = sum + if accumulate { f64::from(old[i * n + j]) } else { 0.0 };
+                    assert!((f64::from(results[0][i * n + j]) - want).abs() < 1e-4, "{m}x{n}x{k} {i},{j}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn narrow_products_round_once() {
+    let (mut a, mut b) = (numbers(6, 1), numbers(6, 2));
+    let narrow = |v: &mut [f32]| v.iter().map(|x| half::bf16::from_f32(*x)).collect::<Vec<_>>();
+    let (mut x, mut y, mut z) = (narrow(&mut a), narrow(&mut b), vec![half::bf16::ZERO; 4]);
+    let start = [ptr(&mut x), ptr(&mut y), ptr(&mut z)];
+    let p = Product { dtype: DType::BF16, m: 2, n: 2, k: 3, strides: [3, 1, 2, 1, 2, 1], starts: vec![start], accumulate: false };
+    // SAFETY: the vectors have these extents.
+    unsafe { HostDevice::new(Some(1)).multiply(&p) };
+    for (i, j) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        let want: f32 = (0..3).map(|l| x[i * 3 + l].to_f32() * y[l * 2 + j].to_f32()).sum();
+        assert_eq!(z[i * 2 + j], half::bf16::from_f32(want));
+    }
+}
+
+#[test]
+fn groups_may_be_empty_and_rows_left_over_are_zero() {
+    let (k, n, rows) = (3, 2, 6);
+    let (mut x, mut w) = (numbers(rows * k, 1), numbers(4 * k * n, 2));
+    for offsets in [[0, 2, 2, 5, 5], [0, 0, 0, 0, 0], [0, 6, 6, 6, 6], [0, 0, 0, 0, 6]] {
+        let mut y = vec![f32::NAN; rows * n];
+        let g = |memory, rows_kind| Grouped {
+            dtype: DType::F32,
+            memory,
+            offsets: offsets.as_ptr(),
+            extents: [4, rows, k, n],
+            rows: rows_kind,
+        };
+        let device = HostDevice::new(Some(2));
+        // SAFETY: the vectors have these extents.
+        unsafe { device.multiply_groups(&g([ptr(&mut x), ptr(&mut w), ptr(&mut y)], Some(false))) };
+        for r in 0..rows {
+            let e = (0..4).find(|e| (offsets[*e] as usize..offsets[e + 1] as usize).contains(&r));
+            for j in 0..n {
+                let want: f32 = e.map_or(0.0, |e| (0..k).map(|i| x[r * k + i] * w[(e * k + i) * n + j]).sum());
+                assert!((y[r * n + j] - want).abs() < 1e-5, "{offsets:?} row {r}");
+            }
+        }
+        let mut outer = vec![f32::NAN; 4 * k * n];
+        // SAFETY: the vectors have these extents.
+        unsafe { device.multiply_groups(&g([ptr(&mut x), ptr(&mut outer), ptr(&mut y)], None)) };
+        for (e, i, j) in (0..4).flat_map(|e| (0..k).flat_map(move |i| (0..n).map(move |j| (e, i, j)))) {
+            let want: f32 = (offsets[e] as usize..offsets[e + 1] as usize).map(|r| x[r * k + i] * y[r * n + j]).sum();
+            assert!((outer[(e * k + i) * n + j] - want).abs() < 1e-5, "{offsets:?} {e}");
+        }
+    }
+}
+
+#[test]
+fn e4m3_codes_round_trip() {
+    for code in 0..=255u8 {
+        let x = product::e4m3_to_f32(code);
+        if x.is_nan() {
+            assert!(product::e4m3_to_f32(product::f32_to_e4m3(x)).is_nan());
+        } else {
+            assert_eq!(product::f32_to_e4m3(x), code, "{x}");
+        }
+    }
+    assert_eq!(product::e4m3_to_f32(product::f32_to_e4m3(1e9)), 448.0);
+}
