@@ -4,5 +4,10 @@ pub mod build;
 pub mod domain;
 pub mod host_attend;
 pub mod host_attend_grad;
+pub mod host_cumsum;
+pub mod host_gather;
+pub mod host_route;
+pub mod host_scatter_add;
+pub mod host_topk;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! Each kernel in the tile interpreter against the graph's.
 
 mod attend;
+mod index;
 
 use crate::{
     interp::{Options, run},

@@ -281,6 +281,16 @@ fn what_is_not_seen_does_not_leak() {
 }
 
 #[test]
+fn keys_of_infinite_distance() {
+    // Score -inf, so weight 0 and finite o; but 0·inf in dq, for the rows that see the key and for no other.
+    let mut case = Case::new(Size { b: 1, ..SMALL }.tokens(12), "causal", &[]);
+    let [_, mut k, v] = case.random();
+    k.data[5 * 8..6 * 8].fill(f64::INFINITY);
+    case.data = Some([Tensor::full(DType::F64, &[1, 12, 4, 4], -1.0), k, v]);
+    case.check();
+}
+
+#[test]
 fn narrow_dtypes() {
     // Scores below 4, so each term of o and of the sums errs by a few roundings of f32; the result rounds once to the dtype.
     let size = SMALL.tokens(33);
