@@ -1,1 +1,19 @@
-//! `exec`: see docs/architecture.md.
+//! Runs libraries: plans memory, binds dims, executes steps; initialises, saves and loads parameters; trains and generates.
+//!
+//! The run-time imports no compiler stage. A future cache of keys and values belongs in `generate`, as state beside the prompt.
+
+pub mod checkpoint;
+pub mod data;
+pub mod error;
+pub mod generate;
+pub mod npy;
+pub mod plan;
+pub mod random;
+pub mod session;
+pub mod store;
+pub mod tensor;
+pub mod train;
+
+pub use error::ExecError;
+pub use session::Session;
+pub use tensor::HostTensor;

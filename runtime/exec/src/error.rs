@@ -1,0 +1,52 @@
+//! What can go wrong at run time: E07.
+
+use miette::Diagnostic;
+use thiserror::Error;
+
+/// A run failed.
+#[derive(Debug, Error, Diagnostic)]
+#[allow(missing_docs)]
+pub enum ExecError {
+    #[error("there is no entry '{name}'")]
+    #[diagnostic(code(E0701), help("the library has {known}"))]
+    NoEntry { name: String, known: String },
+    #[error("{what} is {value} for {dims}")]
+    #[diagnostic(code(E0702), help("these run-time dims do not fit the model"))]
+    Extent { what: String, value: i64, dims: String },
+    #[error("the plan needs {needed_mib} MiB, {available_mib} MiB are available")]
+    #[diagnostic(code(E0703), help("smaller --batch or --seq, or more --micro-batches\n{table}"))]
+    Memory { needed_mib: u64, available_mib: u64, table: String },
+    #[error("input '{name}': {why}")]
+    #[diagnostic(code(E0704))]
+    Input { name: String, why: String },
+    #[error("{path}: {why}")]
+    #[diagnostic(code(E0705), help("{help}"))]
+    File { path: String, why: String, help: &'static str },
+    #[error("{path} does not fit the model:\n{mismatches}")]
+    #[diagnostic(code(E0706), help("the weights are of another model or config"))]
+    Weights { path: String, mismatches: String },
+    #[error("{path} is too short: {have} tokens, {need} are needed")]
+    #[diagnostic(code(E0707), help("a longer text, or a smaller --seq"))]
+    ShortData { path: String, have: usize, need: usize },
+    #[error("the loss is {loss} at step {step}")]
+    #[diagnostic(code(E0708), help("{first}; the last good checkpoint is kept: {checkpoint}"))]
+    NotFinite { loss: f64, step: u64, first: String, checkpoint: String },
+    #[error("no checkpoint in {path} can be read")]
+    #[diagnostic(code(E0709), help("{why}"))]
+    NoCheckpoint { path: String, why: String },
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Library(#[from] library::LibraryError),
+}
+
+impl ExecError {
+    /// A file that cannot be read or written.
+    pub fn io(path: &std::path::Path, e: &std::io::Error) -> ExecError {
+        let help = match e.kind() {
+            std::io::ErrorKind::NotFound => "check the path",
+            std::io::ErrorKind::StorageFull => "the disk is full: free some space and go on with --resume",
+            _ => "nothing was lost: what was saved before is intact",
+        };
+        ExecError::File { path: path.display().to_string(), why: e.to_string(), help }
+    }
+}
