@@ -25,4 +25,7 @@ pub enum LibraryError {
     #[error("the code has no symbol {symbol}")]
     #[diagnostic(code(E0606), help("manifest and code are of different builds"))]
     Symbol { symbol: String },
+    #[error("{name} was built for {built}, not for {wanted}")]
+    #[diagnostic(code(E0607), help("build it with `--target {wanted}`"))]
+    Target { name: String, built: String, wanted: String },
 }

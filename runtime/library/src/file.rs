@@ -31,6 +31,17 @@ impl Library {
         crate::validate::validate(&manifest).map_err(|why| LibraryError::Invalid { name: manifest.name.clone(), why })?;
         Ok(Library { manifest, code })
     }
+    /// Fails unless the library was built for `target`.
+    ///
+    /// # Errors
+    /// E0607.
+    pub fn expect_target(&self, target: &str) -> Result<(), LibraryError> {
+        let (name, built) = (&self.manifest.name, &self.manifest.target);
+        if built == target {
+            return Ok(());
+        }
+        Err(LibraryError::Target { name: name.clone(), built: built.clone(), wanted: target.into() })
+    }
     /// The file's bytes; the same library gives the same bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         let manifest = serde_json::to_vec(&self.manifest).expect("a manifest is plain data");
@@ -70,6 +81,9 @@ impl Library {
         let manifest = part().ok_or_else(|| damaged("it ends in its manifest"))?;
         let code: Option<Vec<Vec<u8>>> = (0..parts).map(|_| part()).collect();
         let code = code.ok_or_else(|| damaged("it ends in its code"))?;
+        if rest.len() != sum.len() {
+            return Err(damaged("it has more than its parts"));
+        }
         let manifest = serde_json::from_slice(&manifest).map_err(|e| damaged(&e.to_string()))?;
         Library::new(manifest, code)
     }
@@ -98,12 +112,12 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{Buffer, Entry, Gemm, Port, Role, Step, View};
     use base::{DType, Dim};
 
-    fn sample() -> Library {
+    pub(crate) fn sample() -> Library {
         let d = |n: &str| n.parse::<Dim>().expect("a dim");
         let view = |b| View { buffer: b, offset: d("0"), turn: vec![] };
         let buffer = |e: &str| Buffer { dtype: DType::F32, elems: d(e), external: true };
@@ -180,15 +194,49 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_that_contradicts_itself_is_refused() {
-        let mut m = sample().manifest;
-        m.entries[0].args[0].buffer = 9;
-        assert!(matches!(Library::new(m, vec![]), Err(LibraryError::Invalid { .. })));
-        let mut m = sample().manifest;
-        m.entries[0].steps.push(Step::Launch { kernel: 3, buffers: vec![], dims: vec![], grid: Dim::from(1) });
-        assert!(matches!(Library::new(m, vec![]), Err(LibraryError::Invalid { .. })));
-        let mut m = sample().manifest;
-        m.entries[0].buffers[0].elems = Dim::sym("Q");
-        assert!(matches!(Library::new(m, vec![]), Err(LibraryError::Invalid { .. })));
+    fn each_kind_of_damage_has_its_error() {
+        let good = sample().to_bytes();
+        let with_sum = |mut bytes: Vec<u8>| {
+            let sum = checksum(&bytes).to_le_bytes();
+            bytes.extend(sum);
+            bytes
+        };
+        let body = &good[..good.len() - 8];
+        let read = |bytes: &[u8]| Library::from_bytes(bytes, "x").expect_err("it is damaged");
+        let newer = with_sum([&MAGIC[..], &9u32.to_le_bytes(), &body[12..]].concat());
+        assert!(matches!(read(&newer), LibraryError::Version { found: 9, known: FORMAT, .. }));
+        let longer = with_sum([body, b"more"].concat());
+        assert!(matches!(read(&longer), LibraryError::Damaged { why, .. } if why == "it has more than its parts"));
+        let text = |m: &str| {
+            let head = [&MAGIC[..], &FORMAT.to_le_bytes(), &0u32.to_le_bytes(), &(m.len() as u64).to_le_bytes()].concat();
+            with_sum([&head[..], m.as_bytes()].concat())
+        };
+        let json = serde_json::to_string(&sample().manifest).expect("a manifest is plain data");
+        assert!(Library::from_bytes(&text(&json), "x").is_ok());
+        let deep = format!("{}B{}", "max(1, ".repeat(100_000), ")".repeat(100_000));
+        for (bad, why) in [
+            ("{".to_string(), "EOF"),
+            (json.replace("\"target\"", "\"targets\""), "unknown field `targets`"),
+            (json.replace(",\"target\":\"host\"", ""), "missing field `target`"),
+            (json.replace("\"B*B\"", "\"B*(B\""), "expected a dim"),
+            (json.replace("\"B*B\"", &format!("\"{deep}\"")), "a dim of"),
+            (json.replace("\"f32\"", "\"f31\""), "'f31' is not a dtype"),
+        ] {
+            let found = read(&text(&bad)).to_string();
+            assert!(found.contains(why), "{found} for {why}");
+        }
+    }
+
+    #[test]
+    fn a_library_is_of_one_target() {
+        assert!(sample().expect_target("host").is_ok());
+        assert!(matches!(sample().expect_target("sm_90a"), Err(LibraryError::Target { .. })));
+    }
+
+    #[test]
+    fn files_that_are_not_there_are_named() {
+        let path = std::env::temp_dir().join("lode-no-such-folder").join("x.lode");
+        assert!(matches!(Library::read(&path), Err(LibraryError::Io { .. })));
+        assert!(matches!(sample().write(&path), Err(LibraryError::Io { .. })));
     }
 }

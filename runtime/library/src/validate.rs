@@ -1,25 +1,29 @@
-//! Checks that a manifest does not contradict itself: what the run-time would otherwise index out of range.
+//! Checks that a manifest does not contradict itself: what the run-time would otherwise index out of range, resolve to the wrong
+//! memory or never finish.
 
-use crate::{Entry, GroupedGemm, Manifest, Step, View};
-use base::Dim;
-use std::collections::BTreeSet;
+use crate::{Entry, GroupedGemm, Init, Manifest, Param, Port, Role, Step, View, names};
+use base::{DType, Dim};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Names of tensors in weight files, and steps of an entry with its loops unrolled: far above any model, far below what memory holds.
+const MAX_UNROLLED: i64 = 1 << 22;
 
 /// The first contradiction, in words.
 pub(crate) fn validate(m: &Manifest) -> Result<(), String> {
-    let dims: BTreeSet<&str> = m.dims.iter().map(String::as_str).collect();
-    let mut names = BTreeSet::new();
-    for p in &m.params {
-        if !names.insert(&p.name) {
-            return Err(format!("parameter {} twice", p.name));
-        }
-        let elems = p.shape.iter().try_fold(1i64, |n, d| n.checked_mul(*d).filter(|n| *n >= 0));
-        if elems.is_none() || p.name.split('.').filter(|x| x.starts_with('*')).count() > p.shape.len() {
-            return Err(format!("parameter {} of shape {:?}", p.name, p.shape));
+    let mut dims = BTreeSet::new();
+    for d in &m.dims {
+        let is_name = d.parse::<Dim>() == Ok(Dim::sym(d)) && !d.is_empty();
+        if !is_name || !dims.insert(d.as_str()) {
+            return Err(format!("the run-time dim '{d}'"));
         }
     }
+    if let Some((name, x)) = m.settings.iter().find(|(_, x)| !x.is_finite()) {
+        return Err(format!("the setting {name} is {x}"));
+    }
+    params(&m.params)?;
     let mut symbols = BTreeSet::new();
-    if let Some(k) = m.kernels.iter().find(|k| !symbols.insert(&k.symbol)) {
-        return Err(format!("kernel {} twice", k.symbol));
+    if let Some(k) = m.kernels.iter().find(|k| k.symbol.is_empty() || k.symbol.contains('\0') || !symbols.insert(&k.symbol)) {
+        return Err(format!("the kernel '{}' twice, or it has no symbol", k.symbol));
     }
     let mut entries = BTreeSet::new();
     for e in &m.entries {
@@ -27,6 +31,34 @@ pub(crate) fn validate(m: &Manifest) -> Result<(), String> {
             return Err(format!("entry {} twice", e.name));
         }
         Check { m, e, dims: &dims }.entry().map_err(|why| format!("entry {}: {why}", e.name))?;
+    }
+    Ok(())
+}
+
+fn params(params: &[Param]) -> Result<(), String> {
+    let mut files = BTreeSet::new();
+    let mut stacked = 0i64;
+    for p in params {
+        let elems = p.shape.iter().try_fold(1i64, |n, d| n.checked_mul(*d).filter(|n| *n >= 0));
+        let stars: Vec<&str> = p.name.split('.').filter(|x| x.starts_with('*')).collect();
+        let counted = |s: &&str| **s == *"*" || s.strip_prefix("*+").is_some_and(|k| k.parse::<u32>().is_ok());
+        if elems.is_none() || p.shape.iter().any(|n| *n < 0) || stars.len() > p.shape.len() || !stars.iter().all(counted) {
+            return Err(format!("parameter {} of shape {:?}", p.name, p.shape));
+        }
+        let (Init::Normal(x) | Init::Uniform(x) | Init::Constant(x)) = p.init;
+        if !x.is_finite() || !matches!(p.role, Role::Param | Role::State) {
+            return Err(format!("parameter {} has role {:?} and starts as {:?}", p.name, p.role, p.init));
+        }
+        let copies = p.shape[..stars.len()].iter().try_fold(1i64, |n, d| n.checked_mul(*d)).unwrap_or(i64::MAX);
+        stacked = stacked.saturating_add(copies);
+        if stacked > MAX_UNROLLED {
+            return Err(format!("parameter {} stands for {copies} tensors", p.name));
+        }
+        for name in names::expand(&p.name, &p.shape).0 {
+            if let Some(name) = files.replace(name) {
+                return Err(format!("parameter {name} twice"));
+            }
+        }
     }
     Ok(())
 }
@@ -41,25 +73,60 @@ impl Check<'_> {
     fn entry(&self) -> Result<(), String> {
         for b in &self.e.buffers {
             self.dim(&b.elems)?;
+            if b.elems.known().is_some_and(|n| n < 0) {
+                return Err(format!("a buffer of {} elements", b.elems));
+            }
         }
+        self.ports()?;
+        self.e.constraints.iter().try_for_each(|(d, _)| self.dim(d))?;
+        self.steps(&self.e.steps, 0, 1)
+    }
+    /// Every port fits its buffer, every external buffer has one owner, and an output shares memory with the argument it replaces and
+    /// with nothing else.
+    fn ports(&self) -> Result<(), String> {
+        let mut owners: BTreeMap<usize, (Role, &str)> = BTreeMap::new();
         for (what, ports) in [("argument", &self.e.args), ("output", &self.e.outputs)] {
             let mut names = BTreeSet::new();
             for p in ports {
-                if !names.insert((p.role, &p.name)) {
-                    return Err(format!("{what} {} twice", p.name));
+                let name = &p.name;
+                if !names.insert((p.role, name)) {
+                    return Err(format!("{what} {name} twice"));
                 }
                 p.shape.iter().try_for_each(|d| self.dim(d))?;
-                let buffer = self.e.buffers.get(p.buffer).ok_or_else(|| format!("{what} {} has no buffer", p.name))?;
+                let buffer = self.e.buffers.get(p.buffer).ok_or_else(|| format!("{what} {name} has no buffer"))?;
                 let elems = p.shape.iter().fold(Dim::from(1), |n, d| n * d.clone());
                 if !buffer.external || buffer.dtype != p.dtype || buffer.elems != elems {
-                    return Err(format!("{what} {} does not fit its buffer", p.name));
+                    return Err(format!("{what} {name} does not fit its buffer"));
                 }
+                let replaced = self.e.args.iter().find(|a| what == "output" && a.name == *name && a.role == p.role);
+                if replaced.is_some_and(|a| a.buffer != p.buffer) {
+                    return Err(format!("output {name} is not in the argument's place"));
+                }
+                if replaced.is_none() && owners.insert(p.buffer, (p.role, name)).is_some() {
+                    return Err(format!("{what} {name} shares its buffer"));
+                }
+                self.declared(p)?;
             }
         }
-        self.e.constraints.iter().try_for_each(|(d, _)| self.dim(d))?;
-        self.steps(&self.e.steps, 0)
+        match self.e.buffers.iter().enumerate().find(|(i, b)| b.external && !owners.contains_key(i)) {
+            Some((i, _)) => Err(format!("nobody brings buffer {i}")),
+            None => Ok(()),
+        }
     }
-    fn steps(&self, steps: &[Step], depth: usize) -> Result<(), String> {
+    /// A parameter or state is one of the manifest's.
+    fn declared(&self, p: &Port) -> Result<(), String> {
+        if !matches!(p.role, Role::Param | Role::State) {
+            return Ok(());
+        }
+        let found = self.m.params.iter().find(|q| q.name == p.name && q.role == p.role);
+        let fits = |q: &Param| q.dtype == p.dtype && q.shape.iter().map(|n| Dim::from(*n)).eq(p.shape.iter().cloned());
+        if found.is_some_and(fits) { Ok(()) } else { Err(format!("{} is not declared with this type", p.name)) }
+    }
+    /// `turns`: how often these steps run in all.
+    fn steps(&self, steps: &[Step], depth: usize, turns: i64) -> Result<(), String> {
+        if turns.saturating_mul(steps.len().max(1) as i64) > MAX_UNROLLED {
+            return Err(format!("{turns} turns of {} steps", steps.len()));
+        }
         for step in steps {
             match step {
                 Step::Launch { kernel, buffers, dims, grid } => {
@@ -72,19 +139,26 @@ impl Check<'_> {
                 }
                 Step::Gemm(g) => {
                     self.views([&g.a, &g.b, &g.c].into_iter(), depth)?;
+                    self.typed("product", g.dtype, &[&g.a, &g.b, &g.c])?;
                     let strides = g.batch.iter().flat_map(|(n, s)| [n].into_iter().chain(s));
                     g.strides.iter().chain([&g.m, &g.n, &g.k]).chain(strides).try_for_each(|d| self.dim(d))?;
                 }
-                Step::GroupedGemm(GroupedGemm::Rows { x, w, offsets, y, extents, .. }) => {
+                Step::GroupedGemm(
+                    GroupedGemm::Rows { dtype, x, w, offsets, y, extents, .. }
+                    | GroupedGemm::Outer { dtype, x, y, offsets, w, extents },
+                ) => {
                     self.views([x, w, offsets, y].into_iter(), depth)?;
-                    extents.iter().try_for_each(|d| self.dim(d))?;
-                }
-                Step::GroupedGemm(GroupedGemm::Outer { x, y, offsets, w, extents, .. }) => {
-                    self.views([x, y, offsets, w].into_iter(), depth)?;
+                    self.typed("grouped product", *dtype, &[x, w, y])?;
+                    if self.e.buffers[offsets.buffer].dtype != DType::I32 {
+                        return Err("a grouped product with offsets that are not i32".into());
+                    }
                     extents.iter().try_for_each(|d| self.dim(d))?;
                 }
                 Step::Copy { from, to, elems } => {
                     self.views([from, to].into_iter(), depth)?;
+                    if self.e.buffers[from.buffer].dtype != self.e.buffers[to.buffer].dtype {
+                        return Err(format!("a copy from buffer {} to {} of another dtype", from.buffer, to.buffer));
+                    }
                     self.dim(elems)?;
                 }
                 Step::Zero { at, elems } => {
@@ -93,13 +167,18 @@ impl Check<'_> {
                 }
                 Step::Loop { count, body, .. } => {
                     if *count < 0 || depth > 16 {
-                        return Err(format!("a loop of {count} turns"));
+                        return Err(format!("a loop of {count} turns at depth {depth}"));
                     }
-                    self.steps(body, depth + 1)?;
+                    self.steps(body, depth + 1, turns.saturating_mul(*count))?;
                 }
             }
         }
         Ok(())
+    }
+    /// The operands of a product are floats of one dtype.
+    fn typed(&self, what: &str, dtype: DType, views: &[&View]) -> Result<(), String> {
+        let fits = |v: &&View| self.e.buffers[v.buffer].dtype == dtype;
+        if dtype.is_float() && views.iter().all(fits) { Ok(()) } else { Err(format!("a {what} of {dtype} on other operands")) }
     }
     fn views<'v>(&self, mut views: impl Iterator<Item = &'v View>, depth: usize) -> Result<(), String> {
         views.try_for_each(|v| {
@@ -118,3 +197,6 @@ impl Check<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
