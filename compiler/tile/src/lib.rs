@@ -11,6 +11,7 @@ pub mod kernels;
 pub mod lower;
 pub mod select;
 pub mod simulate;
+pub mod text;
 pub mod verify;
 pub mod view;
 
