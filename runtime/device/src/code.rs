@@ -36,3 +36,18 @@ impl Code for SharedObject {
         unsafe { self.library.get::<KernelFn>(symbol.as_bytes()) }.ok().map(|f| *f)
     }
 }
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_objects_give_symbols_or_say_why_not() {
+        // SAFETY: it does not exist.
+        assert!(unsafe { SharedObject::open(Path::new("no-such-file.so")) }.is_err());
+        // SAFETY: the C library is loaded already.
+        let Ok(c) = (unsafe { SharedObject::open(Path::new("libc.so.6")) }) else { return println!("skipped: no libc.so.6") };
+        assert!(c.kernel("memcpy").is_some() && c.kernel("no_such_kernel").is_none());
+    }
+}

@@ -57,14 +57,51 @@ impl Drop for Memory {
     }
 }
 
-/// What programs can still use: the system's estimate, or the control group's limit if that is lower. # Units: bytes.
+/// What programs can still use: the system's estimate, or what the control group leaves if that is less. # Units: bytes.
+/// # Source: proc(5), MemAvailable; the kernel's cgroup-v2 page, memory.max, memory.current and memory.stat.
 pub fn available_bytes() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    let system = line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024;
-    let number = |path: &str| std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse::<u64>().ok());
-    let group = number("/sys/fs/cgroup/memory.max")
-        .zip(number("/sys/fs/cgroup/memory.current"))
-        .map(|(max, used)| max.saturating_sub(used));
-    Some(group.map_or(system, |g| g.min(system)))
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let system = field(&read("/proc/meminfo")?, "MemAvailable:")? * 1024;
+    let group = |max: &str, used: &str, stat: &str, cache: &str| {
+        let (max, used) = (read(max)?.trim().parse::<u64>().ok()?, read(used)?.trim().parse::<u64>().ok()?);
+        // Pages of files that were not used lately are given back before anything is refused.
+        let cached = read(stat).and_then(|t| field(&t, cache)).unwrap_or(0);
+        Some(max.saturating_sub(used.saturating_sub(cached)))
+    };
+    let new = |name: &str| format!("/sys/fs/cgroup/{name}");
+    let old = |name: &str| format!("/sys/fs/cgroup/memory/{name}");
+    let limits = [
+        group(&new("memory.max"), &new("memory.current"), &new("memory.stat"), "inactive_file"),
+        group(&old("memory.limit_in_bytes"), &old("memory.usage_in_bytes"), &old("memory.stat"), "total_inactive_file"),
+    ];
+    Some(limits.into_iter().flatten().fold(system, u64::min))
+}
+
+/// The number after a name at the start of a line.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|l| l.strip_prefix(name).filter(|r| r.starts_with([' ', '\t'])))?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_aligned_and_zero() {
+        for bytes in [0, 1, 63, 64, 100_000] {
+            let mut m = Memory::new(bytes).expect("there is that much");
+            assert_eq!((m.as_ptr() as usize % ALIGNMENT, m.len(), m.is_empty()), (0, bytes, bytes == 0));
+            assert!(m.bytes().iter().all(|b| *b == 0));
+            m.bytes_mut().fill(1);
+        }
+        assert!(Memory::new(usize::MAX / 2 + 1).is_none());
+    }
+
+    #[test]
+    fn fields_are_whole_words() {
+        let text = "MemTotal:  9 kB\nMemAvailable:    7 kB\ninactive_file_x 1\ninactive_file 5\n";
+        assert_eq!([field(text, "MemAvailable:"), field(text, "inactive_file"), field(text, "Mem")], [Some(7), Some(5), None]);
+        assert!(available_bytes().is_none_or(|n| n > 0));
+    }
 }

@@ -82,16 +82,22 @@ impl HostDevice {
     /// Computes a grouped product; groups in parallel.
     ///
     /// # Safety
-    /// As for `multiply`; offsets are increasing and within the rows.
+    /// As for `multiply`.
     pub unsafe fn multiply_groups(&self, g: &Grouped) {
         let [groups, rows, k, n] = g.extents;
         let size = g.dtype.bytes();
-        // SAFETY: the caller vouches for the offsets.
-        let offsets = unsafe { std::slice::from_raw_parts(g.offsets, groups + 1) };
+        // SAFETY: the caller vouches for the memory of the offsets.
+        let given = unsafe { std::slice::from_raw_parts(g.offsets, groups + 1) };
+        // What they hold is data: kept within the rows, and not decreasing.
+        let mut offsets = vec![0; groups + 1];
+        given.iter().zip(&mut offsets).fold(0, |low, (o, to)| {
+            *to = usize::try_from(*o).unwrap_or(0).clamp(low, rows);
+            *to
+        });
         let g = Shared(g);
         let work = |e: usize| {
             let g: &Grouped = g.get();
-            let (first, last) = (offsets[e] as usize, offsets[e + 1] as usize);
+            let (first, last) = (offsets[e], offsets[e + 1]);
             let at = |p: *mut u8, elems: usize| p.wrapping_add(elems * size);
             let [x, w, y] = g.memory;
             let (m, cols, inner, strides, start) = match g.rows {
@@ -119,7 +125,7 @@ impl HostDevice {
         }
         let g: &Grouped = g.get();
         if g.rows.is_some() {
-            let used = offsets[groups] as usize;
+            let used = offsets[groups];
             // SAFETY: rows past the last group belong to y.
             unsafe { g.memory[2].add(used * n * size).write_bytes(0, (rows - used) * n * size) };
         }
@@ -208,8 +214,7 @@ unsafe fn widened<T>(
         let at = |i: usize, j: usize| start.cast::<T>().wrapping_offset(i as isize * by[0] + j as isize * by[1]).cast_const();
         (0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))).map(|(i, j)| load(at(i, j))).collect()
     };
-    let mut x = copy(a, p.m, p.k, [am, ak]);
-    let mut y = copy(b, p.k, p.n, [bk, bn]);
+    let (mut x, mut y) = (copy(a, p.m, p.k, [am, ak]), copy(b, p.k, p.n, [bk, bn]));
     let mut z = if p.accumulate { copy(c, p.m, p.n, [cm, cn]) } else { vec![0.0; p.m * p.n] };
     let strides = [p.k as isize, 1, p.n as isize, 1, p.n as isize, 1];
     let q = Product { dtype: DType::F32, strides, starts: Vec::new(), ..*p };

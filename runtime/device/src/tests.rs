@@ -74,6 +74,51 @@ fn products_match_loops_for_any_strides_and_threads() {
     }
 }
 
+/// Long sums are cut into pieces; where must not depend on the number of threads, nor on how many products there are.
+#[test]
+fn long_products_do_not_depend_on_threads() {
+    for (m, n, k) in [(1, 200, 3000), (200, 1, 3000), (300, 170, 1500), (48, 48, 5000), (512, 33, 700)] {
+        for transposed in [false, true] {
+            let strides = match transposed {
+                true => [1, m as isize, 1, k as isize, n as isize, 1],
+                false => [k as isize, 1, n as isize, 1, n as isize, 1],
+            };
+            let (mut a, mut b) = (numbers(m * k, 1), numbers(k * n, 2));
+            let mut run = |threads: usize, copies: usize| {
+                let mut c: Vec<Vec<f32>> = vec![vec![f32::NAN; m * n]; copies];
+                let starts = c.iter_mut().map(|c| [ptr(&mut a), ptr(&mut b), ptr(c)]).collect();
+                let p = Product { dtype: DType::F32, m, n, k, strides, starts, accumulate: false };
+                let device = HostDevice::new(Some(threads));
+                // SAFETY: the vectors have these extents.
+                device.install(|| unsafe { device.multiply(&p) });
+                assert!(c.iter().all(|x| x.iter().map(|v| v.to_bits()).eq(c[0].iter().map(|v| v.to_bits()))));
+                c.swap_remove(0)
+            };
+            let one = run(1, 1);
+            for (threads, copies) in [(2, 1), (3, 1), (8, 1), (2, 5), (4, 3)] {
+                assert!(run(threads, copies) == one, "{m}x{n}x{k} transposed {transposed}: {threads} threads, {copies} products");
+            }
+            let want: f64 = (0..k).map(|l| f64::from(a[l * strides[1] as usize]) * f64::from(b[l * strides[2] as usize])).sum();
+            assert!((f64::from(one[0]) - want).abs() < 1e-3, "{m}x{n}x{k}: {} for {want}", one[0]);
+        }
+    }
+}
+
+/// Offsets are data: whatever they hold, nothing outside the rows is touched.
+#[test]
+fn wrong_offsets_stay_within_the_rows() {
+    let (k, n, rows) = (2, 2, 3);
+    for offsets in [[0, 2, 9], [-5, 1, 3], [2, 1, 3], [0, i32::MIN, i32::MAX]] {
+        let (mut x, mut w) = (numbers(rows * k, 1), numbers(2 * k * n, 2));
+        let mut y = vec![7f32; (rows + 2) * n];
+        let memory = [ptr(&mut x), ptr(&mut w), ptr(&mut y)];
+        let g = Grouped { dtype: DType::F32, memory, offsets: offsets.as_ptr(), extents: [2, rows, k, n], rows: Some(false) };
+        // SAFETY: the vectors have these extents.
+        unsafe { HostDevice::new(Some(1)).multiply_groups(&g) };
+        assert_eq!(y[rows * n..], [7.0; 4], "{offsets:?}");
+    }
+}
+
 #[test]
 fn narrow_products_round_once() {
     let (mut a, mut b) = (numbers(6, 1), numbers(6, 2));
