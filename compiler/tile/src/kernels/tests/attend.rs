@@ -179,6 +179,51 @@ fn every_domain_and_tiling() {
     }
 }
 
+/// A random domain of at most `depth` joins; operands are those of `random_domains`.
+fn random_domain(r: &mut Random, depth: i64) -> Domain {
+    if depth > 0 && r.int(0, 3) > 0 {
+        let (a, b) = (Box::new(random_domain(r, depth - 1)), Box::new(random_domain(r, depth - 1)));
+        return if r.int(0, 3) > 0 { Domain::And(a, b) } else { Domain::Or(a, b) };
+    }
+    match r.int(0, 9) {
+        0 => Domain::Full,
+        1 | 2 => Domain::Causal,
+        3 => Domain::Window(r.int(1, 8)),
+        4 => Domain::EndsBefore { length: r.int(1, 6), stride: r.int(1, 4) },
+        5 => Domain::EndsAt(1),
+        6 => Domain::Segments(2, 1),
+        7 => Domain::Blocks { idx: 0, size: r.int(1, 7) },
+        _ if r.int(0, 2) == 0 => Domain::Groups { idx: 0, of: 1 },
+        _ => Domain::Tokens(0),
+    }
+}
+
+#[test]
+fn random_domains() {
+    let mut r = Random::new(11);
+    for _ in 0..120 {
+        let (t, s, g) = (r.int(1, 14), r.int(0, 20), r.int(1, 3));
+        let size = Size { b: 2, t, s, h: g * r.int(1, 4), g, dk: r.int(1, 5), dv: r.int(1, 5) };
+        let domain = random_domain(&mut r, 3);
+        let mut numbers = |shape: &[i64]| i32s(shape, (0..shape.iter().product()).map(|_| r.int(-1, 6)).collect::<Vec<_>>());
+        let pool = [numbers(&[2, t, g, 3]), numbers(&[2, s]), numbers(&[2, t])];
+        let mut case = Case::new(size, "full", &pool[..domain.num_operands()]);
+        case.domain = domain;
+        // NaN in some vector of q, k or v, which only what sees it may get.
+        let mut data = case.random();
+        let spoilt = &mut data[r.int(0, 3) as usize];
+        let (n, len) = (spoilt.shape[3] as usize, spoilt.data.len() as i64);
+        if len > 0 && r.int(0, 3) > 0 {
+            let at = r.int(0, len) as usize / n * n;
+            spoilt.data[at..at + n].fill(f64::NAN);
+        }
+        case.data = Some(data);
+        let queries =
+            if crate::kernels::domain::driving_list(&case.domain).is_some() { 1 } else { [1, 2, 4][r.int(0, 3) as usize] };
+        case.check_with(Tiling { queries, keys: 8 });
+    }
+}
+
 #[test]
 fn fewer_or_more_queries_than_keys() {
     for (t, s) in [(1, 20), (3, 20), (20, 3), (7, 0), (0, 7)] {
@@ -298,6 +343,22 @@ fn narrow_dtypes() {
         Case { dtype, tolerance, ..Case::new(size, "causal", &[]) }.check();
         Case { dtype, tolerance, ..Case::new(size, "causal & blocks(0, 8)", &[lists(size, 2, |t| t / 8 + 1)]) }.check();
     }
+}
+
+#[test]
+fn problems_come_from_ops() {
+    let ty = |shape: &str| {
+        let dims = shape.split(' ').map(|d| d.parse().expect("a dim"));
+        base::TensorType::new(DType::BF16, dims.collect::<Vec<Dim>>())
+    };
+    let (q, k, v, ends) = (ty("B T 8 64"), ty("B S 2 64"), ty("B S 2 32"), ty("B S"));
+    let attend = Attend { domain: "causal & ends_at(0)".parse().expect("a domain"), scale: Scalar::new(0.5) };
+    let p = Problem::new(&attend, &[&q, &k, &v, &ends], 3).expect("constant heads");
+    assert_eq!((p.h, p.g, p.dk, p.dv, p.scale), (8, 2, 64, 32, 0.5));
+    assert_eq!((p.t, p.s, p.operands), (Dim::sym("T"), Dim::sym("S"), vec![ends.clone()]));
+    let unknown = ty("B T H 64");
+    let error = Problem::new(&attend, &[&unknown, &k, &v, &ends], 3).map(|p| p.h);
+    assert_eq!(error, Err(("the number of query heads", Dim::sym("H"))));
 }
 
 #[test]
