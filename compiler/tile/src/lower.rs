@@ -283,10 +283,22 @@ impl Lowerer<'_> {
                 let results: Vec<(StridedView, Option<StridedView>)> =
                     (0..node.types.len()).map(|i| self.fresh_destination(b, value(i))).collect();
                 let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
-                let kernel = crate::select::kernel(&node.op, &types, &node.types)?;
-                let views = operands.into_iter().map(|v| v.at).chain(results.iter().map(|r| r.0.at.clone())).collect();
+                let (kernel, dtypes) = crate::select::kernel(&node.op, &types, &node.types)?;
+                // A kernel that gives sums in a wider dtype writes them aside.
+                let written: Vec<StridedView> = results
+                    .iter()
+                    .zip(&node.types)
+                    .zip(&dtypes)
+                    .map(|((r, ty), d)| if ty.dtype == *d { r.0.clone() } else { self.alloc(&ty.with_dtype(*d), false, b.depth) })
+                    .collect();
+                let views = operands.into_iter().map(|v| v.at).chain(written.iter().map(|v| v.at.clone())).collect();
                 let step = self.launch(kernel, views, node.origin);
                 b.steps.push(step);
+                for (((w, r), ty), d) in written.iter().zip(&results).zip(&node.types).zip(&dtypes) {
+                    if ty.dtype != *d {
+                        self.convert(&mut b.steps, (w, *d), (&r.0, ty.dtype), false);
+                    }
+                }
                 for (i, (view, add_to)) in results.into_iter().enumerate() {
                     self.finish(b, value(i), view, add_to);
                 }
@@ -459,13 +471,19 @@ impl Lowerer<'_> {
             steps.push(Step::Copy { from: from.at.clone(), to: to.at.clone(), elems: from.elems() });
             return;
         }
+        self.convert(steps, (from, dtype), (to, dtype), add);
+    }
+
+    /// A kernel that copies a view to another, rounding to its dtype.
+    fn convert(&mut self, steps: &mut Vec<Step>, from: (&StridedView, DType), to: (&StridedView, DType), add: bool) {
         let mut func = Func::new("copy");
-        let x = func.arg("x", Role::Inner, TensorType::new(dtype, from.shape.clone()));
-        let copy = func.add(Op::StopGradient, &[x], None).expect("it takes any type");
+        let x = func.arg("x", Role::Inner, TensorType::new(from.1, from.0.shape.clone()));
+        let op = if from.1 == to.1 { Op::StopGradient } else { Op::Cast(to.1) };
+        let copy = func.add(op, &[x], None).expect("it takes any type");
         let v = Value { node: copy, index: 0 };
         let grouping = Grouping { root: vec![false, true], reads: vec![Vec::new(), vec![x]] };
-        let places = [vec![Some(from.clone())], vec![None]];
-        let Fused { kernel, views, .. } = fuse(&Scene { func: &func, grouping: &grouping, places: &places }, v, to, add);
+        let places = [vec![Some(from.0.clone())], vec![None]];
+        let Fused { kernel, views, .. } = fuse(&Scene { func: &func, grouping: &grouping, places: &places }, v, to.0, add);
         let step = self.launch(kernel, views, None);
         steps.push(step);
     }

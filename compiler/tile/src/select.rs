@@ -1,14 +1,88 @@
 //! Picks the kernel of an op that is not fused.
 
-use crate::{ir::Kernel, lower::TargetError};
-use base::TensorType;
-use graph::Op;
+use crate::{
+    ir::Kernel,
+    kernels::{
+        domain::Problem,
+        host_attend, host_attend_grad,
+        host_cumsum::{self, Cumsum},
+        host_gather::Rows,
+        host_route::{self, Route},
+        host_scatter_add,
+        host_topk::{self, TopK},
+    },
+    lower::TargetError,
+};
+use base::{DType, Dim, TensorType};
+use graph::{Op, op::Attend};
 
-/// The kernel for `op`: its buffers are the operands, then the results.
+/// The kernel for `op`: its buffers are the operands, then the results. The dtypes are those in which it gives results: sums come in
+/// their accumulator's.
 ///
 /// # Errors
 /// E0501 if a size that has to be a constant is not.
-pub fn kernel(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Result<Kernel, TargetError> {
-    let _ = (operands, results);
-    base::bug!("{} has no kernel", op.name())
+pub fn kernel(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Result<(Kernel, Vec<DType>), TargetError> {
+    let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1), |n, d| n * d.clone());
+    let given = || results.iter().map(|t| t.dtype).collect::<Vec<_>>();
+    match op {
+        Op::Attend(a) => {
+            let p = problem(op, a, operands, &operands[3..])?;
+            Ok((host_attend::host_attend(&p, host_attend::default_tiling(&p)), given()))
+        }
+        Op::AttendGrad(a) => {
+            let p = problem(op, a, operands, &operands[7..])?;
+            let sum = p.dtype.accumulator();
+            Ok((host_attend_grad::host_attend_grad(&p, host_attend_grad::default_tiling(&p)), vec![p.dtype, sum, sum]))
+        }
+        Op::TopK(k) => {
+            let (n, rows) = operands[0].shape.split_last().expect("a row to choose from");
+            let p = TopK { dtype: operands[0].dtype, rows: product(rows), n: n.clone(), k: *k };
+            Ok((host_topk::host_topk(&p, host_topk::Tiling::LEGAL[0]), given()))
+        }
+        Op::Cumsum { axis, exclusive, reverse } => {
+            let shape = &operands[0].shape;
+            let p = Cumsum {
+                dtype: operands[0].dtype,
+                outer: product(&shape[..*axis]),
+                n: shape[*axis].clone(),
+                inner: product(&shape[axis + 1..]),
+                exclusive: *exclusive,
+                reverse: *reverse,
+            };
+            Ok((host_cumsum::host_cumsum(&p, host_cumsum::Tiling::LEGAL[0]), given()))
+        }
+        Op::Route { groups } => Ok((host_route::host_route(&Route { choices: operands[0].elems(), groups: *groups }), given())),
+        Op::ScatterAdd { batch, n } => {
+            let (index, rows) = (operands[0], operands[1]);
+            let p = Rows {
+                dtype: rows.dtype,
+                batch: product(&index.shape[..*batch]),
+                picks: product(&index.shape[*batch..]),
+                n: n.clone(),
+                row: product(&rows.shape[index.rank()..]),
+            };
+            let sum = host_scatter_add::sum_dtype(rows.dtype);
+            Ok((host_scatter_add::host_scatter_add(&p, host_scatter_add::Tiling::LEGAL[0]), vec![sum]))
+        }
+        _ => base::bug!("{} is fused or a product", op.name()),
+    }
+}
+
+fn problem(op: &Op, a: &Attend, operands: &[&TensorType], of_domain: &[&TensorType]) -> Result<Problem, TargetError> {
+    let (q, k, v) = (operands[0], operands[1], operands[2]);
+    let constant =
+        |what: &'static str, d: &Dim| d.known().ok_or_else(|| TargetError::NotConstant { op: op.name(), what, dim: d.clone() });
+    Ok(Problem {
+        dtype: q.dtype,
+        b: q.shape[0].clone(),
+        t: q.shape[1].clone(),
+        s: k.shape[1].clone(),
+        h: constant("the number of query heads", &q.shape[2])?,
+        g: constant("the number of key heads", &k.shape[2])?,
+        dk: constant("the head dim", &q.shape[3])?,
+        dv: constant("the value dim", &v.shape[3])?,
+        domain: a.domain.clone(),
+        scale: a.scale.get(),
+        operands: of_domain.iter().map(|t| (*t).clone()).collect(),
+    })
 }
