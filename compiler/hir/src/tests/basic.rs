@@ -1,0 +1,187 @@
+//! Norms, activations, losses, positions, the optimiser.
+
+use super::*;
+
+const DIMS: &str = "dims B, T\nconfig { d = 6, v = 5 }\n";
+
+#[test]
+fn softmax_and_its_logarithm_are_normalised_without_overflow() {
+    let text = format!(
+        "use std.softmax.{{softmax, log_softmax}}\n{DIMS}
+        model m(x: [B, d]) -> ([B, d], [B, d]) {{ (softmax(x), log_softmax(x)) }}"
+    );
+    let mut x = Rng(1).tensor(&[4, 6]);
+    x.data[0..6].iter_mut().for_each(|x| *x += 1e4);
+    x.data[7] = -1e4;
+    let got = eval(&text, &[("x", x.clone())]);
+    let mut want = Vec::new();
+    for row in x.data.chunks(6) {
+        let max = row.iter().copied().fold(f64::MIN, f64::max);
+        let sum: f64 = row.iter().map(|x| (x - max).exp()).sum();
+        want.extend(row.iter().map(|x| (x - max).exp() / sum));
+    }
+    close("softmax", &got[0], &want, BOUND);
+    for (row, log) in x.data.chunks(6).zip(got[1].data.chunks(6)) {
+        for (i, l) in log.iter().enumerate() {
+            // −log Σ exp(xⱼ − xᵢ), which does not overflow for these rows but to infinity where the answer is beyond e^700.
+            let sum: f64 = row.iter().map(|x| (x - row[i]).exp()).sum();
+            assert!((l + sum.ln()).abs() < 1e-9 || (sum.is_infinite() && *l < -700.0), "{l} {sum}");
+        }
+    }
+}
+
+#[test]
+fn norms_follow_their_formulas() {
+    let text = format!(
+        "use std.rmsnorm.rmsnorm_with\nuse std.layernorm.layernorm_with\n{DIMS}
+        model m(x: [B, T, d], w: [d], b: [d]) -> ([B, T, d], [B, T, d]) {{
+          (rmsnorm_with(x, w, eps: 1e-3), layernorm_with(x, w, b, eps: 1e-3))
+        }}"
+    );
+    let mut r = Rng(2);
+    let (mut x, w, b) = (r.tensor(&[2, 3, 6]), r.tensor(&[6]), r.tensor(&[6]));
+    x.data[0..6].fill(0.0);
+    let got = eval(&text, &[("x", x.clone()), ("w", w.clone()), ("b", b.clone())]);
+    let (mut rms, mut layer) = (Vec::new(), Vec::new());
+    for row in x.data.chunks(6) {
+        let square = row.iter().map(|x| x * x).sum::<f64>() / 6.0;
+        let mean = row.iter().sum::<f64>() / 6.0;
+        let var = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 6.0;
+        for i in 0..6 {
+            rms.push(row[i] / (square + 1e-3).sqrt() * w.data[i]);
+            layer.push((row[i] - mean) / (var + 1e-3).sqrt() * w.data[i] + b.data[i]);
+        }
+    }
+    close("rmsnorm", &got[0], &rms, BOUND);
+    close("layernorm", &got[1], &layer, BOUND);
+}
+
+#[test]
+fn norms_of_bf16_have_their_means_in_f32() {
+    // A mean rounded to bf16 scales the whole row by up to 1 + 2⁻⁹, as the published models do not.
+    for (call, sums) in [("rmsnorm_with(x, w)", 1), ("layernorm_with(x, w, w)", 2)] {
+        let text = format!(
+            "use std.rmsnorm.rmsnorm_with\nuse std.layernorm.layernorm_with\ndims B
+            precision {{ storage = bf16, compute = bf16, accumulate = f32 }}
+            model m(x: [B, 64], w: [64]) -> [B, 64] {{ {call} }}"
+        );
+        let p = lower_text(&text).unwrap_or_else(|e| panic!("{e:#?}"));
+        let func = p.module.func("forward").expect("a model has a forward");
+        let reduced = func.nodes.values().filter(|n| matches!(n.op, graph::Op::Reduce(..)));
+        let types: Vec<String> = reduced.map(|n| n.types[0].to_string()).collect();
+        assert_eq!(types, vec!["f32[B]"; sums], "{call}");
+    }
+}
+
+#[test]
+fn cross_entropy_is_zero_for_a_target_outside() {
+    let text = format!(
+        "use std.cross_entropy\n{DIMS}
+        model m(x: [B, T, v], y: i32[B, T]) -> f32[B, T] {{ cross_entropy(x, y) }}"
+    );
+    let total = format!(
+        "use std.cross_entropy\n{DIMS}
+        model m(x: [B, T, v], y: i32[B, T]) -> f32[] {{ sum(cross_entropy(x, y), axis: \"all\") }}"
+    );
+    let x = Rng(3).tensor(&[2, 3, 5]);
+    let y = [0i64, 4, -1, 5, 2, 1 << 20];
+    let given = [("x", x.clone()), ("y", ints(&[2, 3], &y))];
+    let (got, dx) = (eval(&text, &given), grad(&total, &given, &["x"]));
+    let (mut loss, mut slope) = (Vec::new(), Vec::new());
+    for (row, y) in x.data.chunks(5).zip(y) {
+        let sum: f64 = row.iter().map(|x| x.exp()).sum();
+        let inside = (0..5).contains(&y);
+        loss.push(if inside { sum.ln() - row[y as usize] } else { 0.0 });
+        slope.extend((0..5).map(|i| if inside { row[i].exp() / sum - f64::from(u8::from(i as i64 == y)) } else { 0.0 }));
+    }
+    close("loss", &got[0], &loss, BOUND);
+    close("gradient", &dx[0], &slope, BOUND);
+}
+
+#[test]
+fn embed_linear_and_swiglu_follow_their_formulas() {
+    let text = format!(
+        "use std.embed\nuse std.linear\nuse std.swiglu.swiglu_with\n{DIMS}
+        model m(t: i32[B], table: [v, d], w1: [v, d], w2: [v, d], w3: [d, v]) -> ([B, d], [B, v], [B, d]) {{
+          let x = embed(t, table)
+          (x, linear(x, w1), swiglu_with(x, w1, w2, w3))
+        }}"
+    );
+    let mut r = Rng(4);
+    let (table, w1, w2, w3) = (r.tensor(&[5, 6]), r.tensor(&[5, 6]), r.tensor(&[5, 6]), r.tensor(&[6, 5]));
+    let tokens = [4i64, 0, 5, -1];
+    let given =
+        [("t", ints(&[4], &tokens)), ("table", table.clone()), ("w1", w1.clone()), ("w2", w2.clone()), ("w3", w3.clone())];
+    let got = eval(&text, &given);
+    let (mut rows, mut lin, mut glu) = (Vec::new(), Vec::new(), Vec::new());
+    for t in tokens {
+        let x: Vec<f64> = (0..6).map(|i| if (0..5).contains(&t) { table.data[t as usize * 6 + i] } else { 0.0 }).collect();
+        let times = |w: &Tensor, o: usize| (0..6).map(|i| x[i] * w.data[o * 6 + i]).sum::<f64>();
+        lin.extend((0..5).map(|o| times(&w1, o)));
+        let a: Vec<f64> = (0..5).map(|o| times(&w1, o) / (1.0 + (-times(&w1, o)).exp()) * times(&w2, o)).collect();
+        glu.extend((0..6).map(|o| (0..5).map(|f| a[f] * w3.data[o * 5 + f]).sum::<f64>()));
+        rows.extend(x);
+    }
+    close("embed", &got[0], &rows, 0.0);
+    close("linear", &got[1], &lin, BOUND);
+    close("swiglu", &got[2], &glu, BOUND);
+}
+
+#[test]
+fn rope_rotates_as_the_published_code_does() {
+    let text = "use std.rope.{rope, rope_interleaved}\ndims B, T
+        model m(x: [B, T, 2, 6]) -> ([B, T, 2, 6], [B, T, 2, 6]) { (rope(x, theta: 500.0), rope_interleaved(x, theta: 500.0)) }";
+    let (b, t, h, d) = (2usize, 7usize, 2usize, 6usize);
+    let x = Rng(5).tensor(&[2, 7, 2, 6]);
+    let got = eval(text, &[("x", x.clone())]);
+    // inv_freq[i] = theta^(−2i/d), emb = (freqs, freqs), x·cos + rotate_half(x)·sin with rotate_half = (−second half, first half).
+    let apply = |x: &[f64], t: usize| -> Vec<f64> {
+        (0..d)
+            .map(|i| {
+                let angle = t as f64 * 500f64.powf(-2.0 * (i % (d / 2)) as f64 / d as f64);
+                let turned = if i < d / 2 { -x[i + d / 2] } else { x[i - d / 2] };
+                x[i] * angle.cos() + turned * angle.sin()
+            })
+            .collect()
+    };
+    let (mut plain, mut sides) = (Vec::new(), Vec::new());
+    for row in 0..b * t * h {
+        let at = (row / h) % t;
+        let x = &x.data[row * d..(row + 1) * d];
+        plain.extend(apply(x, at));
+        // view(d / 2, 2), transposed, then as above.
+        let apart: Vec<f64> = (0..d).map(|i| x[2 * (i % (d / 2)) + i / (d / 2)]).collect();
+        sides.extend(apply(&apart, at));
+    }
+    close("rope", &got[0], &plain, BOUND);
+    close("rope_interleaved", &got[1], &sides, BOUND);
+}
+
+#[test]
+fn adamw_takes_the_steps_of_the_algorithm() {
+    let text = "use std.adamw\ndims N
+        model o(p: [N], g: [N], m: [N], v: [N], t: f32[], lr: f32[]) -> ([N], [N], [N]) {
+          adamw(p, g, m, v, t, lr, beta1: 0.8, beta2: 0.9, eps: 1e-3, decay: 0.25)
+        }";
+    let mut r = Rng(6);
+    let n = 5usize;
+    let zero = || Tensor::full(DType::F32, &[5], 0.0);
+    let (mut p, mut m, mut v) = (r.tensor(&[5]), zero(), zero());
+    let (mut want_p, mut want_m, mut want_v) = (p.data.clone(), vec![0.0; n], vec![0.0; n]);
+    for t in 1..=4 {
+        let (g, lr) = (r.tensor(&[5]), 0.125);
+        let scalar = |x: f64| Tensor::full(DType::F32, &[], x);
+        let given = [("p", p), ("g", g.clone()), ("m", m), ("v", v), ("t", scalar(f64::from(t))), ("lr", scalar(lr))];
+        let got = eval(text, &given);
+        for i in 0..n {
+            want_m[i] = 0.8 * want_m[i] + 0.2 * g.data[i];
+            want_v[i] = 0.9 * want_v[i] + 0.1 * g.data[i] * g.data[i];
+            let (mh, vh) = (want_m[i] / (1.0 - 0.8f64.powi(t)), want_v[i] / (1.0 - 0.9f64.powi(t)));
+            want_p[i] -= lr * (mh / (vh.sqrt() + 1e-3) + 0.25 * want_p[i]);
+        }
+        close("p", &got[0], &want_p, BOUND);
+        close("m", &got[1], &want_m, BOUND);
+        close("v", &got[2], &want_v, BOUND);
+        [p, m, v] = got.try_into().expect("three results");
+    }
+}
