@@ -39,7 +39,8 @@ pub fn write(path: &Path, tensors: &[(String, HostTensor)], metadata: &[(&str, S
         .collect();
     let failed = |why: String| ExecError::File { path: path.display().to_string(), why, help: "nothing was changed" };
     let metadata: HashMap<String, String> = metadata.iter().map(|(k, v)| ((*k).to_string(), v.clone())).collect();
-    let bytes = safetensors::serialize(views.map_err(|e| failed(e.to_string()))?, Some(metadata)).map_err(|e| failed(e.to_string()))?;
+    let bytes =
+        safetensors::serialize(views.map_err(|e| failed(e.to_string()))?, Some(metadata)).map_err(|e| failed(e.to_string()))?;
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = path.with_extension("new");
     let save = || -> std::io::Result<()> {
@@ -61,7 +62,8 @@ pub fn write(path: &Path, tensors: &[(String, HostTensor)], metadata: &[(&str, S
 /// # Errors
 /// E0705 if it is truncated or damaged.
 pub fn parse(bytes: &[u8], path: &Path) -> Result<BTreeMap<String, HostTensor>, ExecError> {
-    let failed = |why: String| ExecError::File { path: path.display().to_string(), why, help: "the file is truncated or damaged" };
+    let failed =
+        |why: String| ExecError::File { path: path.display().to_string(), why, help: "the file is truncated or damaged" };
     let file = SafeTensors::deserialize(bytes).map_err(|e| failed(e.to_string()))?;
     let mut out = BTreeMap::new();
     for (name, view) in file.tensors() {
@@ -97,7 +99,10 @@ pub fn save(store: &mut Store, manifest: &Manifest, folder: &Path, step: u64, id
 pub fn list(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok).map(|e| e.path());
     let mut found: Vec<PathBuf> = entries
-        .filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("step-")) && p.extension().is_some_and(|x| x == "safetensors"))
+        .filter(|p| {
+            p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("step-"))
+                && p.extension().is_some_and(|x| x == "safetensors")
+        })
         .collect();
     found.sort();
     found.reverse();
@@ -115,7 +120,13 @@ pub fn prune(folder: &Path, keep: usize) {
 ///
 /// # Errors
 /// E0709 if none is left, E0706 if it is of another model.
-pub fn resume(store: &mut Store, manifest: &Manifest, folder: &Path, identity: &str, warn: &mut dyn FnMut(String)) -> Result<u64, ExecError> {
+pub fn resume(
+    store: &mut Store,
+    manifest: &Manifest,
+    folder: &Path,
+    identity: &str,
+    warn: &mut dyn FnMut(String),
+) -> Result<u64, ExecError> {
     let mut why = "the folder holds none".to_string();
     for path in list(folder) {
         let bytes = match fs::read(&path) {
@@ -149,7 +160,10 @@ pub fn resume(store: &mut Store, manifest: &Manifest, folder: &Path, identity: &
             let slot = store.slot(p.role, &p.name, p.dtype, &p.shape)?;
             let data: Vec<u8> = names.iter().filter_map(|n| tensors.get(n)).flat_map(|t| t.bytes.iter().copied()).collect();
             if data.len() != slot.memory.len() {
-                return Err(ExecError::Weights { path: path.display().to_string(), mismatches: format!("  {} has another size", p.name) });
+                return Err(ExecError::Weights {
+                    path: path.display().to_string(),
+                    mismatches: format!("  {} has another size", p.name),
+                });
             }
             slot.memory.bytes_mut().copy_from_slice(&data);
         }

@@ -13,6 +13,9 @@ pub enum ExecError {
     #[error("{what} is {value} for {dims}")]
     #[diagnostic(code(E0702), help("these run-time dims do not fit the model"))]
     Extent { what: String, value: i64, dims: String },
+    #[error("{what} has no value for {dims}")]
+    #[diagnostic(code(E0702), help("a run-time dim is not given, a divisor is not positive, or the value is beyond 64 bits"))]
+    NoExtent { what: String, dims: String },
     #[error("the plan needs {needed_mib} MiB, {available_mib} MiB are available")]
     #[diagnostic(code(E0703), help("smaller --batch or --seq, or more --micro-batches\n{table}"))]
     Memory { needed_mib: u64, available_mib: u64, table: String },

@@ -4,11 +4,13 @@
 
 pub mod checkpoint;
 pub mod data;
+mod debug;
 pub mod error;
 pub mod generate;
 pub mod npy;
 pub mod plan;
 pub mod random;
+mod resolve;
 pub mod session;
 pub mod store;
 pub mod tensor;
@@ -17,3 +19,6 @@ pub mod train;
 pub use error::ExecError;
 pub use session::Session;
 pub use tensor::HostTensor;
+
+#[cfg(test)]
+mod testing;

@@ -12,7 +12,11 @@ const MAGIC: &[u8] = b"\x93NUMPY";
 /// E0705 if the file cannot be read or is of another kind.
 pub fn read(path: &Path) -> Result<HostTensor, ExecError> {
     let bytes = fs::read(path).map_err(|e| ExecError::io(path, &e))?;
-    parse(&bytes).map_err(|why| ExecError::File { path: path.display().to_string(), why, help: "save it with numpy.save, C order" })
+    parse(&bytes).map_err(|why| ExecError::File {
+        path: path.display().to_string(),
+        why,
+        help: "save it with numpy.save, C order",
+    })
 }
 
 fn parse(bytes: &[u8]) -> Result<HostTensor, String> {
@@ -44,7 +48,10 @@ fn parse(bytes: &[u8]) -> Result<HostTensor, String> {
     let shape = field("shape")?.strip_prefix('(').and_then(|s| s.split(')').next()).ok_or("its shape is no tuple")?;
     let shape: Result<Vec<i64>, _> = shape.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::parse).collect();
     let shape = shape.map_err(|e| e.to_string())?;
-    let want = shape.iter().try_fold(dtype.bytes() as i64, |n, d| n.checked_mul(*d).filter(|n| *n >= 0)).ok_or("its shape is too large")?;
+    let want = shape
+        .iter()
+        .try_fold(dtype.bytes() as i64, |n, d| n.checked_mul(*d).filter(|n| *n >= 0))
+        .ok_or("its shape is too large")?;
     if data.len() as i64 != want {
         return Err(format!("it has {} bytes of data, its shape needs {want}", data.len()));
     }
@@ -67,7 +74,7 @@ pub fn write(path: &Path, t: &HostTensor) -> Result<(), ExecError> {
     };
     let shape: String = t.shape.iter().map(|n| format!("{n}, ")).collect();
     let mut head = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}", shape.trim_end());
-    while (MAGIC.len() + 4 + head.len() + 1) % 64 != 0 {
+    while !(MAGIC.len() + 4 + head.len() + 1).is_multiple_of(64) {
         head.push(' ');
     }
     head.push('\n');

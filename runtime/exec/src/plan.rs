@@ -18,11 +18,16 @@ pub struct Plan {
     pub bytes: Vec<usize>,
     /// The place of each arena buffer. # Units: bytes; `None` for the caller's buffers.
     pub offset: Vec<Option<usize>>,
+    /// First and last step of each buffer that is touched; a loop counts as one step at its begin, one at its end, and its body's.
+    pub life: Vec<Option<(usize, usize)>>,
     /// The arena's size. # Units: bytes.
     pub arena_bytes: usize,
 }
 
-/// Evaluates an extent that was validated.
+/// More than any machine addresses. # Units: bytes. # Source: x86-64 has 47 bits of user addresses.
+const MAX_BYTES: usize = 1 << 47;
+
+/// The value of an extent that `plan` has seen.
 pub fn size(d: &Dim, dims: &DimEnv) -> i64 {
     d.eval(dims).unwrap_or_else(|| base::bug!("{d} has no value"))
 }
@@ -32,7 +37,22 @@ pub fn size(d: &Dim, dims: &DimEnv) -> i64 {
 /// # Errors
 /// E0702 if a slice, padding or extent does not fit these dims.
 pub fn plan(entry: &Entry, dims: &DimEnv) -> Result<Plan, ExecError> {
+    place(entry, dims, true)
+}
+
+/// Plans `entry` for `dims` with memory of its own for every buffer.
+///
+/// # Errors
+/// As `plan`.
+pub fn plan_apart(entry: &Entry, dims: &DimEnv) -> Result<Plan, ExecError> {
+    place(entry, dims, false)
+}
+
+fn place(entry: &Entry, dims: &DimEnv, share: bool) -> Result<Plan, ExecError> {
     let shown = || dims.iter().map(|(n, v)| format!("{n} = {v}")).collect::<Vec<_>>().join(", ");
+    if let Some(d) = extents(entry).into_iter().find(|d| d.eval(dims).is_none()) {
+        return Err(ExecError::NoExtent { what: d.to_string(), dims: shown() });
+    }
     for (d, what) in &entry.constraints {
         let value = size(d, dims);
         if value < 0 {
@@ -42,8 +62,9 @@ pub fn plan(entry: &Entry, dims: &DimEnv) -> Result<Plan, ExecError> {
     let mut bytes = Vec::new();
     for b in &entry.buffers {
         let elems = size(&b.elems, dims);
-        let n = usize::try_from(elems).ok().and_then(|n| n.checked_mul(b.dtype.bytes()));
-        bytes.push(n.ok_or_else(|| ExecError::Extent { what: format!("a buffer of {} elements", b.elems), value: elems, dims: shown() })?);
+        let n = usize::try_from(elems).ok().and_then(|n| n.checked_mul(b.dtype.bytes())).filter(|n| *n <= MAX_BYTES);
+        let what = || format!("a buffer of {} elements", b.elems);
+        bytes.push(n.ok_or_else(|| ExecError::Extent { what: what(), value: elems, dims: shown() })?);
     }
     let mut lives: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
     let mut clock = 0;
@@ -57,8 +78,9 @@ pub fn plan(entry: &Entry, dims: &DimEnv) -> Result<Plan, ExecError> {
     for b in order {
         let (from, to) = lives[&b];
         let len = bytes[b].next_multiple_of(device::memory::ALIGNMENT);
+        let overlaps = |f: usize, t: usize| !share || (f <= to && from <= t);
         let mut busy: Vec<(usize, usize)> =
-            placed.iter().filter(|(_, _, f, t)| *f <= to && from <= *t).map(|(start, end, _, _)| (*start, *end)).collect();
+            placed.iter().filter(|(_, _, f, t)| overlaps(*f, *t)).map(|(start, end, _, _)| (*start, *end)).collect();
         busy.sort_unstable();
         let mut at = 0;
         for (start, end) in busy {
@@ -71,7 +93,54 @@ pub fn plan(entry: &Entry, dims: &DimEnv) -> Result<Plan, ExecError> {
         offset[b] = Some(at);
         arena_bytes = arena_bytes.max(at + len);
     }
-    Ok(Plan { dims: dims.clone(), bytes, offset, arena_bytes })
+    let life = (0..bytes.len()).map(|b| lives.get(&b).copied()).collect();
+    Ok(Plan { dims: dims.clone(), bytes, offset, life, arena_bytes })
+}
+
+/// The text of a plan: dims, the arena, and of each buffer its size, place, life and what it is to the caller.
+pub fn print(entry: &Entry, plan: &Plan) -> String {
+    let dims = plan.dims.iter().map(|(n, v)| format!("{n} = {v}")).collect::<Vec<_>>().join(", ");
+    let mut out = format!("plan {}({dims}) arena {} bytes\n", entry.name, plan.arena_bytes);
+    out.push_str("  buffer        bytes       offset  life\n");
+    for (i, b) in entry.buffers.iter().enumerate() {
+        let place = match plan.offset[i] {
+            Some(at) => at.to_string(),
+            None if b.external => "caller".into(),
+            None => "unused".into(),
+        };
+        let life = plan.life[i].map_or("never".into(), |(from, to)| format!("{from}..={to}"));
+        let port = entry.args.iter().chain(&entry.outputs).find(|p| p.buffer == i);
+        let port = port.map(|p| format!("  {} {}", format!("{:?}", p.role).to_lowercase(), p.name)).unwrap_or_default();
+        let line = format!("  {i:>6} {:>12} {place:>12}  {life}{port}", plan.bytes[i]);
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// Every extent of an entry.
+fn extents(entry: &Entry) -> Vec<&Dim> {
+    let mut out: Vec<&Dim> = entry.constraints.iter().map(|(d, _)| d).collect();
+    out.extend(entry.buffers.iter().map(|b| &b.elems));
+    out.extend(entry.args.iter().chain(&entry.outputs).flat_map(|p| &p.shape));
+    step_extents(&entry.steps, &mut out);
+    out
+}
+
+fn step_extents<'e>(steps: &'e [Step], out: &mut Vec<&'e Dim>) {
+    for s in steps {
+        out.extend(views(s).into_iter().flat_map(|v| v.turn.iter().chain([&v.offset])));
+        match s {
+            Step::Launch { dims, grid, .. } => out.extend(dims.iter().chain([grid])),
+            Step::Gemm(g) => {
+                out.extend(g.strides.iter().chain([&g.m, &g.n, &g.k]));
+                out.extend(g.batch.iter().flat_map(|(n, strides)| strides.iter().chain([n])));
+            }
+            Step::GroupedGemm(GroupedGemm::Rows { extents, .. } | GroupedGemm::Outer { extents, .. }) => out.extend(extents),
+            Step::Copy { elems, .. } | Step::Zero { elems, .. } => out.push(elems),
+            Step::Loop { body, .. } => step_extents(body, out),
+        }
+    }
 }
 
 /// How often each buffer is named.
@@ -88,7 +157,7 @@ fn uses(steps: &[Step]) -> BTreeMap<usize, usize> {
 
 /// First and last time each buffer is touched.
 fn walk(steps: &[Step], total: &BTreeMap<usize, usize>, clock: &mut usize, lives: &mut BTreeMap<usize, (usize, usize)>) {
-    let mut touch = |lives: &mut BTreeMap<usize, (usize, usize)>, b: usize, from: usize, to: usize| {
+    let touch = |lives: &mut BTreeMap<usize, (usize, usize)>, b: usize, from: usize, to: usize| {
         let life = lives.entry(b).or_insert((from, to));
         *life = (life.0.min(from), life.1.max(to));
     };
@@ -118,7 +187,9 @@ pub fn views(step: &Step) -> Vec<&View> {
     match step {
         Step::Launch { buffers, .. } => buffers.iter().collect(),
         Step::Gemm(g) => vec![&g.a, &g.b, &g.c],
-        Step::GroupedGemm(GroupedGemm::Rows { x, w, offsets, y, .. } | GroupedGemm::Outer { x, w, offsets, y, .. }) => vec![x, w, offsets, y],
+        Step::GroupedGemm(GroupedGemm::Rows { x, w, offsets, y, .. } | GroupedGemm::Outer { x, w, offsets, y, .. }) => {
+            vec![x, w, offsets, y]
+        }
         Step::Copy { from, to, .. } => vec![from, to],
         Step::Zero { at, .. } => vec![at],
         Step::Loop { .. } => Vec::new(),

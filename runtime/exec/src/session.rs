@@ -3,12 +3,16 @@
 use crate::{
     ExecError, HostTensor,
     plan::{self, Peak, Plan, size},
+    resolve::{Resolved, Scene, flatten},
     store::Store,
 };
-use base::{DType, DimEnv};
-use device::{Code, Grouped, HostDevice, Launch, Memory, Product};
-use library::{Entry, GroupedGemm, LibraryError, Manifest, Port, Role, Step, View};
-use std::collections::BTreeMap;
+use base::{Dim, DimEnv};
+use device::{Code, HostDevice, KernelFn, Memory};
+use library::{Entry, LibraryError, Manifest, Port, Role};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 /// A library, its code and its parameters.
 pub struct Session {
@@ -16,20 +20,34 @@ pub struct Session {
     pub manifest: Manifest,
     /// Parameters and all that outlives a call.
     pub store: Store,
-    code: Box<dyn Code>,
-    device: HostDevice,
+    /// Time by kind of step, counted while this is `Some`.
+    pub profile: Option<Profile>,
+    /// Fills the arena with NaN before every run: what a step then reads without having written it shows.
+    pub poison: bool,
+    /// Holds the kernels in memory.
+    _code: Box<dyn Code>,
+    kernels: Vec<KernelFn>,
+    pub(crate) device: HostDevice,
     arena: Memory,
-    prepared: BTreeMap<(String, Vec<(String, i64)>), Prepared>,
+    prepared: BTreeMap<Key, Prepared>,
 }
 
+/// An entry and the values of its dims.
+pub(crate) type Key = (String, Vec<(String, i64)>);
+
+/// Resolved entries that are kept; generation makes one for each length of its text.
+const MAX_PREPARED: usize = 16;
+
 /// An entry resolved for its dims.
-struct Prepared {
-    plan: Plan,
-    steps: Vec<Resolved>,
+pub(crate) struct Prepared {
+    /// Its plan.
+    pub plan: Plan,
+    /// Its steps.
+    pub steps: Vec<Resolved>,
+    /// The first byte of each buffer.
+    pub bases: Vec<*mut u8>,
     /// Memory of inputs, scalars and results, by buffer.
     own: BTreeMap<usize, Memory>,
-    /// The first byte of each buffer.
-    bases: Vec<*mut u8>,
 }
 
 // SAFETY: the pointers go to memory that the session owns.
@@ -37,25 +55,39 @@ unsafe impl Send for Prepared {}
 // SAFETY: as above.
 unsafe impl Sync for Prepared {}
 
-/// A step with pointers.
-enum Resolved {
-    Launch { index: usize, launch: Launch },
-    Product(Product),
-    Grouped(Grouped),
-    Copy { from: *const u8, to: *mut u8, bytes: usize },
-    Zero { at: *mut u8, bytes: usize },
+/// Time by kind of step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Profile {
+    rows: BTreeMap<(String, String), (u64, u64)>,
 }
 
-// SAFETY: the pointers go to memory that the session owns and changes only through `&mut self`.
-unsafe impl Send for Resolved {}
-// SAFETY: as above.
-unsafe impl Sync for Resolved {}
+impl Profile {
+    /// Entry, step, calls, and nanoseconds; the slowest first.
+    pub fn rows(&self) -> Vec<(&str, &str, u64, u64)> {
+        let mut rows: Vec<_> = self.rows.iter().map(|((e, s), (calls, ns))| (e.as_str(), s.as_str(), *calls, *ns)).collect();
+        rows.sort_by_key(|(.., ns)| std::cmp::Reverse(*ns));
+        rows
+    }
+    fn add(&mut self, entry: &str, step: String, since: Instant) {
+        let row = self.rows.entry((entry.into(), step)).or_default();
+        row.0 += 1;
+        row.1 += u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    }
+}
 
 /// Roles whose tensors live in the store.
-fn is_stored(role: Role) -> bool {
+pub(crate) fn is_stored(role: Role) -> bool {
     match role {
         Role::Param | Role::State | Role::Grad | Role::Moment | Role::Tally => true,
         Role::Input | Role::Scalar | Role::Result | Role::Inner => false,
+    }
+}
+
+fn no_memory(bytes: usize, what: &str) -> ExecError {
+    ExecError::Memory {
+        needed_mib: (bytes as u64).div_ceil(1 << 20),
+        available_mib: device::memory::available_bytes().unwrap_or(0) >> 20,
+        table: format!("for {what}"),
     }
 }
 
@@ -65,11 +97,13 @@ impl Session {
     /// # Errors
     /// E0606 if a kernel of the manifest is not in the code.
     pub fn new(manifest: Manifest, code: Box<dyn Code>, threads: Option<usize>) -> Result<Session, ExecError> {
-        if let Some(k) = manifest.kernels.iter().find(|k| code.kernel(&k.symbol).is_none()) {
-            return Err(LibraryError::Symbol { symbol: k.symbol.clone() }.into());
-        }
+        let kernel = |k: &library::Kernel| {
+            code.kernel(&k.symbol).ok_or_else(|| ExecError::from(LibraryError::Symbol { symbol: k.symbol.clone() }))
+        };
+        let kernels: Vec<KernelFn> = manifest.kernels.iter().map(kernel).collect::<Result<_, _>>()?;
         let arena = Memory::new(0).expect("an empty arena");
-        Ok(Session { manifest, store: Store::default(), code, device: HostDevice::new(threads), arena, prepared: BTreeMap::new() })
+        let (store, device, prepared) = (Store::default(), HostDevice::new(threads), BTreeMap::new());
+        Ok(Session { manifest, store, profile: None, poison: false, _code: code, kernels, device, arena, prepared })
     }
     /// The entry called `name`.
     ///
@@ -82,35 +116,42 @@ impl Session {
         })
     }
 
-    /// The run-time dims that give an entry's inputs these shapes.
+    /// The run-time dims that give an entry's inputs these shapes. A dim that no argument depends on is 1.
     ///
     /// # Errors
-    /// E0704 if a shape contradicts another or the model.
+    /// E0704 if a shape contradicts another or the model, or does not settle a dim.
     pub fn bind(&self, entry: &str, inputs: &[(&str, &[i64])]) -> Result<DimEnv, ExecError> {
         let entry = self.entry(entry)?;
         let mut dims = DimEnv::new();
         let wrong = |name: &str, why: String| ExecError::Input { name: name.into(), why };
+        let mut ports = Vec::new();
         for (name, shape) in inputs {
             let port = entry.args.iter().find(|p| p.name == *name && !is_stored(p.role));
-            let port = port.ok_or_else(|| wrong(name, format!("there are {}", listed(entry))))?;
+            let port = port.ok_or_else(|| wrong(name, format!("it is unknown; there are {}", listed(entry))))?;
             if port.shape.len() != shape.len() {
                 return Err(wrong(name, format!("it has {} axes, the model takes {:?}", shape.len(), port.shape)));
             }
             for (d, n) in port.shape.iter().zip(*shape) {
                 for s in &self.manifest.dims {
-                    if *d == base::Dim::sym(s) && *dims.entry(s.as_str().into()).or_insert(*n) != *n {
+                    if *d == Dim::sym(s) && *dims.entry(s.as_str().into()).or_insert(*n) != *n {
                         return Err(wrong(name, format!("{s} is {} and {n}", dims[s.as_str()])));
                     }
                 }
             }
+            ports.push((port, *name, *shape));
         }
-        for (name, shape) in inputs {
-            let port = entry.args.iter().find(|p| p.name == *name).expect("found above");
-            if port.shape.iter().zip(*shape).any(|(d, n)| d.eval(&dims) != Some(*n)) {
+        for (port, name, shape) in ports {
+            if port.shape.iter().zip(shape).any(|(d, n)| d.eval(&dims) != Some(*n)) {
                 return Err(wrong(name, format!("{shape:?} is not {:?}", port.shape)));
             }
         }
+        let mut needed = BTreeSet::new();
+        entry.args.iter().flat_map(|p| &p.shape).for_each(|d| d.symbols(&mut needed));
         for s in &self.manifest.dims {
+            if needed.contains(s.as_str()) && !dims.contains_key(s.as_str()) {
+                let names: Vec<&str> = inputs.iter().map(|(n, _)| *n).collect();
+                return Err(wrong(&names.join(", "), format!("{s} is not settled by it; there are {}", listed(entry))));
+            }
             dims.entry(s.as_str().into()).or_insert(1);
         }
         Ok(dims)
@@ -146,131 +187,101 @@ impl Session {
     /// # Errors
     /// E0703 with the number and a table by cause.
     pub fn admit(&self, peak: &Peak, limit: Option<u64>) -> Result<(), ExecError> {
-        let held: u64 = self.store.bytes().values().sum();
-        let available = limit.or_else(|| device::memory::available_bytes().map(|n| n + held));
+        let held = self.store.bytes().values().sum::<u64>() + self.arena.len() as u64;
+        let system = device::memory::available_bytes().map(|n| n + held);
+        let available = limit.into_iter().chain(system).min();
         match available {
             Some(n) if peak.total() > n => {
-                Err(ExecError::Memory { needed_mib: peak.total().div_ceil(1 << 20), available_mib: n >> 20, table: peak.table() })
+                let (needed_mib, available_mib) = (peak.total().div_ceil(1 << 20), n >> 20);
+                Err(ExecError::Memory { needed_mib, available_mib, table: peak.table() })
             }
             _ => Ok(()),
         }
     }
 
-    /// Runs an entry; its results and scalars by name.
+    /// Runs an entry; its results and scalars by name. Parameters, states, gradients, moments and tallies are read from the store and
+    /// written there.
     ///
     /// # Errors
-    /// E0701 to E0704.
-    pub fn run(&mut self, entry: &str, dims: &DimEnv, inputs: &[(&str, &HostTensor)]) -> Result<Vec<(String, HostTensor)>, ExecError> {
+    /// E0701 to E0704, E0604 if a step would touch memory outside its buffers.
+    pub fn run(
+        &mut self,
+        entry: &str,
+        dims: &DimEnv,
+        inputs: &[(&str, &HostTensor)],
+    ) -> Result<Vec<(String, HostTensor)>, ExecError> {
         let key = self.prepare(entry, dims)?;
         self.write_inputs(&key, entry, inputs)?;
-        let prepared = &self.prepared[&key];
-        let device = &self.device;
-        // SAFETY: `prepare` resolved every pointer into memory of this session with the planned sizes.
-        device.install(|| prepared.steps.iter().for_each(|s| unsafe { execute(device, s) }));
-        Ok(self.read_outputs(&key, entry))
-    }
-
-    /// Runs an entry and looks after every step for the first NaN, or else the first infinity above zero: the kernel that made it. Every
-    /// buffer has memory of its own here.
-    ///
-    /// # Errors
-    /// As `run`.
-    pub fn find_not_finite(&mut self, entry: &str, dims: &DimEnv, inputs: &[(&str, &HostTensor)]) -> Result<Option<String>, ExecError> {
-        self.prepared.clear();
-        let e = self.entry(entry)?.clone();
-        let mut plan = plan::plan(&e, dims)?;
-        let mut at = 0;
-        for (b, offset) in plan.offset.iter_mut().enumerate().filter(|(_, o)| o.is_some()) {
-            *offset = Some(at);
-            at += plan.bytes[b].next_multiple_of(device::memory::ALIGNMENT);
+        if self.poison {
+            self.arena.bytes_mut().fill(0xff);
         }
-        plan.arena_bytes = at;
-        let Some(arena) = Memory::new(at) else { return Ok(None) };
-        self.arena = arena;
-        let key = self.resolve(&e, plan)?;
-        self.write_inputs(&key, entry, inputs)?;
-        let prepared = &self.prepared[&key];
-        let mut infinite = None;
-        let mut found = None;
-        let mut views = Vec::new();
-        flatten(&e.steps, &mut Vec::new(), &mut views);
-        for (step, (original, turns)) in prepared.steps.iter().zip(&views) {
-            // SAFETY: as in `run`.
-            self.device.install(|| unsafe { execute(&self.device, step) });
-            let what = || match step {
-                Resolved::Launch { index, .. } => {
-                    let k = &self.manifest.kernels[*index];
-                    k.origin.as_ref().map_or(k.symbol.clone(), |o| format!("{} ({o})", k.symbol))
-                }
-                Resolved::Product(_) | Resolved::Grouped(_) => "a product".into(),
-                Resolved::Copy { .. } | Resolved::Zero { .. } => "a copy".into(),
-            };
-            for v in plan::views(original) {
-                let b = &e.buffers[v.buffer];
-                if !b.dtype.is_float() {
-                    continue;
-                }
-                let moved = size(&v.offset, dims) + v.turn.iter().zip(turns).map(|(s, i)| size(s, dims) * i).sum::<i64>();
-                let skipped = moved as usize * b.dtype.bytes();
-                // SAFETY: the rest of the buffer from the view's start.
-                let rest = unsafe { std::slice::from_raw_parts(prepared.bases[v.buffer].add(skipped), prepared.plan.bytes[v.buffer] - skipped) };
-                let data = crate::tensor::read(b.dtype, rest);
-                if data.iter().any(|x| x.is_nan()) {
-                    found = Some(what());
-                } else if infinite.is_none() && data.contains(&f64::INFINITY) {
-                    infinite = Some(what());
-                }
-            }
-            if found.is_some() {
-                break;
+        let (prepared, device) = (&self.prepared[&key], &self.device);
+        match &mut self.profile {
+            // SAFETY: `prepare` resolved every pointer into memory of this session with the planned sizes.
+            None => device.install(|| prepared.steps.iter().for_each(|s| unsafe { s.execute(device) })),
+            Some(profile) => {
+                let manifest = &self.manifest;
+                device.install(|| {
+                    for s in &prepared.steps {
+                        let since = Instant::now();
+                        // SAFETY: as above.
+                        unsafe { s.execute(device) };
+                        profile.add(entry, s.describe(manifest), since);
+                    }
+                });
             }
         }
-        self.prepared.clear();
-        Ok(found.or(infinite))
+        self.read_outputs(&key, entry)
     }
 
     /// Plans and resolves an entry unless that is done.
-    fn prepare(&mut self, entry: &str, dims: &DimEnv) -> Result<(String, Vec<(String, i64)>), ExecError> {
-        let key = (entry.to_string(), dims.iter().map(|(n, v)| (n.to_string(), *v)).collect::<Vec<_>>());
+    fn prepare(&mut self, entry: &str, dims: &DimEnv) -> Result<Key, ExecError> {
+        let key = key(entry, dims);
         if self.prepared.contains_key(&key) {
             return Ok(key);
         }
         let e = self.entry(entry)?.clone();
         let plan = plan::plan(&e, dims)?;
-        if plan.arena_bytes > self.arena.len() {
+        if plan.arena_bytes > self.arena.len() || self.prepared.len() >= MAX_PREPARED {
             self.prepared.clear();
-            self.arena = Memory::new(0).expect("an empty arena");
-            self.arena = Memory::new(plan.arena_bytes).ok_or_else(|| ExecError::Memory {
-                needed_mib: plan.arena_bytes as u64 >> 20,
-                available_mib: device::memory::available_bytes().unwrap_or(0) >> 20,
-                table: "for activations".into(),
-            })?;
+        }
+        if plan.arena_bytes > self.arena.len() {
+            self.replace_arena(plan.arena_bytes)?;
         }
         self.resolve(&e, plan)
     }
 
-    fn resolve(&mut self, e: &Entry, plan: Plan) -> Result<(String, Vec<(String, i64)>), ExecError> {
-        let dims = plan.dims.clone();
+    /// Forgets all that was resolved, and the arena.
+    pub(crate) fn forget(&mut self) {
+        self.prepared.clear();
+        self.arena = Memory::new(0).expect("an empty arena");
+    }
+    /// An arena of zeros; nothing may be resolved to the old one.
+    pub(crate) fn replace_arena(&mut self, bytes: usize) -> Result<(), ExecError> {
+        self.forget();
+        self.arena = Memory::new(bytes).ok_or_else(|| no_memory(bytes, "activations"))?;
+        Ok(())
+    }
+
+    /// Resolves an entry; its plan fits the arena.
+    pub(crate) fn resolve(&mut self, e: &Entry, plan: Plan) -> Result<Key, ExecError> {
         let mut own = BTreeMap::new();
-        let ports: Vec<Port> = e.args.iter().chain(&e.outputs).cloned().collect();
-        for p in &ports {
-            if is_stored(p.role) {
-                let shape: Vec<i64> = p.shape.iter().map(|d| size(d, &dims)).collect();
-                self.store.slot(p.role, &p.name, p.dtype, &shape)?;
-            } else if let std::collections::btree_map::Entry::Vacant(slot) = own.entry(p.buffer) {
-                let bytes = plan.bytes[p.buffer];
-                slot.insert(Memory::new(bytes).ok_or_else(|| ExecError::Memory {
-                    needed_mib: bytes as u64 >> 20,
-                    available_mib: 0,
-                    table: format!("for {}", p.name),
-                })?);
-            }
-        }
         let mut bases = vec![std::ptr::null_mut::<u8>(); e.buffers.len()];
-        for p in &ports {
-            bases[p.buffer] = match is_stored(p.role) {
-                true => self.store.get(p.role, &p.name).expect("made above").memory.as_ptr(),
-                false => own[&p.buffer].as_ptr(),
+        for p in e.args.iter().chain(&e.outputs) {
+            bases[p.buffer] = if is_stored(p.role) {
+                let shape = shape(p, &plan.dims);
+                let slot = self.store.slot(p.role, &p.name, p.dtype, &shape)?;
+                if slot.dtype != p.dtype || slot.shape != shape {
+                    let why = format!("the store has {}{:?}, {} takes {}{shape:?}", slot.dtype, slot.shape, e.name, p.dtype);
+                    return Err(ExecError::Input { name: p.name.clone(), why });
+                }
+                slot.memory.as_ptr()
+            } else {
+                if let std::collections::btree_map::Entry::Vacant(vacant) = own.entry(p.buffer) {
+                    let bytes = plan.bytes[p.buffer];
+                    vacant.insert(Memory::new(bytes).ok_or_else(|| no_memory(bytes, &p.name))?);
+                }
+                own[&p.buffer].as_ptr()
             };
         }
         for (b, offset) in plan.offset.iter().enumerate() {
@@ -278,150 +289,67 @@ impl Session {
                 bases[b] = self.arena.as_ptr().wrapping_add(*offset);
             }
         }
-        let mut flat = Vec::new();
-        flatten(&e.steps, &mut Vec::new(), &mut flat);
-        let r = Resolver { e, dims: &dims, bases: &bases, manifest: &self.manifest, code: &*self.code };
-        let steps = flat.into_iter().map(|(step, turns)| r.step(step, &turns)).collect();
-        let key = (e.name.clone(), dims.iter().map(|(n, v)| (n.to_string(), *v)).collect::<Vec<_>>());
+        let scene = Scene { entry: e, plan: &plan, bases: &bases, kernels: &self.kernels };
+        let steps: Result<Vec<Resolved>, String> = flatten(&e.steps).iter().map(|(s, turns)| scene.resolve(s, turns)).collect();
+        let steps = steps.map_err(|why| LibraryError::Invalid { name: e.name.clone(), why })?;
+        let key = key(&e.name, &plan.dims);
         self.prepared.insert(key.clone(), Prepared { plan, steps, own, bases });
         Ok(key)
     }
+    /// What `resolve` made.
+    pub(crate) fn prepared(&self, key: &Key) -> &Prepared {
+        &self.prepared[key]
+    }
 
-    fn write_inputs(&mut self, key: &(String, Vec<(String, i64)>), entry: &str, inputs: &[(&str, &HostTensor)]) -> Result<(), ExecError> {
-        let args: Vec<Port> = self.entry(entry)?.args.iter().filter(|p| !is_stored(p.role)).cloned().collect();
-        let known = args.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
+    /// Copies the inputs to their places.
+    pub(crate) fn write_inputs(&mut self, key: &Key, entry: &str, inputs: &[(&str, &HostTensor)]) -> Result<(), ExecError> {
+        let e = self.manifest.entries.iter().find(|e| e.name == entry).expect("it was prepared");
+        let wrong = |name: &str, why: String| ExecError::Input { name: name.into(), why };
+        let is_input = |p: &&Port| !is_stored(p.role);
+        if let Some((name, _)) = inputs.iter().find(|(n, _)| !e.args.iter().filter(is_input).any(|p| p.name == *n)) {
+            return Err(wrong(name, format!("it is unknown; there are {}", listed(e))));
+        }
         let prepared = self.prepared.get_mut(key).expect("prepared by the caller");
-        for port in &args {
-            let wrong = |why: String| ExecError::Input { name: port.name.clone(), why };
+        for port in e.args.iter().filter(is_input) {
             let Some((_, t)) = inputs.iter().find(|(n, _)| *n == port.name) else {
-                return Err(wrong(format!("it is missing; there are {known}")));
+                return Err(wrong(&port.name, format!("it is missing; there are {}", listed(e))));
             };
-            let shape: Vec<i64> = port.shape.iter().map(|d| size(d, &prepared.plan.dims)).collect();
+            let shape = shape(port, &prepared.plan.dims);
             if t.shape != shape || t.dtype.is_float() != port.dtype.is_float() {
-                return Err(wrong(format!("{}{:?} is not {}{shape:?}", t.dtype, t.shape, port.dtype)));
+                return Err(wrong(&port.name, format!("{}{:?} is not {}{shape:?}", t.dtype, t.shape, port.dtype)));
             }
-            let memory = prepared.own.get_mut(&port.buffer).expect("inputs have memory of their own");
-            memory.bytes_mut().copy_from_slice(&t.cast(port.dtype).bytes);
+            let memory = prepared.own.get_mut(&port.buffer).expect("inputs have memory of their own").bytes_mut();
+            let bytes = if t.dtype == port.dtype { &t.bytes } else { &t.cast(port.dtype).bytes };
+            if bytes.len() != memory.len() {
+                return Err(wrong(&port.name, format!("it has {} bytes of data, {} are needed", bytes.len(), memory.len())));
+            }
+            memory.copy_from_slice(bytes);
         }
         Ok(())
     }
-    fn read_outputs(&self, key: &(String, Vec<(String, i64)>), entry: &str) -> Vec<(String, HostTensor)> {
+    fn read_outputs(&self, key: &Key, entry: &str) -> Result<Vec<(String, HostTensor)>, ExecError> {
         let prepared = &self.prepared[key];
-        let Ok(e) = self.entry(entry) else { return Vec::new() };
-        let results = e.outputs.iter().filter(|p| !is_stored(p.role));
-        results
-            .map(|p| {
-                let shape = p.shape.iter().map(|d| size(d, &prepared.plan.dims)).collect();
-                (p.name.clone(), HostTensor { dtype: p.dtype, shape, bytes: prepared.own[&p.buffer].bytes().to_vec() })
-            })
-            .collect()
+        let results = self.entry(entry)?.outputs.iter().filter(|p| !is_stored(p.role));
+        let tensor = |p: &Port| {
+            let bytes = prepared.own[&p.buffer].bytes().to_vec();
+            (p.name.clone(), HostTensor { dtype: p.dtype, shape: shape(p, &prepared.plan.dims), bytes })
+        };
+        Ok(results.map(tensor).collect())
     }
+}
+
+fn key(entry: &str, dims: &DimEnv) -> Key {
+    (entry.to_string(), dims.iter().map(|(n, v)| (n.to_string(), *v)).collect())
+}
+
+/// A port's extents for planned dims.
+fn shape(p: &Port, dims: &DimEnv) -> Vec<i64> {
+    p.shape.iter().map(|d| size(d, dims)).collect()
 }
 
 fn listed(e: &Entry) -> String {
     e.args.iter().filter(|p| !is_stored(p.role)).map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
-/// Every step that is no loop, with the turns of the loops around it, in order.
-fn flatten<'e>(steps: &'e [Step], turns: &mut Vec<i64>, out: &mut Vec<(&'e Step, Vec<i64>)>) {
-    for s in steps {
-        match s {
-            Step::Loop { count, reverse, body } => {
-                for i in 0..*count {
-                    turns.push(if *reverse { count - 1 - i } else { i });
-                    flatten(body, turns, out);
-                    turns.pop();
-                }
-            }
-            s => out.push((s, turns.clone())),
-        }
-    }
-}
-
-struct Resolver<'a> {
-    e: &'a Entry,
-    dims: &'a DimEnv,
-    bases: &'a [*mut u8],
-    manifest: &'a Manifest,
-    code: &'a dyn Code,
-}
-
-impl Resolver<'_> {
-    fn at(&self, v: &View, turns: &[i64]) -> *mut u8 {
-        let elems = size(&v.offset, self.dims) + v.turn.iter().zip(turns).map(|(s, i)| size(s, self.dims) * i).sum::<i64>();
-        self.bases[v.buffer].wrapping_offset(elems as isize * self.e.buffers[v.buffer].dtype.bytes() as isize)
-    }
-    fn size(&self, d: &base::Dim) -> usize {
-        usize::try_from(size(d, self.dims)).unwrap_or(0)
-    }
-    fn step(&self, step: &Step, turns: &[i64]) -> Resolved {
-        let at = |v: &View| self.at(v, turns);
-        match step {
-            Step::Launch { kernel, buffers, dims, grid } => Resolved::Launch {
-                index: *kernel,
-                launch: Launch {
-                    kernel: self.code.kernel(&self.manifest.kernels[*kernel].symbol).expect("checked when the session was made"),
-                    buffers: buffers.iter().map(at).collect(),
-                    dims: dims.iter().map(|d| size(d, self.dims)).collect(),
-                    grid: size(grid, self.dims),
-                },
-            },
-            Step::Gemm(g) => {
-                let bytes = g.dtype.bytes() as isize;
-                let mut starts = vec![[at(&g.a), at(&g.b), at(&g.c)]];
-                for (n, strides) in &g.batch {
-                    let by: [isize; 3] = strides.each_ref().map(|d| size(d, self.dims) as isize * bytes);
-                    let n = self.size(n) as isize;
-                    let moved = |s: [*mut u8; 3], i: isize| [0, 1, 2].map(|k| s[k].wrapping_offset(i * by[k]));
-                    starts = starts.into_iter().flat_map(|s| (0..n).map(move |i| moved(s, i))).collect();
-                }
-                Resolved::Product(Product {
-                    dtype: g.dtype,
-                    m: self.size(&g.m),
-                    n: self.size(&g.n),
-                    k: self.size(&g.k),
-                    strides: g.strides.each_ref().map(|d| size(d, self.dims) as isize),
-                    starts,
-                    accumulate: g.accumulate,
-                })
-            }
-            Step::GroupedGemm(GroupedGemm::Rows { dtype, x, w, offsets, y, extents, transposed }) => Resolved::Grouped(Grouped {
-                dtype: *dtype,
-                memory: [at(x), at(w), at(y)],
-                offsets: at(offsets).cast::<i32>().cast_const(),
-                extents: extents.each_ref().map(|d| self.size(d)),
-                rows: Some(*transposed),
-            }),
-            Step::GroupedGemm(GroupedGemm::Outer { dtype, x, y, offsets, w, extents }) => Resolved::Grouped(Grouped {
-                dtype: *dtype,
-                memory: [at(x), at(w), at(y)],
-                offsets: at(offsets).cast::<i32>().cast_const(),
-                extents: extents.each_ref().map(|d| self.size(d)),
-                rows: None,
-            }),
-            Step::Copy { from, to, elems } => {
-                let width: DType = self.e.buffers[from.buffer].dtype;
-                Resolved::Copy { from: at(from), to: at(to), bytes: self.size(elems) * width.bytes() }
-            }
-            Step::Zero { at: v, elems } => Resolved::Zero { at: at(v), bytes: self.size(elems) * self.e.buffers[v.buffer].dtype.bytes() },
-            Step::Loop { .. } => base::bug!("loops are flattened before they are resolved"),
-        }
-    }
-}
-
-/// Runs a step.
-///
-/// # Safety
-/// The step's pointers are valid for its extents, and nothing else uses the memory.
-unsafe fn execute(device: &HostDevice, step: &Resolved) {
-    // SAFETY: the caller vouches for the pointers.
-    unsafe {
-        match step {
-            Resolved::Launch { launch, .. } => device.launch(launch),
-            Resolved::Product(p) => device.multiply(p),
-            Resolved::Grouped(g) => device.multiply_groups(g),
-            Resolved::Copy { from, to, bytes } => std::ptr::copy(*from, *to, *bytes),
-            Resolved::Zero { at, bytes } => at.write_bytes(0, *bytes),
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -137,7 +137,8 @@ impl Store {
                 loaded.push((p, data));
             }
         }
-        problems.extend(unused.iter().filter(|n| !n.contains("rotary_emb.inv_freq")).map(|n| format!("  {n} is not of the model")));
+        problems
+            .extend(unused.iter().filter(|n| !n.contains("rotary_emb.inv_freq")).map(|n| format!("  {n} is not of the model")));
         if !problems.is_empty() {
             return Err(ExecError::Weights { path: path.display().to_string(), mismatches: problems.join("\n") });
         }

@@ -66,3 +66,21 @@ pub fn read(dtype: DType, bytes: &[u8]) -> Vec<f64> {
         DType::Bool => bytes.iter().map(|b| f64::from(u8::from(*b != 0))).collect(),
     }
 }
+
+/// A NaN if there is one, else the greatest infinity if there is one.
+pub fn not_finite(dtype: DType, bytes: &[u8]) -> Option<f64> {
+    if !dtype.is_float() {
+        return None;
+    }
+    // Pieces, so that a large tensor is not widened at once.
+    let mut worst: Option<f64> = None;
+    for piece in bytes.chunks(dtype.bytes() << 12) {
+        for x in read(dtype, piece).into_iter().filter(|x| !x.is_finite()) {
+            if x.is_nan() {
+                return Some(x);
+            }
+            worst = Some(worst.map_or(x, |w| w.max(x)));
+        }
+    }
+    worst
+}

@@ -157,7 +157,15 @@ pub fn train(s: &mut Session, text: &Text, o: &Options, report: &mut dyn Report)
 /// What a checkpoint has to share with the run that goes on from it.
 fn identity(s: &Session, text: &Text, o: &Options) -> String {
     let params: Vec<String> = s.manifest.params.iter().map(|p| format!("{}{:?}", p.name, p.shape)).collect();
-    let all = format!("{} {params:?} {} {} {} {} {:?}", s.manifest.name, o.batch, o.seq, o.seed, text.checksum, (o.steps, o.warmup, o.lr, o.floor));
+    let all = format!(
+        "{} {params:?} {} {} {} {} {:?}",
+        s.manifest.name,
+        o.batch,
+        o.seq,
+        o.seed,
+        text.checksum,
+        (o.steps, o.warmup, o.lr, o.floor)
+    );
     format!("{:016x}", library::file::checksum(all.as_bytes()))
 }
 
