@@ -1,0 +1,11 @@
+//! The subcommands: one file each. Each returns the exit code: 0 fine, 1 diagnostics or a failed check, 2 usage.
+
+pub mod build;
+pub mod common;
+pub mod doctor;
+pub mod explain;
+pub mod fmt;
+pub mod generate;
+pub mod opt;
+pub mod run;
+pub mod train;

@@ -1,0 +1,123 @@
+//! `lode check` and `lode build`.
+
+use super::common::{self, FAILED, USAGE};
+use crate::{
+    cli::{Build, MessageFormat, Model},
+    pipeline::{self, Options},
+};
+use base::Diags;
+use std::{path::Path, time::Instant};
+
+/// The stages that can be printed, in order.
+const STAGES: &[&str] = &["tokens", "ast", "hir", "graph", "tile", "mlir", "llvm", "library"];
+
+/// Checks types and shapes.
+pub fn check(model: &Model, format: MessageFormat) -> u8 {
+    let overrides = match common::overrides(model) {
+        Ok(o) => o,
+        Err(code) => return code,
+    };
+    match common::front(model, &Options { overrides, no_optimize: false }, format) {
+        Ok(_) => 0,
+        Err(code) => code,
+    }
+}
+
+/// Builds a library, or prints stages.
+pub fn run(args: &Build, format: MessageFormat) -> u8 {
+    build(args, format).map_or_else(|code| code, |()| 0)
+}
+
+fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
+    if args.target != "host" {
+        eprintln!("there is no target '{}'; there is host", args.target);
+        return Err(USAGE);
+    }
+    if let Some(unknown) = args.emit.iter().find(|s| !STAGES.contains(&s.as_str())) {
+        eprintln!("there is no stage '{unknown}'; there are {}", STAGES.join(" "));
+        return Err(USAGE);
+    }
+    let stem = args.model.file.parent().and_then(Path::file_name).filter(|_| args.model.file.file_stem().is_some_and(|s| s == "model"));
+    let stem = stem.or(args.model.file.file_stem()).map_or("model".into(), |s| s.to_string_lossy().into_owned());
+    let put = |stage: &str, text: &str| -> Result<(), u8> {
+        if args.out.as_os_str() == "-" {
+            print!("{text}");
+            return Ok(());
+        }
+        let path = args.out.join(format!("{stem}.{stage}"));
+        std::fs::create_dir_all(&args.out).and_then(|()| std::fs::write(&path, text)).map_err(|e| {
+            eprintln!("{}: {e}", path.display());
+            FAILED
+        })
+    };
+    let wants = |stage: &str| args.emit.iter().any(|s| s == stage);
+    let mut clock = Clock { on: args.timings, last: Instant::now() };
+    let options = Options { overrides: common::overrides(&args.model)?, no_optimize: args.no_optimize };
+    if wants("tokens") || wants("ast") {
+        let (name, text) = pipeline::read_source(&args.model.file).map_err(|e| {
+            eprintln!("{}: {e}", args.model.file.display());
+            FAILED
+        })?;
+        let mut sources = base::Sources::default();
+        let file = sources.add(&name, &text);
+        if wants("tokens") {
+            put("tokens", &syntax::print_tokens(&syntax::lex(file, &text, &mut Diags::new())))?;
+        }
+        if wants("ast") {
+            put("ast", &syntax::print_ast(&syntax::parse(file, &text, &mut Diags::new())))?;
+        }
+    }
+    let front = common::front(&args.model, &options, format)?;
+    let program = front.program.as_ref().expect("checked by `front`");
+    clock.lap("front");
+    if wants("hir") {
+        put("hir", &hir::print(program))?;
+    }
+    let back = |e: pipeline::BackError| common::back_failed(&e);
+    let (module, _) = pipeline::middle(program, &options).map_err(back)?;
+    clock.lap("middle");
+    if wants("graph") {
+        put("graph", &graph::text::print_with(&module, &front.sources))?;
+    }
+    let lowered = pipeline::lower(&module).map_err(back)?;
+    clock.lap("tile");
+    if wants("tile") {
+        put("tile", &tile::text::print(&lowered.kernels))?;
+    }
+    if wants("mlir") {
+        put("mlir", &codegen::emit_mlir(&lowered.kernels))?;
+    }
+    if wants("llvm") {
+        put("llvm", &codegen::emit_llvm(&lowered.kernels).unwrap_or_else(|e| base::bug!("{e}")))?;
+    }
+    if wants("library") {
+        let manifest = pipeline::manifest(program, &module, &lowered, &front.sources);
+        put("library", &(serde_json::to_string_pretty(&manifest).expect("a manifest is plain data") + "\n"))?;
+    }
+    if args.emit.is_empty() {
+        let library = pipeline::library(program, &module, &lowered, &front.sources).map_err(back)?;
+        clock.lap("codegen");
+        let path = args.out.join(format!("{stem}.lode"));
+        let written = std::fs::create_dir_all(&args.out).map_err(|e| e.to_string()).and_then(|()| library.write(&path).map_err(|e| e.to_string()));
+        written.map_err(|e| {
+            eprintln!("{e}");
+            FAILED
+        })?;
+        println!("{}", path.display());
+    }
+    Ok(())
+}
+
+struct Clock {
+    on: bool,
+    last: Instant,
+}
+
+impl Clock {
+    fn lap(&mut self, stage: &str) {
+        if self.on {
+            eprintln!("{stage:<8} {:>9.1} ms", self.last.elapsed().as_secs_f64() * 1e3);
+        }
+        self.last = Instant::now();
+    }
+}

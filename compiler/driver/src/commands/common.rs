@@ -1,0 +1,111 @@
+//! What several commands do: read a model with its config, report, make a session.
+
+use crate::{
+    cli::{MessageFormat, Model},
+    pipeline::{self, BackError, Front, Options},
+    report,
+};
+use codegen::Jit;
+use device::{Code, KernelFn};
+use exec::Session;
+use hir::{Constant, Overrides};
+use library::Library;
+use std::{collections::BTreeMap, path::Path};
+
+/// The exit code of a mistake in the input.
+pub const FAILED: u8 = 1;
+/// The exit code of a mistake in the command.
+pub const USAGE: u8 = 2;
+
+/// Compiled code as the device takes it.
+struct Loaded(Jit);
+
+impl Code for Loaded {
+    fn kernel(&self, symbol: &str) -> Option<KernelFn> {
+        let f = self.0.symbol(symbol)?;
+        // SAFETY: every symbol of our objects that a manifest names is an entry point of this type.
+        Some(unsafe { std::mem::transmute::<*const (), KernelFn>(f) })
+    }
+}
+
+/// Reads `--set` and `--config`.
+pub fn overrides(model: &Model) -> Result<Overrides, u8> {
+    let mut set = Vec::new();
+    for s in &model.set {
+        let Some((name, value)) = s.split_once('=') else {
+            eprintln!("--set takes name=value, not '{s}'");
+            return Err(USAGE);
+        };
+        set.push((name.trim().to_string(), value.trim().to_string()));
+    }
+    let mut config = BTreeMap::new();
+    if let Some(path) = &model.config {
+        let text = std::fs::read_to_string(path).map_err(|e| fail(&format!("{}: {e}", path.display())))?;
+        let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| fail(&format!("{}: {e}", path.display())))?;
+        for (name, value) in json.as_object().into_iter().flatten() {
+            let constant = match value {
+                serde_json::Value::Bool(b) => Constant::Bool(*b),
+                serde_json::Value::String(s) => Constant::Str(s.clone()),
+                serde_json::Value::Number(n) => match (n.as_i64(), n.as_f64()) {
+                    (Some(i), _) => Constant::Int(i),
+                    (None, Some(x)) => Constant::Float(x),
+                    (None, None) => continue,
+                },
+                // A null, list or object has no place in a config; entries keep their defaults.
+                serde_json::Value::Null => Constant::Int(0),
+                serde_json::Value::Array(_) | serde_json::Value::Object(_) => continue,
+            };
+            config.insert(name.clone(), constant);
+        }
+    }
+    Ok(Overrides { set, config })
+}
+
+fn fail(text: &str) -> u8 {
+    eprintln!("{text}");
+    FAILED
+}
+
+/// Reads and checks a model.
+pub fn front(model: &Model, options: &Options, format: MessageFormat) -> Result<Front, u8> {
+    let (name, text) = pipeline::read_source(&model.file).map_err(|e| fail(&format!("{}: {e}", model.file.display())))?;
+    let folder = model.file.parent().unwrap_or(Path::new(".")).to_path_buf();
+    let front = pipeline::front(&name, &text, &mut |path| std::fs::read_to_string(folder.join(path)).ok(), options);
+    report::print(&front.sources, &front.diagnostics, format);
+    if front.program.is_some() { Ok(front) } else { Err(FAILED) }
+}
+
+/// Tells why the back half gave up.
+pub fn back_failed(e: &BackError) -> u8 {
+    match e {
+        BackError::Target(t) => fail_with(t),
+        BackError::Internal(text) => base::bug!("{text}"),
+    }
+}
+
+/// Prints a diagnostic that has no source text.
+pub fn fail_with(e: &(dyn miette::Diagnostic + Send + Sync)) -> u8 {
+    let code = e.code().map_or(String::new(), |c| format!("{c}: "));
+    eprintln!("error: {code}{e}");
+    if let Some(help) = e.help() {
+        eprintln!("  help: {help}");
+    }
+    FAILED
+}
+
+/// Compiles a checked model.
+pub fn compile(front: &Front, options: &Options) -> Result<Library, u8> {
+    let program = front.program.as_ref().expect("checked by `front`");
+    let library = || -> Result<Library, BackError> {
+        let (module, _) = pipeline::middle(program, options)?;
+        let lowered = pipeline::lower(&module)?;
+        pipeline::library(program, &module, &lowered, &front.sources)
+    };
+    library().map_err(|e| back_failed(&e))
+}
+
+/// A session that runs a compiled library in this process.
+pub fn session(library: Library, threads: Option<usize>) -> Result<Session, u8> {
+    let jit = Jit::load(&library.code).unwrap_or_else(|e| base::bug!("{e}"));
+    Session::new(library.manifest, Box::new(Loaded(jit)), threads).map_err(|e| fail_with(&e))
+}

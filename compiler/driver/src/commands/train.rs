@@ -1,0 +1,107 @@
+//! `lode train`: compiles, trains, and ends with a sample.
+
+use super::common;
+use crate::{
+    cli::{MessageFormat, Train},
+    pipeline::Options,
+};
+use exec::{
+    data::Text,
+    generate,
+    plan::Peak,
+    train::{self, Figures, Report},
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::time::Instant;
+
+/// Trains a model.
+pub fn run(args: &Train, format: MessageFormat) -> u8 {
+    start(args, format).map_or_else(|code| code, |()| 0)
+}
+
+struct Progress {
+    bar: ProgressBar,
+    val: Option<f64>,
+    plain: bool,
+}
+
+impl Report for Progress {
+    fn start(&mut self, peak: &Peak, first: u64, steps: u64) {
+        eprintln!("memory {:.1} MiB\n{}", peak.total() as f64 / f64::from(1 << 20), peak.table());
+        if first > 0 {
+            eprintln!("going on from step {first}");
+        }
+        self.bar.set_length(steps);
+        self.bar.set_position(first);
+    }
+    fn step(&mut self, f: &Figures) {
+        self.val = f.val_loss.or(self.val);
+        let val = self.val.map_or(String::new(), |v| format!(" val {v:.3}"));
+        let balance = f.max_violation.map_or(String::new(), |v| format!(" max-vio {v:.2}"));
+        let text = format!("loss {:.3}{val} {:.0} tokens/s{balance} {:.0} MiB", f.loss, f.tokens_per_s, f.peak_bytes as f64 / f64::from(1 << 20));
+        if self.plain {
+            if f.val_loss.is_some() {
+                eprintln!("step {} {text}", f.step);
+            }
+        } else {
+            self.bar.set_position(f.step);
+            self.bar.set_message(text);
+        }
+    }
+    fn warn(&mut self, text: String) {
+        self.bar.suspend(|| eprintln!("warning: {text}"));
+    }
+}
+
+fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
+    use std::io::IsTerminal;
+    let options = Options { overrides: common::overrides(&args.model)?, no_optimize: args.no_optimize };
+    let clock = Instant::now();
+    let front = common::front(&args.model, &options, format)?;
+    let program = front.program.as_ref().expect("checked by `front`");
+    if program.module.func("update").is_none() {
+        eprintln!("{} has no train item", args.model.file.display());
+        return Err(common::FAILED);
+    }
+    let set = program.settings.clone();
+    let setting = |name: &str, default: f64| set.get(name).copied().unwrap_or(default);
+    let steps = args.steps.unwrap_or(setting("steps", 100.0) as u64);
+    let o = train::Options {
+        batch: args.batch.unwrap_or(setting("batch", 8.0) as usize),
+        seq: args.seq.unwrap_or(setting("seq", 128.0) as usize),
+        micro_batches: args.micro_batches.unwrap_or(setting("micro_batches", 1.0) as usize),
+        steps,
+        warmup: setting("warmup", 0.0) as u64,
+        lr: args.lr.unwrap_or(setting("lr", 1e-3)),
+        floor: setting("floor", 0.1),
+        clip: setting("clip", 1.0),
+        seed: args.seed.unwrap_or(setting("seed", 0.0) as u64),
+        eval_every: args.eval_every.unwrap_or(setting("eval_every", 0.0) as u64),
+        eval_rows: 64,
+        save_every: args.save_every,
+        keep: 3,
+        out: args.out.clone(),
+        resume: args.resume,
+        memory_limit: args.memory_limit.map(|m| m << 20),
+    };
+    let text = Text::read(&args.data, o.seq).map_err(|e| common::fail_with(&e))?;
+    let library = common::compile(&front, &options)?;
+    let elems: i64 = library.manifest.params.iter().map(|p| p.shape.iter().product::<i64>()).sum();
+    eprintln!("{}: {elems} parameters, {} kernels, compiled in {:.2} s", library.manifest.name, library.manifest.kernels.len(), clock.elapsed().as_secs_f64());
+    let mut session = common::session(library, args.threads)?;
+    let bar = ProgressBar::new(steps);
+    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} [{elapsed}<{eta}]").expect("the template is valid");
+    bar.set_style(style);
+    let mut progress = Progress { bar, val: None, plain: !std::io::stderr().is_terminal() };
+    let outcome = train::train(&mut session, &text, &o, &mut progress);
+    progress.bar.finish_and_clear();
+    let val = outcome.map_err(|e| common::fail_with(&e))?;
+    eprintln!("trained {steps} steps in {:.0} s", clock.elapsed().as_secs_f64());
+    println!("validation loss {val:.4} nats a token");
+    if args.sample > 0 {
+        println!("---");
+        let g = generate::Options { length: args.sample, temperature: 0.8, top_k: None, top_p: Some(0.95), context: o.seq, seed: o.seed };
+        super::generate::print(&mut session, b"\n", &g).map_err(|e| common::fail_with(&e))?;
+    }
+    Ok(())
+}
