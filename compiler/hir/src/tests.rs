@@ -12,6 +12,8 @@ use graph::{
 mod attention;
 mod basic;
 mod elaborate;
+mod nsa;
+mod packed;
 
 fn lower_text(text: &str) -> Result<Program, Vec<String>> {
     let mut sources = Sources::default();
