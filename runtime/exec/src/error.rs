@@ -31,12 +31,18 @@ pub enum ExecError {
     #[error("{path} is too short: {have} tokens, {need} are needed")]
     #[diagnostic(code(E0707), help("a longer text, or a smaller --seq"))]
     ShortData { path: String, have: usize, need: usize },
-    #[error("the loss is {loss} at step {step}")]
+    #[error("{what} is {value} at step {step}")]
     #[diagnostic(code(E0708), help("{first}; the last good checkpoint is kept: {checkpoint}"))]
-    NotFinite { loss: f64, step: u64, first: String, checkpoint: String },
+    NotFinite { what: String, value: f64, step: u64, first: String, checkpoint: String },
     #[error("no checkpoint in {path} can be read")]
     #[diagnostic(code(E0709), help("{why}"))]
     NoCheckpoint { path: String, why: String },
+    #[error("{path} holds a run up to step {step}")]
+    #[diagnostic(code(E0710), help("--resume goes on with it, another --out begins a new one"))]
+    Occupied { path: String, step: String },
+    #[error("{path}: token {token} at {at}, the model has {vocab}")]
+    #[diagnostic(code(E0711), help("data of a vocabulary of at most {vocab}, or a model with a larger one"))]
+    Vocabulary { path: String, token: i32, at: usize, vocab: i64 },
     #[error(transparent)]
     #[diagnostic(transparent)]
     Library(#[from] library::LibraryError),

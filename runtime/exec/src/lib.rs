@@ -7,6 +7,7 @@ pub mod data;
 mod debug;
 pub mod error;
 pub mod generate;
+mod metrics;
 pub mod npy;
 pub mod plan;
 pub mod random;

@@ -1,10 +1,18 @@
 //! Tensors that outlive a call: parameters, states, gradients, moments, tallies. By role and name, in the device's memory.
 
-use crate::{ExecError, HostTensor, random::Stream};
+use crate::{
+    ExecError, HostTensor,
+    checkpoint::{Contents, MOMENT, Piece},
+    random::Stream,
+    tensor,
+};
 use base::DType;
 use device::Memory;
-use library::{Init, Manifest, Role, names};
-use std::{collections::BTreeMap, path::Path};
+use library::{Init, Manifest, Param, Role, names};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 /// A tensor of the store.
 #[derive(Debug)]
@@ -45,6 +53,10 @@ impl Store {
     pub fn get(&self, role: Role, name: &str) -> Option<&Slot> {
         self.slots.get(&(role, name.to_string()))
     }
+    /// All tensors by role and name.
+    pub fn iter(&self) -> impl Iterator<Item = ((Role, &str), &Slot)> {
+        self.slots.iter().map(|((role, name), slot)| ((*role, name.as_str()), slot))
+    }
     /// All tensors of a role, by name.
     pub fn of_role(&mut self, role: Role) -> impl Iterator<Item = (&str, &mut Slot)> {
         self.slots.iter_mut().filter(move |((r, _), _)| *r == role).map(|((_, n), s)| (n.as_str(), s))
@@ -69,82 +81,151 @@ impl Store {
     /// E0703.
     pub fn initialise(&mut self, manifest: &Manifest, seed: u64) -> Result<(), ExecError> {
         for p in &manifest.params {
-            let (names, _) = names::expand(&p.name, &p.shape);
-            let elems = p.shape.iter().product::<i64>().max(0) as usize;
-            let each = elems / names.len().max(1);
-            let mut data = Vec::with_capacity(elems);
-            for name in &names {
-                let s = Stream::new(seed, name);
-                data.extend((0..each as u64).map(|i| match p.init {
-                    Init::Normal(std) => std * s.normal(i),
-                    Init::Uniform(a) => a * (2.0 * s.uniform(i) - 1.0),
-                    Init::Constant(c) => c,
-                }));
+            let (names, shape) = names::expand(&p.name, &p.shape);
+            let slot = self.slot(p.role, &p.name, p.dtype, &p.shape)?;
+            let each = shape.iter().product::<i64>().max(0) as usize;
+            let piece = PIECE * p.dtype.bytes();
+            let mut pieces: Vec<(Stream, u64, &mut [u8])> = Vec::new();
+            for (name, tensor) in names.iter().zip(slot.memory.bytes_mut().chunks_mut((each * p.dtype.bytes()).max(1))) {
+                let stream = Stream::new(seed, name);
+                pieces.extend(tensor.chunks_mut(piece).enumerate().map(|(i, bytes)| (stream, (i * PIECE) as u64, bytes)));
             }
-            let t = HostTensor::from_f64(p.dtype, &p.shape, data);
-            self.slot(p.role, &p.name, p.dtype, &p.shape)?.memory.bytes_mut().copy_from_slice(&t.bytes);
+            let fill = |pieces: &mut [(Stream, u64, &mut [u8])]| {
+                pieces.iter_mut().for_each(|(stream, first, bytes)| draw(p, stream, *first, bytes));
+            };
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            let share = pieces.len().div_ceil(threads).max(1);
+            if share == pieces.len() {
+                fill(&mut pieces);
+            } else {
+                std::thread::scope(|s| {
+                    for part in pieces.chunks_mut(share) {
+                        s.spawn(|| fill(part));
+                    }
+                });
+            }
         }
         Ok(())
     }
 
     /// The tensors of a weight file: parameters and states under their expanded names.
-    pub fn to_file(&self, manifest: &Manifest) -> Vec<(String, HostTensor)> {
+    pub(crate) fn pieces(&self, manifest: &Manifest) -> Vec<Piece<'_>> {
         let mut out = Vec::new();
         for p in &manifest.params {
             let Some(slot) = self.get(p.role, &p.name) else { continue };
             let (names, shape) = names::expand(&p.name, &p.shape);
             let each = slot.memory.len() / names.len().max(1);
             for (i, name) in names.into_iter().enumerate() {
-                let bytes = slot.memory.bytes()[i * each..(i + 1) * each].to_vec();
-                out.push((name, HostTensor { dtype: p.dtype, shape: shape.clone(), bytes }));
+                let bytes = &slot.memory.bytes()[i * each..(i + 1) * each];
+                out.push(Piece { name, dtype: p.dtype, shape: shape.clone(), bytes });
             }
         }
         out
     }
+    /// A copy of the tensors of a weight file.
+    pub fn to_file(&self, manifest: &Manifest) -> Vec<(String, HostTensor)> {
+        let tensor = |p: Piece| (p.name, HostTensor { dtype: p.dtype, shape: p.shape, bytes: p.bytes.to_vec() });
+        self.pieces(manifest).into_iter().map(tensor).collect()
+    }
 
     /// Takes parameters and states from a weight file, converting floats to the storage dtype. A missing state starts as declared.
+    /// `tied`: a parameter's name, and the tensor that stands for it if it is not in the file.
     ///
     /// # Errors
-    /// E0706 with every missing tensor, wrong shape and unused tensor; then nothing is changed.
+    /// E0705 if the file cannot be read, E0706 with every missing tensor, wrong shape or dtype and unused tensor; then nothing is changed.
     pub fn load_weights(&mut self, manifest: &Manifest, path: &Path, tied: &[(&str, &str)]) -> Result<(), ExecError> {
         let bytes = std::fs::read(path).map_err(|e| ExecError::io(path, &e))?;
-        let file = crate::checkpoint::parse(&bytes, path)?;
-        let mut unused: std::collections::BTreeSet<&str> = file.keys().map(String::as_str).collect();
+        let file = Contents::parse(&bytes, path)?;
+        let fill = self.match_names(manifest, &file, tied, true);
+        let fill = fill.map_err(|mismatches| ExecError::Weights { path: path.display().to_string(), mismatches })?;
+        self.fill(manifest, fill)
+    }
+
+    /// What each parameter takes its bytes from; none for a state that the file lacks, if that is `lenient`.
+    ///
+    /// # Errors
+    /// Everything that does not fit, a line each.
+    pub(crate) fn match_names<'f>(
+        &self,
+        manifest: &Manifest,
+        file: &'f Contents<'f>,
+        tied: &[(&str, &str)],
+        lenient: bool,
+    ) -> Result<Vec<Option<Vec<&'f Piece<'f>>>>, String> {
+        let ignored = |n: &str| n.starts_with(MOMENT) || n.contains("rotary_emb.inv_freq");
+        let mut unused: BTreeSet<&str> = file.pieces.keys().map(String::as_str).filter(|n| !ignored(n)).collect();
         let mut problems = Vec::new();
-        let mut loaded = Vec::new();
+        let mut out = Vec::new();
         for p in &manifest.params {
             let (names, shape) = names::expand(&p.name, &p.shape);
-            let mut data = Vec::new();
-            let mut whole = true;
+            let mut found = Vec::new();
             for name in &names {
-                let alias = tied.iter().find(|(n, _)| n == name).map(|(_, other)| *other);
-                let Some(t) = file.get(name).or_else(|| alias.and_then(|a| file.get(a))) else {
-                    whole = false;
-                    if p.role == Role::Param {
+                let other = tied.iter().find(|(n, _)| n == name).map(|(_, other)| *other);
+                let Some(piece) = file.pieces.get(name).or_else(|| file.pieces.get(other?)) else {
+                    if p.role != Role::State || !lenient {
                         problems.push(format!("  {name} {shape:?} is missing"));
                     }
                     continue;
                 };
-                unused.remove(name.as_str());
-                if t.shape != shape {
-                    problems.push(format!("  {name} is {:?}, not {shape:?}", t.shape));
-                    whole = false;
+                unused.remove(piece.name.as_str());
+                if piece.shape != shape {
+                    problems.push(format!("  {name} is {:?}, not {shape:?}", piece.shape));
+                } else if piece.dtype.is_float() != p.dtype.is_float() {
+                    problems.push(format!("  {name} is {}, not {}", piece.dtype, p.dtype));
                 } else {
-                    data.extend(t.cast(p.dtype).bytes);
+                    found.push(piece);
                 }
             }
-            if whole {
-                loaded.push((p, data));
+            out.push((found.len() == names.len()).then_some(found));
+        }
+        problems.extend(file.foreign.iter().map(|(n, dtype)| format!("  {n} is of dtype {dtype}, which is not read")));
+        problems.extend(unused.iter().map(|n| format!("  {n} is not of the model")));
+        if problems.is_empty() { Ok(out) } else { Err(problems.join("\n")) }
+    }
+    /// Fills parameters with what `match_names` found.
+    pub(crate) fn fill(&mut self, manifest: &Manifest, found: Vec<Option<Vec<&Piece>>>) -> Result<(), ExecError> {
+        for (p, found) in manifest.params.iter().zip(found) {
+            let Some(found) = found else { continue };
+            let slot = self.slot(p.role, &p.name, p.dtype, &p.shape)?;
+            let each = slot.memory.len() / found.len().max(1);
+            for (piece, to) in found.iter().zip(slot.memory.bytes_mut().chunks_mut(each.max(1))) {
+                convert(piece, p.dtype, to);
             }
-        }
-        problems
-            .extend(unused.iter().filter(|n| !n.contains("rotary_emb.inv_freq")).map(|n| format!("  {n} is not of the model")));
-        if !problems.is_empty() {
-            return Err(ExecError::Weights { path: path.display().to_string(), mismatches: problems.join("\n") });
-        }
-        for (p, data) in loaded {
-            self.slot(p.role, &p.name, p.dtype, &p.shape)?.memory.bytes_mut().copy_from_slice(&data);
         }
         Ok(())
     }
 }
+
+/// Elements that are drawn or converted at once.
+const PIECE: usize = 1 << 14;
+
+/// Elements `first..` of a tensor's stream.
+fn draw(p: &Param, s: &Stream, first: u64, to: &mut [u8]) {
+    let n = (to.len() / p.dtype.bytes()) as u64;
+    let mut bytes = Vec::with_capacity(to.len());
+    for i in first..first + n {
+        let x = match p.init {
+            Init::Normal(std) => std * s.normal(i),
+            Init::Uniform(a) => a * (2.0 * s.uniform(i) - 1.0),
+            Init::Constant(c) => c,
+        };
+        tensor::push(p.dtype, x, &mut bytes);
+    }
+    to.copy_from_slice(&bytes);
+}
+
+/// Copies a tensor, rounding to the dtype.
+fn convert(piece: &Piece, dtype: DType, to: &mut [u8]) {
+    if piece.dtype == dtype {
+        return to.copy_from_slice(piece.bytes);
+    }
+    let from = piece.bytes.chunks(PIECE * piece.dtype.bytes());
+    for (from, to) in from.zip(to.chunks_mut(PIECE * dtype.bytes())) {
+        let mut bytes = Vec::with_capacity(to.len());
+        tensor::read(piece.dtype, from).into_iter().for_each(|x| tensor::push(dtype, x, &mut bytes));
+        to.copy_from_slice(&bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,10 @@ impl HostTensor {
         data.into_iter().for_each(|x| push(dtype, x, &mut bytes));
         HostTensor { dtype, shape: shape.to_vec(), bytes }
     }
+    /// An i32 tensor.
+    pub fn from_i32(shape: &[i64], data: &[i32]) -> HostTensor {
+        HostTensor { dtype: DType::I32, shape: shape.to_vec(), bytes: data.iter().flat_map(|x| x.to_le_bytes()).collect() }
+    }
     /// The elements as f64.
     pub fn to_f64(&self) -> Vec<f64> {
         read(self.dtype, &self.bytes)
@@ -35,7 +39,8 @@ impl HostTensor {
     }
 }
 
-fn push(dtype: DType, x: f64, out: &mut Vec<u8>) {
+/// Appends an element, rounded to the dtype.
+pub(crate) fn push(dtype: DType, x: f64, out: &mut Vec<u8>) {
     match dtype {
         DType::F64 => out.extend(x.to_le_bytes()),
         DType::F32 => out.extend((x as f32).to_le_bytes()),
@@ -72,6 +77,11 @@ pub fn not_finite(dtype: DType, bytes: &[u8]) -> Option<f64> {
     if !dtype.is_float() {
         return None;
     }
+    // Almost always there is none: look at the exponents alone first, where that is quick.
+    let all_ones = |b: &[u8; 4]| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000;
+    if dtype == DType::F32 && !bytes.as_chunks::<4>().0.iter().fold(false, |found, b| found | all_ones(b)) {
+        return None;
+    }
     // Pieces, so that a large tensor is not widened at once.
     let mut worst: Option<f64> = None;
     for piece in bytes.chunks(dtype.bytes() << 12) {
@@ -83,4 +93,39 @@ pub fn not_finite(dtype: DType, bytes: &[u8]) -> Option<f64> {
         }
     }
     worst
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_survive_every_dtype_that_holds_them() {
+        for d in DType::ALL {
+            let data = if d == DType::Bool { vec![0.0, 1.0, 1.0] } else { vec![-1.0, 0.0, 1.5, 448.0] };
+            let t = HostTensor::from_f64(d, &[data.len() as i64], data.clone());
+            assert_eq!((t.bytes.len(), t.elems()), (data.len() * d.bytes(), data.len()));
+            let want: Vec<f64> = data.iter().map(|x| if d.is_int() { x.trunc() } else { *x }).collect();
+            assert_eq!(t.to_f64(), want, "{d}");
+            assert_eq!(t.cast(DType::F64).to_f64(), want);
+        }
+        let t = HostTensor::from_i32(&[2], &[-3, 7]);
+        assert_eq!(t, HostTensor::from_f64(DType::I32, &[2], [-3.0, 7.0]));
+    }
+
+    #[test]
+    fn what_is_not_finite_is_found() {
+        let find = |d: DType, x: &[f64]| {
+            let t = HostTensor::from_f64(d, &[x.len() as i64], x.iter().copied());
+            not_finite(d, &t.bytes).map(|x| x.to_string())
+        };
+        for d in [DType::F64, DType::F32, DType::BF16, DType::F16] {
+            assert_eq!(find(d, &[0.0, -1.0, 448.0]), None);
+            assert_eq!(find(d, &[0.0, f64::NEG_INFINITY, f64::INFINITY]), Some("inf".into()));
+            assert_eq!(find(d, &[f64::INFINITY, f64::NAN]), Some("NaN".into()));
+            assert_eq!(find(d, &[1.0, f64::NEG_INFINITY]), Some("-inf".into()));
+        }
+        assert_eq!(find(DType::I32, &[5.0]), None);
+        assert_eq!(find(DType::E4M3, &[f64::NAN]), Some("NaN".into()));
+    }
 }

@@ -359,3 +359,27 @@ pub(crate) fn numbers(n: usize, seed: u64) -> Vec<f64> {
     let stream = crate::random::Stream::new(seed, "test");
     (0..n as u64).map(|i| f64::from((2.0 * stream.uniform(i) - 1.0) as f32)).collect()
 }
+
+/// A folder that goes with the test.
+pub(crate) struct Folder(std::path::PathBuf);
+
+/// An empty folder for the test of this name.
+pub(crate) fn folder(name: &str) -> Folder {
+    let path = std::env::temp_dir().join(format!("lode-exec-{}-{name}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir_all(&path).expect("a folder for the test");
+    Folder(path)
+}
+
+impl std::ops::Deref for Folder {
+    type Target = std::path::Path;
+    fn deref(&self) -> &std::path::Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

@@ -2,13 +2,16 @@
 //! the parameters alone, so a run that was resumed is bit-equal to one that never stopped.
 
 use crate::{
-    ExecError, HostTensor, Session, checkpoint,
+    ExecError, HostTensor, Session,
+    checkpoint::{self, Identity},
     data::{Batch, Text},
+    metrics::Metrics,
     plan::Peak,
+    tensor,
 };
 use base::{DType, DimEnv};
 use library::Role;
-use std::{io::Write, path::PathBuf, time::Instant};
+use std::{path::PathBuf, time::Instant};
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -76,6 +79,10 @@ pub trait Report {
     fn step(&mut self, figures: &Figures);
     /// Something worth a line.
     fn warn(&mut self, text: String);
+    /// Asked after each step: whether to save and stop before the last one.
+    fn stop(&mut self) -> bool {
+        false
+    }
 }
 
 /// The learning rate of step `t` (from 1): a linear rise, then half a cosine down to the floor.
@@ -93,111 +100,197 @@ fn scalar(x: f64) -> HostTensor {
     HostTensor::from_f64(DType::F32, &[], [x])
 }
 
-/// Trains; the last validation loss.
+/// Trains; the last validation loss, NaN if none was taken.
 ///
 /// # Errors
 /// E07xx; checkpoints that were made stay.
 pub fn train(s: &mut Session, text: &Text, o: &Options, report: &mut dyn Report) -> Result<f64, ExecError> {
-    let rows = o.batch / o.micro_batches.max(1);
-    if rows == 0 || rows * o.micro_batches != o.batch {
-        let why = format!("{} sequences cannot be split in {} equal parts", o.batch, o.micro_batches);
-        return Err(ExecError::Input { name: "micro-batches".into(), why });
-    }
-    let shape = [rows as i64, o.seq as i64];
-    let eval_rows = o.eval_rows.min(o.batch).max(1);
-    let grad_dims = s.bind("grad", &[("tokens", &shape), ("targets", &shape)])?;
-    let loss_dims = s.bind("loss", &[("tokens", &[eval_rows as i64, o.seq as i64])])?;
-    let peak = s.peak(&[("grad", &grad_dims), ("loss", &loss_dims), ("update", &grad_dims)])?;
+    check(o)?;
+    let feed = Feed::new(s, o)?;
+    let peak = s.peak(&[("grad", &feed.dims), ("loss", &feed.eval_dims), ("update", &feed.dims)])?;
     s.admit(&peak, o.memory_limit)?;
+    if let Some(vocab) = vocab(s) {
+        text.expect_vocab(vocab)?;
+    }
     let identity = identity(s, text, o);
-    s.store.initialise(&s.manifest, o.seed)?;
     let manifest = s.manifest.clone();
-    let first = match o.resume {
-        true => checkpoint::resume(&mut s.store, &manifest, &o.out, &identity, &mut |w| report.warn(w))?,
-        false => 0,
+    s.store.initialise(&manifest, o.seed)?;
+    s.store.zero(Role::Moment);
+    let first = match (o.resume, checkpoint::list(&o.out).first()) {
+        (true, _) => checkpoint::resume(&mut s.store, &manifest, &o.out, &identity, &mut |w| report.warn(w))?,
+        (false, None) => 0,
+        (false, Some(newest)) => {
+            let name = newest.file_stem().unwrap_or_default().to_string_lossy();
+            let step = name.trim_start_matches("step-").trim_start_matches('0').to_string();
+            return Err(ExecError::Occupied { path: o.out.display().to_string(), step });
+        }
     };
     report.start(&peak, first, o.steps);
-    std::fs::create_dir_all(&o.out).map_err(|e| ExecError::io(&o.out, &e))?;
-    let metrics_path = o.out.join("metrics.jsonl");
-    let mut metrics = std::fs::OpenOptions::new()
-        .create(true)
-        .write(true)
-        .append(first > 0)
-        .truncate(first == 0)
-        .open(&metrics_path)
-        .map_err(|e| ExecError::io(&metrics_path, &e))?;
+    let mut metrics = Metrics::open(&o.out.join("metrics.jsonl"), first)?;
     let started = Instant::now();
     let mut val_loss = f64::NAN;
     for step in first + 1..=o.steps {
-        let mut figures = self::step(s, text, o, step, rows, &grad_dims)?;
+        let mut figures = feed.step(s, text, o, step)?;
         figures.peak_bytes = peak.total();
         figures.tokens_per_s = ((step - first) * (o.batch * o.seq) as u64) as f64 / started.elapsed().as_secs_f64();
-        if step == o.steps || (o.eval_every > 0 && step % o.eval_every == 0) {
-            val_loss = evaluate(s, text, o, eval_rows, &loss_dims)?;
+        let last = step == o.steps;
+        if last || (o.eval_every > 0 && step.is_multiple_of(o.eval_every)) {
+            val_loss = feed.evaluate(s, text, o)?;
             figures.val_loss = Some(val_loss);
         }
-        if step == o.steps || (o.save_every > 0 && step % o.save_every == 0) {
+        metrics.write(&figures)?;
+        report.step(&figures);
+        let stop = !last && report.stop();
+        if last || stop || (o.save_every > 0 && step.is_multiple_of(o.save_every)) {
+            metrics.sync()?;
             checkpoint::save(&mut s.store, &manifest, &o.out, step, &identity)?;
             checkpoint::prune(&o.out, o.keep.max(1));
         }
-        let line = serde_json::json!({
-            "step": figures.step, "loss": figures.loss, "lr": figures.lr, "grad_norm": figures.grad_norm,
-            "tokens_per_s": figures.tokens_per_s, "max_vio": figures.max_violation, "val_loss": figures.val_loss,
-            "peak_bytes": figures.peak_bytes,
-        });
-        writeln!(metrics, "{line}").map_err(|e| ExecError::io(&metrics_path, &e))?;
-        report.step(&figures);
+        if stop {
+            return Ok(val_loss);
+        }
     }
     if first >= o.steps {
-        val_loss = evaluate(s, text, o, eval_rows, &loss_dims)?;
+        val_loss = feed.evaluate(s, text, o)?;
     }
     Ok(val_loss)
 }
 
-/// What a checkpoint has to share with the run that goes on from it.
-fn identity(s: &Session, text: &Text, o: &Options) -> String {
-    let params: Vec<String> = s.manifest.params.iter().map(|p| format!("{}{:?}", p.name, p.shape)).collect();
-    let all = format!(
-        "{} {params:?} {} {} {} {} {:?}",
-        s.manifest.name,
-        o.batch,
-        o.seq,
-        o.seed,
-        text.checksum,
-        (o.steps, o.warmup, o.lr, o.floor)
-    );
-    format!("{:016x}", library::file::checksum(all.as_bytes()))
+/// Options that make no sense.
+fn check(o: &Options) -> Result<(), ExecError> {
+    let wrong = |name: &str, why: String| Err(ExecError::Input { name: name.into(), why });
+    if o.batch == 0 || o.seq == 0 {
+        return wrong("batch", format!("{} sequences of {} tokens are none", o.batch, o.seq));
+    }
+    if o.micro_batches == 0 || !o.batch.is_multiple_of(o.micro_batches) {
+        return wrong("micro-batches", format!("{} sequences cannot be split in {} equal parts", o.batch, o.micro_batches));
+    }
+    for (name, x) in [("lr", o.lr), ("floor", o.floor), ("clip", o.clip)] {
+        if !x.is_finite() || x < 0.0 {
+            return wrong(name, format!("it is {x}"));
+        }
+    }
+    Ok(())
 }
 
-fn step(s: &mut Session, text: &Text, o: &Options, step: u64, rows: usize, dims: &DimEnv) -> Result<Figures, ExecError> {
-    s.store.zero(Role::Grad);
-    s.store.zero(Role::Tally);
-    let share = 1.0 / (o.batch * o.seq) as f64;
-    let weights = HostTensor::from_f64(DType::F32, &[rows as i64, o.seq as i64], vec![share; rows * o.seq]);
-    let mut loss = 0.0;
-    for part in 0..o.micro_batches {
-        let Batch { tokens, targets } = text.batch(o.seed, step, part * rows, rows, o.seq);
-        let inputs = [("tokens", &tokens), ("targets", &targets), ("weights", &weights)];
-        let outputs = s.run("grad", dims, &inputs)?;
-        let part_loss = output(&outputs, "loss");
-        if !part_loss.is_finite() {
-            let first = s.find_not_finite("grad", dims, &inputs)?;
-            let first = first.map_or("no step's result was the first".into(), |k| format!("{k} made the first such number"));
-            let checkpoint = checkpoint::list(&o.out).first().map_or("none was made yet".into(), |p| p.display().to_string());
-            return Err(ExecError::NotFinite { loss: part_loss, step, first, checkpoint });
+/// The vocabulary, if the model says: the last extent of what it predicts.
+fn vocab(s: &Session) -> Option<i64> {
+    let forward = s.manifest.entries.iter().find(|e| e.name == "forward")?;
+    let logits = forward.outputs.iter().find(|p| p.role == Role::Result && p.dtype.is_float() && p.shape.len() == 3)?;
+    logits.shape[2].known()
+}
+
+/// What a checkpoint has to share with the run that goes on from it.
+fn identity(s: &Session, text: &Text, o: &Options) -> Identity {
+    let params: Vec<String> = s.manifest.params.iter().map(|p| format!("{}:{}{:?}", p.name, p.dtype, p.shape)).collect();
+    let run = format!("{} {params:?} {} {} {} {}", s.manifest.name, o.batch, o.seq, o.seed, text.checksum);
+    let run = format!("{:016x}", library::file::checksum(run.as_bytes()));
+    Identity { run, schedule: format!("{} {} {} {} {}", o.steps, o.warmup, o.lr, o.floor, o.clip) }
+}
+
+/// How batches reach the model: the inputs' names, and what depends on the shapes alone.
+struct Feed {
+    /// Tokens, and what follows them if the model takes that.
+    names: Vec<String>,
+    /// Sequences of a micro-batch, and of a validation's.
+    rows: usize,
+    eval_rows: usize,
+    eval_rounds: usize,
+    dims: DimEnv,
+    eval_dims: DimEnv,
+    /// 1 / (tokens of the whole step), for each token's loss; likewise for validation.
+    weights: HostTensor,
+    eval_weights: HostTensor,
+}
+
+impl Feed {
+    fn new(s: &Session, o: &Options) -> Result<Feed, ExecError> {
+        let rows = o.batch / o.micro_batches;
+        let eval_rows = o.eval_rows.clamp(1, o.batch);
+        let eval_rounds = o.eval_rows.div_ceil(eval_rows).max(1);
+        let inputs: Vec<_> = s.entry("grad")?.args.iter().filter(|p| p.role == Role::Input).cloned().collect();
+        let names: Vec<String> = inputs.iter().map(|p| p.name.clone()).filter(|n| n != "weights").collect();
+        let is_text = |p: &library::Port| p.name == "weights" || (p.dtype == DType::I32 && p.shape.len() == 2);
+        if names.is_empty() || names.len() > 2 || !inputs.iter().all(is_text) {
+            let why = "training feeds i32 tokens [B, T] and the tokens that follow them".to_string();
+            return Err(ExecError::Input { name: names.join(", "), why });
         }
-        loss += part_loss;
+        let bind = |entry: &str, rows: usize| {
+            let shape = [rows as i64, o.seq as i64];
+            let shapes: Vec<(&str, &[i64])> = names.iter().map(|n| (n.as_str(), &shape[..])).collect();
+            s.bind(entry, &shapes)
+        };
+        let (dims, eval_dims) = (bind("grad", rows)?, bind("loss", eval_rows)?);
+        let port = inputs.iter().find(|p| p.name == "weights");
+        let share = |dims: &DimEnv, parts: usize| {
+            let shape: Vec<i64> = port.iter().flat_map(|p| &p.shape).map(|d| d.eval(dims).unwrap_or(0)).collect();
+            let n = shape.iter().product::<i64>().max(0) as usize;
+            HostTensor::from_f64(DType::F32, &shape, vec![1.0 / (n * parts) as f64; n])
+        };
+        let (weights, eval_weights) = (share(&dims, o.micro_batches), share(&eval_dims, eval_rounds));
+        Ok(Feed { rows, eval_rows, eval_rounds, dims, eval_dims, weights, eval_weights, names })
     }
-    let max_violation = max_violation(s);
-    let lr = learning_rate(o, step);
-    let (rate, t, clip) = (scalar(lr), scalar(step as f64), scalar(o.clip));
-    let outputs = s.run("update", dims, &[("lr", &rate), ("step", &t), ("clip", &clip)])?;
-    let grad_norm = output(&outputs, "grad_norm");
-    if !grad_norm.is_finite() {
-        let checkpoint = checkpoint::list(&o.out).first().map_or("none was made yet".into(), |p| p.display().to_string());
-        return Err(ExecError::NotFinite { loss, step, first: format!("the gradient's norm is {grad_norm}"), checkpoint });
+    fn inputs<'a>(&'a self, batch: &'a Batch, weights: &'a HostTensor) -> Vec<(&'a str, &'a HostTensor)> {
+        let text = self.names.iter().map(String::as_str).zip([&batch.tokens, &batch.targets]);
+        text.chain([("weights", weights)]).collect()
     }
-    Ok(Figures { step, loss, grad_norm, lr, max_violation, ..Figures::default() })
+
+    fn step(&self, s: &mut Session, text: &Text, o: &Options, step: u64) -> Result<Figures, ExecError> {
+        s.store.zero(Role::Grad);
+        s.store.zero(Role::Tally);
+        let mut loss = 0.0;
+        for part in 0..o.micro_batches {
+            let batch = text.batch(o.seed, step, part * self.rows, self.rows, o.seq);
+            let outputs = s.run("grad", &self.dims, &self.inputs(&batch, &self.weights))?;
+            let part_loss = output(&outputs, "loss");
+            if !part_loss.is_finite() {
+                return Err(self.not_finite(s, text, o, step, "the loss", part_loss));
+            }
+            loss += part_loss;
+        }
+        let bad =
+            s.store.of_role(Role::Grad).find_map(|(n, g)| Some((n.to_string(), tensor::not_finite(g.dtype, g.memory.bytes())?)));
+        if let Some((name, x)) = bad {
+            return Err(self.not_finite(s, text, o, step, &format!("the gradient of {name}"), x));
+        }
+        let max_violation = max_violation(s);
+        let lr = learning_rate(o, step);
+        let (rate, t, clip) = (scalar(lr), scalar(step as f64), scalar(o.clip));
+        let outputs = s.run("update", &self.dims, &[("lr", &rate), ("step", &t), ("clip", &clip)])?;
+        let grad_norm = output(&outputs, "grad_norm");
+        if !grad_norm.is_finite() {
+            return Err(self.not_finite(s, text, o, step, "the gradient's norm", grad_norm));
+        }
+        Ok(Figures { step, loss, grad_norm, lr, max_violation, ..Figures::default() })
+    }
+    /// The error for a step that made such a number: the step is done once more, to see where it came from.
+    fn not_finite(&self, s: &mut Session, text: &Text, o: &Options, step: u64, what: &str, value: f64) -> ExecError {
+        let mut first = "it does not come from one step of the entry".to_string();
+        for part in 0..o.micro_batches {
+            let batch = text.batch(o.seed, step, part * self.rows, self.rows, o.seq);
+            match s.find_not_finite("grad", &self.dims, &self.inputs(&batch, &self.weights)) {
+                Ok(None) => continue,
+                Ok(Some(found)) => first = found,
+                Err(e) => first = format!("where it came from is not known: {e}"),
+            }
+            break;
+        }
+        let newest = checkpoint::list(&o.out).first().map(|p| p.display().to_string());
+        let checkpoint = newest.unwrap_or("none was made yet".into());
+        ExecError::NotFinite { what: what.into(), value, step, first, checkpoint }
+    }
+
+    /// Mean validation loss. # Units: nats.
+    fn evaluate(&self, s: &mut Session, text: &Text, o: &Options) -> Result<f64, ExecError> {
+        let total = self.eval_rounds * self.eval_rows;
+        let mut loss = 0.0;
+        for i in 0..self.eval_rounds {
+            let batch = text.validation(i * self.eval_rows, self.eval_rows, total, o.seq);
+            let outputs = s.run("loss", &self.eval_dims, &self.inputs(&batch, &self.eval_weights))?;
+            loss += output(&outputs, "loss");
+        }
+        Ok(loss)
+    }
 }
 
 fn output(outputs: &[(String, HostTensor)], name: &str) -> f64 {
@@ -207,8 +300,8 @@ fn output(outputs: &[(String, HostTensor)], name: &str) -> f64 {
 /// max load / mean load − 1, mean over layers. # Source: Wang et al., arXiv 2408.15664, MaxVio.
 fn max_violation(s: &mut Session) -> Option<f64> {
     let mut values = Vec::new();
-    for (_, slot) in s.store.of_role(Role::Tally).filter(|(n, _)| n.rsplit('.').next() == Some("load")) {
-        let data = crate::tensor::read(slot.dtype, slot.memory.bytes());
+    for (_, slot) in s.store.of_role(Role::Tally).filter(|(n, _)| n.rsplit('.').next().is_some_and(|n| n.contains("load"))) {
+        let data = tensor::read(slot.dtype, slot.memory.bytes());
         let experts = slot.shape.last().copied().unwrap_or(1).max(1) as usize;
         for layer in data.chunks(experts) {
             let mean = layer.iter().sum::<f64>() / experts as f64;
@@ -220,17 +313,5 @@ fn max_violation(s: &mut Session) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
-/// Mean validation loss. # Units: nats.
-fn evaluate(s: &mut Session, text: &Text, o: &Options, rows: usize, dims: &DimEnv) -> Result<f64, ExecError> {
-    let rounds = o.eval_rows.div_ceil(rows).max(1);
-    let total = rounds * rows;
-    let share = 1.0 / (total * o.seq) as f64;
-    let weights = HostTensor::from_f64(DType::F32, &[rows as i64, o.seq as i64], vec![share; rows * o.seq]);
-    let mut loss = 0.0;
-    for i in 0..rounds {
-        let Batch { tokens, targets } = text.validation(i * rows, rows, total, o.seq);
-        let outputs = s.run("loss", dims, &[("tokens", &tokens), ("targets", &targets), ("weights", &weights)])?;
-        loss += output(&outputs, "loss");
-    }
-    Ok(loss)
-}
+#[cfg(test)]
+mod tests;
