@@ -48,23 +48,35 @@ pub fn plan_apart(entry: &Entry, dims: &DimEnv) -> Result<Plan, ExecError> {
     place(entry, dims, false)
 }
 
-fn place(entry: &Entry, dims: &DimEnv, share: bool) -> Result<Plan, ExecError> {
-    let shown = || dims.iter().map(|(n, v)| format!("{n} = {v}")).collect::<Vec<_>>().join(", ");
+/// Whether `entry` takes these dims.
+///
+/// # Errors
+/// As `plan`.
+pub fn fits(entry: &Entry, dims: &DimEnv) -> Result<(), ExecError> {
     if let Some(d) = extents(entry).into_iter().find(|d| d.eval(dims).is_none()) {
-        return Err(ExecError::NoExtent { what: d.to_string(), dims: shown() });
+        return Err(ExecError::NoExtent { what: d.to_string(), dims: shown(dims) });
     }
     for (d, what) in &entry.constraints {
         let value = size(d, dims);
         if value < 0 {
-            return Err(ExecError::Extent { what: what.clone(), value, dims: shown() });
+            return Err(ExecError::Extent { what: what.clone(), value, dims: shown(dims) });
         }
     }
+    Ok(())
+}
+
+fn shown(dims: &DimEnv) -> String {
+    dims.iter().map(|(n, v)| format!("{n} = {v}")).collect::<Vec<_>>().join(", ")
+}
+
+fn place(entry: &Entry, dims: &DimEnv, share: bool) -> Result<Plan, ExecError> {
+    fits(entry, dims)?;
     let mut bytes = Vec::new();
     for b in &entry.buffers {
         let elems = size(&b.elems, dims);
         let n = usize::try_from(elems).ok().and_then(|n| n.checked_mul(b.dtype.bytes())).filter(|n| *n <= MAX_BYTES);
         let what = || format!("a buffer of {} elements", b.elems);
-        bytes.push(n.ok_or_else(|| ExecError::Extent { what: what(), value: elems, dims: shown() })?);
+        bytes.push(n.ok_or_else(|| ExecError::Extent { what: what(), value: elems, dims: shown(dims) })?);
     }
     let mut lives: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
     let mut clock = 0;
@@ -99,7 +111,7 @@ fn place(entry: &Entry, dims: &DimEnv, share: bool) -> Result<Plan, ExecError> {
 
 /// The text of a plan: dims, the arena, and of each buffer its size, place, life and what it is to the caller.
 pub fn print(entry: &Entry, plan: &Plan) -> String {
-    let dims = plan.dims.iter().map(|(n, v)| format!("{n} = {v}")).collect::<Vec<_>>().join(", ");
+    let dims = shown(&plan.dims);
     let mut out = format!("plan {}({dims}) arena {} bytes\n", entry.name, plan.arena_bytes);
     out.push_str("  buffer        bytes       offset  life\n");
     for (i, b) in entry.buffers.iter().enumerate() {
