@@ -197,6 +197,9 @@ pub struct Train {
     /// Leave the graph as written.
     #[arg(long)]
     pub no_optimize: bool,
+    /// Print the time of each kind of step at the end.
+    #[arg(long)]
+    pub profile: bool,
 }
 
 /// `lode generate`.

@@ -89,6 +89,7 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
     let elems: i64 = library.manifest.params.iter().map(|p| p.shape.iter().product::<i64>()).sum();
     eprintln!("{}: {elems} parameters, {} kernels, compiled in {:.2} s", library.manifest.name, library.manifest.kernels.len(), clock.elapsed().as_secs_f64());
     let mut session = common::session(library, args.threads)?;
+    session.profile = args.profile.then(Default::default);
     let bar = ProgressBar::new(steps);
     let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} [{elapsed}<{eta}]").expect("the template is valid");
     bar.set_style(style);
@@ -96,6 +97,9 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
     let outcome = train::train(&mut session, &text, &o, &mut progress);
     progress.bar.finish_and_clear();
     let val = outcome.map_err(|e| common::fail_with(&e))?;
+    for (entry, step, calls, ns) in session.profile.take().iter().flat_map(|p| p.rows()).take(40) {
+        eprintln!("{entry:<8} {calls:>7} calls {:>9.1} ms  {step}", ns as f64 / 1e6);
+    }
     eprintln!("trained {steps} steps in {:.0} s", clock.elapsed().as_secs_f64());
     println!("validation loss {val:.4} nats a token");
     if args.sample > 0 {
