@@ -288,6 +288,8 @@ pub struct Arg {
 }
 
 /// An item between the brackets of `x[…]`.
+// A tree is read once and short-lived: plain fields over small nodes.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Index {
     /// `3`.

@@ -67,10 +67,12 @@ pub enum SyntaxError {
     },
     /// A character that begins no token.
     #[error("the character {character:?} has no meaning here")]
-    #[diagnostic(code(E0106), help("remove it"))]
+    #[diagnostic(code(E0106), help("{help}"))]
     UnknownCharacter {
-        /// The character.
+        /// The first character.
         character: char,
+        /// What to do.
+        help: &'static str,
         /// Where.
         #[label("this one")]
         at: SourceSpan,
@@ -97,6 +99,26 @@ pub enum SyntaxError {
         help: &'static str,
         /// Where.
         #[label("here")]
+        at: SourceSpan,
+    },
+    /// A keyword where a name belongs.
+    #[error("'{word}' is a reserved word")]
+    #[diagnostic(code(E0109), help("choose another name, such as '{word}_'"))]
+    Reserved {
+        /// The keyword.
+        word: &'static str,
+        /// Where.
+        #[label("a name is expected here")]
+        at: SourceSpan,
+    },
+    /// An escape that strings do not have.
+    #[error("'\\{character}' is not an escape")]
+    #[diagnostic(code(E0110), help("strings have \\\", \\\\ and \\n"))]
+    BadEscape {
+        /// What follows the backslash.
+        character: char,
+        /// Where.
+        #[label("not an escape")]
         at: SourceSpan,
     },
 }

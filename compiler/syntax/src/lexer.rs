@@ -1,7 +1,11 @@
 //! Text to tokens, by hand. Decides where statements end: inside `{ }` a line break after a token that can end a statement is a
-//! `;`, unless the next line goes on. In: a file's text. Out: tokens with spans; what is no token is reported and skipped.
+//! `;`, unless the next line goes on. In: a file's text. Out: tokens with spans; what is no token is reported and skipped, and the
+//! brackets of what is handed on are balanced.
 
-use crate::error::SyntaxError;
+use crate::{
+    error::SyntaxError,
+    nesting::{MAX_NESTING, Nesting, Place, Sink},
+};
 use base::{Diags, FileId, Span};
 
 /// A token.
@@ -51,6 +55,12 @@ pub const KEYWORDS: &[&str] = &[
     "nodecay",
 ];
 
+/// The keywords that begin an item and nothing else at the start of a line.
+pub(crate) const ITEM_KEYWORDS: &[&str] = &["use", "dims", "config", "precision", "fn", "block", "model", "train"];
+
+/// The keywords that begin a statement and nothing else.
+const STATEMENT_KEYWORDS: &[&str] = &["let", "repeat", "state", "tally", "penalty", "after", "minimize"];
+
 const PUNCTS: &[&str] = &[
     "->", "==", "!=", "<=", ">=", "..", "^T", "(", ")", "[", "]", "{", "}", ",", ";", ":", "=", "+", "-", "*", "/", "%", "@",
     "<", ">", "|", "&", ".",
@@ -58,192 +68,193 @@ const PUNCTS: &[&str] = &[
 
 /// Lexes a file.
 pub fn lex(file: FileId, text: &str, diags: &mut Diags) -> Vec<(usize, Tok, usize)> {
-    let mut out: Vec<(usize, Tok, usize)> = Vec::new();
-    // Open brackets and where they stand.
-    let mut nesting: Vec<(char, usize)> = Vec::new();
-    let mut operators = 0;
-    let (mut at, mut broke) = (0, false);
+    lex_covered(file, text, diags).0
+}
+
+/// Lexes a file. Also returns the byte ranges in which a mistake of the parser would follow from one told already.
+#[allow(clippy::type_complexity)]
+pub(crate) fn lex_covered(file: FileId, text: &str, diags: &mut Diags) -> (Vec<(usize, Tok, usize)>, Vec<(usize, usize)>) {
+    let (mut tokens, mut covered) = (Vec::new(), Vec::new());
+    let mut nesting = Nesting::default();
+    let mut sink = Sink { file, tokens: &mut tokens, diags, covered: &mut covered };
+    // The item at hand: its first token.
+    let mut item = 0;
+    let (mut at, mut line, mut first) = (0, 0, true);
+    let mut indent = 0;
     while let Some(c) = text[at..].chars().next() {
         let start = at;
+        let rest = &text[at..];
         if c == '\n' {
-            broke = true;
             at += 1;
+            (line, first) = (at, true);
             continue;
         }
         if c.is_whitespace() {
             at += c.len_utf8();
             continue;
         }
-        let rest = &text[at..];
         if rest.starts_with("//") {
-            let line = rest.lines().next().unwrap_or(rest);
-            at += line.len();
-            if let Some(doc) = line.strip_prefix("///").filter(|_| nesting.is_empty()) {
-                out.push((start, Tok::Doc(doc.trim().into()), at));
+            let comment = rest.split('\n').next().unwrap_or(rest);
+            at += comment.len();
+            if let Some(doc) = comment.strip_prefix("///").filter(|d| nesting.is_empty() && !d.starts_with('/')) {
+                sink.tokens.push((start, Tok::Doc(doc.trim().into()), at));
             }
             continue;
         }
-        let tok = if c.is_ascii_alphabetic() || c == '_' {
-            let len = rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(rest.len());
-            at += len;
-            let word = &rest[..len];
-            match KEYWORDS.iter().find(|k| **k == word) {
-                Some(k) => Tok::Keyword(k),
-                None => Tok::Ident(word.into()),
-            }
-        } else if c.is_ascii_digit() {
-            let (tok, len) = number(rest);
-            at += len;
-            match tok {
-                Some(tok) => tok,
-                None => {
-                    let span = Span::new(file, start, at);
-                    diags.push(span, SyntaxError::BadNumber { text: rest[..len].into(), at: span.into() });
-                    Tok::Int(0)
-                }
-            }
-        } else if c == '"' {
-            let (value, len, closed) = string(rest);
-            at += len;
-            if !closed {
-                let span = Span::new(file, start, at);
-                diags.push(span, SyntaxError::OpenString { at: span.into() });
-            }
-            Tok::Str(value)
-        } else if let Some(p) = PUNCTS.iter().find(|p| rest.starts_with(**p)) {
-            at += p.len();
-            Tok::Punct(p)
-        } else {
-            at += c.len_utf8();
-            let span = Span::new(file, start, at);
-            diags.push(span, SyntaxError::UnknownCharacter { character: c, at: span.into() });
+        if first {
+            indent = start - line;
+        }
+        let place = Place { start, indent, first };
+        let told = sink.covered.len();
+        let Some((tok, len)) = token(rest, start, &mut sink) else {
+            at += unknown(rest, start, &mut sink);
+            cover_line(text, line, at, &mut sink);
             continue;
         };
-        // An item's keyword at the start of a line begins an item: what is still open was forgotten.
-        let column = start - text[..start].rfind('\n').map_or(0, |i| i + 1);
-        if column == 0 && matches!(&tok, Tok::Keyword(k) if ITEM_KEYWORDS.contains(k)) {
-            close_down_to(file, 0, start, &mut nesting, &mut out, diags);
-        }
-        // Likewise a statement's keyword at the start of a line: no parenthesis reaches over it.
-        if broke && matches!(&tok, Tok::Keyword("let" | "repeat" | "state" | "tally" | "penalty" | "after" | "minimize")) {
-            let keep = nesting.iter().rposition(|(open, _)| *open == '{').map_or(nesting.len(), |i| i + 1);
-            close_down_to(file, keep, start, &mut nesting, &mut out, diags);
-        }
-        if broke
-            && nesting.last().is_some_and(|n| n.0 == '{')
-            && out.last().is_some_and(|(_, t, _)| ends_statement(t))
-            && !continues(&tok)
-        {
-            let end = out.last().map_or(start, |t| t.2);
-            out.push((end, Tok::Newline, end));
-        }
-        broke = false;
-        match &tok {
-            Tok::Punct("(" | "[" | "{") => {
-                nesting.push((c, start));
-                if nesting.len() > MAX_NESTING {
-                    let at = Span::new(file, start, at);
-                    diags.push(at, SyntaxError::TooDeep { what: "nested brackets", limit: MAX_NESTING, at: at.into() });
-                    close_silently(start, &mut nesting, &mut out);
-                    return out;
-                }
+        at += len;
+        if let Tok::Keyword(word) = tok {
+            let begins_line = first && !matches!(sink.tokens.last(), Some((_, Tok::Punct("."), _)));
+            if begins_line && ITEM_KEYWORDS.contains(&word) && (indent == 0 || nesting.is_empty()) {
+                nesting.begin_item(start, &mut sink);
+                let docs = sink.tokens.iter().rev().take_while(|t| matches!(t.1, Tok::Doc(_))).count();
+                item = sink.tokens.len() - docs;
             }
-            Tok::Punct(")" | "]" | "}") => match nesting.iter().rposition(|(open, _)| partner(*open) == c) {
-                Some(i) => {
-                    close_down_to(file, i + 1, start, &mut nesting, &mut out, diags);
-                    nesting.pop();
-                }
-                None => {
+            if begins_line && STATEMENT_KEYWORDS.contains(&word) {
+                nesting.begin_statement(start, &mut sink);
+            }
+            if word == "else" {
+                nesting.begin_else(start, &mut sink);
+            }
+        }
+        if first && nesting.in_braces() && ends_statement(sink.tokens) && !continues(&tok) {
+            let end = sink.tokens.last().map_or(start, |t| t.2);
+            sink.tokens.push((end, Tok::Newline, end));
+            nesting.end_part();
+        }
+        first = false;
+        match &tok {
+            Tok::Punct("(" | "[" | "{") => nesting.open(c, place),
+            Tok::Punct(")" | "]" | "}") => {
+                if !nesting.close(c, place, &mut sink) {
                     let span = Span::new(file, start, at);
-                    diags.push(span, SyntaxError::Unopened { close: c, at: span.into() });
+                    sink.diags.push(span, SyntaxError::Unopened { close: c, at: span.into() });
+                    // Statements behind a surplus brace are outside of their body.
+                    let from = if c == '}' { sink.tokens.get(item).map_or(line, |t| t.0) } else { line };
+                    cover_line(text, from, at, &mut sink);
                     continue;
                 }
-            },
-            _ => {}
+            }
+            Tok::Punct("," | ";") => nesting.end_part(),
+            Tok::Punct("+" | "-" | "*" | "/" | "%" | "@" | "<" | ">" | "<=" | ">=" | "==" | "!=" | "|" | "&" | "^T")
+            | Tok::Keyword("and" | "or" | "not" | "else") => nesting.enter_operand(),
+            Tok::Punct(_)
+            | Tok::Keyword(_)
+            | Tok::Ident(_)
+            | Tok::Int(_)
+            | Tok::Float(_)
+            | Tok::Str(_)
+            | Tok::Doc(_)
+            | Tok::Newline => {}
         }
-        operators = match &tok {
-            Tok::Newline | Tok::Punct(";" | "," | "{" | "}") | Tok::Keyword("let") => 0,
-            Tok::Punct(
-                "+" | "-" | "*" | "/" | "%" | "@" | "<" | ">" | "<=" | ">=" | "==" | "!=" | "|" | "&" | "^T" | "[" | "(" | ".",
-            ) => operators + 1,
-            Tok::Keyword("and" | "or" | "not" | "else") => operators + 1,
-            _ if matches!(out.last(), Some((_, Tok::Newline, _))) => 0,
-            _ => operators,
-        };
-        if operators > MAX_OPERATORS {
+        if nesting.too_deep() {
             let span = Span::new(file, start, at);
-            diags.push(span, SyntaxError::TooDeep { what: "operators in an expression", limit: MAX_OPERATORS, at: span.into() });
-            close_silently(start, &mut nesting, &mut out);
-            return out;
+            sink.diags.push(span, SyntaxError::TooDeep { what: "levels of nesting", limit: MAX_NESTING, at: span.into() });
+            sink.tokens.truncate(item);
+            nesting.reset();
+            at = next_item(text, at);
+            (line, first) = (at, true);
+            continue;
         }
-        out.push((start, tok, at));
-    }
-    close_down_to(file, 0, text.len(), &mut nesting, &mut out, diags);
-    out
-}
-
-/// Brackets open at once, and operators of one expression: the tree's depth, which recursion has to follow.
-const MAX_NESTING: usize = 128;
-const MAX_OPERATORS: usize = 1000;
-
-/// The keywords that begin an item and nothing else at the start of a line.
-const ITEM_KEYWORDS: &[&str] = &["use", "dims", "config", "precision", "fn", "block", "model", "train"];
-
-fn partner(open: char) -> char {
-    match open {
-        '(' => ')',
-        '[' => ']',
-        _ => '}',
-    }
-}
-
-fn closing(open: char) -> Tok {
-    Tok::Punct(match open {
-        '(' => ")",
-        '[' => "]",
-        _ => "}",
-    })
-}
-
-/// Closes what is open beyond the first `keep` brackets; the innermost is reported, as the others follow from it.
-fn close_down_to(
-    file: FileId,
-    keep: usize,
-    before: usize,
-    nesting: &mut Vec<(char, usize)>,
-    out: &mut Vec<(usize, Tok, usize)>,
-    diags: &mut Diags,
-) {
-    let mut first = true;
-    while nesting.len() > keep {
-        let Some((open, start)) = nesting.pop() else { return };
-        if std::mem::take(&mut first) {
-            let span = Span::new(file, start, start + 1);
-            let before = Span::new(file, before, before).into();
-            diags.push(span, SyntaxError::Unclosed { open, close: partner(open), at: span.into(), before });
+        sink.tokens.push((start, tok, at));
+        if sink.covered.len() > told && c == '"' {
+            nesting.end_line(line, at, &mut sink);
         }
-        out.push((before, closing(open), before));
+    }
+    nesting.begin_item(text.len(), &mut sink);
+    (tokens, covered)
+}
+
+/// The token that `rest` starts with, and its length; what is wrong inside of it is told.
+fn token(rest: &str, start: usize, sink: &mut Sink<'_>) -> Option<(Tok, usize)> {
+    let c = rest.chars().next()?;
+    if c.is_ascii_alphabetic() || c == '_' {
+        let len = rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(rest.len());
+        let word = &rest[..len];
+        let tok = KEYWORDS.iter().find(|k| **k == word).map_or_else(|| Tok::Ident(word.into()), |k| Tok::Keyword(k));
+        return Some((tok, len));
+    }
+    if c.is_ascii_digit() {
+        let (tok, len) = number(rest);
+        let tok = tok.unwrap_or_else(|| {
+            let span = Span::new(sink.file, start, start + len);
+            sink.diags.push(span, SyntaxError::BadNumber { text: rest[..len].into(), at: span.into() });
+            Tok::Int(0)
+        });
+        return Some((tok, len));
+    }
+    if c == '"' {
+        let (value, len) = string(rest, start, sink);
+        return Some((Tok::Str(value), len));
+    }
+    PUNCTS.iter().find(|p| rest.starts_with(**p)).map(|p| (Tok::Punct(p), p.len()))
+}
+
+/// Tells of a run of characters that begin no token; returns its length.
+fn unknown(rest: &str, start: usize, sink: &mut Sink<'_>) -> usize {
+    let known =
+        |c: char| c.is_whitespace() || c.is_ascii_alphanumeric() || "_\"/".contains(c) || PUNCTS.iter().any(|p| p.starts_with(c));
+    let mut chars = rest.char_indices();
+    let character = chars.next().map_or('?', |(_, c)| c);
+    let len = chars.find(|(_, c)| known(*c) || (c.is_ascii() && *c != character)).map_or(rest.len(), |(i, _)| i);
+    let help = match character {
+        '!' => "write `not`",
+        '\'' | '`' => "strings are written in double quotes",
+        '#' => "comments start with //",
+        '^' => "a transpose is written `^T`, a power `pow(a, b)`",
+        _ => "remove it",
+    };
+    let span = Span::new(sink.file, start, start + len);
+    sink.diags.push(span, SyntaxError::UnknownCharacter { character, help, at: span.into() });
+    len
+}
+
+/// What the parser finds from `from` to the end of the line of `at` follows from what was told.
+fn cover_line(text: &str, from: usize, at: usize, sink: &mut Sink<'_>) {
+    let end = text[at..].find('\n').map_or(text.len(), |i| at + i);
+    sink.covered.push((from, end));
+}
+
+/// The first line after `at` that begins an item, or the end.
+fn next_item(text: &str, at: usize) -> usize {
+    let mut line = at;
+    while let Some(i) = text[line..].find('\n') {
+        line += i + 1;
+        let rest = &text[line..];
+        let word = &rest[..rest.find(|c: char| !c.is_ascii_lowercase()).unwrap_or(rest.len())];
+        if ITEM_KEYWORDS.contains(&word) {
+            return line;
+        }
+    }
+    text.len()
+}
+
+/// Whether a statement can end after the last of these tokens.
+pub(crate) fn ends_statement(tokens: &[(usize, Tok, usize)]) -> bool {
+    let mut last = tokens.iter().rev().map(|t| &t.1);
+    match last.next() {
+        Some(Tok::Ident(_) | Tok::Int(_) | Tok::Float(_) | Tok::Str(_) | Tok::Keyword("true" | "false" | "nodecay")) => true,
+        Some(Tok::Punct(p)) => matches!(*p, ")" | "]" | "}" | "^T"),
+        // The last part of a path: `as block`.
+        Some(Tok::Keyword(_)) => matches!(last.next(), Some(Tok::Keyword("as") | Tok::Punct("."))),
+        Some(Tok::Doc(_) | Tok::Newline) | None => false,
     }
 }
 
-fn close_silently(before: usize, nesting: &mut Vec<(char, usize)>, out: &mut Vec<(usize, Tok, usize)>) {
-    while let Some((open, _)) = nesting.pop() {
-        out.push((before, closing(open), before));
-    }
-}
-
-fn ends_statement(t: &Tok) -> bool {
-    match t {
-        Tok::Ident(_) | Tok::Int(_) | Tok::Float(_) | Tok::Str(_) | Tok::Keyword("true" | "false" | "nodecay") => true,
-        Tok::Punct(p) => matches!(*p, ")" | "]" | "}" | "^T"),
-        Tok::Keyword(_) | Tok::Doc(_) | Tok::Newline => false,
-    }
-}
-
+/// Whether a line that starts with this token goes on with the statement before.
 fn continues(t: &Tok) -> bool {
     match t {
         Tok::Punct(p) => !matches!(*p, "(" | "[" | "-" | "{"),
-        Tok::Keyword(k) => matches!(*k, "else" | "as" | "and" | "or"),
+        Tok::Keyword(k) => matches!(*k, "else" | "as" | "and" | "or" | "nodecay"),
         Tok::Ident(_) | Tok::Int(_) | Tok::Float(_) | Tok::Str(_) | Tok::Doc(_) | Tok::Newline => false,
     }
 }
@@ -282,20 +293,32 @@ fn number(rest: &str) -> (Option<Tok>, usize) {
     (tok, end + word)
 }
 
-fn string(rest: &str) -> (String, usize, bool) {
+/// The value of the string that `rest` starts with, and its length.
+fn string(rest: &str, start: usize, sink: &mut Sink<'_>) -> (String, usize) {
     let mut value = String::new();
-    let mut chars = rest.char_indices().skip(1);
+    let mut chars = rest.char_indices().skip(1).peekable();
+    let mut end = rest.len();
     while let Some((i, c)) = chars.next() {
         match c {
-            '"' => return (value, i + 1, true),
-            '\n' => return (value, i, false),
-            '\\' => match chars.next() {
+            '"' => return (value, i + 1),
+            '\n' => {
+                end = i;
+                break;
+            }
+            '\\' => match chars.next_if(|(_, c)| *c != '\n') {
                 Some((_, 'n')) => value.push('\n'),
-                Some((_, c)) => value.push(c),
+                Some((_, c @ ('"' | '\\'))) => value.push(c),
+                Some((j, character)) => {
+                    let span = Span::new(sink.file, start + i, start + j + character.len_utf8());
+                    sink.diags.push(span, SyntaxError::BadEscape { character, at: span.into() });
+                }
                 None => {}
             },
             c => value.push(c),
         }
     }
-    (value, rest.len(), false)
+    let span = Span::new(sink.file, start, start + end);
+    sink.diags.push(span, SyntaxError::OpenString { at: span.into() });
+    sink.covered.push((start, start + end + 1));
+    (value, end)
 }

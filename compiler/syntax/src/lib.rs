@@ -5,9 +5,10 @@ mod dump;
 pub mod error;
 mod format;
 pub mod lexer;
+mod nesting;
 mod parse;
 
-#[allow(clippy::all, missing_docs, unused_qualifications)]
+#[allow(clippy::all, clippy::unwrap_used, missing_docs, unused_qualifications)]
 mod grammar {
     include!(concat!(env!("OUT_DIR"), "/grammar.rs"));
 }
