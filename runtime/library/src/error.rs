@@ -28,4 +28,7 @@ pub enum LibraryError {
     #[error("{name} was built for {built}, not for {wanted}")]
     #[diagnostic(code(E0607), help("build it with `--target {wanted}`"))]
     Target { name: String, built: String, wanted: String },
+    #[error("{path} is there and is no library")]
+    #[diagnostic(code(E0608), help("it may be a source: name another folder with -o, or remove it"))]
+    Overwrite { path: String },
 }

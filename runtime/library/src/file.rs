@@ -2,7 +2,7 @@
 //! a crash.
 
 use crate::{LibraryError, Manifest};
-use std::{fs, path::Path};
+use std::{fs, io::Read, path::Path};
 
 /// A manifest and the code its kernels are in: host objects or PTX.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,12 +87,25 @@ impl Library {
         let manifest = serde_json::from_slice(&manifest).map_err(|e| damaged(&e.to_string()))?;
         Library::new(manifest, code)
     }
-    /// Writes the file.
+    /// Writes the file, under another name first, so that it is whole or not there. A file that is no library stays: a model's source has
+    /// the same extension.
     ///
     /// # Errors
-    /// E0605.
+    /// E0605, E0608.
     pub fn write(&self, path: &Path) -> Result<(), LibraryError> {
-        fs::write(path, self.to_bytes()).map_err(|source| LibraryError::Io { path: path.display().to_string(), source })
+        let shown = path.display().to_string();
+        let mut head = [0; MAGIC.len()];
+        if let Ok(mut old) = fs::File::open(path)
+            && (old.read_exact(&mut head).is_err() || head != *MAGIC)
+        {
+            return Err(LibraryError::Overwrite { path: shown });
+        }
+        let temporary = path.with_extension("new");
+        let save = || fs::write(&temporary, self.to_bytes()).and_then(|()| fs::rename(&temporary, path));
+        save().map_err(|source| {
+            let _ = fs::remove_file(&temporary);
+            LibraryError::Io { path: shown, source }
+        })
     }
     /// Reads a file.
     ///
@@ -238,5 +251,21 @@ pub(crate) mod tests {
         let path = std::env::temp_dir().join("lode-no-such-folder").join("x.lode");
         assert!(matches!(Library::read(&path), Err(LibraryError::Io { .. })));
         assert!(matches!(sample().write(&path), Err(LibraryError::Io { .. })));
+    }
+
+    #[test]
+    fn a_source_is_not_overwritten() {
+        let path = std::env::temp_dir().join(format!("lode-library-{}.lode", std::process::id()));
+        for old in ["", "model", "model m(x: [B]) -> [B] { x }"] {
+            fs::write(&path, old).expect("it writes");
+            assert!(matches!(sample().write(&path), Err(LibraryError::Overwrite { .. })));
+            assert_eq!(fs::read_to_string(&path).expect("it is there"), old);
+        }
+        fs::remove_file(&path).expect("it is there");
+        for _ in 0..2 {
+            sample().write(&path).expect("a library may be replaced");
+            assert_eq!(Library::read(&path).expect("it reads"), sample());
+        }
+        fs::remove_file(&path).expect("it is there");
     }
 }
