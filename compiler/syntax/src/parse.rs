@@ -137,7 +137,9 @@ impl Chunk<'_> {
         };
         if could_be_name(i) && expected.iter().any(|e| e == "ident") {
             let first = self.text[..self.tokens[i].0].rsplit('\n').next().is_none_or(|l| l.trim().is_empty());
-            return (assigns(i + 1) || !first).then_some(i);
+            // At the start of a line it may be the beginning of something in the wrong place.
+            let begins = matches!(self.tokens.get(i + 1), Some((_, Tok::Ident(_) | Tok::Punct("{" | "("), _)));
+            return (!first || !begins).then_some(i);
         }
         // `state = 3`: the keyword was taken for a statement's.
         (i > self.from && assigns(i) && could_be_name(i - 1)).then(|| i - 1)

@@ -398,3 +398,27 @@ fn the_repository_s_models_parse_and_lay_out_stably() {
     }
     assert!(seen > 5);
 }
+
+#[test]
+fn the_error_pages_programs_have_their_errors() {
+    for n in 101..=110 {
+        let path = format!("{}/../../docs/errors/E0{n}.md", env!("CARGO_MANIFEST_DIR"));
+        let page = std::fs::read_to_string(&path).expect("each code has a page");
+        assert!(page.starts_with(&format!("# E0{n}: ")), "{path}");
+        let programs: Vec<String> = page.split("```\n").skip(1).step_by(2).map(|p| p.replace('…', &"(".repeat(300))).collect();
+        assert_eq!(programs.len(), 2, "{path}");
+        let e = errors(&programs[0]);
+        assert!(!e.is_empty() && e.iter().all(|e| e.starts_with(&format!("E0{n} "))), "{path}: {e:?}");
+        tree(&programs[1]);
+    }
+}
+
+#[test]
+fn dumps_show_tokens_and_trees() {
+    let text = "fn f(x: [n]) -> [n] {\n  \"a\\n\" + 1.50\n  x\n}\n";
+    let file = Sources::default().add("t.lode", text);
+    let tokens = crate::print_tokens(&crate::lex(file, text, &mut Diags::new()));
+    assert!(tokens.starts_with("0..2 keyword fn\n3..4 name f\n4..5 punct (\n"), "{tokens}");
+    assert!(tokens.contains("24..29 string \"a\\n\"\n30..31 punct +\n32..36 float 1.5\n36..36 newline\n"), "{tokens}");
+    assert_eq!(crate::print_ast(&tree(text)), "fn f(x: [n]) -> [n]\n  (\"a\\n\" + 1.5)\n  => x\n");
+}
