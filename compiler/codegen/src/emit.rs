@@ -18,8 +18,15 @@ pub(crate) fn module(kernels: &[Kernel]) -> String {
     out.push_str(math::PRELUDE);
     for k in kernels {
         let k = expand_dot(k);
-        let mut e =
-            Emitter { k: &k, out: String::new(), head: String::new(), next: 0, depth: 2, vars: vec![Slot::Unset; k.vars.len()] };
+        let mut e = Emitter {
+            k: &k,
+            out: String::new(),
+            head: String::new(),
+            next: 0,
+            depth: 2,
+            vars: vec![Slot::Unset; k.vars.len()],
+            natural: vec![false; k.vars.len()],
+        };
         out.push_str(&e.kernel());
     }
     out.push_str("}\n");
@@ -44,6 +51,8 @@ struct Emitter<'k> {
     next: usize,
     depth: usize,
     vars: Vec<Slot>,
+    /// The immutable i64 variables that are never negative.
+    natural: Vec<bool>,
 }
 
 /// The MLIR type of values of a compute dtype.
@@ -85,6 +94,7 @@ impl Emitter<'_> {
         }
         let _ = writeln!(self.head, "    %one = arith.constant 1 : i64");
         self.vars[0] = Slot::Value("%block".into());
+        self.natural[0] = true;
         self.stmts(&k.body, LoopKind::Serial);
         let mut text = format!("  func.func private @{}_block({args}) attributes {{passthrough = [\"noinline\"]}} {{\n", k.name);
         text.push_str(&self.head);
@@ -175,6 +185,7 @@ impl Emitter<'_> {
         match s {
             Stmt::Let(v, e) => {
                 let value = self.expr(e);
+                self.natural[v.0 as usize] = self.not_negative(e);
                 self.vars[v.0 as usize] = Slot::Value(value);
             }
             Stmt::Var(v, e) => {
@@ -207,6 +218,7 @@ impl Emitter<'_> {
                 self.line(&format!("llvm.store {stored}, {p} : {}, !llvm.ptr", memory_type(dtype)));
             }
             Stmt::For { var, lo, hi, kind, body } => {
+                self.natural[var.0 as usize] = self.not_negative(lo);
                 let (lo, hi) = (self.expr(lo), self.expr(hi));
                 let i = self.fresh();
                 self.vars[var.0 as usize] = Slot::Value(i.clone());
@@ -335,6 +347,9 @@ impl Emitter<'_> {
                     };
                 }
                 let values: Vec<String> = args.iter().map(|a| self.expr(a)).collect();
+                if matches!(f, MapFn::FloorDiv | MapFn::Rem) && args.iter().all(|a| self.not_negative(a)) {
+                    return self.floor_div_unsigned(*f, &values[0], &values[1], args[1].known(), value_type(dtype));
+                }
                 self.map(*f, &values, dtype)
             }
             Expr::Cast(to, x) => {
@@ -342,6 +357,23 @@ impl Emitter<'_> {
                 let v = self.expr(x);
                 self.cast(v, from, *to)
             }
+        }
+    }
+
+    /// Whether an index is certainly 0 or more: extents, blocks, loops that start there, and what is made of them. Indices do not
+    /// overflow.
+    fn not_negative(&self, e: &Expr) -> bool {
+        match e {
+            Expr::Const(c, d) => d.is_int() && c.get() >= 0.0,
+            Expr::Dim(_) => true,
+            Expr::Var(v) => self.natural[v.0 as usize],
+            Expr::Map(MapFn::Add | MapFn::Mul | MapFn::FloorDiv | MapFn::Rem | MapFn::Min, args) => {
+                self.k.expr_dtype(&args[0]) == DType::I64 && args.iter().all(|a| self.not_negative(a))
+            }
+            Expr::Map(MapFn::Max, args) => {
+                self.k.expr_dtype(&args[0]) == DType::I64 && args.iter().any(|a| self.not_negative(a))
+            }
+            Expr::Map(..) | Expr::Load(..) | Expr::Cast(..) => false,
         }
     }
 
@@ -364,7 +396,12 @@ impl Emitter<'_> {
             ("f32" | "f64", _) => self.op(&format!("llvm.call_intrinsic \"llvm.fptosi.sat.{b}.{a}\"({v}) : ({a}) -> {b}")),
             ("i64" | "i32", "f32" | "f64") => self.op(&format!("arith.sitofp {v} : {a} to {b}")),
             ("i32", _) => self.op(&format!("arith.extsi {v} : i32 to i64")),
-            _ => self.op(&format!("arith.trunci {v} : i64 to i32")),
+            _ => {
+                let (least, greatest) = (self.int(i64::from(i32::MIN), a), self.int(i64::from(i32::MAX), a));
+                let v = self.op(&format!("arith.maxsi {v}, {least} : {a}"));
+                let v = self.op(&format!("arith.minsi {v}, {greatest} : {a}"));
+                self.op(&format!("arith.trunci {v} : i64 to i32"))
+            }
         };
         // A narrow float is rounded to and computed with in f32.
         match to {

@@ -1,3 +1,5 @@
+mod maps;
+
 use crate::{Jit, emit_llvm, emit_objects};
 use base::{DType, Dim};
 use graph::op::{MapFn, ReduceFn, Scalar};

@@ -1,5 +1,5 @@
 //! Elementwise functions. In f32 exp, log and what is made of them are polynomials in plain arithmetic, so that they vectorise; in f64,
-//! and for sin, cos, pow and erf, the C library computes them.
+//! and for sin, cos and pow, the C library computes them.
 //! # Source: ranges and polynomials as in S. Moshier, Cephes (expf, logf, tanhf); E4M3: OCP 8-bit floating point, 2023.
 
 use super::{Emitter, value_type};
@@ -8,7 +8,6 @@ use graph::op::{MapFn, map::Kind};
 
 /// Functions that kernels call, and those of the C library.
 pub(super) const PRELUDE: &str = r#"  func.func private @erf(f64) -> f64
-  func.func private @erff(f32) -> f32
   func.func private @lode_to_bf16(%x: f32) -> i16 attributes {passthrough = ["alwaysinline"]} {
     %bits = arith.bitcast %x : f32 to i32
     %c1 = arith.constant 1 : i32
@@ -211,7 +210,8 @@ impl Emitter<'_> {
                 let top = self.op(&format!("arith.maximumf {x}, {zero} : {ty}"));
                 self.bin("addf", &top, &l, ty)
             }
-            MapFn::Erf => self.op(&format!("func.call @{}({x}) : ({ty}) -> {ty}", if single { "erff" } else { "erf" })),
+            MapFn::Erf if single => self.erf(&x),
+            MapFn::Erf => self.op(&format!("func.call @erf({x}) : ({ty}) -> {ty}")),
             _ => base::bug!("{} of {ty}", f.name()),
         }
     }
@@ -352,6 +352,40 @@ impl Emitter<'_> {
         self.select(&is_near, &near, &far, "f32")
     }
 
+    /// erf x in f32: x + x·p(x²) below 1, 1 − e^−q(|x|) beyond, 1 from 4 on. The coefficients interpolate at Chebyshev's points.
+    fn erf(&mut self, x: &str) -> String {
+        let z = self.op(&format!("arith.mulf {x}, {x} : f32"));
+        let p = self.polynomial(
+            &z,
+            &[-5.648_059_887e-4, 4.921_761_807e-3, -2.671_505_511e-2, 1.128_031_686e-1, -3.761_234_283e-1, 1.283_791_214e-1],
+        );
+        let near = self.fma(&p, x, x, "f32");
+        let a = self.op(&format!("math.absf {x} : f32"));
+        let (one, four) = (self.float(1.0, "f32"), self.float(4.0, "f32"));
+        let above = self.cmp("ogt", &a, &four, "f32");
+        let t = self.select(&above, &four, &a, "f32");
+        let q = self.polynomial(
+            &t,
+            &[
+                -1.637_151_399e-6,
+                4.605_804_133e-5,
+                -5.968_056_503e-4,
+                4.759_596_195e-3,
+                -2.642_113_529e-2,
+                1.100_800_857e-1,
+                6.318_260_431e-1,
+                1.130_233_407,
+                -3.201_380_605e-4,
+            ],
+        );
+        let q = self.op(&format!("arith.negf {q} : f32"));
+        let e = self.exp(&q);
+        let far = self.op(&format!("arith.subf {one}, {e} : f32"));
+        let far = self.op(&format!("math.copysign {far}, {x} : f32"));
+        let is_near = self.cmp("olt", &a, &one, "f32");
+        self.select(&is_near, &near, &far, "f32")
+    }
+
     fn int_map(&mut self, f: MapFn, v: &[String], ty: &str) -> String {
         let x = v[0].clone();
         let two = |op: &str| format!("arith.{op} {x}, {} : {ty}", v.get(1).map_or("", String::as_str));
@@ -375,28 +409,49 @@ impl Emitter<'_> {
                 let r = self.op(&format!("arith.minsi {x}, {one} : {ty}"));
                 self.op(&format!("arith.maxsi {r}, {minus} : {ty}"))
             }
-            MapFn::FloorDiv | MapFn::Rem => {
-                let (zero, one) = (self.int(0, ty), self.int(1, ty));
-                let none = self.op(&format!("arith.cmpi eq, {}, {zero} : {ty}", v[1]));
-                let d = self.op(&format!("arith.select {none}, {one}, {} : {ty}", v[1]));
-                let q = self.op(&format!("arith.divsi {x}, {d} : {ty}"));
-                let back = self.op(&format!("arith.muli {q}, {d} : {ty}"));
-                let r = self.op(&format!("arith.subi {x}, {back} : {ty}"));
-                // Truncation rounded up where the remainder and the divisor differ in sign.
-                let inexact = self.op(&format!("arith.cmpi ne, {r}, {zero} : {ty}"));
-                let mixed = self.op(&format!("arith.xori {r}, {d} : {ty}"));
-                let mixed = self.op(&format!("arith.cmpi slt, {mixed}, {zero} : {ty}"));
-                let adjust = self.op(&format!("arith.andi {inexact}, {mixed} : i1"));
-                let value = if f == MapFn::FloorDiv {
-                    let less = self.op(&format!("arith.subi {q}, {one} : {ty}"));
-                    self.op(&format!("arith.select {adjust}, {less}, {q} : {ty}"))
-                } else {
-                    let more = self.op(&format!("arith.addi {r}, {d} : {ty}"));
-                    self.op(&format!("arith.select {adjust}, {more}, {r} : {ty}"))
-                };
-                self.op(&format!("arith.select {none}, {zero}, {value} : {ty}"))
-            }
+            MapFn::FloorDiv | MapFn::Rem => self.floor_div(f, &x, &v[1], ty),
             _ => base::bug!("{} of {ty}", f.name()),
         }
+    }
+
+    /// Division that rounds down, or its remainder; both are 0 if the divisor is.
+    fn floor_div(&mut self, f: MapFn, x: &str, d: &str, ty: &str) -> String {
+        let (zero, one, minus) = (self.int(0, ty), self.int(1, ty), self.int(-1, ty));
+        let none = self.op(&format!("arith.cmpi eq, {d}, {zero} : {ty}"));
+        // The processor traps on the least integer by −1, too.
+        let negates = self.op(&format!("arith.cmpi eq, {d}, {minus} : {ty}"));
+        let special = self.op(&format!("arith.ori {none}, {negates} : i1"));
+        let safe = self.op(&format!("arith.select {special}, {one}, {d} : {ty}"));
+        let q = self.op(&format!("arith.divsi {x}, {safe} : {ty}"));
+        let back = self.op(&format!("arith.muli {q}, {safe} : {ty}"));
+        let r = self.op(&format!("arith.subi {x}, {back} : {ty}"));
+        // Truncation rounded up where the remainder and the divisor differ in sign.
+        let inexact = self.op(&format!("arith.cmpi ne, {r}, {zero} : {ty}"));
+        let mixed = self.op(&format!("arith.xori {r}, {safe} : {ty}"));
+        let mixed = self.op(&format!("arith.cmpi slt, {mixed}, {zero} : {ty}"));
+        let adjust = self.op(&format!("arith.andi {inexact}, {mixed} : i1"));
+        if f == MapFn::Rem {
+            // The remainder by 1, which stands for 0 and −1, is 0.
+            let more = self.op(&format!("arith.addi {r}, {safe} : {ty}"));
+            return self.op(&format!("arith.select {adjust}, {more}, {r} : {ty}"));
+        }
+        let less = self.op(&format!("arith.subi {q}, {one} : {ty}"));
+        let value = self.op(&format!("arith.select {adjust}, {less}, {q} : {ty}"));
+        let opposite = self.op(&format!("arith.subi {zero}, {x} : {ty}"));
+        let value = self.op(&format!("arith.select {negates}, {opposite}, {value} : {ty}"));
+        self.op(&format!("arith.select {none}, {zero}, {value} : {ty}"))
+    }
+
+    /// The same for operands that are not negative.
+    pub(super) fn floor_div_unsigned(&mut self, f: MapFn, x: &str, d: &str, known: Option<i64>, ty: &str) -> String {
+        let op = if f == MapFn::FloorDiv { "divui" } else { "remui" };
+        if known.is_some_and(|n| n > 0) {
+            return self.op(&format!("arith.{op} {x}, {d} : {ty}"));
+        }
+        let (zero, one) = (self.int(0, ty), self.int(1, ty));
+        let none = self.op(&format!("arith.cmpi eq, {d}, {zero} : {ty}"));
+        let safe = self.op(&format!("arith.select {none}, {one}, {d} : {ty}"));
+        let q = self.op(&format!("arith.{op} {x}, {safe} : {ty}"));
+        self.op(&format!("arith.select {none}, {zero}, {q} : {ty}"))
     }
 }
