@@ -105,13 +105,14 @@ pub(crate) fn lex_covered(file: FileId, text: &str, diags: &mut Diags) -> (Vec<(
             indent = start - line;
         }
         let place = Place { start, indent, first };
-        let told = sink.covered.len();
+        let (told, mistakes) = (sink.covered.len(), sink.diags.len());
         let Some((tok, len)) = token(rest, start, &mut sink) else {
             at += unknown(rest, start, &mut sink);
             cover_line(text, line, at, &mut sink);
             continue;
         };
         at += len;
+        let bad_number = c.is_ascii_digit() && sink.diags.len() > mistakes;
         if let Tok::Keyword(word) = tok {
             let begins_line = first && !matches!(sink.tokens.last(), Some((_, Tok::Punct("."), _)));
             if begins_line && ITEM_KEYWORDS.contains(&word) && (indent == 0 || nesting.is_empty()) {
@@ -166,6 +167,9 @@ pub(crate) fn lex_covered(file: FileId, text: &str, diags: &mut Diags) -> (Vec<(
             continue;
         }
         sink.tokens.push((start, tok, at));
+        if bad_number {
+            cover_line(text, line, at, &mut sink);
+        }
         if sink.covered.len() > told && c == '"' {
             nesting.end_line(line, at, &mut sink);
         }
