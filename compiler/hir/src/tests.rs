@@ -15,6 +15,7 @@ mod elaborate;
 mod moe;
 mod nsa;
 mod packed;
+mod pages;
 
 fn lower_text(text: &str) -> Result<Program, Vec<String>> {
     let mut sources = Sources::default();
