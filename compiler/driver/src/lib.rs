@@ -25,7 +25,8 @@ pub fn main() -> ExitCode {
         Command::Fmt { files, check } => commands::fmt::run(files, *check, format),
         Command::Doctor => commands::doctor::run(),
     };
-    let worker = std::thread::Builder::new().name("lode".into()).stack_size(64 << 20).spawn(run).expect("a thread can be started");
+    let worker =
+        std::thread::Builder::new().name("lode".into()).stack_size(64 << 20).spawn(run).expect("a thread can be started");
     match worker.join() {
         Ok(code) => ExitCode::from(code),
         Err(_) => {

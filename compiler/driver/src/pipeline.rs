@@ -66,7 +66,8 @@ pub fn middle(program: &Program, options: &Options) -> Result<(Module, Vec<egrap
     passes::run(&mut module, passes::PIPELINE, cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
     if let Some(loss) = module.func("loss") {
         let wrt: Vec<usize> = loss.args.iter().enumerate().filter(|(_, a)| a.role == Role::Param).map(|(i, _)| i).collect();
-        let grad = autodiff::grad(loss, &wrt, Seed { objective: "loss", remat: Remat::Cheap }).map_err(|e| internal(e.to_string()))?;
+        let grad =
+            autodiff::grad(loss, &wrt, Seed { objective: "loss", remat: Remat::Cheap }).map_err(|e| internal(e.to_string()))?;
         let mut grad = graph::accumulate::accumulate(&grad);
         grad.name = "grad".into();
         module.funcs.push(grad);

@@ -37,7 +37,8 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
         eprintln!("there is no stage '{unknown}'; there are {}", STAGES.join(" "));
         return Err(USAGE);
     }
-    let stem = args.model.file.parent().and_then(Path::file_name).filter(|_| args.model.file.file_stem().is_some_and(|s| s == "model"));
+    let stem =
+        args.model.file.parent().and_then(Path::file_name).filter(|_| args.model.file.file_stem().is_some_and(|s| s == "model"));
     let stem = stem.or(args.model.file.file_stem()).map_or("model".into(), |s| s.to_string_lossy().into_owned());
     let put = |stage: &str, text: &str| -> Result<(), u8> {
         if args.out.as_os_str() == "-" {
@@ -98,7 +99,9 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
         let library = pipeline::library(program, &module, &lowered, &front.sources).map_err(back)?;
         clock.lap("codegen");
         let path = args.out.join(format!("{stem}.lode"));
-        let written = std::fs::create_dir_all(&args.out).map_err(|e| e.to_string()).and_then(|()| library.write(&path).map_err(|e| e.to_string()));
+        let written = std::fs::create_dir_all(&args.out)
+            .map_err(|e| e.to_string())
+            .and_then(|()| library.write(&path).map_err(|e| e.to_string()));
         written.map_err(|e| {
             eprintln!("{e}");
             FAILED

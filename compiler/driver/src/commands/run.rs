@@ -49,7 +49,8 @@ fn call(args: &Run, format: MessageFormat) -> Result<u8, u8> {
         Backend::Host => session.run(&args.entry, &dims, &given).map_err(failed)?,
         Backend::Ref => {
             let program = front.program.as_ref().expect("checked by `front`");
-            let (module, _) = pipeline::middle(program, &Options { no_optimize: true, ..options.clone() }).map_err(|e| common::back_failed(&e))?;
+            let (module, _) = pipeline::middle(program, &Options { no_optimize: true, ..options.clone() })
+                .map_err(|e| common::back_failed(&e))?;
             let func = module.func(&args.entry).expect("the session has the entry");
             let mut tensors = Vec::new();
             for (arg, _, ty) in func.arg_values() {
@@ -93,7 +94,11 @@ fn call(args: &Run, format: MessageFormat) -> Result<u8, u8> {
         };
         let (a, b) = (got.to_f64(), want.to_f64());
         let scale = b.iter().fold(0.0f64, |m, x| m.max(x.abs())).max(f64::MIN_POSITIVE);
-        let worst = if a.len() == b.len() { a.iter().zip(&b).fold(0.0f64, |m, (x, y)| m.max((x - y).abs() / scale)) } else { f64::INFINITY };
+        let worst = if a.len() == b.len() {
+            a.iter().zip(&b).fold(0.0f64, |m, (x, y)| m.max((x - y).abs() / scale))
+        } else {
+            f64::INFINITY
+        };
         let fits = worst <= args.tolerance;
         println!("{name}: {} by at most {worst:.2e} of the largest", if fits { "agrees" } else { "differs" });
         if !fits {

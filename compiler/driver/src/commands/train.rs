@@ -38,7 +38,12 @@ impl Report for Progress {
         self.val = f.val_loss.or(self.val);
         let val = self.val.map_or(String::new(), |v| format!(" val {v:.3}"));
         let balance = f.max_violation.map_or(String::new(), |v| format!(" max-vio {v:.2}"));
-        let text = format!("loss {:.3}{val} {:.0} tokens/s{balance} {:.0} MiB", f.loss, f.tokens_per_s, f.peak_bytes as f64 / f64::from(1 << 20));
+        let text = format!(
+            "loss {:.3}{val} {:.0} tokens/s{balance} {:.0} MiB",
+            f.loss,
+            f.tokens_per_s,
+            f.peak_bytes as f64 / f64::from(1 << 20)
+        );
         if self.plain {
             if f.val_loss.is_some() {
                 eprintln!("step {} {text}", f.step);
@@ -87,7 +92,12 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
     let text = Text::read(&args.data, o.seq).map_err(|e| common::fail_with(&e))?;
     let library = common::compile(&front, &options)?;
     let elems: i64 = library.manifest.params.iter().map(|p| p.shape.iter().product::<i64>()).sum();
-    eprintln!("{}: {elems} parameters, {} kernels, compiled in {:.2} s", library.manifest.name, library.manifest.kernels.len(), clock.elapsed().as_secs_f64());
+    eprintln!(
+        "{}: {elems} parameters, {} kernels, compiled in {:.2} s",
+        library.manifest.name,
+        library.manifest.kernels.len(),
+        clock.elapsed().as_secs_f64()
+    );
     let mut session = common::session(library, args.threads)?;
     session.profile = args.profile.then(Default::default);
     let bar = ProgressBar::new(steps);
@@ -104,7 +114,14 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
     println!("validation loss {val:.4} nats a token");
     if args.sample > 0 {
         println!("---");
-        let g = generate::Options { length: args.sample, temperature: 0.8, top_k: None, top_p: Some(0.95), context: o.seq, seed: o.seed };
+        let g = generate::Options {
+            length: args.sample,
+            temperature: 0.8,
+            top_k: None,
+            top_p: Some(0.95),
+            context: o.seq,
+            seed: o.seed,
+        };
         super::generate::print(&mut session, b"\n", &g).map_err(|e| common::fail_with(&e))?;
     }
     Ok(())

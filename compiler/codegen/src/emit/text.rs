@@ -1,0 +1,158 @@
+//! Writes MLIR operations, on scalars or on vectors of several lanes, one function at a time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+};
+
+/// A function that kernels call, emitted once a module where it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Helper {
+    /// The C library's error function in f64.
+    Erf,
+    /// The sine of an f32, and of eight.
+    Sin,
+    /// The cosine, likewise.
+    Cos,
+}
+
+/// The text of a function being written.
+pub(super) struct Writer {
+    /// Constants and stack slots, at the head of the function.
+    pub head: String,
+    /// What follows.
+    pub out: String,
+    /// Nesting, for indentation.
+    pub depth: usize,
+    /// How many numbers an operation works on; 1 are scalars.
+    pub lanes: usize,
+    /// The functions it calls.
+    pub helpers: BTreeSet<Helper>,
+    next: usize,
+    constants: BTreeMap<String, String>,
+}
+
+impl Writer {
+    /// Of a function without text.
+    pub fn new(lanes: usize) -> Writer {
+        Writer {
+            head: String::new(),
+            out: String::new(),
+            depth: 2,
+            lanes,
+            helpers: BTreeSet::new(),
+            next: 0,
+            constants: BTreeMap::new(),
+        }
+    }
+    /// A new name.
+    pub fn fresh(&mut self) -> String {
+        self.next += 1;
+        format!("%{}", self.next)
+    }
+    /// A line of text.
+    pub fn line(&mut self, text: &str) {
+        let _ = writeln!(self.out, "{:width$}{text}", "", width = 2 * self.depth);
+    }
+    /// A new value of an operation.
+    pub fn op(&mut self, text: &str) -> String {
+        let v = self.fresh();
+        let _ = writeln!(self.out, "{:width$}{v} = {text}", "", width = 2 * self.depth);
+        v
+    }
+    /// The lines of `body`, one level in.
+    pub fn inside(&mut self, body: impl FnOnce(&mut Self)) {
+        self.depth += 1;
+        body(self);
+        self.depth -= 1;
+    }
+    /// The type of `lanes` scalars.
+    pub fn ty(&self, scalar: &str) -> String {
+        if self.lanes == 1 { scalar.into() } else { format!("vector<{}x{scalar}>", self.lanes) }
+    }
+    /// A constant, once a function.
+    pub fn constant(&mut self, literal: &str, scalar: &str) -> String {
+        let ty = self.ty(scalar);
+        let text = match self.lanes {
+            _ if scalar == "i1" && self.lanes == 1 => literal.to_string(),
+            1 => format!("{literal} : {ty}"),
+            _ => format!("dense<{literal}> : {ty}"),
+        };
+        if let Some(name) = self.constants.get(&text) {
+            return name.clone();
+        }
+        let name = format!("%c{}", self.constants.len());
+        let _ = writeln!(self.head, "    {name} = arith.constant {text}");
+        self.constants.insert(text, name.clone());
+        name
+    }
+    /// A float constant.
+    pub fn float(&mut self, x: f64, scalar: &str) -> String {
+        let bits = match scalar {
+            "f64" => format!("0x{:016X}", x.to_bits()),
+            _ => format!("0x{:08X}", (x as f32).to_bits()),
+        };
+        self.constant(&bits, scalar)
+    }
+    /// An integer constant.
+    pub fn int(&mut self, n: i64, scalar: &str) -> String {
+        self.constant(&n.to_string(), scalar)
+    }
+
+    /// `arith.op a, b`.
+    pub fn bin(&mut self, op: &str, a: &str, b: &str, scalar: &str) -> String {
+        let ty = self.ty(scalar);
+        self.op(&format!("arith.{op} {a}, {b} : {ty}"))
+    }
+    /// `math.op a`.
+    pub fn math(&mut self, op: &str, a: &str, scalar: &str) -> String {
+        let ty = self.ty(scalar);
+        self.op(&format!("math.{op} {a} : {ty}"))
+    }
+    /// −a.
+    pub fn neg(&mut self, a: &str, scalar: &str) -> String {
+        let ty = self.ty(scalar);
+        self.op(&format!("arith.negf {a} : {ty}"))
+    }
+    /// a·b + c in one rounding, whatever the processor.
+    pub fn fma(&mut self, a: &str, b: &str, c: &str, scalar: &str) -> String {
+        let ty = self.ty(scalar);
+        self.op(&format!("math.fma {a}, {b}, {c} : {ty}"))
+    }
+    /// a·b + c in one rounding if that is faster.
+    pub fn muladd(&mut self, a: &str, b: &str, c: &str, scalar: &str) -> String {
+        let ty = self.ty(scalar);
+        self.op(&format!("llvm.intr.fmuladd({a}, {b}, {c}) : ({ty}, {ty}, {ty}) -> {ty}"))
+    }
+    /// c ? a : b.
+    pub fn select(&mut self, c: &str, a: &str, b: &str, scalar: &str) -> String {
+        let ty = self.ty(scalar);
+        let conditions = if self.lanes == 1 { String::new() } else { format!("{}, ", self.ty("i1")) };
+        self.op(&format!("arith.select {c}, {a}, {b} : {conditions}{ty}"))
+    }
+    /// A comparison of floats.
+    pub fn cmpf(&mut self, predicate: &str, a: &str, b: &str, scalar: &str) -> String {
+        let ty = self.ty(scalar);
+        self.op(&format!("arith.cmpf {predicate}, {a}, {b} : {ty}"))
+    }
+    /// A comparison of integers.
+    pub fn cmpi(&mut self, predicate: &str, a: &str, b: &str, scalar: &str) -> String {
+        let ty = self.ty(scalar);
+        self.op(&format!("arith.cmpi {predicate}, {a}, {b} : {ty}"))
+    }
+    /// A conversion: `arith.op a : from to to`.
+    pub fn convert(&mut self, op: &str, a: &str, from: &str, to: &str) -> String {
+        let (from, to) = (self.ty(from), self.ty(to));
+        self.op(&format!("arith.{op} {a} : {from} to {to}"))
+    }
+    /// c₀ + x·(c₁ + x·(…)), by Horner's rule.
+    pub fn polynomial(&mut self, x: &str, coefficients: &[f64], scalar: &str) -> String {
+        let mut rest = coefficients.iter().rev();
+        let mut p = self.float(*rest.next().expect("a polynomial has coefficients"), scalar);
+        for c in rest {
+            let c = self.float(*c, scalar);
+            p = self.muladd(&p, x, &c, scalar);
+        }
+        p
+    }
+}

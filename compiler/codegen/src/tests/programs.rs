@@ -1,0 +1,398 @@
+//! Whole programs, compiled and in the tile interpreter.
+
+use super::{Entry, ptr};
+use crate::{Jit, emit_llvm, emit_objects};
+use base::{DType, Dim, DimEnv};
+use graph::op::{MapFn, ReduceFn};
+use half::{bf16, f16};
+use tile::{
+    Expr, Kernel, LoopKind, Stmt,
+    interp::{self, Options},
+    ir::TileRef,
+    kernels::build::{Build, div, exp, tile},
+};
+
+/// The values as a buffer of the dtype.
+fn pack(dtype: DType, xs: &[f64]) -> Vec<u8> {
+    xs.iter()
+        .flat_map(|x| match dtype {
+            DType::F64 => x.to_ne_bytes().to_vec(),
+            DType::F32 => (*x as f32).to_ne_bytes().to_vec(),
+            DType::BF16 => bf16::from_f64(*x).to_ne_bytes().to_vec(),
+            DType::F16 => f16::from_f64(*x).to_ne_bytes().to_vec(),
+            DType::I64 => (*x as i64).to_ne_bytes().to_vec(),
+            DType::I32 => (*x as i32).to_ne_bytes().to_vec(),
+            DType::Bool => vec![u8::from(*x != 0.0)],
+            DType::E4M3 => unreachable!("its codes are tested with the narrow floats"),
+        })
+        .collect()
+}
+
+/// The values of a buffer of the dtype.
+fn unpack(dtype: DType, bytes: &[u8]) -> Vec<f64> {
+    bytes
+        .chunks_exact(dtype.bytes())
+        .map(|c| match dtype {
+            DType::F64 => f64::from_ne_bytes(c.try_into().expect("eight bytes")),
+            DType::F32 => f64::from(f32::from_ne_bytes(c.try_into().expect("four bytes"))),
+            DType::BF16 => bf16::from_ne_bytes(c.try_into().expect("two bytes")).to_f64(),
+            DType::F16 => f16::from_ne_bytes(c.try_into().expect("two bytes")).to_f64(),
+            DType::I64 => i64::from_ne_bytes(c.try_into().expect("eight bytes")) as f64,
+            DType::I32 => f64::from(i32::from_ne_bytes(c.try_into().expect("four bytes"))),
+            DType::Bool => f64::from(c[0]),
+            DType::E4M3 => unreachable!("its codes are tested with the narrow floats"),
+        })
+        .collect()
+}
+
+/// Memory as the run-time gives it.
+fn aligned(bytes: &[u8]) -> (Vec<u8>, usize) {
+    let mut memory = vec![0u8; bytes.len() + 64];
+    let skip = (64 - memory.as_ptr() as usize % 64) % 64;
+    memory[skip..skip + bytes.len()].copy_from_slice(bytes);
+    (memory, skip)
+}
+
+/// Integers around zero, exact in every dtype.
+fn integers(n: usize, seed: usize) -> Vec<f64> {
+    (0..n).map(|i| ((i * (2 * seed + 5) + seed) % 13) as f64 - 6.0).collect()
+}
+
+/// What blocks `first..last` of a compiled kernel leave in its buffers.
+fn compiled(jit: &Jit, k: &Kernel, buffers: &[Vec<f64>], dims: &DimEnv, blocks: (i64, i64)) -> Vec<Vec<f64>> {
+    let mut memory: Vec<(Vec<u8>, usize)> = k.buffers.iter().zip(buffers).map(|(b, x)| aligned(&pack(b.dtype, x))).collect();
+    let pointers: Vec<*mut u8> = memory.iter_mut().map(|(m, skip)| ptr(&mut m[*skip..])).collect();
+    let extents: Vec<i64> = k.dims.iter().map(|d| d.eval(dims).expect("a value")).collect();
+    let entry = jit.symbol(&k.name).expect("the symbol is there");
+    // SAFETY: the symbol is an entry point, and the interpreter finds no access out of bounds.
+    unsafe { std::mem::transmute::<*const (), Entry>(entry)(pointers.as_ptr(), extents.as_ptr(), blocks.0, blocks.1) };
+    let back = |((m, skip), (b, x)): (&(Vec<u8>, usize), (&tile::Buffer, &Vec<f64>))| {
+        unpack(b.dtype, &m[*skip..*skip + x.len() * b.dtype.bytes()])
+    };
+    memory.iter().zip(k.buffers.iter().zip(buffers)).map(back).collect()
+}
+
+/// Compares the kernel with the interpreter: within `slack` of the greatest value, or exactly.
+fn agree(jit: &Jit, k: &Kernel, buffers: &[Vec<f64>], dims: &[(&str, i64)], slack: f64) {
+    let mut env = DimEnv::default();
+    dims.iter().for_each(|(name, n)| drop(env.insert((*name).into(), *n)));
+    let mut want = buffers.to_vec();
+    interp::run(k, &mut want, &env, Options::default()).expect("it runs");
+    let grid = k.grid.eval(&env).expect("a value");
+    let got = compiled(jit, k, buffers, &env, (0, grid));
+    for ((b, got), want) in k.buffers.iter().zip(&got).zip(&want) {
+        let scale = want.iter().filter(|x| x.is_finite()).fold(0f64, |a, x| a.max(x.abs()));
+        for (i, (g, w)) in got.iter().zip(want).enumerate() {
+            let same = g == w || (g.is_nan() && w.is_nan()) || (g - w).abs() <= slack * scale;
+            assert!(same, "{} {dims:?}: {}[{i}] is {g:e}, not {w:e}", k.name, b.name);
+        }
+    }
+}
+
+fn load(kernels: &[Kernel]) -> Jit {
+    Jit::load(&emit_objects(kernels).expect("it compiles")).expect("it links")
+}
+
+/// y = softmax of each row of x.
+fn softmax() -> Kernel {
+    let mut b = Build::new("softmax");
+    let (r, n) = (Dim::sym("R"), Dim::sym("N"));
+    let x = b.read("x", DType::F32, r.clone() * n.clone());
+    let y = b.write("y", DType::F32, r.clone() * n.clone());
+    b.kernel.grid = r;
+    let n = b.dim(&n);
+    let row = b.bind(b.block() * n.clone());
+    let top = b.reduce(ReduceFn::Max, Build::f(DType::F32, f64::NEG_INFINITY), n.clone(), |_, i| Expr::load(x, row.clone() + i));
+    let top = b.bind(Expr::Var(top));
+    let sum =
+        b.reduce(ReduceFn::Sum, Build::f(DType::F32, 0.0), n.clone(), |_, i| exp(Expr::load(x, row.clone() + i) - top.clone()));
+    let scale = b.bind(div(Build::f(DType::F32, 1.0), Expr::Var(sum)));
+    b.each(n, |b, i| {
+        let at = row.clone() + i;
+        b.store(y, at.clone(), exp(Expr::load(x, at) - top.clone()) * scale.clone());
+    });
+    b.finish()
+}
+
+#[test]
+fn softmax_of_rows() {
+    let k = softmax();
+    let jit = load(std::slice::from_ref(&k));
+    for (r, n) in [(1, 1), (3, 7), (2, 64), (5, 100), (0, 4), (4, 0)] {
+        let mut x = integers((r * n) as usize, 3);
+        if n == 64 {
+            x[70] = f64::NAN;
+        }
+        if n == 100 {
+            x[205] = f64::NEG_INFINITY;
+        }
+        let y = vec![0.0; x.len()];
+        agree(&jit, &k, &[x, y], &[("R", r), ("N", n)], 2e-6);
+    }
+    if std::arch::is_x86_feature_detected!("avx2") {
+        let text = emit_llvm(&[k]).expect("it compiles");
+        let wide = |op: &str| ["<8 x float>", "<16 x float>"].iter().any(|v| text.contains(&format!("{op} {v}")));
+        assert!(wide("fadd reassoc contract") && wide("fmul contract"), "{text}");
+        assert!(text.contains("llvm.maximum.v") || text.contains("llvm.vector.reduce.fmaximum"), "{text}");
+    }
+}
+
+#[test]
+fn column_sums_through_scratch() {
+    for (dtype, memory) in
+        [(DType::F32, DType::F32), (DType::F32, DType::BF16), (DType::F64, DType::F64), (DType::I64, DType::I64)]
+    {
+        let mut b = Build::new("columns");
+        let (r, n) = (Dim::sym("R"), 40);
+        let x = b.read("x", memory, r.clone() * Dim::from(n));
+        let y = b.write("y", dtype, Dim::from(n));
+        let sums = b.scratch("sums", dtype, n);
+        let rows = b.dim(&r);
+        let zero = Expr::Const(graph::op::Scalar::new(0.0), dtype);
+        b.fill(sums, Expr::int(n), zero);
+        b.range(rows, |b, i| {
+            b.each(Expr::int(n), |b, j| b.add(sums, j.clone(), Expr::load(x, i.clone() * Expr::int(n) + j)));
+        });
+        b.each(Expr::int(n), |b, j| b.store(y, j.clone(), Expr::load(sums, j)));
+        let k = b.finish();
+        let jit = load(std::slice::from_ref(&k));
+        for r in [0, 1, 9] {
+            agree(&jit, &k, &[integers((r * n) as usize, 1), vec![0.0; n as usize]], &[("R", r)], 0.0);
+        }
+    }
+}
+
+#[test]
+fn reductions_of_every_kind() {
+    for dtype in [DType::F32, DType::F64, DType::I64, DType::I32, DType::F16, DType::BF16] {
+        let compute = tile::ir::compute_dtype(dtype);
+        let mut b = Build::new("reduce");
+        let n = Dim::sym("N");
+        let x = b.read("x", dtype, n.clone());
+        let y = b.write("y", compute, Dim::from(2 * ReduceFn::ALL.len() as i64));
+        let n = b.dim(&n);
+        for (slot, (f, kind)) in
+            ReduceFn::ALL.iter().flat_map(|f| [LoopKind::Serial, LoopKind::Vector].map(move |k| (*f, k))).enumerate()
+        {
+            let v = b.var(compute, Expr::Const(graph::op::Scalar::new(1.0), compute));
+            b.for_(Expr::int(0), n.clone(), kind, |b, i| b.accumulate(v, f, Expr::load(x, i)));
+            b.store(y, Expr::int(slot as i64), Expr::Var(v));
+        }
+        let k = b.finish();
+        let jit = load(std::slice::from_ref(&k));
+        for n in [0, 1, 5, 8, 17, 33] {
+            // Products of ones, twos and their negatives stay exact.
+            let x: Vec<f64> = (0..n).map(|i| [1.0, -1.0, 1.0, if i < 20 { 2.0 } else { 1.0 }][i as usize % 4]).collect();
+            agree(&jit, &k, &[x.clone(), vec![0.0; 2 * ReduceFn::ALL.len()]], &[("N", n)], 0.0);
+            if compute.is_float() && n > 0 {
+                let mut x = x;
+                x[n as usize / 2] = f64::NAN;
+                agree(&jit, &k, &[x, vec![0.0; 2 * ReduceFn::ALL.len()]], &[("N", n)], 0.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn ranges_of_blocks_run_alone() {
+    let mut b = Build::new("blocks");
+    let g = Dim::sym("G");
+    let y = b.update("y", DType::I64, g.clone());
+    b.kernel.grid = g;
+    let block = b.block();
+    b.store(y, block.clone(), Expr::load(y, block.clone()) + block * Expr::int(10) + Expr::int(1));
+    let k = b.finish();
+    let jit = load(std::slice::from_ref(&k));
+    let mut env = DimEnv::default();
+    env.insert("G".into(), 6);
+    for (first, last) in [(0, 6), (2, 4), (5, 6), (3, 3), (4, 2)] {
+        let got = compiled(&jit, &k, &[vec![7.0; 6]], &env, (first, last));
+        let want: Vec<f64> = (0..6).map(|i| if (first..last).contains(&i) { 8.0 + 10.0 * i as f64 } else { 7.0 }).collect();
+        assert_eq!(got[0], want, "{first}..{last}");
+    }
+}
+
+#[test]
+fn empty_loops_and_both_branches() {
+    // Loops whose end is below their start, inside branches, around a variable declared in the loop.
+    let mut b = Build::new("branches");
+    let n = Dim::sym("N");
+    let x = b.read("x", DType::F32, n.clone());
+    let y = b.update("y", DType::F32, n.clone());
+    let t = b.write("t", DType::Bool, n.clone());
+    let n = b.dim(&n);
+    b.range(n.clone(), |b, i| {
+        let v = b.var(DType::F32, Expr::load(x, i.clone()));
+        b.for_(i.clone() + Expr::int(1), n.clone() - Expr::int(3), LoopKind::Vector, |b, j| {
+            b.accumulate(v, ReduceFn::Sum, Expr::load(x, j));
+        });
+        let positive = b.bind(Expr::lt(Build::f(DType::F32, 0.0), Expr::Var(v)));
+        b.store(t, i.clone(), positive.clone());
+        let then = vec![Stmt::Store { mem: y, index: i.clone(), value: Expr::Var(v) }];
+        let otherwise = vec![
+            Stmt::Assign(v, Expr::Var(v) * Build::f(DType::F32, 2.0)),
+            Stmt::Store { mem: y, index: i.clone(), value: Expr::load(y, i) + Expr::Var(v) },
+        ];
+        b.push(Stmt::If { cond: positive, then, otherwise });
+    });
+    let k = b.finish();
+    let jit = load(std::slice::from_ref(&k));
+    for n in [0, 1, 2, 3, 4, 11] {
+        let size = n as usize;
+        agree(&jit, &k, &[integers(size, 2), integers(size, 4), vec![0.0; size]], &[("N", n)], 0.0);
+    }
+}
+
+#[test]
+fn a_search_ends_where_it_should() {
+    // The first place in a sorted row that is not below a key.
+    let mut b = Build::new("bisect");
+    let (n, q) = (Dim::sym("N"), Dim::sym("Q"));
+    let x = b.read("x", DType::I32, n.clone());
+    let keys = b.read("keys", DType::I32, q.clone());
+    let y = b.write("y", DType::I64, q.clone());
+    b.kernel.grid = q;
+    let n = b.dim(&n);
+    let key = b.bind(Expr::load(keys, b.block()));
+    let (lo, hi) = (b.var(DType::I64, Expr::int(0)), b.var(DType::I64, n));
+    b.while_(Expr::lt(Expr::Var(lo), Expr::Var(hi)), |b| {
+        let mid = b.bind(Expr::floor_div(Expr::Var(lo) + Expr::Var(hi), Expr::int(2)));
+        let below = b.bind(Expr::lt(Expr::load(x, mid.clone()), key.clone()));
+        b.push(Stmt::If {
+            cond: below,
+            then: vec![Stmt::Assign(lo, mid.clone() + Expr::int(1))],
+            otherwise: vec![Stmt::Assign(hi, mid)],
+        });
+    });
+    let block = b.block();
+    b.store(y, block, Expr::Var(lo));
+    let k = b.finish();
+    let jit = load(std::slice::from_ref(&k));
+    for n in [0, 1, 2, 10] {
+        let x: Vec<f64> = (0..n).map(|i| f64::from(3 * i - 4)).collect();
+        let keys: Vec<f64> = (-6..30).map(f64::from).collect();
+        let y = vec![0.0; keys.len()];
+        agree(&jit, &k, &[x, keys, y], &[("N", i64::from(n)), ("Q", 36)], 0.0);
+    }
+}
+
+#[test]
+fn index_arithmetic_with_and_without_signs() {
+    // Quotients and remainders by constants and extents, of indices that are surely not negative and of ones that may be.
+    let mut b = Build::new("indices");
+    let (n, d) = (Dim::sym("N"), Dim::sym("D"));
+    let divisors = 6;
+    let y = b.write("y", DType::I64, n.clone() * Dim::from(4 * divisors));
+    let (n, d) = (b.dim(&n), b.dim(&d));
+    b.each(n.clone(), |b, i| {
+        let below = i.clone() - Expr::int(20);
+        let by = [Expr::int(3), Expr::int(8), d.clone(), d - Expr::int(3), Expr::int(-5), Expr::int(0)];
+        for (s, d) in by.into_iter().enumerate() {
+            for (t, x) in [i.clone(), below.clone()].into_iter().enumerate() {
+                let at = i.clone() * Expr::int(4 * divisors) + Expr::int(4 * s as i64 + 2 * t as i64);
+                b.store(y, at.clone(), Expr::floor_div(x.clone(), d.clone()));
+                b.store(y, at + Expr::int(1), Expr::rem(x, d.clone()));
+            }
+        }
+    });
+    let k = b.finish();
+    let jit = load(std::slice::from_ref(&k));
+    for d in [0, 1, 2, 3, 7] {
+        agree(&jit, &k, &[vec![0.0; 41 * 24]], &[("N", 41), ("D", d)], 0.0);
+    }
+}
+
+/// c (+)= a·b, with extents passed at run time.
+fn product(name: &str, dtypes: [DType; 3], forms: [bool; 2], accumulate: bool) -> Kernel {
+    let mut b = Build::new(name);
+    let [m, n, l] = ["M", "N", "K"].map(Dim::sym);
+    let x = b.read("a", dtypes[0], m.clone() * l.clone());
+    let y = b.read("b", dtypes[1], l.clone() * n.clone());
+    let z = b.update("c", dtypes[2], m.clone() * n.clone());
+    let [m, n, l] = [m, n, l].map(|d| b.dim(&d));
+    let rows = |mem, row: &Expr| TileRef { mem, base: Expr::int(0), row: row.clone(), col: Expr::int(1) };
+    let columns = |mem, col: &Expr| TileRef { mem, base: Expr::int(0), row: Expr::int(1), col: col.clone() };
+    let left = if forms[0] { columns(x, &m) } else { rows(x, &l) };
+    let right = if forms[1] { columns(y, &l) } else { rows(y, &n) };
+    b.dot([m, n.clone(), l], left, right, rows(z, &n), accumulate);
+    b.finish()
+}
+
+#[test]
+fn products_of_every_small_shape() {
+    let f32s = [DType::F32; 3];
+    let mut kernels = Vec::new();
+    for accumulate in [false, true] {
+        for forms in [[false, false], [true, false], [false, true]] {
+            kernels.push(product(&format!("p{}", kernels.len()), f32s, forms, accumulate));
+        }
+        let bf16 = [DType::BF16, DType::BF16, DType::F32];
+        kernels.push(product(&format!("p{}", kernels.len()), bf16, [false, false], accumulate));
+        kernels.push(product(&format!("p{}", kernels.len()), [DType::F64; 3], [false, false], accumulate));
+    }
+    let jit = load(&kernels);
+    let mut shapes: Vec<[i64; 3]> = Vec::new();
+    for m in 0..=9 {
+        for n in 1..=9 {
+            shapes.extend([[m, n, 0], [m, n, 1], [m, n, 3], [m, n, 4], [m, n, 9], [m, n, m + 2]]);
+        }
+    }
+    shapes.extend([[17, 17, 17], [64, 64, 64], [17, 64, 9], [4, 64, 17], [1, 64, 64], [64, 1, 17]]);
+    for k in &kernels {
+        for [m, n, l] in &shapes {
+            let size = |a: i64, b: i64| (a * b) as usize;
+            let buffers = [integers(size(*m, *l), 1), integers(size(*l, *n), 2), integers(size(*m, *n), 3)];
+            agree(&jit, k, &buffers, &[("M", *m), ("N", *n), ("K", *l)], 0.0);
+        }
+    }
+}
+
+#[test]
+fn a_product_into_a_narrow_float_rounds_once() {
+    let k = product("narrow", [DType::BF16; 3], [false, false], true);
+    let jit = load(std::slice::from_ref(&k));
+    let (m, n, l) = (5, 16, 64);
+    let values = |count: usize, seed: usize| -> Vec<f64> {
+        integers(count, seed).iter().enumerate().map(|(i, x)| DType::BF16.round(x * 0.37 + i as f64 * 0.011)).collect()
+    };
+    agree(&jit, &k, &[values(m * l, 1), values(l * n, 2), values(m * n, 3)], &[("M", 5), ("N", 16), ("K", 64)], 2f64.powi(-9));
+}
+
+#[test]
+fn tiles_inside_buffers_and_scratch() {
+    // A product of sub-tiles with offsets, through scratch, leaves the elements around it alone.
+    let mut b = Build::new("inside");
+    let x = b.read("x", DType::F32, Dim::from(200));
+    let y = b.update("y", DType::F32, Dim::from(200));
+    let s = b.scratch("s", DType::F32, 64);
+    b.dot([6, 7, 5].map(Expr::int), tile(x, Expr::int(3), 11), tile(x, Expr::int(80), 13), tile(s, Expr::int(2), 9), false);
+    b.dot([3, 7, 6].map(Expr::int), tile(x, Expr::int(1), 8), tile(s, Expr::int(2), 9), tile(y, Expr::int(21), 10), true);
+    let k = b.finish();
+    let jit = load(std::slice::from_ref(&k));
+    agree(&jit, &k, &[integers(200, 5), integers(200, 6)], &[], 0.0);
+}
+
+#[test]
+fn functions_share_variables_and_select_both_sides() {
+    let mut b = Build::new("shared");
+    let n = Dim::sym("N");
+    let x = b.read("x", DType::F16, n.clone());
+    let y = b.write("y", DType::F16, n.clone());
+    let n = b.dim(&n);
+    b.each(n, |b, i| {
+        let v = b.bind(Expr::load(x, i.clone()));
+        let half = b.bind(v.clone() * Build::f(DType::F32, 0.5));
+        let least = Expr::minimum(v.clone(), half.clone());
+        let c = Expr::and(Expr::lt(half.clone(), v.clone()), Expr::map1(MapFn::IsFinite, v.clone()));
+        b.store(y, i, Expr::select(c, least + half, v));
+    });
+    let k = b.finish();
+    let jit = load(std::slice::from_ref(&k));
+    for n in [0, 1, 8, 31] {
+        let mut x = integers(n as usize, 7);
+        if n > 9 {
+            (x[3], x[9]) = (f64::NAN, f64::INFINITY);
+        }
+        agree(&jit, &k, &[x.clone(), x], &[("N", n)], 0.0);
+    }
+}
