@@ -1,5 +1,4 @@
 mod maps;
-mod programs;
 
 use crate::{Jit, emit_llvm, emit_objects};
 use base::{DType, Dim};

@@ -407,7 +407,7 @@ impl<'a> Elaborator<'a> {
                 self.needs_block("tally", name.span)?;
                 let ty = self.tensor_type(ty)?;
                 let v = self.expr(value)?;
-                let t = self.to_tensor(&v, ty.dtype, value.span)?;
+                let t = self.scalar_tensor(&v, ty.dtype, value.span)?;
                 let t = if self.frames.ty(t).dtype == ty.dtype { t } else { self.frames.op(Op::Cast(ty.dtype), &[t]) };
                 if *self.frames.ty(t) != ty {
                     let found = self.frames.ty(t).to_string();
@@ -428,7 +428,7 @@ impl<'a> Elaborator<'a> {
             StmtKind::Penalty(e) => {
                 self.needs_block("penalty", e.span)?;
                 let v = self.expr(e)?;
-                let t = self.to_tensor(&v, DType::F32, e.span)?;
+                let t = self.scalar_tensor(&v, DType::F32, e.span)?;
                 let t = if self.frames.ty(t).dtype == DType::F32 {
                     t
                 } else {
@@ -772,7 +772,7 @@ impl<'a> Elaborator<'a> {
         }
     }
     /// A scalar tensor of a compile-time number; a tensor as it is.
-    pub fn to_tensor(&mut self, v: &Val, dtype: DType, at: Span) -> Result<TensorVal, Stop> {
+    pub fn scalar_tensor(&mut self, v: &Val, dtype: DType, at: Span) -> Result<TensorVal, Stop> {
         match v {
             Val::Tensor(t) => Ok(*t),
             Val::Int(d) => Ok(match d.known() {
@@ -831,8 +831,8 @@ impl<'a> Elaborator<'a> {
             (Val::Tensor(t), _) | (_, Val::Tensor(t)) => self.frames.ty(*t).dtype,
             _ => self.modules.compute,
         };
-        let x = self.to_tensor(&a, dtype, at_a)?;
-        let y = self.to_tensor(&b, dtype, at_b)?;
+        let x = self.scalar_tensor(&a, dtype, at_a)?;
+        let y = self.scalar_tensor(&b, dtype, at_b)?;
         let (tx, ty) = (self.frames.ty(x).clone(), self.frames.ty(y).clone());
         let (left_type, right_type) = (tx.to_string(), ty.to_string());
         if tx.dtype != ty.dtype {

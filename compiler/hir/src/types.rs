@@ -108,7 +108,7 @@ impl Elaborator<'_> {
             // A compile-time number where a tensor is wanted becomes a scalar.
             (ast::TypeKind::Tensor { dtype, axes }, v @ (Val::Int(_) | Val::Float(_))) if axes.is_empty() => {
                 let dtype = self.dtype(*dtype);
-                self.to_tensor(&v, dtype, at).map(Val::Tensor)
+                self.scalar_tensor(&v, dtype, at).map(Val::Tensor)
             }
             (_, v) => {
                 let (expected, found) = (self.source_of(ty.span), self.describe(&v));

@@ -54,7 +54,7 @@ fn route(e: &mut Elaborator, a: &mut Args) -> Result<Val, Stop> {
 }
 
 fn floor_div(e: &mut Elaborator, x: TensorVal, by: &Dim, a: &Args) -> Result<TensorVal, Stop> {
-    let n = e.to_tensor(&Val::Int(by.clone()), DType::I32, a.at)?;
+    let n = e.scalar_tensor(&Val::Int(by.clone()), DType::I32, a.at)?;
     let shape = e.frames.ty(x).shape.clone();
     let n = e.broadcast(n, &shape);
     e.node1(a.func, Op::Map(MapFn::FloorDiv), &[x, n], a.at)
