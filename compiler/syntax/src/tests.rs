@@ -166,6 +166,7 @@ fn depth_is_limited_and_the_next_item_is_read() {
         "[- ".repeat(150),
         "if a { 1 } else ".repeat(300),
         "f(1, ".repeat(300),
+        "repeat 2 { ".repeat(130),
     ] {
         let text = format!("/// Deep.\nfn f() -> [] {{\n  {deep}1\n}}\nfn g() -> [] {{\n  2\n}}\n");
         check(&text, &["E0107 levels of nesting: more than 256 @3"]);
