@@ -1,1 +1,6 @@
-//! `tests`: see docs/architecture.md.
+//! What only the whole can show: models compiled and run on the host against the interpreter in f64, and file tests of each stage.
+
+#[cfg(test)]
+mod filetests;
+#[cfg(test)]
+mod models;
