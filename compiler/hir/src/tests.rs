@@ -12,6 +12,7 @@ use graph::{
 mod attention;
 mod basic;
 mod elaborate;
+mod language;
 mod moe;
 mod nsa;
 mod packed;

@@ -111,7 +111,12 @@ fn all_mistakes_of_a_file_are_told_once() {
 
 #[test]
 fn the_models_elaborate() {
-    for (name, text) in [("strata", include_str!("../../../../models/strata/model.lode"))] {
+    for (name, text) in [
+        ("strata", include_str!("../../../../models/strata/model.lode")),
+        ("llama", include_str!("../../../../models/llama/model.lode")),
+        ("qwen3_moe", include_str!("../../../../models/qwen3_moe/model.lode")),
+        ("deepseek_v3", include_str!("../../../../models/deepseek_v3/model.lode")),
+    ] {
         let p = lower_text(text).unwrap_or_else(|e| panic!("{name}: {e:#?}"));
         let violations = graph::verify::verify(&p.module);
         assert!(violations.is_empty(), "{name}: {violations:?}");

@@ -34,3 +34,30 @@ fn each_code_has_a_page_with_a_wrong_and_a_right_program() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+#[test]
+fn the_page_of_hir_shows_what_is_printed() {
+    let page = include_str!("../../../../docs/ir/hir.md");
+    let [source, printed] = blocks(page)[..] else { panic!("a program and its outline") };
+    let p = lower_text(&format!("dims B\nconfig {{ d = 8 }}\n{source}")).unwrap_or_else(|e| panic!("{e:#?}"));
+    assert_eq!(crate::print(&p), printed);
+}
+
+#[test]
+fn the_pages_of_syntax_show_what_is_printed() {
+    let mut sources = Sources::default();
+    for (page, is_tree) in
+        [(include_str!("../../../../docs/ir/tokens.md"), false), (include_str!("../../../../docs/ir/ast.md"), true)]
+    {
+        let [source, printed] = blocks(page)[..] else { panic!("a program and its dump") };
+        let file = sources.add(if is_tree { "ast" } else { "tokens" }, source);
+        let mut diags = Diags::new();
+        let got = if is_tree {
+            syntax::print_ast(&syntax::parse(file, source, &mut diags))
+        } else {
+            syntax::print_tokens(&syntax::lex(file, source, &mut diags))
+        };
+        assert_eq!(got, printed);
+        assert_eq!(diags.len(), 0);
+    }
+}
