@@ -13,7 +13,8 @@ fn every_file_prints_what_stands_beside_it() {
     for path in files {
         let text = fs::read_to_string(&path).expect("readable");
         let name = path.file_stem().expect("a file").to_string_lossy().into_owned();
-        let stages = text.lines().next().and_then(|l| l.strip_prefix("// emit:")).unwrap_or_else(|| panic!("{name} has no emit line"));
+        let stages =
+            text.lines().next().and_then(|l| l.strip_prefix("// emit:")).unwrap_or_else(|| panic!("{name} has no emit line"));
         let options = Options::default();
         let front = pipeline::front(&format!("{name}.lode"), &text, &mut |_| None, &options);
         let told: Vec<String> = front.diagnostics.iter().map(|d| d.error.to_string()).collect();

@@ -51,7 +51,13 @@ fn compare(model: &str, set: &str, b: i64, t: i64, vocab: i64) {
         for (arg, _, ty) in func.arg_values() {
             let role = if arg.role == Role::State { library::Role::State } else { library::Role::Param };
             let given = inputs.iter().find(|(n, _)| *n == arg.name).map(|(_, t)| (*t).clone());
-            let zeros = || HostTensor::from_f64(ty.dtype, &ty.eval(&dims).expect("extents"), vec![0.0; ty.eval(&dims).expect("extents").iter().product::<i64>() as usize]);
+            let zeros = || {
+                HostTensor::from_f64(
+                    ty.dtype,
+                    &ty.eval(&dims).expect("extents"),
+                    vec![0.0; ty.eval(&dims).expect("extents").iter().product::<i64>() as usize],
+                )
+            };
             let t = match arg.role {
                 Role::Param | Role::State => {
                     let slot = session.store.get(role, &arg.name).expect("it was initialised");
@@ -82,22 +88,46 @@ fn compare(model: &str, set: &str, b: i64, t: i64, vocab: i64) {
 
 #[test]
 fn strata_agrees_with_the_interpreter() {
-    compare("strata", "layers=2 vocab=32 d=32 heads=4 kv=2 dh=8 experts=4 ff=16 length=8 stride=4 size=8 count=3 window=12", 2, 45, 32);
+    compare(
+        "strata",
+        "layers=2 vocab=32 d=32 heads=4 kv=2 dh=8 experts=4 ff=16 length=8 stride=4 size=8 count=3 window=12",
+        2,
+        45,
+        32,
+    );
 }
 
 #[test]
 fn strata_without_a_compressed_key_agrees() {
-    compare("strata", "layers=1 vocab=16 d=16 heads=2 kv=1 dh=8 experts=4 ff=8 length=8 stride=4 size=8 count=3 window=12", 1, 5, 16);
+    compare(
+        "strata",
+        "layers=1 vocab=16 d=16 heads=2 kv=1 dh=8 experts=4 ff=8 length=8 stride=4 size=8 count=3 window=12",
+        1,
+        5,
+        16,
+    );
 }
 
 #[test]
 fn llama_agrees_with_the_interpreter() {
-    compare("llama", "num_hidden_layers=2 vocab_size=32 hidden_size=32 intermediate_size=48 num_attention_heads=4 head_dim=8", 2, 19, 32);
+    compare(
+        "llama",
+        "num_hidden_layers=2 vocab_size=32 hidden_size=32 intermediate_size=48 num_attention_heads=4 head_dim=8",
+        2,
+        19,
+        32,
+    );
 }
 
 #[test]
 fn qwen3_moe_agrees_with_the_interpreter() {
-    compare("qwen3_moe", "num_hidden_layers=2 vocab_size=32 hidden_size=32 moe_intermediate_size=16 head_dim=8 num_experts=4", 2, 17, 32);
+    compare(
+        "qwen3_moe",
+        "num_hidden_layers=2 vocab_size=32 hidden_size=32 moe_intermediate_size=16 head_dim=8 num_experts=4",
+        2,
+        17,
+        32,
+    );
 }
 
 #[test]

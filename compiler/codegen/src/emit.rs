@@ -370,9 +370,7 @@ impl Emitter<'_> {
             Expr::Map(MapFn::Add | MapFn::Mul | MapFn::FloorDiv | MapFn::Rem | MapFn::Min, args) => {
                 self.k.expr_dtype(&args[0]) == DType::I64 && args.iter().all(|a| self.not_negative(a))
             }
-            Expr::Map(MapFn::Max, args) => {
-                self.k.expr_dtype(&args[0]) == DType::I64 && args.iter().any(|a| self.not_negative(a))
-            }
+            Expr::Map(MapFn::Max, args) => self.k.expr_dtype(&args[0]) == DType::I64 && args.iter().any(|a| self.not_negative(a)),
             Expr::Map(..) | Expr::Load(..) | Expr::Cast(..) => false,
         }
     }
