@@ -4,7 +4,7 @@ use crate::{
     ExecError, HostTensor,
     plan::{self, Peak, Plan, size},
     resolve::{Resolved, Scene, flatten},
-    store::Store,
+    store::{Store, allocate},
 };
 use base::{Dim, DimEnv};
 use device::{Code, HostDevice, KernelFn, Memory};
@@ -80,14 +80,6 @@ pub(crate) fn is_stored(role: Role) -> bool {
     match role {
         Role::Param | Role::State | Role::Grad | Role::Moment | Role::Tally => true,
         Role::Input | Role::Scalar | Role::Result | Role::Inner => false,
-    }
-}
-
-fn no_memory(bytes: usize, what: &str) -> ExecError {
-    ExecError::Memory {
-        needed_mib: (bytes as u64).div_ceil(1 << 20),
-        available_mib: device::memory::available_bytes().unwrap_or(0) >> 20,
-        table: format!("for {what}"),
     }
 }
 
@@ -259,7 +251,7 @@ impl Session {
     /// An arena of zeros; nothing may be resolved to the old one.
     pub(crate) fn replace_arena(&mut self, bytes: usize) -> Result<(), ExecError> {
         self.forget();
-        self.arena = Memory::new(bytes).ok_or_else(|| no_memory(bytes, "activations"))?;
+        self.arena = allocate(bytes, "activations")?;
         Ok(())
     }
 
@@ -279,7 +271,7 @@ impl Session {
             } else {
                 if let std::collections::btree_map::Entry::Vacant(vacant) = own.entry(p.buffer) {
                     let bytes = plan.bytes[p.buffer];
-                    vacant.insert(Memory::new(bytes).ok_or_else(|| no_memory(bytes, &p.name))?);
+                    vacant.insert(allocate(bytes, &p.name)?);
                 }
                 own[&p.buffer].as_ptr()
             };

@@ -40,11 +40,7 @@ impl Store {
         let key = (role, name.to_string());
         if !self.slots.contains_key(&key) {
             let bytes = shape.iter().product::<i64>().max(0) as usize * dtype.bytes();
-            let memory = Memory::new(bytes).ok_or_else(|| ExecError::Memory {
-                needed_mib: bytes as u64 >> 20,
-                available_mib: device::memory::available_bytes().unwrap_or(0) >> 20,
-                table: format!("for {name}"),
-            })?;
+            let memory = allocate(bytes, name)?;
             self.slots.insert(key.clone(), Slot { dtype, shape: shape.to_vec(), memory });
         }
         Ok(self.slots.get_mut(&key).expect("inserted above"))
@@ -78,8 +74,11 @@ impl Store {
     /// that neither stacking nor threads matter.
     ///
     /// # Errors
-    /// E0703.
+    /// E0703 if there is no memory for them.
     pub fn initialise(&mut self, manifest: &Manifest, seed: u64) -> Result<(), ExecError> {
+        let bytes = |p: &Param| p.shape.iter().fold(p.dtype.bytes() as u64, |n, d| n.saturating_mul(d.max(&0).unsigned_abs()));
+        let new = manifest.params.iter().filter(|p| self.get(p.role, &p.name).is_none());
+        admit(new.fold(0, |n, p| n.saturating_add(bytes(p))), "parameters")?;
         for p in &manifest.params {
             let (names, shape) = names::expand(&p.name, &p.shape);
             let slot = self.slot(p.role, &p.name, p.dtype, &p.shape)?;
@@ -194,6 +193,30 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Fails if there is no memory for so many bytes. The system promises more than it has, so it is asked before.
+fn admit(bytes: u64, what: &str) -> Result<(), ExecError> {
+    // Not worth a look at the system's files.
+    const SMALL: u64 = 1 << 20;
+    let available = if bytes < SMALL { None } else { device::memory::available_bytes() };
+    match available {
+        Some(n) if bytes > n => Err(no_memory(bytes, n, what)),
+        _ => Ok(()),
+    }
+}
+
+fn no_memory(bytes: u64, available: u64, what: &str) -> ExecError {
+    ExecError::Memory { needed_mib: bytes.div_ceil(1 << 20), available_mib: available >> 20, table: format!("for {what}") }
+}
+
+/// Zeros, if there is memory for them.
+///
+/// # Errors
+/// E0703.
+pub(crate) fn allocate(bytes: usize, what: &str) -> Result<Memory, ExecError> {
+    admit(bytes as u64, what)?;
+    Memory::new(bytes).ok_or_else(|| no_memory(bytes as u64, device::memory::available_bytes().unwrap_or(0), what))
 }
 
 /// Elements that are drawn or converted at once.

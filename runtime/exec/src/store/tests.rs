@@ -94,3 +94,17 @@ fn a_tied_name_stands_for_a_missing_tensor() {
     let missing = path.with_file_name("none.safetensors");
     assert!(matches!(b.load_weights(&m, &missing, &[]), Err(ExecError::File { .. })));
 }
+
+/// The system would promise it, and end the program when it is written to.
+#[test]
+fn a_model_beyond_memory_is_refused_before_it_is_made() {
+    let mut m = manifest(false);
+    let Some(available) = device::memory::available_bytes() else { return println!("skipped: the system does not say") };
+    m.params = vec![Param { name: "w.*".into(), shape: vec![4, available as i64 / 8], ..m.params[0].clone() }];
+    let mut s = Store::default();
+    let Err(ExecError::Memory { needed_mib, available_mib, table }) = s.initialise(&m, 1) else {
+        panic!("it is twice too large")
+    };
+    assert!(needed_mib > available_mib && table == "for parameters", "{needed_mib} of {available_mib}");
+    assert_eq!(s.iter().count(), 0);
+}
