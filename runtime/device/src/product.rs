@@ -155,11 +155,9 @@ unsafe fn product(p: &Product, start: [*mut u8; 3], parallelism: gemm::Paralleli
         match p.dtype {
             DType::F32 => dense::<f32>(p, start, 0.0, 1.0, parallelism),
             DType::F64 => dense::<f64>(p, start, 0.0, 1.0, parallelism),
-            DType::F16 => widened(p, start, parallelism, |x: *const f16| (*x).to_f32(), |x: *mut f16, v| *x = f16::from_f32(v)),
-            DType::BF16 => {
-                widened(p, start, parallelism, |x: *const bf16| (*x).to_f32(), |x: *mut bf16, v| *x = bf16::from_f32(v))
-            }
-            DType::E4M3 => widened(p, start, parallelism, |x: *const u8| e4m3_to_f32(*x), |x: *mut u8, v| *x = f32_to_e4m3(v)),
+            DType::F16 => widened(p, start, parallelism, f16::to_f32, f16::from_f32),
+            DType::BF16 => widened(p, start, parallelism, bf16::to_f32, bf16::from_f32),
+            DType::E4M3 => widened(p, start, parallelism, e4m3_to_f32, f32_to_e4m3),
             DType::I64 | DType::I32 | DType::Bool => base::bug!("a product of {}", p.dtype),
         }
     }
@@ -202,36 +200,108 @@ unsafe fn dense<T: Copy + 'static>(p: &Product, [a, b, c]: [*mut u8; 3], zero: T
 ///
 /// # Safety
 /// As for `HostDevice::multiply`.
-unsafe fn widened<T>(
+unsafe fn widened<T: Copy>(
     p: &Product,
     [a, b, c]: [*mut u8; 3],
     parallelism: gemm::Parallelism,
-    load: impl Fn(*const T) -> f32,
-    store: impl Fn(*mut T, f32),
+    load: impl Fn(T) -> f32 + Sync,
+    store: impl Fn(f32) -> T + Sync,
 ) {
     let [am, ak, bk, bn, cm, cn] = p.strides;
-    let copy = |start: *mut u8, rows: usize, cols: usize, by: [isize; 2]| -> Vec<f32> {
-        let at = |i: usize, j: usize| start.cast::<T>().wrapping_offset(i as isize * by[0] + j as isize * by[1]).cast_const();
-        (0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))).map(|(i, j)| load(at(i, j))).collect()
-    };
-    let (mut x, mut y) = (copy(a, p.m, p.k, [am, ak]), copy(b, p.k, p.n, [bk, bn]));
-    let mut z = if p.accumulate { copy(c, p.m, p.n, [cm, cn]) } else { vec![0.0; p.m * p.n] };
-    let strides = [p.k as isize, 1, p.n as isize, 1, p.n as isize, 1];
-    let q = Product { dtype: DType::F32, strides, starts: Vec::new(), ..*p };
-    // SAFETY: the copies have the extents and strides given.
-    unsafe { dense::<f32>(&q, [x.as_mut_ptr().cast(), y.as_mut_ptr().cast(), z.as_mut_ptr().cast()], 0.0, 1.0, parallelism) };
-    for (i, j) in (0..p.m).flat_map(|i| (0..p.n).map(move |j| (i, j))) {
-        store(c.cast::<T>().wrapping_offset(i as isize * cm + j as isize * cn), z[i * p.n + j]);
+    let (a, b, c) = (Grid::new(a, [p.m, p.k], [am, ak]), Grid::new(b, [p.k, p.n], [bk, bn]), Grid::new(c, [p.m, p.n], [cm, cn]));
+    // SAFETY: the caller vouches for the memory.
+    let (mut x, mut y) = unsafe { (a.load(&load), b.load(&load)) };
+    // SAFETY: as above.
+    let mut z = if p.accumulate { unsafe { c.load(&load) } } else { vec![0.0; p.m * p.n] };
+    let ([am, ak], [bk, bn], [cm, cn]) = (a.copied(), b.copied(), c.copied());
+    let q = Product { dtype: DType::F32, strides: [am, ak, bk, bn, cm, cn], starts: Vec::new(), ..*p };
+    let start = [x.as_mut_ptr().cast(), y.as_mut_ptr().cast(), z.as_mut_ptr().cast()];
+    // SAFETY: the copies have the extents and strides given; the caller vouches for c.
+    unsafe {
+        dense::<f32>(&q, start, 0.0, 1.0, parallelism);
+        c.store(&z, &store);
+    }
+}
+
+/// A matrix in memory, its inner axis the one of the smaller stride.
+struct Grid<T> {
+    start: *mut T,
+    outer: usize,
+    inner: usize,
+    by: [isize; 2],
+    /// Whether rows are the inner axis.
+    turned: bool,
+}
+
+// SAFETY: the pointer is only used under the contract of `HostDevice::multiply`; threads take different rows.
+unsafe impl<T> Send for Grid<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Grid<T> {}
+
+/// Elements below which threads cost more than they bring to a copy.
+const SERIAL_ELEMS: usize = 1 << 15;
+
+impl<T: Copy> Grid<T> {
+    fn new(start: *mut u8, [rows, cols]: [usize; 2], [by_row, by_col]: [isize; 2]) -> Grid<T> {
+        let start = start.cast::<T>();
+        if by_row.unsigned_abs() < by_col.unsigned_abs() {
+            Grid { start, outer: cols, inner: rows, by: [by_col, by_row], turned: true }
+        } else {
+            Grid { start, outer: rows, inner: cols, by: [by_row, by_col], turned: false }
+        }
+    }
+    /// The strides of a copy along rows and columns.
+    fn copied(&self) -> [isize; 2] {
+        let inner = self.inner as isize;
+        if self.turned { [1, inner] } else { [inner, 1] }
+    }
+    fn at(&self, i: usize, j: usize) -> *mut T {
+        self.start.wrapping_offset(i as isize * self.by[0] + j as isize * self.by[1])
+    }
+    /// # Safety
+    /// The memory is valid for reading.
+    unsafe fn load(&self, load: &(impl Fn(T) -> f32 + Sync)) -> Vec<f32> {
+        let mut out = vec![0.0; self.outer * self.inner];
+        let row = |(i, to): (usize, &mut [f32])| {
+            if self.by[1] == 1 {
+                // SAFETY: the caller vouches for the row, which is contiguous.
+                let from = unsafe { std::slice::from_raw_parts(self.at(i, 0), self.inner) };
+                to.iter_mut().zip(from).for_each(|(to, x)| *to = load(*x));
+            } else {
+                // SAFETY: the caller vouches for the row.
+                to.iter_mut().enumerate().for_each(|(j, to)| *to = load(unsafe { *self.at(i, j) }));
+            }
+        };
+        if out.len() < SERIAL_ELEMS {
+            out.chunks_mut(self.inner.max(1)).enumerate().for_each(row);
+        } else {
+            out.par_chunks_mut(self.inner.max(1)).enumerate().for_each(row);
+        }
+        out
+    }
+    /// # Safety
+    /// The memory is valid for writing, and no two elements are at one place.
+    unsafe fn store(&self, from: &[f32], store: &(impl Fn(f32) -> T + Sync)) {
+        let row = |(i, from): (usize, &[f32])| {
+            // SAFETY: the caller vouches for the row.
+            from.iter().enumerate().for_each(|(j, x)| unsafe { *self.at(i, j) = store(*x) });
+        };
+        if from.len() < SERIAL_ELEMS {
+            from.chunks(self.inner.max(1)).enumerate().for_each(row);
+        } else {
+            from.par_chunks(self.inner.max(1)).enumerate().for_each(row);
+        }
     }
 }
 
 /// The value of an E4M3 code. # Source: OCP 8-bit floating point specification 1.0, section 5.
 pub fn e4m3_to_f32(code: u8) -> f32 {
-    let (exponent, fraction) = (i32::from(code >> 3 & 15), f32::from(code & 7));
-    let magnitude = match (exponent, code & 7) {
+    let (exponent, fraction) = (u32::from(code >> 3 & 15), u32::from(code & 7));
+    let magnitude = match (exponent, fraction) {
         (15, 7) => f32::NAN,
-        (0, _) => fraction * 2f32.powi(-9),
-        _ => (1.0 + fraction / 8.0) * 2f32.powi(exponent - 7),
+        (0, _) => fraction as f32 / 512.0,
+        // The exponent's bias is 7, that of f32 127.
+        _ => f32::from_bits((exponent + 120) << 23 | fraction << 20),
     };
     if code & 128 == 0 { magnitude } else { -magnitude }
 }
@@ -239,14 +309,19 @@ pub fn e4m3_to_f32(code: u8) -> f32 {
 /// The code of the nearest E4M3 value, saturating; ties to even.
 pub fn f32_to_e4m3(x: f32) -> u8 {
     let sign = if x.is_sign_negative() { 128 } else { 0 };
-    if x.is_nan() {
-        return sign | 127;
-    }
-    let v = DType::E4M3.round(f64::from(x.abs()));
-    if v < 2f64.powi(-6) {
-        return sign | (v * 512.0) as u8;
-    }
-    let exponent = v.log2().floor() as i32;
-    let fraction = (v / 2f64.powi(exponent) - 1.0) * 8.0;
-    sign | (((exponent + 7) as u8) << 3) | fraction as u8
+    let magnitude = x.abs();
+    let code = if x.is_nan() {
+        127
+    } else if magnitude >= 448.0 {
+        126
+    } else if magnitude < 1.0 / 64.0 {
+        // Below the normal numbers: multiples of 2^-9.
+        (magnitude * 512.0).round_ties_even() as u8
+    } else {
+        // To nearest: half of the last place kept, less one if that is even, carries into it.
+        let bits = magnitude.to_bits();
+        let rounded = bits + 0x7_ffff + (bits >> 20 & 1);
+        ((rounded >> 20) - (120 << 3)) as u8
+    };
+    sign | code
 }

@@ -119,19 +119,51 @@ fn wrong_offsets_stay_within_the_rows() {
     }
 }
 
+/// Whatever the strides, a narrow product is the f32 product of the widened operands, rounded once.
 #[test]
 fn narrow_products_round_once() {
-    let (mut a, mut b) = (numbers(6, 1), numbers(6, 2));
-    let narrow = |v: &mut [f32]| v.iter().map(|x| half::bf16::from_f32(*x)).collect::<Vec<_>>();
-    let (mut x, mut y, mut z) = (narrow(&mut a), narrow(&mut b), vec![half::bf16::ZERO; 4]);
-    let start = [ptr(&mut x), ptr(&mut y), ptr(&mut z)];
-    let p = Product { dtype: DType::BF16, m: 2, n: 2, k: 3, strides: [3, 1, 2, 1, 2, 1], starts: vec![start], accumulate: false };
-    // SAFETY: the vectors have these extents.
-    unsafe { HostDevice::new(Some(1)).multiply(&p) };
-    for (i, j) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-        let want: f32 = (0..3).map(|l| x[i * 3 + l].to_f32() * y[l * 2 + j].to_f32()).sum();
-        assert_eq!(z[i * 2 + j], half::bf16::from_f32(want));
+    fn check<T: Copy + PartialEq + std::fmt::Debug>(dtype: DType, narrow: fn(f32) -> T, wide: fn(T) -> f32) {
+        for (m, n, k) in [(2, 2, 3), (0, 3, 2), (3, 5, 0), (1, 70, 33), (260, 200, 190)] {
+            let mut a: Vec<T> = numbers(m * k, 1).into_iter().map(narrow).collect();
+            let mut b: Vec<T> = numbers(k * n, 2).into_iter().map(narrow).collect();
+            let (mut x, mut y): (Vec<f32>, Vec<f32>) =
+                (a.iter().map(|v| wide(*v)).collect(), b.iter().map(|v| wide(*v)).collect());
+            for (at, bt, ct) in [(false, false, false), (true, false, true), (false, true, false), (true, true, true)] {
+                let pair = |turned: bool, rows: usize, cols: usize| if turned { [1, rows as isize] } else { [cols as isize, 1] };
+                let ([am, ak], [bk, bn], [cm, cn]) = (pair(at, m, k), pair(bt, k, n), pair(ct, m, n));
+                for accumulate in [false, true] {
+                    let old: Vec<T> = numbers(m * n, 3).into_iter().map(narrow).collect();
+                    let mut c = old.clone();
+                    let mut z: Vec<f32> = old.iter().map(|v| wide(*v)).collect();
+                    let p = |dtype, start| Product {
+                        dtype,
+                        m,
+                        n,
+                        k,
+                        strides: [am, ak, bk, bn, cm, cn],
+                        starts: vec![start],
+                        accumulate,
+                    };
+                    let device = HostDevice::new(Some(2));
+                    let narrow_product = p(dtype, [ptr(&mut a), ptr(&mut b), ptr(&mut c)]);
+                    let wide_product = p(DType::F32, [ptr(&mut x), ptr(&mut y), ptr(&mut z)]);
+                    // SAFETY: the vectors have these extents.
+                    device.install(|| unsafe { device.multiply(&narrow_product) });
+                    // SAFETY: as above.
+                    device.install(|| unsafe { device.multiply(&wide_product) });
+                    let close =
+                        |got: &T, want: &f32| *got == narrow(*want) || (wide(*got) - want).abs() <= 1e-5 + want.abs() / 8.0;
+                    assert!(c.iter().zip(&z).all(|(g, w)| close(g, w)), "{dtype} {m}x{n}x{k}");
+                    let equal = c.iter().zip(&z).filter(|(g, w)| **g == narrow(**w)).count();
+                    // Layouts differ, so sums may, and then a few results round the other way.
+                    assert!(equal * 100 >= c.len() * 95, "{dtype} {m}x{n}x{k}: {equal} of {}", c.len());
+                }
+            }
+        }
     }
+    check(DType::BF16, half::bf16::from_f32, half::bf16::to_f32);
+    check(DType::F16, half::f16::from_f32, half::f16::to_f32);
+    check(DType::E4M3, product::f32_to_e4m3, product::e4m3_to_f32);
 }
 
 #[test]
@@ -177,5 +209,18 @@ fn e4m3_codes_round_trip() {
             assert_eq!(product::f32_to_e4m3(x), code, "{x}");
         }
     }
-    assert_eq!(product::e4m3_to_f32(product::f32_to_e4m3(1e9)), 448.0);
+}
+
+/// The bits say what `DType::round` says in f64, also half-way between codes and at the ends.
+#[test]
+fn e4m3_rounds_as_the_dtype_does() {
+    let values: Vec<f32> = (0..127u8).map(product::e4m3_to_f32).collect();
+    let middles = values.windows(2).map(|w| (w[0] + w[1]) / 2.0);
+    let near = values.iter().copied().chain(middles).flat_map(|x| [x, x.next_up(), x.next_down()]);
+    let far = [460.0, 464.0, 1e9, f32::INFINITY, f32::MIN_POSITIVE, 1e-40];
+    for x in near.chain(far).chain(numbers(10_000, 4)).flat_map(|x| [x, -x]) {
+        let want = DType::E4M3.round(f64::from(x));
+        assert_eq!(f64::from(product::e4m3_to_f32(product::f32_to_e4m3(x))), want, "{x}");
+    }
+    assert!(product::e4m3_to_f32(product::f32_to_e4m3(f32::NAN)).is_nan());
 }
