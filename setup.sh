@@ -55,7 +55,11 @@ case ${1:-} in
     text
     say "building (the first time takes some minutes)"
     cargo build --release --quiet
-    exec target/release/lode train models/strata/model.lode --data build/kjv.txt --out build/strata
+    # A run that was interrupted goes on where it stopped.
+    resume=
+    ls build/strata/step-*.safetensors >/dev/null 2>&1 && resume=--resume
+    # shellcheck disable=SC2086
+    exec target/release/lode train models/strata/model.lode --data build/kjv.txt --out build/strata $resume
     ;;
   test)
     install
