@@ -1,5 +1,6 @@
 //! Tile-level products as loops. Rows in fours and sums in fours, so that each vector of b is used four times and c is loaded once for
-//! four terms; the innermost loop runs over columns. A product whose columns are not contiguous becomes a sum per element.
+//! four terms; the innermost loop runs over columns. A product whose columns are not contiguous, or that goes into narrow
+//! floats, becomes a sum per element.
 
 use base::DType;
 use graph::op::ReduceFn;
@@ -67,7 +68,9 @@ fn product(k: &mut Kernel, d: &Dot) -> Vec<Stmt> {
     ] {
         *e = bind(k, &mut out, e.clone());
     }
-    if d.b.col.known() != Some(1) || d.c.col.known() != Some(1) {
+    // What is summed in memory must not be rounded there.
+    let narrow = k.mem_dtype(d.c.mem) != sum;
+    if narrow || d.b.col.known() != Some(1) || d.c.col.known() != Some(1) {
         let (i, j, l) = (k.var(DType::I64), k.var(DType::I64), k.var(DType::I64));
         let acc = k.var(sum);
         let c = at(&d.c, Expr::Var(i), Expr::Var(j));

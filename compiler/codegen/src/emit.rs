@@ -71,10 +71,11 @@ fn memory_type(d: DType) -> &'static str {
     match d {
         DType::F64 => "f64",
         DType::F32 => "f32",
-        DType::BF16 => "bf16",
         DType::F16 => "f16",
         DType::I64 => "i64",
         DType::I32 => "i32",
+        // In integers: conversions are library calls on processors without instructions for them.
+        DType::BF16 => "i16",
         DType::E4M3 | DType::Bool => "i8",
     }
 }
@@ -288,7 +289,12 @@ impl Emitter<'_> {
     fn widen(&mut self, v: String, dtype: DType) -> String {
         match dtype {
             DType::F64 | DType::F32 | DType::I64 | DType::I32 => v,
-            DType::BF16 | DType::F16 => self.op(&format!("arith.extf {v} : {} to f32", memory_type(dtype))),
+            DType::F16 => self.op(&format!("arith.extf {v} : f16 to f32")),
+            DType::BF16 => {
+                let (word, places) = (self.op(&format!("arith.extui {v} : i16 to i32")), self.int(16, "i32"));
+                let bits = self.op(&format!("arith.shli {word}, {places} : i32"));
+                self.op(&format!("arith.bitcast {bits} : i32 to f32"))
+            }
             DType::E4M3 => self.op(&format!("func.call @lode_from_e4m3({v}) : (i8) -> f32")),
             DType::Bool => {
                 let zero = self.int(0, "i8");
@@ -301,11 +307,7 @@ impl Emitter<'_> {
         match dtype {
             DType::F64 | DType::F32 | DType::I64 | DType::I32 => v,
             DType::F16 => self.op(&format!("arith.truncf {v} : f32 to f16")),
-            // In integers: the conversion is a library call on processors without one.
-            DType::BF16 => {
-                let bits = self.op(&format!("func.call @lode_to_bf16({v}) : (f32) -> i16"));
-                self.op(&format!("arith.bitcast {bits} : i16 to bf16"))
-            }
+            DType::BF16 => self.op(&format!("func.call @lode_to_bf16({v}) : (f32) -> i16")),
             DType::E4M3 => self.op(&format!("func.call @lode_to_e4m3({v}) : (f32) -> i8")),
             DType::Bool => self.op(&format!("arith.extui {v} : i1 to i8")),
         }

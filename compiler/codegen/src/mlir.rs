@@ -12,7 +12,7 @@ use melior::{
 use std::sync::{Mutex, Once};
 
 /// From structured control flow and arithmetic to the `llvm` dialect.
-const PIPELINE: &str = "builtin.module(convert-scf-to-cf,convert-math-to-llvm,arith-expand,convert-arith-to-llvm,\
+const PIPELINE: &str = "builtin.module(convert-scf-to-cf,convert-math-to-llvm,convert-arith-to-llvm,\
 convert-cf-to-llvm,convert-func-to-llvm,reconcile-unrealized-casts)";
 
 /// Calls `with` on the LLVM module of an MLIR text.

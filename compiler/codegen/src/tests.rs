@@ -1,4 +1,5 @@
 mod maps;
+mod programs;
 
 use crate::{Jit, emit_llvm, emit_objects};
 use base::{DType, Dim};

@@ -66,7 +66,7 @@ fn compiled(jit: &Jit, k: &Kernel, buffers: &[Vec<f64>], dims: &DimEnv, blocks: 
     let entry = jit.symbol(&k.name).expect("the symbol is there");
     // SAFETY: the symbol is an entry point, and the interpreter finds no access out of bounds.
     unsafe { std::mem::transmute::<*const (), Entry>(entry)(pointers.as_ptr(), extents.as_ptr(), blocks.0, blocks.1) };
-    let back = |((m, skip), (b, x)): (&(Vec<u8>, usize), (&tile::Buffer, &Vec<f64>))| {
+    let back = |((m, skip), (b, x)): (&(Vec<u8>, usize), (&tile::ir::Buffer, &Vec<f64>))| {
         unpack(b.dtype, &m[*skip..*skip + x.len() * b.dtype.bytes()])
     };
     memory.iter().zip(k.buffers.iter().zip(buffers)).map(back).collect()
@@ -74,8 +74,7 @@ fn compiled(jit: &Jit, k: &Kernel, buffers: &[Vec<f64>], dims: &DimEnv, blocks: 
 
 /// Compares the kernel with the interpreter: within `slack` of the greatest value, or exactly.
 fn agree(jit: &Jit, k: &Kernel, buffers: &[Vec<f64>], dims: &[(&str, i64)], slack: f64) {
-    let mut env = DimEnv::default();
-    dims.iter().for_each(|(name, n)| drop(env.insert((*name).into(), *n)));
+    let env: DimEnv = dims.iter().map(|(name, n)| ((*name).into(), *n)).collect();
     let mut want = buffers.to_vec();
     interp::run(k, &mut want, &env, Options::default()).expect("it runs");
     let grid = k.grid.eval(&env).expect("a value");
@@ -203,8 +202,7 @@ fn ranges_of_blocks_run_alone() {
     b.store(y, block.clone(), Expr::load(y, block.clone()) + block * Expr::int(10) + Expr::int(1));
     let k = b.finish();
     let jit = load(std::slice::from_ref(&k));
-    let mut env = DimEnv::default();
-    env.insert("G".into(), 6);
+    let env = DimEnv::from([("G".into(), 6)]);
     for (first, last) in [(0, 6), (2, 4), (5, 6), (3, 3), (4, 2)] {
         let got = compiled(&jit, &k, &[vec![7.0; 6]], &env, (first, last));
         let want: Vec<f64> = (0..6).map(|i| if (first..last).contains(&i) { 8.0 + 10.0 * i as f64 } else { 7.0 }).collect();
