@@ -3,20 +3,21 @@
     python -m venv /tmp/venv && /tmp/venv/bin/pip install torch transformers safetensors numpy
     /tmp/venv/bin/python tests/reference/make_cases.py OUT_DIR
 
-Each case is a folder: config.json, model.safetensors (with the names of the published checkpoints), tokens.npy (i32), logits.npy.
+Each case is a folder: config.json and model.safetensors as `save_pretrained` writes them, tokens.npy (i32), logits.npy (f32). The
+smallest of each model is kept in tests/reference/cases. Transformers 5 holds a layer's experts in two tensors (`experts.gate_up_proj`,
+`experts.down_proj`) while it runs, and writes one of each per expert, under the names of published checkpoints.
 Compare with:
 
     lode run models/M/model.lode --config CASE/config.json --weights CASE/model.safetensors \
         -i tokens=@CASE/tokens.npy --expect output=@CASE/logits.npy --tolerance 1e-4
 """
 
-import json
 import os
 import sys
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
@@ -30,7 +31,7 @@ SMALL = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, max_position_em
 LLAMA = dict(SMALL, intermediate_size=48, num_attention_heads=4, rms_norm_eps=1e-5)
 QWEN = dict(SMALL, intermediate_size=48, moe_intermediate_size=16, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
             num_experts=4, num_experts_per_tok=2, decoder_sparse_step=1, mlp_only_layers=[])
-DEEPSEEK = dict(SMALL, num_hidden_layers=3, first_k_dense_replace=1, intermediate_size=48, moe_intermediate_size=16, num_attention_heads=4,
+DEEPSEEK = dict(SMALL, num_hidden_layers=3, first_k_dense_replace=1, intermediate_size=32, moe_intermediate_size=8, num_attention_heads=4,
                 num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8,
                 n_routed_experts=8, n_shared_experts=1, num_experts_per_tok=2, n_group=4, topk_group=2, routed_scaling_factor=2.5)
 
@@ -44,22 +45,6 @@ CASES = {
     "deepseek_v3_no_lora": (DeepseekV3ForCausalLM, DeepseekV3Config, dict(DEEPSEEK, q_lora_rank=None, n_group=1, topk_group=1)),
     "deepseek_v3_two_shared": (DeepseekV3ForCausalLM, DeepseekV3Config, dict(DEEPSEEK, n_shared_experts=2, norm_topk_prob=False)),
 }
-
-
-def unfuse(name, tensor):
-    """Experts that newer versions keep in one tensor, under the names of published checkpoints."""
-    if name.endswith("experts.gate_up_proj"):
-        base = name[: -len("gate_up_proj")]
-        for e in range(tensor.shape[0]):
-            gate, up = tensor[e].chunk(2, dim=0)
-            yield f"{base}{e}.gate_proj.weight", gate
-            yield f"{base}{e}.up_proj.weight", up
-    elif name.endswith("experts.down_proj"):
-        base = name[: -len("down_proj")]
-        for e in range(tensor.shape[0]):
-            yield f"{base}{e}.down_proj.weight", tensor[e]
-    else:
-        yield name, tensor
 
 
 def main(out):
@@ -81,21 +66,11 @@ def main(out):
             logits = model(tokens).logits
         folder = os.path.join(out, case)
         os.makedirs(folder, exist_ok=True)
-        state = {}
-        for name, tensor in model.state_dict().items():
-            if config.tie_word_embeddings and name == "lm_head.weight":
-                continue
-            for n, t in unfuse(name, tensor):
-                state[n] = t.contiguous().clone()
-        save_file(state, os.path.join(folder, "model.safetensors"))
-        written = {k: v for k, v in config.to_dict().items() if isinstance(v, (int, float, bool, str)) or v is None}
-        rope = config.to_dict().get("rope_parameters") or {}
-        written.setdefault("rope_theta", settings.get("rope_theta", rope.get("rope_theta", 10000.0)))
-        written.setdefault("head_dim", settings["hidden_size"] // settings["num_attention_heads"])
-        json.dump(written, open(os.path.join(folder, "config.json"), "w"), indent=1, sort_keys=True)
+        model.save_pretrained(folder)
+        os.remove(os.path.join(folder, "generation_config.json"))
         np.save(os.path.join(folder, "tokens.npy"), tokens.numpy().astype(np.int32))
         np.save(os.path.join(folder, "logits.npy"), logits.numpy().astype(np.float32))
-        print(case, sorted(state)[:3], len(state))
+        print(case, len(load_file(os.path.join(folder, "model.safetensors"))), "tensors")
 
 
 if __name__ == "__main__":
