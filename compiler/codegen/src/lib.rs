@@ -9,7 +9,6 @@ mod jit;
 mod llvm;
 mod mlir;
 
-pub use dot::expand_dot;
 pub use jit::Jit;
 pub use llvm::{host_cpu, llvm_version};
 
@@ -27,6 +26,24 @@ impl std::fmt::Display for CodegenError {
 
 impl std::error::Error for CodegenError {}
 
+/// What a block's scratch memory may take: it is on a thread's stack. # Units: bytes.
+const MAX_SCRATCH: usize = 256 << 10;
+
+/// For which processor, and how much to optimise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// LLVM's name of the processor (`x86-64-v3`); none is this machine's.
+    pub cpu: Option<String>,
+    /// 0 to 3, as compilers count.
+    pub opt_level: u8,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { cpu: None, opt_level: 2 }
+    }
+}
+
 /// The MLIR text of the kernels, as it is before lowering.
 pub fn emit_mlir(kernels: &[Kernel]) -> String {
     emit::module(kernels)
@@ -35,33 +52,54 @@ pub fn emit_mlir(kernels: &[Kernel]) -> String {
 /// The LLVM text of the kernels, optimised for this machine.
 ///
 /// # Errors
-/// If MLIR or LLVM refuses what we emit.
+/// As [`emit_objects_for`].
 pub fn emit_llvm(kernels: &[Kernel]) -> Result<String, CodegenError> {
+    check_scratch(kernels)?;
     mlir::with_llvm(&emit::module(kernels), |module| {
-        llvm::optimise(module)?;
+        llvm::optimise(module, &Options::default())?;
         Ok(module.print_to_string().to_string())
     })
+}
+
+/// Relocatable objects for this machine.
+///
+/// # Errors
+/// As [`emit_objects_for`].
+pub fn emit_objects(kernels: &[Kernel]) -> Result<Vec<Vec<u8>>, CodegenError> {
+    emit_objects_for(kernels, &Options::default())
 }
 
 /// Relocatable objects that hold the kernels' entry points: the same kernels give the same bytes.
 ///
 /// # Errors
-/// If MLIR or LLVM refuses what we emit.
-pub fn emit_objects(kernels: &[Kernel]) -> Result<Vec<Vec<u8>>, CodegenError> {
+/// If a kernel needs more scratch memory than a block may have, or MLIR or LLVM refuses what we emit.
+pub fn emit_objects_for(kernels: &[Kernel], options: &Options) -> Result<Vec<Vec<u8>>, CodegenError> {
+    check_scratch(kernels)?;
     // Two modules, so that two cores compile; which kernel is in which depends on its place alone.
     let parts = [0, 1].map(|k| kernels.iter().skip(k).step_by(2).cloned().collect::<Vec<_>>());
+    let emit = |part: &[Kernel]| {
+        mlir::with_llvm(&emit::module(part), |module| {
+            llvm::optimise(module, options)?;
+            llvm::object(module, options)
+        })
+    };
     let results = std::thread::scope(|s| {
-        let threads = parts.each_ref().map(|part| s.spawn(|| emit_object(part)));
-        threads.map(|t| t.join().unwrap_or_else(|_| Err(CodegenError("a compiler thread panicked".into()))))
+        let threads: Vec<_> = parts.iter().filter(|p| !p.is_empty()).map(|part| s.spawn(|| emit(part))).collect();
+        let panicked = |_| Err(CodegenError("a compiler thread panicked".into()));
+        threads.into_iter().map(|t| t.join().unwrap_or_else(panicked)).collect::<Vec<_>>()
     });
     results.into_iter().collect()
 }
 
-fn emit_object(kernels: &[Kernel]) -> Result<Vec<u8>, CodegenError> {
-    mlir::with_llvm(&emit::module(kernels), |module| {
-        llvm::optimise(module)?;
-        llvm::object(module)
-    })
+fn check_scratch(kernels: &[Kernel]) -> Result<(), CodegenError> {
+    for k in kernels {
+        let needed: usize = k.scratch.iter().map(|s| (s.elems * s.dtype.bytes()).next_multiple_of(64)).sum();
+        if needed > MAX_SCRATCH {
+            let text = format!("kernel {}: {needed} bytes of scratch memory, where {MAX_SCRATCH} are available", k.name);
+            return Err(CodegenError(text));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@ use crate::CodegenError;
 use inkwell::{context::Context as LlvmContext, llvm_sys::prelude::LLVMModuleRef, module::Module as LlvmModule};
 use melior::{
     Context,
-    dialect::DialectRegistry,
+    dialect::{DialectHandle, DialectRegistry},
     ir::Module,
     pass::PassManager,
-    utility::{parse_pass_pipeline, register_all_dialects, register_all_llvm_translations, register_all_passes},
+    utility::{parse_pass_pipeline, register_all_llvm_translations, register_all_passes},
 };
 use std::sync::{Mutex, Once};
 
@@ -19,20 +19,25 @@ convert-cf-to-llvm,convert-func-to-llvm,reconcile-unrealized-casts)";
 ///
 /// # Errors
 /// What MLIR says, if it does not take the text.
-pub fn with_llvm<R>(text: &str, with: impl FnOnce(&LlvmModule) -> Result<R, CodegenError>) -> Result<R, CodegenError> {
+pub(crate) fn with_llvm<R>(text: &str, with: impl FnOnce(&LlvmModule) -> Result<R, CodegenError>) -> Result<R, CodegenError> {
     static PASSES: Once = Once::new();
     PASSES.call_once(register_all_passes);
     let registry = DialectRegistry::new();
-    register_all_dialects(&registry);
+    let dialects = [DialectHandle::func(), DialectHandle::scf(), DialectHandle::cf(), DialectHandle::arith()];
+    // SAFETY: the handle is a constant of MLIR.
+    let math = unsafe { DialectHandle::from_raw(mlir_sys::mlirGetDialectHandle__math__()) };
+    for dialect in dialects.into_iter().chain([math, DialectHandle::llvm()]) {
+        dialect.insert_dialect(&registry);
+    }
     let context = Context::new();
     context.append_dialect_registry(&registry);
     context.load_all_available_dialects();
     register_all_llvm_translations(&context);
     let messages = std::sync::Arc::new(Mutex::new(String::new()));
-    let sink = messages.clone();
+    let (sink, functions) = (messages.clone(), functions(text));
     context.attach_diagnostic_handler(move |d| {
         if let Ok(mut out) = sink.lock() {
-            out.push_str(&format!("{}: {d}\n", d.location()));
+            out.push_str(&described(&functions, &d.location().to_string(), &d.to_string()));
         }
         true
     });
@@ -52,4 +57,31 @@ pub fn with_llvm<R>(text: &str, with: impl FnOnce(&LlvmModule) -> Result<R, Code
     // SAFETY: the translation made it in `llvm`, and nothing else owns it.
     let llvm_module = unsafe { LlvmModule::new(raw) };
     with(&llvm_module)
+}
+
+/// The lines where the functions of a text begin, and their names.
+fn functions(text: &str) -> Vec<(usize, String)> {
+    let name = |line: &str| Some(line.trim_start().strip_prefix("func.func")?.split_once('@')?.1.split_once('(')?.0.to_string());
+    text.lines().enumerate().filter_map(|(i, line)| Some((i + 1, name(line)?))).collect()
+}
+
+/// A diagnostic, with the function it is in.
+fn described(functions: &[(usize, String)], location: &str, message: &str) -> String {
+    let line = location.split(':').nth(1).and_then(|n| n.parse::<usize>().ok());
+    let function = line.and_then(|line| functions.iter().rev().find(|(first, _)| *first <= line));
+    let function = function.map(|(_, name)| format!("in {name}, ")).unwrap_or_default();
+    format!("{function}{location}: {message}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_mlir_refuses_is_told_with_the_function() {
+        let text =
+            "module {\n  func.func @good() {\n    return\n  }\n  func.func @bad(%x: f32) -> i32 {\n    return %x : f32\n  }\n}\n";
+        let error = with_llvm(text, |_| Ok(())).expect_err("the types differ").0;
+        assert!(error.contains("in bad, ") && error.contains("i32"), "{error}");
+    }
 }

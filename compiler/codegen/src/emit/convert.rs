@@ -1,5 +1,5 @@
-//! Conversions: between memory and compute dtypes, and among dtypes. bf16 and e4m3 are rounded in integers, as the conversion is a
-//! library call on processors without one.
+//! Conversions: between memory and compute dtypes, and among dtypes. bf16 and e4m3 are integers in memory and are rounded as such, as
+//! arithmetic of theirs is library calls on processors that have none.
 //! # Source: OCP 8-bit floating point specification 1.0, section 5.
 
 use super::{text::Writer, value_type};
@@ -10,7 +10,7 @@ pub(super) fn memory_type(d: DType) -> &'static str {
     match d {
         DType::F64 => "f64",
         DType::F32 => "f32",
-        DType::BF16 => "bf16",
+        DType::BF16 => "i16",
         DType::F16 => "f16",
         DType::I64 => "i64",
         DType::I32 => "i32",
@@ -23,8 +23,13 @@ impl Writer {
     pub fn widen(&mut self, v: String, dtype: DType) -> String {
         match dtype {
             DType::F64 | DType::F32 | DType::I64 | DType::I32 => v,
-            DType::BF16 | DType::F16 => self.convert("extf", &v, memory_type(dtype), "f32"),
-            DType::E4M3 => self.from_e4m3(&v),
+            DType::BF16 => {
+                let (bits, places) = (self.convert("extui", &v, "i16", "i32"), self.int(16, "i32"));
+                let bits = self.bin("shli", &bits, &places, "i32");
+                self.bits(&bits, "i32", "f32")
+            }
+            DType::F16 => self.convert("extf", &v, "f16", "f32"),
+            DType::E4M3 => self.widen_e4m3(&v),
             DType::Bool => {
                 let zero = self.int(0, "i8");
                 self.cmpi("ne", &v, &zero, "i8")
@@ -36,16 +41,17 @@ impl Writer {
         match dtype {
             DType::F64 | DType::F32 | DType::I64 | DType::I32 => v,
             DType::F16 => self.convert("truncf", &v, "f32", "f16"),
-            DType::BF16 => self.to_bf16(&v),
-            DType::E4M3 => self.to_e4m3(&v),
+            DType::BF16 => self.round_bf16(&v),
+            DType::E4M3 => self.round_e4m3(&v),
             DType::Bool => self.convert("extui", &v, "i1", "i8"),
         }
     }
 
     /// To nearest even by adding half a unit, less one if the kept part is even; NaN becomes the quiet one.
-    fn to_bf16(&mut self, x: &str) -> String {
+    fn round_bf16(&mut self, x: &str) -> String {
         let bits = self.bits(x, "f32", "i32");
-        let (one, places, half, nan) = (self.int(1, "i32"), self.int(16, "i32"), self.int(0x7fff, "i32"), self.int(0x7fc0, "i32"));
+        let (one, places, half, nan) =
+            (self.int(1, "i32"), self.int(16, "i32"), self.int(0x7fff, "i32"), self.int(0x7fc0, "i32"));
         let high = self.bin("shrui", &bits, &places, "i32");
         let odd = self.bin("andi", &high, &one, "i32");
         let up = self.bin("addi", &bits, &half, "i32");
@@ -53,13 +59,13 @@ impl Writer {
         let code = self.bin("shrui", &up, &places, "i32");
         let is_nan = self.cmpf("uno", x, x, "f32");
         let code = self.select(&is_nan, &nan, &code, "i32");
-        let code = self.convert("trunci", &code, "i32", "i16");
-        self.bits(&code, "i16", "bf16")
+        self.convert("trunci", &code, "i32", "i16")
     }
-    fn from_e4m3(&mut self, code: &str) -> String {
+    fn widen_e4m3(&mut self, code: &str) -> String {
         let w = self.convert("extui", code, "i8", "i32");
         let (seven, eight, places, top) = (self.int(7, "i32"), self.int(8, "i32"), self.int(20, "i32"), self.int(0x7f, "i32"));
-        let (sign, far, rebias, nan) = (self.int(0x80, "i32"), self.int(24, "i32"), self.int(120 << 23, "i32"), self.int(0x7fc0_0000, "i32"));
+        let (sign, far, rebias, nan) =
+            (self.int(0x80, "i32"), self.int(24, "i32"), self.int(120 << 23, "i32"), self.int(0x7fc0_0000, "i32"));
         let magnitude = self.bin("andi", &w, &top, "i32");
         // Subnormals are multiples of 2^−9.
         let fraction = self.bin("andi", &w, &seven, "i32");
@@ -79,7 +85,7 @@ impl Writer {
         self.bits(&bits, "i32", "f32")
     }
     /// To nearest even, saturating at 448.
-    fn to_e4m3(&mut self, x: &str) -> String {
+    fn round_e4m3(&mut self, x: &str) -> String {
         let bits = self.bits(x, "f32", "i32");
         let (mask, one, places, half) =
             (self.int(0x7fff_ffff, "i32"), self.int(1, "i32"), self.int(20, "i32"), self.int(0x7_ffff, "i32"));
@@ -133,7 +139,12 @@ impl Writer {
             ("f32" | "f64", _) => self.op(&format!("llvm.call_intrinsic \"llvm.fptosi.sat.{b}.{a}\"({v}) : ({a}) -> {b}")),
             ("i64" | "i32", "f32" | "f64") => self.convert("sitofp", &v, a, b),
             ("i32", _) => self.convert("extsi", &v, a, b),
-            _ => self.convert("trunci", &v, a, b),
+            _ => {
+                let (least, greatest) = (self.int(i64::from(i32::MIN), a), self.int(i64::from(i32::MAX), a));
+                let v = self.bin("maxsi", &v, &least, a);
+                let v = self.bin("minsi", &v, &greatest, a);
+                self.convert("trunci", &v, a, b)
+            }
         };
         match to {
             DType::BF16 | DType::F16 | DType::E4M3 => {

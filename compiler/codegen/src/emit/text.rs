@@ -10,6 +10,8 @@ use std::{
 pub(super) enum Helper {
     /// The C library's error function in f64.
     Erf,
+    /// The C library's log(1 + x) in f64.
+    Log1p,
     /// The sine of an f32, and of eight.
     Sin,
     /// The cosine, likewise.

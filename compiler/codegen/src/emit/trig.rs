@@ -19,8 +19,8 @@ pub(super) fn functions(name: &str) -> String {
     let mut w = Writer::new(1);
     let r = w.trig("%x", name == "cos");
     let mut text = format!(
-        "  func.func private @lode_{name}(%x: f32) -> f32 attributes {{passthrough = [\"noinline\", \
-         [\"vector-function-abi-variant\", \"_ZGV_LLVM_N8v_lode_{name}(lode_{name}_x8)\"]]}} {{\n"
+        "  func.func private @lode.{name}(%x: f32) -> f32 attributes {{passthrough = [\"noinline\", \
+         [\"vector-function-abi-variant\", \"_ZGV_LLVM_N8v_lode.{name}(lode.{name}.x8)\"]]}} {{\n"
     );
     let a = w.math("absf", "%x", "f32");
     let limit = w.float(LIMIT, "f32");
@@ -43,14 +43,15 @@ pub(super) fn functions(name: &str) -> String {
         for lane in 0..8 {
             let i = w.op(&format!("llvm.mlir.constant({lane} : i64) : i64"));
             let x = w.op(&format!("llvm.extractelement %x[{i} : i64] : {ty}"));
-            let y = w.op(&format!("func.call @lode_{name}({x}) : (f32) -> f32"));
+            // Not the function above, whose variant this is.
+            let y = w.op(&format!("math.{name} {x} : f32"));
             v = w.op(&format!("llvm.insertelement {y}, {v}[{i} : i64] : {ty}"));
         }
         w.line(&format!("scf.yield {v} : {ty}"));
     });
     w.line(&format!("}} else {{\n      scf.yield {r} : {ty}\n    }}"));
     let (head, body) = (w.head, w.out);
-    text.push_str(&format!("  func.func @lode_{name}_x8(%x: {ty}) -> {ty} {{\n{head}{body}    return {result} : {ty}\n  }}\n"));
+    text.push_str(&format!("  func.func @lode.{name}.x8(%x: {ty}) -> {ty} {{\n{head}{body}    return {result} : {ty}\n  }}\n"));
     text
 }
 
@@ -75,8 +76,7 @@ impl Writer {
         let flat = self.muladd(&half, &z, &one, "f32");
         let c = self.muladd(&c, &square, &flat, "f32");
         // The quadrant is in the low bits of t; the cosine is the sine of the next.
-        let (zero, first, second, places) =
-            (self.int(0, "i32"), self.int(1, "i32"), self.int(2, "i32"), self.int(30, "i32"));
+        let (zero, first, second, places) = (self.int(0, "i32"), self.int(1, "i32"), self.int(2, "i32"), self.int(30, "i32"));
         let mut quadrant = self.bits(&t, "f32", "i32");
         if cosine {
             quadrant = self.bin("addi", &quadrant, &first, "i32");
