@@ -16,7 +16,7 @@ import sys
 import numpy as np
 
 GAP = 1e-3
-USUAL = dict(d=8, n=8, top=2, f=6, shared=0, groups=1, keep=1, normalise=True, scale=1.0)
+USUAL = dict(d=6, n=8, top=2, f=4, shared=0, groups=1, keep=1, normalise=True, scale=1.0)
 # Name: shape of the tokens, config, standard deviation of the bias.
 CASES = {
     "moe_plain": ((2, 9), USUAL, 0.0),

@@ -22,18 +22,17 @@ USUAL = dict(h=4, g=2, dk=3, dv=2, length=4, stride=2, size=8, count=4, window=5
 CASES = {
     "nsa_one_token": (2, 1, USUAL, False),
     "nsa_shorter_than_a_window": (1, 3, USUAL, False),
-    "nsa_one_window": (1, 4, USUAL, False),
     "nsa_one_block": (1, 7, USUAL, False),
     "nsa_exactly_count_blocks": (1, 32, USUAL, False),
     "nsa_one_block_more": (1, 33, USUAL, False),
-    "nsa_odd": (2, 61, dict(USUAL, h=3, g=1), False),
+    "nsa_odd": (2, 43, dict(USUAL, h=3, g=1), False),
     "nsa_group_of_one": (1, 45, dict(USUAL, h=2, g=2, count=3), False),
     "nsa_group_of_eight": (1, 45, dict(USUAL, h=8, g=1, dk=4, dv=5, count=3), False),
     "nsa_no_overlap": (1, 50, dict(USUAL, length=4, stride=4, size=4, count=5), False),
     "nsa_window_is_block": (1, 41, dict(USUAL, length=8, stride=2, size=8, count=3), False),
     "nsa_long_windows": (1, 47, dict(USUAL, length=8, stride=4, size=4, count=5, window=3), False),
     "nsa_nothing_forced": (1, 47, dict(USUAL, count=2, first=0, local=1), False),
-    "nsa_two_first": (1, 71, dict(USUAL, count=5, first=2, local=1), False),
+    "nsa_two_first": (1, 55, dict(USUAL, count=5, first=2, local=1), False),
     "nsa_ties": (1, 50, dict(USUAL, length=4, stride=4, size=4, count=5), True),
 }
 
