@@ -42,23 +42,32 @@ pub fn overrides(model: &Model) -> Result<Overrides, u8> {
     if let Some(path) = &model.config {
         let text = std::fs::read_to_string(path).map_err(|e| fail(&format!("{}: {e}", path.display())))?;
         let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| fail(&format!("{}: {e}", path.display())))?;
-        for (name, value) in json.as_object().into_iter().flatten() {
-            let constant = match value {
-                serde_json::Value::Bool(b) => Constant::Bool(*b),
-                serde_json::Value::String(s) => Constant::Str(s.clone()),
-                serde_json::Value::Number(n) => match (n.as_i64(), n.as_f64()) {
-                    (Some(i), _) => Constant::Int(i),
-                    (None, Some(x)) => Constant::Float(x),
-                    (None, None) => continue,
-                },
-                // A null, list or object has no place in a config; entries keep their defaults.
-                serde_json::Value::Null => Constant::Int(0),
-                serde_json::Value::Array(_) | serde_json::Value::Object(_) => continue,
-            };
-            config.insert(name.clone(), constant);
-        }
+        insert_entries(&json, &mut config);
     }
     Ok(Overrides { set, config })
+}
+
+/// Adds a JSON object's entries. Those of an object within it, such as Hugging Face's `rope_parameters`, stand beside its own and
+/// give way to them; older files say `type` there where newer ones say `rope_type`.
+fn insert_entries(json: &serde_json::Value, config: &mut BTreeMap<String, Constant>) {
+    let entries = || json.as_object().into_iter().flatten();
+    for (name, value) in entries() {
+        let constant = match value {
+            serde_json::Value::Bool(b) => Constant::Bool(*b),
+            serde_json::Value::String(s) => Constant::Str(s.clone()),
+            serde_json::Value::Number(n) => match (n.as_i64(), n.as_f64()) {
+                (Some(i), _) => Constant::Int(i),
+                (None, Some(x)) => Constant::Float(x),
+                (None, None) => continue,
+            },
+            // A null is a 0; a list has no place in a config.
+            serde_json::Value::Null => Constant::Int(0),
+            serde_json::Value::Array(_) | serde_json::Value::Object(_) => continue,
+        };
+        let name = if name == "type" { "rope_type" } else { name };
+        config.entry(name.into()).or_insert(constant);
+    }
+    entries().filter(|(_, value)| value.is_object()).for_each(|(_, value)| insert_entries(value, config));
 }
 
 fn fail(text: &str) -> u8 {
