@@ -179,6 +179,10 @@ fn vectorised_functions_are_accurate_over_their_range() {
         (MapFn::Silu, -80.0, 20.0, 3.0),
         (MapFn::Softplus, -80.0, 40.0, 2.5),
         (MapFn::Erf, -4.5, 4.5, 2.5),
+        (MapFn::Sin, -30.0, 30.0, 2.0),
+        (MapFn::Cos, -30.0, 30.0, 2.0),
+        (MapFn::Sin, 9e4, 1.1e5, 2.0),
+        (MapFn::Cos, -1.1e5, -9e4, 2.0),
     ];
     let kernels: Vec<Kernel> =
         cases.iter().enumerate().map(|(k, c)| map_kernel(&format!("f{k}"), c.0, DType::F32, DType::F32)).collect();
