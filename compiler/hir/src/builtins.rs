@@ -64,7 +64,6 @@ pub const NAMES: &[&str] = &[
     "one_hot",
     "attend",
     "attend_lse",
-    "full",
     "causal",
     "window",
     "ends_before",
@@ -128,15 +127,19 @@ impl Args<'_> {
     fn wrong<T>(&self, e: &mut Elaborator, why: String) -> Result<T, Stop> {
         e.fail(self.at, HirError::Arguments { func: self.func.into(), why, help: None, at: self.at.into() })
     }
+    /// The next positional argument.
+    fn positional(&mut self) -> Option<(Val, Span)> {
+        let v = self.positional.get(self.next).cloned()?;
+        self.next += 1;
+        Some(v)
+    }
     /// The next positional argument, or the one with this name.
     fn optional(&mut self, name: &str) -> Option<(Val, Span)> {
         if let Some(i) = self.named.iter().position(|(n, _, _)| n == name) {
             let (_, v, s) = self.named.remove(i);
             return Some((v, s));
         }
-        let v = self.positional.get(self.next).cloned()?;
-        self.next += 1;
-        Some(v)
+        self.positional()
     }
     /// Only by name.
     fn option(&mut self, name: &str) -> Option<(Val, Span)> {
@@ -175,6 +178,7 @@ impl Args<'_> {
             (Val::Float(x), _) => Ok(x),
             (Val::Int(d), at) => match d.known() {
                 Some(n) => Ok(n as f64),
+                None if e.opaque => Ok(f64::NAN),
                 None => e.not_constant(format!("'{name}' of {}", self.func), at),
             },
             (v, _) => {
@@ -208,7 +212,13 @@ impl Args<'_> {
             (Val::List(items), _) => {
                 let dims: Option<Vec<Dim>> =
                     items.into_iter().map(|v| if let Val::Int(d) = v { Some(d) } else { None }).collect();
-                dims.map_or_else(|| self.wrong(e, format!("needs a list of ints for '{name}'")), Ok)
+                match dims {
+                    Some(dims) if dims.iter().any(|d| d.known().is_some_and(|n| n < 0)) => {
+                        self.wrong(e, format!("gets a negative extent in '{name}'"))
+                    }
+                    Some(dims) => Ok(dims),
+                    None => self.wrong(e, format!("needs a list of ints for '{name}'")),
+                }
             }
             _ => self.wrong(e, format!("needs a list of ints for '{name}'")),
         }

@@ -37,7 +37,7 @@ pub enum HirError {
     #[error("{what} cannot stand here")]
     #[diagnostic(code(E0204), help("{help}"))]
     Place {
-        what: &'static str,
+        what: String,
         help: &'static str,
         #[label("here")]
         at: SourceSpan,
@@ -75,6 +75,16 @@ pub enum HirError {
         what: String,
         help: &'static str,
         #[label("here")]
+        at: SourceSpan,
+    },
+    #[error("setting '{name}': {why}")]
+    #[diagnostic(code(E0209))]
+    Setting {
+        name: String,
+        why: String,
+        #[help]
+        help: Option<String>,
+        #[label("this value")]
         at: SourceSpan,
     },
     #[error("cannot multiply {left_shape} by {right_shape}")]
@@ -154,4 +164,25 @@ pub enum HirError {
         #[label("from this call")]
         at: SourceSpan,
     },
+}
+
+/// "did you mean" for a name, if a known one is close.
+pub(crate) fn suggest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+    let (distance, best) = known.map(|k| (edit_distance(name, k), k)).min()?;
+    (distance <= 1 + name.len() / 4 && distance < best.len()).then(|| format!("did you mean '{best}'?"))
+}
+
+/// The number of characters to insert, delete or change. # Source: Wagner and Fischer, 1974.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let cost = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = cost.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
 }

@@ -4,22 +4,30 @@
 //! them in one run. A function is elaborated at each call for the types it is called with, and once at its definition with its
 //! generic names opaque; shapes come from the graph's own shape rules, so there is one set of them.
 
+mod assigned;
 mod builtins;
+mod calls;
 mod check;
+mod config;
 mod einops;
 mod elaborate;
 pub mod error;
+mod expressions;
 mod frame;
 mod modules;
+mod operators;
+mod statements;
 mod std_lib;
 mod train;
 mod types;
 mod value;
 
+pub use config::{Constant, Overrides};
 pub use error::HirError;
-pub use modules::{Constant, Loader, Overrides};
+pub use modules::Loader;
 
 use base::{Diags, FileId, Sources};
+use graph::ir::Init;
 use std::collections::BTreeMap;
 
 /// A checked model.
@@ -46,20 +54,33 @@ pub fn lower(
     diags: &mut Diags,
 ) -> Option<Program> {
     let before = diags.len();
-    let modules = modules::resolve(root, sources, load, overrides, diags)?;
+    let modules = modules::resolve(root, sources, load, overrides, diags);
     let program = elaborate::program(&modules, diags);
     check::definitions(&modules, diags);
     program.filter(|_| diags.len() == before)
 }
 
-/// The typed outline of a program, for `--emit=hir`.
+/// The typed outline of a program, for `--emit=hir`: config, parameters, and the model's calls and names with their types.
 pub fn print(program: &Program) -> String {
     let mut out = String::new();
+    if !program.dims.is_empty() {
+        out.push_str(&format!("dims {}\n", program.dims.join(", ")));
+    }
     for (name, value) in &program.config {
         out.push_str(&format!("config {name} = {value}\n"));
     }
+    for (name, value) in &program.settings {
+        out.push_str(&format!("set {name} = {value}\n"));
+    }
     for p in &program.module.params {
-        out.push_str(&format!("{:?} {}: {}\n", p.role, p.name, p.ty).to_lowercase().replacen(&p.name.to_lowercase(), &p.name, 1));
+        let role = if p.role == graph::Role::State { "state" } else { "param" };
+        let init = match p.init {
+            Init::Normal(x) => format!("normal({x:?})"),
+            Init::Uniform(x) => format!("uniform({x:?})"),
+            Init::Constant(x) => format!("constant({x:?})"),
+        };
+        let nodecay = if p.decay || p.role == graph::Role::State { "" } else { " nodecay" };
+        out.push_str(&format!("{role} {}: {} = {init}{nodecay}\n", p.name, p.ty));
     }
     out + &program.outline
 }

@@ -1,46 +1,23 @@
-//! Files, what they define, and the config. In: the root file. Out: every used file parsed, each file's names resolved to items, and
-//! config values with overrides applied.
+//! Files and what they define. In: the root file. Out: every used file parsed, each file's names resolved to items, and config values
+//! with overrides applied. Of a used file only the functions count, with the dims and config values they see; its `precision`, `train`
+//! and the model's being a model are the root file's business.
 
-use crate::{error::HirError, std_lib};
+use crate::{
+    config::{self, Constant, Overrides},
+    error::{HirError, suggest},
+    std_lib,
+};
 use base::{DType, Diags, FileId, Sources, Span};
-use std::{collections::BTreeMap, fmt, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    sync::Arc,
+};
 use syntax::ast;
 
 /// Supplies the text of a used file: from `lib/layers.lode` to its text, beside the root file.
 pub type Loader<'a> = dyn FnMut(&str) -> Option<String> + 'a;
-
-/// A config value.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Constant {
-    /// An integer.
-    Int(i64),
-    /// A float.
-    Float(f64),
-    /// A truth value.
-    Bool(bool),
-    /// A string.
-    Str(String),
-}
-
-impl fmt::Display for Constant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Constant::Int(n) => write!(f, "{n}"),
-            Constant::Float(x) => write!(f, "{x:?}"),
-            Constant::Bool(b) => write!(f, "{b}"),
-            Constant::Str(s) => write!(f, "{s:?}"),
-        }
-    }
-}
-
-/// What replaces config values.
-#[derive(Clone, Debug, Default)]
-pub struct Overrides {
-    /// From `--set`: unknown names are mistakes. Values as written.
-    pub set: Vec<(String, String)>,
-    /// From a JSON file: unknown names are ignored.
-    pub config: BTreeMap<String, Constant>,
-}
 
 /// What a name of a file means.
 #[derive(Clone, Debug)]
@@ -68,16 +45,22 @@ pub struct Modules {
     pub root: FileId,
     /// By file.
     pub scopes: BTreeMap<FileId, Scope>,
+    /// The files of the standard library.
+    pub library: BTreeSet<FileId>,
     /// The text of each file.
-    pub texts: BTreeMap<FileId, std::sync::Arc<str>>,
-    /// The model.
-    pub model: Definition,
+    pub texts: BTreeMap<FileId, Arc<str>>,
+    /// The model, unless the root file has none.
+    pub model: Option<Definition>,
     /// The `train` item of the root file.
     pub train: Option<Rc<ast::Train>>,
-    /// Dtypes: storage, compute.
+    /// The dtype of parameters in memory.
     pub storage: DType,
     /// What untyped tensors are.
     pub compute: DType,
+    /// How many calls were elaborated.
+    pub num_calls: Cell<usize>,
+    /// Where elaboration has told a mistake.
+    pub told: RefCell<BTreeSet<Span>>,
 }
 
 struct Resolver<'a, 'l> {
@@ -85,78 +68,66 @@ struct Resolver<'a, 'l> {
     load: &'a mut Loader<'l>,
     diags: &'a mut Diags,
     overrides: &'a Overrides,
-    root: FileId,
-    scopes: BTreeMap<FileId, Scope>,
+    modules: Modules,
     /// Files being resolved, to find circles.
     pending: Vec<FileId>,
     used_set: Vec<bool>,
-    model: Option<Definition>,
-    train: Option<Rc<ast::Train>>,
-    precision: (DType, DType),
 }
 
 /// Parses and resolves everything the root file uses.
-pub fn resolve(
-    root: FileId,
-    sources: &mut Sources,
-    load: &mut Loader,
-    overrides: &Overrides,
-    diags: &mut Diags,
-) -> Option<Modules> {
-    let mut r = Resolver {
-        sources,
-        load,
-        diags,
-        overrides,
+pub fn resolve(root: FileId, sources: &mut Sources, load: &mut Loader, overrides: &Overrides, diags: &mut Diags) -> Modules {
+    let modules = Modules {
         root,
         scopes: BTreeMap::new(),
-        pending: Vec::new(),
-        used_set: vec![false; overrides.set.len()],
+        library: BTreeSet::new(),
+        texts: BTreeMap::new(),
         model: None,
         train: None,
-        precision: (DType::F32, DType::F32),
+        storage: DType::F32,
+        compute: DType::F32,
+        num_calls: Cell::new(0),
+        told: RefCell::default(),
     };
+    let used_set = vec![false; overrides.set.len()];
+    let mut r = Resolver { sources, load, diags, overrides, modules, pending: Vec::new(), used_set };
     r.file(root);
     let start = Span::new(root, 0, 0);
     for ((name, _), used) in overrides.set.iter().zip(&r.used_set) {
         if !used {
-            let known: Vec<String> = r.scopes[&root].config.iter().map(|(n, _)| n.clone()).collect();
-            let help =
-                suggest(name, known.iter().map(String::as_str)).or_else(|| Some(format!("the config has {}", known.join(", "))));
-            r.diags.push(
-                start,
-                HirError::Config { name: name.clone(), why: "there is no such value to set".into(), help, at: start.into() },
-            );
+            let known: Vec<&str> = r.modules.scopes[&root].config.iter().map(|(n, _)| n.as_str()).collect();
+            let help = suggest(name, known.iter().copied()).or_else(|| Some(format!("the config has {}", known.join(", "))));
+            let why = "there is no such value to set".into();
+            r.diags.push(start, HirError::Config { name: name.clone(), why, help, at: start.into() });
         }
     }
-    let Some(model) = r.model else {
+    if r.modules.model.is_none() {
         let help = "write `model name(tokens: i32[B, T]) -> […] { … }`";
         r.diags.push(start, HirError::Program { what: "the file has no model".into(), help, at: start.into() });
-        return None;
-    };
-    let texts = r.scopes.keys().map(|f| (*f, r.sources.get(*f).text.clone())).collect();
-    Some(Modules { root, texts, scopes: r.scopes, model, train: r.train, storage: r.precision.0, compute: r.precision.1 })
+    }
+    r.modules
 }
 
 impl Resolver<'_, '_> {
     fn file(&mut self, file: FileId) {
         let text = self.sources.get(file).text.clone();
         let tree = syntax::parse(file, &text, self.diags);
+        self.modules.texts.insert(file, text);
         self.pending.push(file);
         let mut scope = Scope::default();
         for item in tree.items {
             self.item(file, item, &mut scope);
         }
         self.pending.pop();
-        self.scopes.insert(file, scope);
+        self.modules.scopes.insert(file, scope);
     }
 
     fn item(&mut self, file: FileId, item: ast::Item, scope: &mut Scope) {
+        let is_root = file == self.modules.root;
         match item.kind {
             ast::ItemKind::Use { path, names } => self.import(&path, &names, scope),
             ast::ItemKind::Dims(names) => {
                 for n in names {
-                    if scope.dims.contains(&n.node) {
+                    if scope.dims.contains(&n.node) || scope.config.iter().any(|(c, _)| *c == n.node) {
                         self.duplicate(&n);
                     } else {
                         scope.dims.push(n.node);
@@ -164,110 +135,147 @@ impl Resolver<'_, '_> {
                 }
             }
             ast::ItemKind::Config(entries) => {
-                entries.into_iter().for_each(|(name, value)| self.config(file, &name, &value, scope))
+                entries.into_iter().for_each(|(name, value)| self.config(is_root, &name, &value, scope))
             }
-            ast::ItemKind::Precision(entries) => {
-                for (name, dtype) in entries {
-                    match name.node.as_str() {
-                        "storage" => self.precision.0 = dtype.node,
-                        "compute" => self.precision.1 = dtype.node,
-                        "accumulate" if dtype.node == self.precision.1.accumulator() => {}
-                        "accumulate" => {
-                            let what = format!("sums of {} are kept in {}", self.precision.1, self.precision.1.accumulator());
-                            let help = "write accumulate after compute, as f32 (or f64 for f64)";
-                            self.diags.push(dtype.span, HirError::Program { what, help, at: dtype.span.into() });
-                        }
-                        _ => self.unknown("precision", &name, &["storage", "compute", "accumulate"]),
-                    }
-                }
-            }
+            ast::ItemKind::Precision(entries) if is_root => self.precision(&entries),
+            ast::ItemKind::Precision(_) => {}
             ast::ItemKind::Func(func) => {
                 let name = func.name.clone();
+                for (i, p) in func.params.iter().enumerate() {
+                    if func.params[..i].iter().any(|q| q.name.node == p.name.node) {
+                        self.duplicate(&p.name);
+                    }
+                }
                 let def = Definition { func: Rc::new(func), file };
-                if def.func.kind == ast::FuncKind::Model && file == self.root && self.model.replace(def.clone()).is_some() {
+                let is_model = is_root && def.func.kind == ast::FuncKind::Model;
+                if is_model && self.modules.model.replace(def.clone()).is_some() {
                     let help = "a file has one model; make the others blocks";
-                    self.diags.push(name.span, HirError::Program { what: "a second model".into(), help, at: name.span.into() });
+                    self.program(name.span, "a second model".into(), help);
                 }
-                if scope.funcs.insert(name.node.clone(), def).is_some() {
-                    self.duplicate(&name);
-                }
+                self.define(&name, def, scope);
             }
-            ast::ItemKind::Train(train) if file == self.root => {
-                if self.train.replace(Rc::new(train)).is_some() {
-                    let help = "a file has one train item";
-                    self.diags
-                        .push(item.span, HirError::Program { what: "a second train item".into(), help, at: item.span.into() });
+            ast::ItemKind::Train(train) if is_root => {
+                for (i, p) in train.params.iter().enumerate() {
+                    if p.name.node == "weights" || train.params[..i].iter().any(|q| q.name.node == p.name.node) {
+                        self.duplicate(&p.name);
+                    }
+                }
+                if self.modules.train.replace(Rc::new(train)).is_some() {
+                    self.program(item.span, "a second train item".into(), "a file has one train item");
                 }
             }
             ast::ItemKind::Train(_) => {}
         }
     }
 
+    fn precision(&mut self, entries: &[(ast::Ident, ast::Spanned<DType>)]) {
+        let help = "there are storage and compute, floats both, and accumulate, which follows from compute";
+        for (name, dtype) in entries {
+            match name.node.as_str() {
+                "storage" | "compute" if !dtype.node.is_float() => {
+                    self.program(dtype.span, format!("{} in {}", name.node, dtype.node), help)
+                }
+                "storage" => self.modules.storage = dtype.node,
+                "compute" => self.modules.compute = dtype.node,
+                "accumulate" => {}
+                _ => {
+                    let help = Some("there are storage, compute, accumulate".into());
+                    let error = HirError::Unknown { what: "precision", name: name.node.clone(), help, at: name.span.into() };
+                    self.diags.push(name.span, error);
+                }
+            }
+        }
+        let compute = self.modules.compute;
+        if let Some((_, sums)) = entries.iter().find(|(n, d)| n.node == "accumulate" && d.node != compute.accumulator()) {
+            let help = "sums are kept in f32, those of f64 in f64";
+            self.program(sums.span, format!("sums of {compute} are kept in {}", compute.accumulator()), help);
+        }
+    }
+
+    /// Gives a function its name in a file; the same function by two ways is no mistake.
+    fn define(&mut self, name: &ast::Ident, def: Definition, scope: &mut Scope) {
+        let same = |old: &Definition| Rc::ptr_eq(&old.func, &def.func);
+        if scope.funcs.get(&name.node).is_some_and(|old| !same(old)) {
+            self.duplicate(name);
+        } else {
+            scope.funcs.insert(name.node.clone(), def);
+        }
+    }
+
     fn import(&mut self, path: &ast::Path, names: &[ast::Ident], scope: &mut Scope) {
         let parts: Vec<&str> = path.parts.iter().map(|p| p.node.as_str()).collect();
+        let is_std = parts.first() == Some(&"std");
         for name in names {
             // `use std.{moe}` and `use std.moe`: the module of that name; `use std.moe.{gate}`: a name of it.
-            let (key, text) = if parts[0] == "std" {
-                let module = parts.get(1).copied().unwrap_or(&name.node);
-                let text = std_lib::MODULES.iter().find(|(n, _)| *n == module).map(|(_, t)| (*t).to_string());
-                (format!("std/{module}.lode"), text)
-            } else {
-                let key = format!("{}.lode", parts.join("/"));
-                let text = if self.sources.find(&key).is_some() { None } else { (self.load)(&key) };
-                (key, text)
+            let key = match (is_std, parts.get(1)) {
+                (true, Some(module)) => format!("std/{module}.lode"),
+                (true, None) => format!("std/{}.lode", name.node),
+                (false, _) => format!("{}.lode", parts.join("/")),
             };
-            let file = match (self.sources.find(&key).filter(|f| self.scopes.contains_key(f) || self.pending.contains(f)), text) {
-                (Some(file), _) => file,
-                (None, Some(text)) => {
-                    let file = self.sources.add(&key, &text);
-                    self.file(file);
-                    file
+            let known = |r: &Self, f: &FileId| r.modules.scopes.contains_key(f) || r.pending.contains(f);
+            let file = match self.sources.find(&key).filter(|f| known(self, f)) {
+                Some(file) => Some(file),
+                None if is_std => {
+                    let text = std_lib::MODULES.iter().find(|(n, _)| format!("std/{n}.lode") == key).map(|(_, t)| *t);
+                    text.map(|text| {
+                        let file = self.sources.add(&key, text);
+                        self.modules.library.insert(file);
+                        file
+                    })
                 }
-                (None, None) => {
+                None => (self.load)(&key).map(|text| self.sources.add(&key, &text)),
+            };
+            let Some(file) = file else {
+                let (why, help) = if is_std {
                     let modules: Vec<&str> = std_lib::MODULES.iter().map(|(n, _)| *n).collect();
-                    let help =
-                        suggest(&name.node, modules.iter().copied()).or_else(|| Some(format!("std has {}", modules.join(", "))));
-                    let why = "there is no such module".into();
-                    self.diags.push(name.span, HirError::Module { path: key, why, help, at: name.span.into() });
-                    continue;
-                }
+                    let near = suggest(parts.get(1).copied().unwrap_or(&name.node), modules.iter().copied());
+                    ("there is no such module", near.or_else(|| Some(format!("std has {}", modules.join(", ")))))
+                } else {
+                    ("there is no such file", Some(format!("the file has to be {key} beside the model's")))
+                };
+                self.module(key, why.into(), help, name.span);
+                continue;
             };
+            if !known(self, &file) {
+                self.file(file);
+            }
             if self.pending.contains(&file) {
-                let why = "it uses this file in turn".into();
-                self.diags.push(name.span, HirError::Module { path: key, why, help: None, at: name.span.into() });
+                self.module(key, "it uses this file in turn".into(), None, name.span);
                 continue;
             }
-            match self.scopes[&file].funcs.get(&name.node).cloned() {
-                Some(def) => {
-                    scope.funcs.insert(name.node.clone(), def);
-                }
+            match self.modules.scopes[&file].funcs.get(&name.node).cloned() {
+                Some(def) => self.define(name, def, scope),
                 None => {
-                    let known: Vec<String> = self.scopes[&file].funcs.keys().cloned().collect();
-                    let help = Some(format!("it defines {}", known.join(", ")));
-                    let why = format!("it does not define '{}'", name.node);
-                    self.diags.push(name.span, HirError::Module { path: key, why, help, at: name.span.into() });
+                    let known: Vec<&String> =
+                        self.modules.scopes[&file].funcs.iter().filter(|(_, d)| d.file == file).map(|(n, _)| n).collect();
+                    let near = suggest(&name.node, known.iter().map(|n| n.as_str()));
+                    let help = near.or_else(|| {
+                        Some(format!("it defines {}", known.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(", ")))
+                    });
+                    self.module(key, format!("it does not define '{}'", name.node), help, name.span);
                 }
             }
         }
     }
 
-    fn config(&mut self, file: FileId, name: &ast::Ident, value: &ast::Expr, scope: &mut Scope) {
+    fn config(&mut self, is_root: bool, name: &ast::Ident, value: &ast::Expr, scope: &mut Scope) {
         let wrong = |why: String| HirError::Config { name: name.node.clone(), why, help: None, at: name.span.into() };
-        let default = match constant(value, &scope.config) {
+        let default = match config::evaluate(value, &scope.config) {
             Ok(c) => c,
             Err(why) => {
-                self.diags.push(value.span, wrong(why));
+                let at = value.span.into();
+                self.diags.push(value.span, HirError::Config { name: name.node.clone(), why, help: None, at });
                 Constant::Int(1)
             }
         };
         let mut chosen = default.clone();
-        if file == self.root {
+        if is_root {
             if let Some(c) = self.overrides.config.get(&name.node) {
                 chosen = c.clone();
             }
             for (i, (_, text)) in self.overrides.set.iter().enumerate().filter(|(_, (n, _))| *n == name.node) {
                 self.used_set[i] = true;
-                chosen = parse_constant(text);
+                chosen = config::parse(text, &default);
             }
         }
         let chosen = match (&default, chosen) {
@@ -278,7 +286,7 @@ impl Resolver<'_, '_> {
                 d.clone()
             }
         };
-        if scope.config.iter().any(|(n, _)| *n == name.node) {
+        if scope.config.iter().any(|(n, _)| *n == name.node) || scope.dims.contains(&name.node) {
             self.duplicate(name);
         }
         scope.config.push((name.node.clone(), chosen));
@@ -287,66 +295,10 @@ impl Resolver<'_, '_> {
     fn duplicate(&mut self, name: &ast::Ident) {
         self.diags.push(name.span, HirError::Duplicate { name: name.node.clone(), at: name.span.into() });
     }
-    fn unknown(&mut self, what: &'static str, name: &ast::Ident, known: &[&str]) {
-        let help = Some(format!("there are {}", known.join(", ")));
-        self.diags.push(name.span, HirError::Unknown { what, name: name.node.clone(), help, at: name.span.into() });
+    fn module(&mut self, path: String, why: String, help: Option<String>, at: Span) {
+        self.diags.push(at, HirError::Module { path, why, help, at: at.into() });
     }
-}
-
-/// A value given on the command line.
-fn parse_constant(text: &str) -> Constant {
-    match text {
-        "true" => Constant::Bool(true),
-        "false" => Constant::Bool(false),
-        _ => match (text.parse::<i64>(), text.parse::<f64>()) {
-            (Ok(n), _) => Constant::Int(n),
-            (_, Ok(x)) => Constant::Float(x),
-            _ => Constant::Str(text.into()),
-        },
+    fn program(&mut self, at: Span, what: String, help: &'static str) {
+        self.diags.push(at, HirError::Program { what, help, at: at.into() });
     }
-}
-
-/// Evaluates a config entry: literals, earlier entries, arithmetic.
-fn constant(e: &ast::Expr, earlier: &[(String, Constant)]) -> Result<Constant, String> {
-    use ast::{BinaryOp as B, ExprKind as K};
-    match &e.kind {
-        K::Int(n) => Ok(Constant::Int(*n)),
-        K::Float(x) => Ok(Constant::Float(*x)),
-        K::Bool(b) => Ok(Constant::Bool(*b)),
-        K::Str(s) => Ok(Constant::Str(s.clone())),
-        K::Name(n) => {
-            earlier.iter().find(|(m, _)| m == n).map(|(_, c)| c.clone()).ok_or(format!("'{n}' is not an earlier entry"))
-        }
-        K::Binary(op, a, b) => match (op, constant(a, earlier)?, constant(b, earlier)?) {
-            (B::Add, Constant::Int(a), Constant::Int(b)) => Ok(Constant::Int(a + b)),
-            (B::Sub, Constant::Int(a), Constant::Int(b)) => Ok(Constant::Int(a - b)),
-            (B::Mul, Constant::Int(a), Constant::Int(b)) => Ok(Constant::Int(a * b)),
-            (B::Div, Constant::Int(a), Constant::Int(b)) if b > 0 => Ok(Constant::Int(a.div_euclid(b))),
-            (B::Div, Constant::Float(a), Constant::Float(b)) => Ok(Constant::Float(a / b)),
-            (B::Mul, Constant::Float(a), Constant::Float(b)) => Ok(Constant::Float(a * b)),
-            _ => Err("only + - * / of numbers of one kind".into()),
-        },
-        _ => Err("a config value is a literal or arithmetic on earlier entries".into()),
-    }
-}
-
-/// "did you mean" for a name, if a known one is close.
-pub fn suggest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
-    let (distance, best) = known.map(|k| (edit_distance(name, k), k)).min()?;
-    (distance <= 1 + name.len() / 4).then(|| format!("did you mean '{best}'?"))
-}
-
-/// The number of characters to insert, delete or change. # Source: Wagner and Fischer, 1974.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let cost = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = cost.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }

@@ -13,10 +13,12 @@ mod attention;
 mod basic;
 mod elaborate;
 mod language;
+mod mistakes;
 mod moe;
 mod nsa;
 mod packed;
 mod pages;
+mod program;
 
 fn lower_text(text: &str) -> Result<Program, Vec<String>> {
     let mut sources = Sources::default();

@@ -6,7 +6,7 @@
 
 use crate::{
     elaborate::{AfterStep, Elaborator, Stop},
-    error::HirError,
+    error::{HirError, suggest},
     frame::Frames,
     modules::Modules,
     value::{TensorVal, Val},
@@ -19,35 +19,32 @@ use graph::{
 use std::collections::BTreeMap;
 use syntax::ast;
 
-/// Adds `loss` and `update` to the module.
+/// Adds `loss` and `update` to the module; the mistakes of both are told.
 pub(crate) fn entries(
     modules: &Modules,
     train: &ast::Train,
     module: &mut Module,
     settings: &mut BTreeMap<String, f64>,
     diags: &mut Diags,
-) -> Option<()> {
-    let before = diags.len();
+) {
     let mut e = Elaborator::new(modules, diags);
-    let (tallies, after) = loss(&mut e, train, module, settings).ok()?;
+    let (tallies, after) = loss(&mut e, train, module).unwrap_or_default();
     let mut e = Elaborator::new(modules, diags);
-    update(&mut e, train, module, &tallies, &after).ok()?;
-    (diags.len() == before).then_some(())
+    e.push_call(modules.root, ast::FuncKind::Model);
+    set(&mut e, train, settings);
+    // A mistake ends `update` where it stands; it has been reported.
+    let _ = update(&mut e, train, module, &tallies, &after);
 }
 
 type Tallies = Vec<(String, TensorType)>;
 
-fn loss(
-    e: &mut Elaborator,
-    train: &ast::Train,
-    module: &mut Module,
-    settings: &mut BTreeMap<String, f64>,
-) -> Result<(Tallies, Vec<AfterStep>), Stop> {
+fn loss(e: &mut Elaborator, train: &ast::Train, module: &mut Module) -> Result<(Tallies, Vec<AfterStep>), Stop> {
     e.push_call(e.modules.root, ast::FuncKind::Model);
     let mut args: Vec<(Role, String, TensorType)> = Vec::new();
     for p in &train.params {
         let ty = e.tensor_type(&p.ty)?;
         let t = e.frames.entry_arg(&p.name.node, Role::Input, &ty);
+        e.written.insert(t, p.ty.span);
         e.define(&p.name.node, Val::Tensor(t));
         args.push((Role::Input, p.name.node.clone(), ty));
     }
@@ -56,6 +53,11 @@ fn loss(
     let at = train.objective.span;
     let value = e.body(&body)?;
     let losses = e.as_tensor(value, at)?;
+    if !e.frames.ty(losses).dtype.is_float() {
+        let (what, found) = ("the objective".into(), e.frames.ty(losses).to_string());
+        let error = HirError::Mismatch { what, expected: "a tensor of floats".into(), found, help: None, at: at.into() };
+        return e.fail(at, error);
+    }
     let losses = cast(e, losses, DType::F32);
     let ty = e.frames.ty(losses).clone();
     let weights = e.frames.entry_arg("weights", Role::Input, &ty);
@@ -76,7 +78,10 @@ fn loss(
         tallies.push((t.name.clone(), t.ty.clone()));
         outputs.push((t.name, Role::Tally, t.value));
     }
-    set(e, train, settings)?;
+    // Without a model that is whole, what follows would only repeat that.
+    if !e.diags.is_empty() {
+        return Err(Stop);
+    }
     let params = module.params.iter().map(|p| (p.role, p.name.clone(), p.ty.clone()));
     let all: Vec<_> = params.chain(args).collect();
     if let Some(p) = e.params.iter().find(|p| !module.params.iter().any(|q| q.name == p.name)) {
@@ -89,21 +94,44 @@ fn loss(
 }
 
 /// The `set` entries and the optimiser's `lr`.
-fn set(e: &mut Elaborator, train: &ast::Train, settings: &mut BTreeMap<String, f64>) -> Result<(), Stop> {
-    const KNOWN: &[&str] = &["batch", "seq", "steps", "warmup", "clip", "floor", "micro_batches", "seed", "eval_every"];
+fn set(e: &mut Elaborator, train: &ast::Train, settings: &mut BTreeMap<String, f64>) {
+    // Name, least value, whether it counts something.
+    const KNOWN: &[(&str, f64, bool)] = &[
+        ("batch", 1.0, true),
+        ("seq", 1.0, true),
+        ("steps", 0.0, true),
+        ("warmup", 0.0, true),
+        ("clip", f64::NEG_INFINITY, false),
+        ("floor", 0.0, false),
+        ("micro_batches", 1.0, true),
+        ("seed", 0.0, true),
+        ("eval_every", 0.0, true),
+    ];
     for (name, value) in &train.settings {
-        if !KNOWN.contains(&name.node.as_str()) {
-            let help = Some(format!("there are {}", KNOWN.join(", ")));
-            return e.fail(name.span, HirError::Unknown { what: "setting", name: name.node.clone(), help, at: name.span.into() });
-        }
-        let x = number(e, value)?;
-        settings.insert(name.node.clone(), x);
+        let Some((_, least, counts)) = KNOWN.iter().find(|(n, _, _)| *n == name.node) else {
+            let known = || KNOWN.iter().map(|(n, _, _)| *n);
+            let all = || format!("there are {}", known().collect::<Vec<_>>().join(", "));
+            let help = Some(suggest(&name.node, known()).unwrap_or_else(all));
+            let error = HirError::Unknown { what: "setting", name: name.node.clone(), help, at: name.span.into() };
+            e.diags.push(name.span, error);
+            continue;
+        };
+        let Ok(x) = number(e, value) else { continue };
+        let why = match *counts {
+            true if x.fract() != 0.0 || x < *least => format!("{x} is not a whole number from {least}"),
+            false if x.is_nan() || x < *least => format!("{x} is less than {least}"),
+            _ => {
+                settings.insert(name.node.clone(), x);
+                continue;
+            }
+        };
+        let name = name.node.clone();
+        e.diags.push(value.span, HirError::Setting { name, why, help: None, at: value.span.into() });
     }
-    if let Some(lr) = train.optimizer_args.iter().find(|a| a.name.as_ref().is_some_and(|n| n.node == "lr")) {
-        let x = number(e, &lr.value)?;
+    let lr = train.optimizer_args.iter().find(|a| a.name.as_ref().is_some_and(|n| n.node == "lr"));
+    if let Some(x) = lr.and_then(|a| number(e, &a.value).ok()) {
         settings.insert("lr".into(), x);
     }
-    Ok(())
 }
 
 fn number(e: &mut Elaborator, value: &ast::Expr) -> Result<f64, Stop> {
@@ -125,7 +153,6 @@ fn update(
     tallies: &Tallies,
     after: &[AfterStep],
 ) -> Result<(), Stop> {
-    e.push_call(e.modules.root, ast::FuncKind::Model);
     let at = train.optimizer.span;
     let Some(def) = e.scope().funcs.get(&train.optimizer.node).cloned() else { return e.unknown("function", &train.optimizer) };
     let moments = match &def.func.result.kind {
@@ -184,7 +211,11 @@ fn update(
         }
         let results = optimize(e, &def, train, given, lr, step, p.decay, at)?;
         for (k, r) in results.into_iter().enumerate() {
-            let Val::Tensor(t) = r else { return e.wrong(&train.optimizer.node, &r, at) };
+            let Val::Tensor(t) = r else {
+                let (what, found) = (format!("a result of {}", train.optimizer.node), e.describe(&r));
+                let error = HirError::Mismatch { what, expected: "a tensor".into(), found, help: None, at: at.into() };
+                return e.fail(at, error);
+            };
             let (name, role) =
                 if k == 0 { (p.name.clone(), Role::Param) } else { (format!("{}#{}", p.name, k - 1), Role::Moment) };
             let t = if k == 0 { cast(e, t, p.ty.dtype) } else { t };
@@ -197,6 +228,9 @@ fn update(
     }
     outputs.extend(states.into_iter().map(|(n, t)| (n, Role::State, t)));
     outputs.push(("grad_norm".into(), Role::Scalar, norm));
+    if !e.diags.is_empty() {
+        return Err(Stop);
+    }
     let frames = std::mem::replace(&mut e.frames, Frames::new());
     module.funcs.push(frames.finish("update", &args, outputs));
     Ok(())
@@ -269,12 +303,16 @@ fn optimize(
 
 /// Runs an `after step` block, inside loops over its stacks.
 fn run_after_step(e: &mut Elaborator, block: &AfterStep, states: &mut BTreeMap<String, TensorVal>) -> Result<(), Stop> {
-    e.push_call(block.file, ast::FuncKind::Block);
+    // A fn: it declares nothing.
+    e.push_call(block.file, ast::FuncKind::Fn);
+    let of_role = |role: Role| block.slots.iter().filter(move |s| s.role == role);
+    let call = e.call();
+    call.assignable = Some(of_role(Role::State).map(|s| s.local.clone()).collect());
+    call.rests = block.rests.clone();
     let outcome = nest(e, block, 0, states);
     e.pop_call();
-    let results = outcome?;
-    for ((_, name, _), t) in block.states.iter().zip(results) {
-        states.insert(name.clone(), t);
+    for (slot, t) in of_role(Role::State).zip(outcome?) {
+        states.insert(slot.name.clone(), t);
     }
     Ok(())
 }
@@ -303,22 +341,21 @@ fn nest(
     for (name, v) in &block.constants {
         e.define(name, v.clone());
     }
-    for (role, list) in [(Role::State, &block.states), (Role::Tally, &block.tallies)] {
-        for (local, name, ty) in list {
-            let outer = match states.get(name).filter(|_| role == Role::State) {
-                Some(t) => *t,
-                None => e.frames.entry_arg(name, role, ty),
-            };
-            let t = e.frames.slice(outer);
-            e.define(local, Val::Tensor(t));
-        }
+    for slot in &block.slots {
+        let outer = match states.get(&slot.name) {
+            Some(t) => *t,
+            None => e.frames.entry_arg(&slot.name, slot.role, &slot.ty),
+        };
+        let t = e.frames.slice(outer);
+        e.define(&slot.local, Val::Tensor(t));
     }
-    // Run in the scope just filled, so that its assignments can be read afterwards.
-    let body = ast::Body { value: None, ..block.body.clone() };
+    // Run in the scope just filled, so that its assignments can be read afterwards. A last `if` is a statement here.
+    let mut body = block.body.clone();
+    body.stmts.extend(body.value.take().map(|e| ast::Stmt { span: e.span, kind: ast::StmtKind::Expr(*e) }));
     e.body(&body)?;
     let mut results = Vec::new();
-    for (local, _, _) in &block.states {
-        match e.lookup(local) {
+    for slot in block.slots.iter().filter(|s| s.role == Role::State) {
+        match e.lookup(&slot.local) {
             Some(Val::Tensor(t)) => results.push(t),
             _ => return Err(Stop),
         }

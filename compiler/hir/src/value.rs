@@ -4,7 +4,7 @@ use base::{DType, Dim};
 use graph::{Value, ir::Init, op::Domain};
 
 /// A tensor: a value of the frame at `level`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TensorVal {
     /// The value.
     pub value: Value,
@@ -86,6 +86,17 @@ impl Val {
             Val::Init(_) => "an initialiser",
             Val::Unit => "nothing",
             Val::Error => "a mistake",
+        }
+    }
+    /// Whether it is, or holds, a tensor: such a value belongs to one entry point and one turn of a loop.
+    pub fn has_tensor(&self) -> bool {
+        match self {
+            Val::Tensor(_) | Val::Rows(_) => true,
+            Val::Domain(d) => !d.operands.is_empty(),
+            Val::List(parts) | Val::Tuple(parts) => parts.iter().any(Val::has_tensor),
+            Val::Int(_) | Val::Float(_) | Val::Bool(_) | Val::Str(_) | Val::DType(_) | Val::Init(_) | Val::Unit | Val::Error => {
+                false
+            }
         }
     }
 }

@@ -41,8 +41,22 @@ pub(super) fn call(e: &mut Elaborator, a: &mut Args) -> Option<Result<Val, Stop>
 fn attend(e: &mut Elaborator, a: &mut Args) -> Result<Vec<TensorVal>, Stop> {
     let (q, k, v) = (a.tensor(e, "q")?, a.tensor(e, "k")?, a.tensor(e, "v")?);
     let (d, at) = a.value(e, "domain")?;
-    let Val::Domain(d) = d else { return e.wrong(a.func, &d, at) };
+    let Val::Domain(mut d) = d else { return e.wrong(a.func, &d, at) };
     let scale = a.float(e, "scale")?;
+    let (tq, tk) = (e.frames.ty(q).clone(), e.frames.ty(k).clone());
+    if let ([b, _, h, _], [_, _, g, _]) = (&tq.shape[..], &tk.shape[..]) {
+        // Whether one unknown divides another is for the uses to see.
+        if e.opaque && h.try_div(g).is_none() && (h.known().is_none() || g.known().is_none()) {
+            return Err(Stop);
+        }
+        // Where a domain's tensor is the same for the whole batch, the batch may be left out.
+        for t in &mut d.operands {
+            if let [n] = &e.frames.ty(*t).shape[..] {
+                let shape = vec![b.clone(), n.clone()];
+                *t = e.broadcast(*t, &shape);
+            }
+        }
+    }
     let operands: Vec<TensorVal> = [q, k, v].into_iter().chain(d.operands).collect();
     e.node(a.func, Op::Attend(Attend { domain: d.domain, scale: Scalar::new(scale) }), &operands, a.at)
 }

@@ -25,6 +25,9 @@ pub(super) fn call(e: &mut Elaborator, a: &mut Args) -> Option<Result<Val, Stop>
             if have.len() <= shape.len() && Elaborator::common_shape(&have, &shape).as_deref() == Some(&shape[..]) {
                 return Ok(Val::Tensor(e.broadcast(x, &shape)));
             }
+            if e.undecided(have.iter().chain(&shape)) {
+                return Err(Stop);
+            }
             let why = format!("{} does not broadcast to {}", e.frames.ty(x), base::ty::ShapeDisplay(&shape));
             e.shape_error(func, graph::OpError(why), a.at)
         }),
@@ -110,6 +113,9 @@ fn split(e: &mut Elaborator, a: &mut Args) -> Result<Val, Stop> {
     let axis = a.axis(e, ty.rank(), -1)?;
     let total = sizes.iter().fold(Dim::from(0), |n, d| n + d.clone());
     if total != ty.shape[axis] {
+        if e.undecided([&total, &ty.shape[axis]].into_iter()) {
+            return Err(Stop);
+        }
         let why = format!("the parts make {total}, the axis is {}", ty.shape[axis]);
         return e.shape_error(a.func, graph::OpError(why), a.at);
     }
@@ -128,8 +134,12 @@ fn pattern_error<T>(e: &mut Elaborator, why: String, at: Span) -> Result<T, Stop
 }
 
 fn rearrange(e: &mut Elaborator, a: &mut Args) -> Result<Val, Stop> {
-    let x = a.tensor(e, "x")?;
-    let (pattern, at) = a.text(e, "pattern")?;
+    // By position only: the names are those of axes.
+    let (Some((x, at_x)), Some((pattern, at))) = (a.positional(), a.positional()) else {
+        return a.wrong(e, "needs a tensor and a pattern".into());
+    };
+    let x = e.as_tensor(x, at_x)?;
+    let Val::Str(pattern) = pattern else { return e.wrong(a.func, &pattern, at) };
     let mut known: BTreeMap<String, Dim> = BTreeMap::new();
     for (name, v, span) in std::mem::take(&mut a.named) {
         match v {
@@ -167,6 +177,9 @@ fn rearrange(e: &mut Elaborator, a: &mut Args) -> Result<Val, Stop> {
             }
             Word::Name(n) => {
                 if known.get(n).is_some_and(|d| *d != ty.shape[next]) {
+                    if e.undecided([&known[n], &ty.shape[next]].into_iter()) {
+                        return Err(Stop);
+                    }
                     return pattern_error(e, format!("{n} is {} and the axis {}", known[n], ty.shape[next]), at);
                 }
                 atoms.push((n.clone(), ty.shape[next].clone()));
@@ -185,6 +198,10 @@ fn rearrange(e: &mut Elaborator, a: &mut Args) -> Result<Val, Stop> {
                     );
                 }
                 let Some(quotient) = extent.try_div(&product) else {
+                    // Whether one unknown divides another is for the uses to see.
+                    if e.opaque {
+                        return Err(Stop);
+                    }
                     return pattern_error(e, format!("{extent} is not a multiple of {product}"), at);
                 };
                 if open.is_empty() && !quotient.is(1) {

@@ -47,6 +47,9 @@ fn rows(e: &mut Elaborator, a: &mut Args) -> Result<RowsVal, Stop> {
 fn route(e: &mut Elaborator, a: &mut Args) -> Result<Val, Stop> {
     let idx = a.tensor(e, "idx")?;
     let groups = a.int(e, "groups")?;
+    if i32::try_from(groups).is_err() {
+        return a.wrong(e, format!("routes to {groups} groups"));
+    }
     let results = e.node(a.func, Op::Route { groups }, &[idx], a.at)?;
     let shape = e.frames.ty(idx).shape.clone();
     let rows = e.frames.ty(results[1]).shape[0].clone();
