@@ -4,6 +4,7 @@ use crate::{CodegenError, Options};
 use inkwell::{
     GlobalVisibility, OptimizationLevel,
     attributes::AttributeLoc,
+    llvm_sys::support::LLVMParseCommandLineOptions,
     module::{Linkage, Module},
     passes::PassBuilderOptions,
     targets::{CodeModel, FileType, InitializationConfig, RelocMode, Target, TargetMachine},
@@ -31,7 +32,13 @@ fn target(options: &Options) -> (String, String) {
 
 fn machine(options: &Options) -> Result<TargetMachine, CodegenError> {
     static TARGETS: Once = Once::new();
-    TARGETS.call_once(|| Target::initialize_x86(&InitializationConfig::default()));
+    TARGETS.call_once(|| {
+        Target::initialize_x86(&InitializationConfig::default());
+        // Strength reduction takes half of the time to emit code, for addresses that x86 computes in its loads.
+        let arguments = [c"lode".as_ptr(), c"-disable-lsr".as_ptr()];
+        // SAFETY: two strings that end in 0; LLVM copies what it keeps.
+        unsafe { LLVMParseCommandLineOptions(2, arguments.as_ptr(), std::ptr::null()) };
+    });
     let triple = TargetMachine::get_default_triple();
     let code = Target::from_triple(&triple).map_err(|e| CodegenError(e.to_string()))?;
     let (cpu, features) = target(options);

@@ -1,7 +1,7 @@
 mod maps;
 mod programs;
 
-use crate::{Jit, emit_llvm, emit_objects};
+use crate::{Jit, Options, emit_llvm, emit_objects, emit_objects_for};
 use base::{DType, Dim};
 use graph::op::{MapFn, ReduceFn, Scalar};
 use tile::{
@@ -272,6 +272,33 @@ fn tile_products_of_any_shape() {
                 assert_eq!(c[i * n + j], want, "{m}x{n}x{k} unit {unit} accumulate {accumulate} at {i},{j}");
             }
         }
+    }
+}
+
+#[test]
+fn scratch_memory_has_a_limit() {
+    let mut k = Kernel::new("large");
+    k.scratch("s", DType::F64, 1 << 15);
+    assert!(emit_objects(&[k.clone()]).is_ok());
+    k.scratch("t", DType::Bool, 1);
+    let error = emit_objects(&[k]).expect_err("it is too large").0;
+    assert!(error.contains("large") && error.contains("262208") && error.contains("262144"), "{error}");
+}
+
+#[test]
+fn a_named_processor_is_compiled_for() {
+    // Sines and cosines: both objects have the function of eight lanes.
+    let kernels = ["a", "b"].map(|name| map_kernel(name, MapFn::Sin, DType::F32, DType::F32));
+    let options = Options { cpu: Some("x86-64".into()), opt_level: 1 };
+    let objects = emit_objects_for(&kernels, &options).expect("it compiles");
+    assert_ne!(objects, emit_objects_for(&kernels, &Options { cpu: Some("x86-64-v3".into()), ..options }).expect("it compiles"));
+    let jit = Jit::load(&objects).expect("it links");
+    let (mut x, mut y) = ((0..99).map(|i| i as f32 * 3e3).collect::<Vec<f32>>(), vec![0f32; 99]);
+    for k in &kernels {
+        let entry = jit.symbol(&k.name).expect("the symbol is there");
+        // SAFETY: the buffers have 99 elements.
+        unsafe { std::mem::transmute::<*const (), Entry>(entry)([ptr(&mut x), ptr(&mut y)].as_ptr(), [99].as_ptr(), 0, 1) };
+        assert!(x.iter().zip(&y).all(|(x, y)| (x.sin() - y).abs() < 1e-6), "{y:?}");
     }
 }
 

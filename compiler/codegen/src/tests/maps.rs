@@ -179,10 +179,13 @@ fn vectorised_functions_are_accurate_over_their_range() {
         (MapFn::Silu, -80.0, 20.0, 3.0),
         (MapFn::Softplus, -80.0, 40.0, 2.5),
         (MapFn::Erf, -4.5, 4.5, 2.5),
+        (MapFn::Silu, -92.0, -80.0, 3.0),
         (MapFn::Sin, -30.0, 30.0, 2.0),
         (MapFn::Cos, -30.0, 30.0, 2.0),
+        (MapFn::Sin, -1e5, 1e5, 2.0),
         (MapFn::Sin, 9e4, 1.1e5, 2.0),
         (MapFn::Cos, -1.1e5, -9e4, 2.0),
+        (MapFn::Cos, 1e4, 1e9, 2.0),
     ];
     let kernels: Vec<Kernel> =
         cases.iter().enumerate().map(|(k, c)| map_kernel(&format!("f{k}"), c.0, DType::F32, DType::F32)).collect();
@@ -200,6 +203,29 @@ fn vectorised_functions_are_accurate_over_their_range() {
         let worst = (0..n).max_by(|a, b| error(*a).total_cmp(&error(*b))).expect("a sample");
         println!("{}: {} ulp at {}", f.name(), error(worst), x[worst]);
         assert!(error(worst) <= bound, "{} of {}: {}, {} ulp", f.name(), x[worst], y[worst], error(worst));
+    }
+}
+
+#[test]
+fn powers_are_accurate_and_keep_special_cases() {
+    let k = map_kernel("pow", MapFn::Pow, DType::F32, DType::F32);
+    let jit = Jit::load(&emit_objects(&[k]).expect("it compiles")).expect("it links");
+    let special = [0.0f32, 1.0, 2.0, 3.0, 0.5, 1e-40, 1e38, f32::INFINITY];
+    let special: Vec<f32> = special.iter().flat_map(|x| [*x, -x]).chain([f32::NAN]).collect();
+    let pairs = special.iter().flat_map(|x| special.iter().map(move |y| (*x, *y)));
+    let dense = (0..100_000).map(|i| (1e-3 + i as f32 * 3e-3, -9.0 + (i % 1000) as f32 * 0.0181));
+    let (mut x, mut y): (Vec<f32>, Vec<f32>) = pairs.chain(dense).unzip();
+    let mut z = vec![0f32; x.len()];
+    let n = x.len() as i64;
+    // SAFETY: the buffers have n elements.
+    unsafe { entry(&jit, "pow")([ptr(&mut x), ptr(&mut y), ptr(&mut z)].as_ptr(), [n].as_ptr(), 0, 1) };
+    for ((x, y), z) in x.iter().zip(&y).zip(&z) {
+        let want = f64::from(*x).powf(f64::from(*y)) as f32;
+        let close = (f64::from(*z) - f64::from(want)).abs() <= ulp(f64::from(want), DType::F32);
+        assert!(
+            *z == want && z.is_sign_negative() == want.is_sign_negative() || close || z.is_nan() && want.is_nan(),
+            "{x}^{y}: {z}, not {want}"
+        );
     }
 }
 
