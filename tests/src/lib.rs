@@ -4,3 +4,5 @@
 mod filetests;
 #[cfg(test)]
 mod models;
+#[cfg(test)]
+mod reference;
