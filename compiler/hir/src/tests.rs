@@ -19,6 +19,7 @@ mod nsa;
 mod packed;
 mod pages;
 mod program;
+mod training;
 
 fn lower_text(text: &str) -> Result<Program, Vec<String>> {
     let mut sources = Sources::default();
