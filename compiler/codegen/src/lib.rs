@@ -12,6 +12,7 @@ mod mlir;
 pub use jit::Jit;
 pub use llvm::{host_cpu, llvm_version};
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tile::Kernel;
 
 /// Why code could not be made: our bug, told with the kernel's name.
@@ -29,18 +30,21 @@ impl std::error::Error for CodegenError {}
 /// What a block's scratch memory may take: it is on a thread's stack. # Units: bytes.
 const MAX_SCRATCH: usize = 256 << 10;
 
+/// Objects that a library is compiled as, so that many cores compile.
+const PARTS: usize = 8;
+
 /// For which processor, and how much to optimise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// LLVM's name of the processor (`x86-64-v3`); none is this machine's.
     pub cpu: Option<String>,
-    /// 0 to 3, as compilers count.
+    /// 0 for the least time, 1 for fast code, 2 and 3 for more of LLVM's machine passes, which seldom pay.
     pub opt_level: u8,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { cpu: None, opt_level: 2 }
+        Options { cpu: None, opt_level: 1 }
     }
 }
 
@@ -75,20 +79,32 @@ pub fn emit_objects(kernels: &[Kernel]) -> Result<Vec<Vec<u8>>, CodegenError> {
 /// If a kernel needs more scratch memory than a block may have, or MLIR or LLVM refuses what we emit.
 pub fn emit_objects_for(kernels: &[Kernel], options: &Options) -> Result<Vec<Vec<u8>>, CodegenError> {
     check_scratch(kernels)?;
-    // Two modules, so that two cores compile; which kernel is in which depends on its place alone.
-    let parts = [0, 1].map(|k| kernels.iter().skip(k).step_by(2).cloned().collect::<Vec<_>>());
-    let emit = |part: &[Kernel]| {
-        mlir::with_llvm(&emit::module(part), |module| {
-            llvm::optimise(module, options)?;
-            llvm::object(module, options)
-        })
+    // Which kernel is in which part depends on its place alone, so that the bytes do not depend on the number of cores.
+    let parts: Vec<Vec<Kernel>> = (0..PARTS).map(|k| kernels.iter().skip(k).step_by(PARTS).cloned().collect()).collect();
+    let parts: Vec<_> = parts.into_iter().filter(|p| !p.is_empty()).collect();
+    let (next, threads) = (AtomicUsize::new(0), std::thread::available_parallelism().map_or(1, usize::from));
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(part) = parts.get(i) else { return done };
+            done.push((i, emit_object(part, options)));
+        }
     };
-    let results = std::thread::scope(|s| {
-        let threads: Vec<_> = parts.iter().filter(|p| !p.is_empty()).map(|part| s.spawn(|| emit(part))).collect();
-        let panicked = |_| Err(CodegenError("a compiler thread panicked".into()));
-        threads.into_iter().map(|t| t.join().unwrap_or_else(panicked)).collect::<Vec<_>>()
+    let mut results = std::thread::scope(|s| {
+        let threads: Vec<_> = (0..threads.min(parts.len())).map(|_| s.spawn(work)).collect();
+        let panicked = |_| vec![(usize::MAX, Err(CodegenError("a compiler thread panicked".into())))];
+        threads.into_iter().flat_map(|t| t.join().unwrap_or_else(panicked)).collect::<Vec<_>>()
     });
-    results.into_iter().collect()
+    results.sort_by_key(|(i, _)| *i);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+fn emit_object(kernels: &[Kernel], options: &Options) -> Result<Vec<u8>, CodegenError> {
+    mlir::with_llvm(&emit::module(kernels), |module| {
+        llvm::optimise(module, options)?;
+        llvm::object(module, options)
+    })
 }
 
 fn check_scratch(kernels: &[Kernel]) -> Result<(), CodegenError> {

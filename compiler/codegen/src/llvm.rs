@@ -11,6 +11,12 @@ use inkwell::{
 };
 use std::sync::Once;
 
+/// What tile programs need of LLVM's `default<O2>`, in half of its time: stack slots become values, indices leave the loops, loops become
+/// vector code. There is nothing to inline, and interleaved vector loops gain nothing from unrolling.
+const PIPELINE: &str = "function(sroa<modify-cfg>,early-cse<memssa>,simplifycfg,instcombine<max-iterations=1;no-verify-fixpoint>,\
+loop-mssa(loop-rotate<header-duplication>,licm),loop(indvars),loop-vectorize,instcombine<max-iterations=1;no-verify-fixpoint>,\
+early-cse<memssa>,loop-mssa(licm),simplifycfg),globaldce";
+
 /// The version linked in.
 pub fn llvm_version() -> String {
     let (a, b, c) = inkwell::support::get_llvm_version();
@@ -79,15 +85,10 @@ pub(crate) fn optimise(module: &Module, options: &Options) -> Result<(), Codegen
         function = f.get_next_function();
     }
     let passes = PassBuilderOptions::create();
-    passes.set_loop_vectorization(true);
-    passes.set_loop_slp_vectorization(true);
-    // Vectorised loops are interleaved; unrolling them further takes more time than it saves.
-    passes.set_loop_unrolling(false);
     passes.set_loop_interleaving(true);
     passes.set_verify_each(false);
-    module
-        .run_passes(&format!("default<O{}>", options.opt_level.min(3)), &machine, passes)
-        .map_err(|e| CodegenError(e.to_string()))
+    let pipeline = if options.opt_level == 0 { "default<O0>" } else { PIPELINE };
+    module.run_passes(pipeline, &machine, passes).map_err(|e| CodegenError(e.to_string()))
 }
 
 /// The module as a relocatable object.
