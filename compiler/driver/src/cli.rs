@@ -35,6 +35,8 @@ pub enum Command {
     Opt(Opt),
     /// Call an entry point once.
     Run(Run),
+    /// Measure how fast an entry point runs.
+    Bench(Bench),
     /// Train a model on a file of text.
     Train(Train),
     /// Continue a prompt.
@@ -144,6 +146,29 @@ pub struct Run {
     /// Where outputs are written as .npy.
     #[arg(short, long)]
     pub out: Option<PathBuf>,
+}
+
+/// `lode bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    #[command(flatten)]
+    /// The model.
+    pub model: Model,
+    /// The entry point: `forward`, `loss`, `grad`.
+    #[arg(long, default_value = "forward")]
+    pub entry: String,
+    /// The run-time dims: `B=1,T=128`.
+    #[arg(long, value_delimiter = ',', value_name = "NAME=NUMBER")]
+    pub dims: Vec<String>,
+    /// How long to go on. # Units: seconds.
+    #[arg(long, default_value_t = 5.0)]
+    pub seconds: f64,
+    /// Threads; by default one a core.
+    #[arg(long, env = "LODE_THREADS")]
+    pub threads: Option<usize>,
+    /// Leave the graph as written.
+    #[arg(long)]
+    pub no_optimize: bool,
 }
 
 /// `lode train`.

@@ -1,5 +1,6 @@
 //! The subcommands: one file each. Each returns the exit code: 0 fine, 1 diagnostics or a failed check, 2 usage.
 
+pub mod bench;
 pub mod build;
 pub mod common;
 pub mod doctor;

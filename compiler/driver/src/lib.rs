@@ -19,6 +19,7 @@ pub fn main() -> ExitCode {
         Command::Build(args) => commands::build::run(args, format),
         Command::Opt(args) => commands::opt::run(args),
         Command::Run(args) => commands::run::run(args, format),
+        Command::Bench(args) => commands::bench::run(args, format),
         Command::Train(args) => commands::train::run(args, format),
         Command::Generate(args) => commands::generate::run(args, format),
         Command::Explain { code } => commands::explain::run(code),

@@ -1,0 +1,79 @@
+//! `lode bench`: how fast an entry runs on this machine, with seeded inputs and parameters.
+
+use super::common::{self, FAILED, USAGE};
+use crate::{
+    cli::{Bench, MessageFormat},
+    pipeline::Options,
+};
+use base::DimEnv;
+use exec::{HostTensor, random::Stream};
+use library::Role;
+use std::time::{Duration, Instant};
+
+/// Integer inputs are uniform below this: every shipped model has at least as many tokens.
+const TOKENS: f64 = 64.0;
+/// Fewer runs than this give no median.
+const MIN_RUNS: usize = 5;
+
+/// Runs the entry for a while; prints the median and least time of a call, and tokens a second (the product of the run-time dims).
+pub fn run(args: &Bench, format: MessageFormat) -> u8 {
+    bench(args, format).unwrap_or_else(|code| code)
+}
+
+fn bench(args: &Bench, format: MessageFormat) -> Result<u8, u8> {
+    let options = Options { overrides: common::overrides(&args.model)?, no_optimize: args.no_optimize };
+    let mut dims = DimEnv::new();
+    for d in &args.dims {
+        let Some((name, value)) = d.split_once('=').and_then(|(n, v)| Some((n.trim(), v.trim().parse::<i64>().ok()?))) else {
+            eprintln!("--dims takes name=number, not '{d}'");
+            return Err(USAGE);
+        };
+        dims.insert(name.into(), value);
+    }
+    let front = common::front(&args.model, &options, format)?;
+    let mut session = common::session(common::compile(&front, &options)?, args.threads)?;
+    let failed = |e: exec::ExecError| common::fail_with(&e);
+    let manifest = session.manifest.clone();
+    if let Some(d) = manifest.dims.iter().find(|d| !dims.contains_key(d.as_str())) {
+        eprintln!("--dims has to give {d}; the model has {}", manifest.dims.join(", "));
+        return Err(USAGE);
+    }
+    session.store.initialise(&manifest, 0).map_err(failed)?;
+    let entry = session.entry(&args.entry).map_err(failed)?.clone();
+    let mut inputs = Vec::new();
+    for port in entry.args.iter().filter(|p| matches!(p.role, Role::Input | Role::Scalar)) {
+        let shape: Option<Vec<i64>> = port.shape.iter().map(|d| d.eval(&dims)).collect();
+        let Some(shape) = shape else {
+            eprintln!("{} depends on more than the dims given", port.name);
+            return Err(FAILED);
+        };
+        let stream = Stream::new(0, &port.name);
+        let value = |i: u64| if port.dtype.is_float() { stream.normal(i) } else { (stream.uniform(i) * TOKENS).floor() };
+        let elems = shape.iter().product::<i64>().max(0) as u64;
+        inputs.push((port.name.clone(), HostTensor::from_f64(port.dtype, &shape, (0..elems).map(value))));
+    }
+    let given: Vec<(&str, &HostTensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    session.admit(&session.peak(&[(&args.entry, &dims)]).map_err(failed)?, None).map_err(failed)?;
+    for _ in 0..2 {
+        session.run(&args.entry, &dims, &given).map_err(failed)?;
+    }
+    let (mut times, begin) = (Vec::new(), Instant::now());
+    while times.len() < MIN_RUNS || begin.elapsed() < Duration::from_secs_f64(args.seconds) {
+        let since = Instant::now();
+        session.run(&args.entry, &dims, &given).map_err(failed)?;
+        times.push(since.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    let (median, least) = (times[times.len() / 2], times[0]);
+    let tokens = dims.values().product::<i64>() as f64;
+    println!(
+        "{} {}: {:.2} ms median, {:.2} ms least of {} calls; {:.0} tokens/s",
+        manifest.name,
+        args.entry,
+        median * 1e3,
+        least * 1e3,
+        times.len(),
+        tokens / median
+    );
+    Ok(0)
+}
