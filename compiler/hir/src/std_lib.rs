@@ -4,15 +4,18 @@
 pub const MODULES: &[(&str, &str)] = &[
     ("adamw", include_str!("../std/adamw.lode")),
     ("cross_entropy", include_str!("../std/cross_entropy.lode")),
+    ("dsa", include_str!("../std/dsa.lode")),
     ("embed", include_str!("../std/embed.lode")),
     ("gqa", include_str!("../std/gqa.lode")),
     ("layernorm", include_str!("../std/layernorm.lode")),
     ("linear", include_str!("../std/linear.lode")),
     ("mla", include_str!("../std/mla.lode")),
+    ("moba", include_str!("../std/moba.lode")),
     ("moe", include_str!("../std/moe.lode")),
     ("nsa", include_str!("../std/nsa.lode")),
     ("rmsnorm", include_str!("../std/rmsnorm.lode")),
     ("rope", include_str!("../std/rope.lode")),
+    ("sink", include_str!("../std/sink.lode")),
     ("softmax", include_str!("../std/softmax.lode")),
     ("swiglu", include_str!("../std/swiglu.lode")),
 ];

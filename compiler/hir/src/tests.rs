@@ -20,6 +20,7 @@ mod packed;
 mod pages;
 mod program;
 mod training;
+mod variants;
 
 fn lower_text(text: &str) -> Result<Program, Vec<String>> {
     let mut sources = Sources::default();
