@@ -25,7 +25,7 @@ fn every_file_prints_what_stands_beside_it() {
                 "graph" => graph::text::print(&pipeline::middle(program, &options).expect("it optimises").0),
                 "tile" => {
                     let (module, _) = pipeline::middle(program, &options).expect("it optimises");
-                    tile::text::print(&pipeline::lower(&module).expect("it lowers").kernels)
+                    tile::text::print(&pipeline::lower(&module, &Options::default()).expect("it lowers").kernels)
                 }
                 other => panic!("{name}: no stage {other}"),
             };

@@ -15,7 +15,7 @@ use std::path::Path;
 
 fn options(set: &str) -> Options {
     let set = set.split_whitespace().filter_map(|s| s.split_once('=')).map(|(n, v)| (n.to_string(), v.to_string())).collect();
-    Options { overrides: Overrides { set, ..Overrides::default() }, no_optimize: false }
+    Options { overrides: Overrides { set, ..Overrides::default() }, ..Options::default() }
 }
 
 /// Runs `forward` and `grad` both ways; the worst difference relative to the largest magnitude of each output.
@@ -29,7 +29,7 @@ fn compare(model: &str, set: &str, b: i64, t: i64, vocab: i64) {
     let (module, reports) = pipeline::middle(program, &options).expect("it optimises");
     assert!(reports.iter().all(|r| r.cost.1 <= r.cost.0), "{reports:?}");
     let (plain, _) = pipeline::middle(program, &Options { no_optimize: true, ..options.clone() }).expect("it compiles");
-    let lowered = pipeline::lower(&module).expect("it lowers");
+    let lowered = pipeline::lower(&module, &Options::default()).expect("it lowers");
     let library = pipeline::library(program, &module, &lowered, &front.sources).expect("it compiles");
     let mut session = common::session(library, Some(2)).expect("it links");
     let manifest = session.manifest.clone();

@@ -86,7 +86,7 @@ pub struct Build {
     /// Where files go; `-` prints to standard output.
     #[arg(short, long, default_value = ".", env = "LODE_OUT")]
     pub out: PathBuf,
-    /// Leave the graph as written.
+    /// Take the graph as written: attention by its definition, a kernel for each op.
     #[arg(long)]
     pub no_optimize: bool,
     /// Print how long each stage took.
@@ -166,7 +166,7 @@ pub struct Bench {
     /// Threads; by default one a core.
     #[arg(long, env = "LODE_THREADS")]
     pub threads: Option<usize>,
-    /// Leave the graph as written.
+    /// Take the graph as written: attention by its definition, a kernel for each op.
     #[arg(long)]
     pub no_optimize: bool,
 }
@@ -219,7 +219,7 @@ pub struct Train {
     /// Characters of text to generate at the end.
     #[arg(long, default_value_t = 400)]
     pub sample: usize,
-    /// Leave the graph as written.
+    /// Take the graph as written: attention by its definition, a kernel for each op.
     #[arg(long)]
     pub no_optimize: bool,
     /// Print the time of each kind of step at the end.

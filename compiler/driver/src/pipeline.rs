@@ -21,6 +21,8 @@ pub struct Options {
     pub overrides: Overrides,
     /// Leave the graph as written.
     pub no_optimize: bool,
+    /// Attention by its definition, and a kernel for each op: what the optimiser is compared with.
+    pub by_definition: bool,
 }
 
 /// The front half's result.
@@ -63,6 +65,9 @@ pub fn front(name: &str, text: &str, load: &mut hir::Loader, options: &Options) 
 pub fn middle(program: &Program, options: &Options) -> Result<(Module, Vec<egraph::Report>), BackError> {
     let mut module = program.module.clone();
     let internal = |e: String| BackError::Internal(e);
+    if options.by_definition {
+        passes::run(&mut module, &["expand_attend"], cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
+    }
     passes::run(&mut module, passes::PIPELINE, cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
     if let Some(loss) = module.func("loss") {
         let wrt: Vec<usize> = loss.args.iter().enumerate().filter(|(_, a)| a.role == Role::Param).map(|(i, _)| i).collect();
@@ -83,8 +88,8 @@ pub fn middle(program: &Program, options: &Options) -> Result<(Module, Vec<egrap
 }
 
 /// graph → tile: kernels, buffers and steps.
-pub fn lower(module: &Module) -> Result<Lowered, BackError> {
-    tile::lower(module).map_err(BackError::Target)
+pub fn lower(module: &Module, options: &Options) -> Result<Lowered, BackError> {
+    tile::lower(module, tile::Options { fuse: !options.by_definition }).map_err(BackError::Target)
 }
 
 /// tile → mlir → llvm → object → library.

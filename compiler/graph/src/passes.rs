@@ -1,6 +1,7 @@
 //! Passes: a verified graph in, a verified graph with the same outputs out. Each is a function; the table is for `lode opt -p`.
 
 mod drop_stop_gradient;
+mod expand_attend;
 mod fold_constants;
 mod hoist_constant;
 mod merge_equal;
@@ -8,6 +9,7 @@ mod prune_dead;
 mod simplify_layout;
 
 pub use drop_stop_gradient::drop_stop_gradient;
+pub use expand_attend::expand_attend;
 pub use fold_constants::fold_constants;
 pub use hoist_constant::hoist_constant;
 pub use merge_equal::merge_equal;
@@ -42,6 +44,7 @@ pub struct Pass {
 /// Every pass.
 pub const ALL: &[Pass] = &[
     Pass { name: "drop_stop_gradient", about: "removes stop_gradient, once gradients are taken", run: drop_stop_gradient },
+    Pass { name: "expand_attend", about: "replaces attention by its definition, before gradients are taken", run: expand_attend },
     Pass { name: "fold_constants", about: "computes what depends on constants alone", run: fold_constants },
     Pass { name: "hoist_constant", about: "moves what is the same in each turn out of loops", run: hoist_constant },
     Pass { name: "merge_equal", about: "computes the same thing once", run: merge_equal },

@@ -100,8 +100,8 @@ fn takes_strides(op: &Op) -> bool {
     matches!(op, Op::Contract(_) | Op::Repeat(_))
 }
 
-/// Decides for the whole function.
-pub fn group(func: &Func) -> Grouping {
+/// Decides for the whole function. Without `fuse` every value that some arithmetic makes is stored.
+pub fn group(func: &Func, fuse: bool) -> Grouping {
     let n = func.nodes.len();
     let mut g = Grouping { root: vec![false; n], reads: vec![Vec::new(); n] };
     // Full recomputation costs, as if nothing were stored below.
@@ -118,6 +118,12 @@ pub fn group(func: &Func) -> Grouping {
     let mut forced = vec![false; n];
     for o in &func.outputs {
         forced[o.value.node.0 as usize] = true;
+    }
+    if !fuse {
+        for (id, node) in func.nodes.iter() {
+            forced[id.0 as usize] =
+                !is_layout(&node.op) && !matches!(node.op, Op::Arg(_) | Op::Const(..) | Op::Extent(..) | Op::Iota(_));
+        }
     }
     for id in func.nodes.ids().rev() {
         let (i, node) = (id.0 as usize, &func.nodes[id]);

@@ -16,5 +16,5 @@ pub mod verify;
 pub mod view;
 
 pub use ir::{Access, Expr, Kernel, LoopKind, Mem, Stmt, VarId};
-pub use lower::{Lowered, TargetError, lower};
+pub use lower::{Lowered, Options, TargetError, lower};
 pub use verify::verify;

@@ -44,15 +44,28 @@ pub enum TargetError {
     },
 }
 
+/// How to lower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Whether elementwise ops and reductions join the kernels that use them; else each is a kernel of its own.
+    pub fuse: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { fuse: true }
+    }
+}
+
 /// Lowers every function of the module for the host.
 ///
 /// # Errors
 /// E05xx if an op is beyond what the target does.
-pub fn lower(module: &Module) -> Result<Lowered, TargetError> {
+pub fn lower(module: &Module, options: Options) -> Result<Lowered, TargetError> {
     let mut out = Lowered::default();
     let mut seen = BTreeMap::new();
     for func in &module.funcs {
-        let mut l = Lowerer { out: &mut out, seen: &mut seen, buffers: Vec::new(), constraints: Vec::new() };
+        let mut l = Lowerer { out: &mut out, seen: &mut seen, buffers: Vec::new(), constraints: Vec::new(), options };
         let entry = l.entry(func)?;
         out.entries.push(entry);
     }
@@ -65,6 +78,7 @@ struct Lowerer<'a> {
     seen: &'a mut BTreeMap<String, usize>,
     buffers: Vec<library::Buffer>,
     constraints: Vec<(Dim, String)>,
+    options: Options,
 }
 
 /// Where an output of a body goes.
@@ -133,7 +147,7 @@ impl Lowerer<'_> {
         targets: Vec<Target>,
         depth: usize,
     ) -> Result<Vec<Step>, TargetError> {
-        let grouping = group(func);
+        let grouping = group(func, self.options.fuse);
         let mut places: Vec<Vec<Option<StridedView>>> = func.nodes.values().map(|n| vec![None; n.types.len()]).collect();
         for (i, view) in args.into_iter().enumerate() {
             places[i][0] = Some(view);

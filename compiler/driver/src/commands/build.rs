@@ -17,7 +17,7 @@ pub fn check(model: &Model, format: MessageFormat) -> u8 {
         Ok(o) => o,
         Err(code) => return code,
     };
-    match common::front(model, &Options { overrides, no_optimize: false }, format) {
+    match common::front(model, &Options { overrides, ..Options::default() }, format) {
         Ok(_) => 0,
         Err(code) => code,
     }
@@ -53,7 +53,8 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
     };
     let wants = |stage: &str| args.emit.iter().any(|s| s == stage);
     let mut clock = Clock { on: args.timings, last: Instant::now() };
-    let options = Options { overrides: common::overrides(&args.model)?, no_optimize: args.no_optimize };
+    let options =
+        Options { overrides: common::overrides(&args.model)?, no_optimize: args.no_optimize, by_definition: args.no_optimize };
     if wants("tokens") || wants("ast") {
         let (name, text) = pipeline::read_source(&args.model.file).map_err(|e| {
             eprintln!("{}: {e}", args.model.file.display());
@@ -80,7 +81,7 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
     if wants("graph") {
         put("graph", &graph::text::print_with(&module, &front.sources))?;
     }
-    let lowered = pipeline::lower(&module).map_err(back)?;
+    let lowered = pipeline::lower(&module, &options).map_err(back)?;
     clock.lap("tile");
     if wants("tile") {
         put("tile", &tile::text::print(&lowered.kernels))?;

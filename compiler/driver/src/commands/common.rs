@@ -107,7 +107,7 @@ pub fn compile(front: &Front, options: &Options) -> Result<Library, u8> {
     let program = front.program.as_ref().expect("checked by `front`");
     let library = || -> Result<Library, BackError> {
         let (module, _) = pipeline::middle(program, options)?;
-        let lowered = pipeline::lower(&module)?;
+        let lowered = pipeline::lower(&module, options)?;
         pipeline::library(program, &module, &lowered, &front.sources)
     };
     library().map_err(|e| back_failed(&e))

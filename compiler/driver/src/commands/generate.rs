@@ -14,7 +14,7 @@ pub fn run(args: &Generate, format: MessageFormat) -> u8 {
 }
 
 fn start(args: &Generate, format: MessageFormat) -> Result<(), u8> {
-    let options = Options { overrides: common::overrides(&args.model)?, no_optimize: false };
+    let options = Options { overrides: common::overrides(&args.model)?, ..Options::default() };
     let front = common::front(&args.model, &options, format)?;
     let library = common::compile(&front, &options)?;
     let mut session = common::session(library, None)?;

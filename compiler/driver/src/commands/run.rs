@@ -29,7 +29,7 @@ fn read(pairs: &[String]) -> Result<Vec<(String, HostTensor)>, u8> {
 }
 
 fn call(args: &Run, format: MessageFormat) -> Result<u8, u8> {
-    let options = Options { overrides: common::overrides(&args.model)?, no_optimize: false };
+    let options = Options { overrides: common::overrides(&args.model)?, ..Options::default() };
     let (inputs, expected) = (read(&args.input)?, read(&args.expect)?);
     let front = common::front(&args.model, &options, format)?;
     let library = common::compile(&front, &options)?;

@@ -48,17 +48,22 @@ fn compare(f: Func, dims: &[(&str, i64)]) -> lower::Lowered {
     let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f] };
     let violations = graph::verify::verify(&module);
     assert!(violations.is_empty(), "{violations:?}");
-    let lowered = lower::lower(&module).expect("it lowers");
     let data: Vec<Vec<f64>> = tensors.iter().map(|t| t.data.clone()).collect();
-    let got = simulate(&lowered, &lowered.entries[0], &data, &env).unwrap_or_else(|e| panic!("{e}\n{:#?}", lowered.kernels));
-    for (i, (g, w)) in got.iter().zip(&want).enumerate() {
-        assert_eq!(g.len(), w.data.len());
-        for (j, (x, y)) in g.iter().zip(&w.data).enumerate() {
-            let close = (x - y).abs() <= 1e-5 * (1.0 + y.abs()) || (x.is_nan() && y.is_nan());
-            assert!(close, "output {i} element {j}: {x} for {y}\n{:#?}\n{:#?}", lowered.entries[0].steps, lowered.kernels);
+    let run = |fuse: bool| {
+        let lowered = lower::lower(&module, lower::Options { fuse }).expect("it lowers");
+        let got = simulate(&lowered, &lowered.entries[0], &data, &env).unwrap_or_else(|e| panic!("{e}\n{:#?}", lowered.kernels));
+        for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+            assert_eq!(g.len(), w.data.len());
+            for (j, (x, y)) in g.iter().zip(&w.data).enumerate() {
+                let close = (x - y).abs() <= 1e-5 * (1.0 + y.abs()) || (x.is_nan() && y.is_nan());
+                let at = format!("output {i} element {j}, fuse {fuse}");
+                assert!(close, "{at}: {x} for {y}\n{:#?}\n{:#?}", lowered.entries[0].steps, lowered.kernels);
+            }
         }
-    }
-    lowered
+        lowered
+    };
+    run(false);
+    run(true)
 }
 
 const BT: &[(&str, i64)] = &[("B", 2), ("T", 5)];
