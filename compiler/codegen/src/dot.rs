@@ -11,24 +11,35 @@ use tile::{
 
 /// The kernel without the products that are not [`is_blocked`].
 pub(crate) fn expand_dot(kernel: &Kernel) -> Kernel {
+    expand_all(kernel, &|k, d| if is_blocked(&d, k.mem_dtype(d.c.mem)) { vec![Stmt::Dot(d)] } else { product(k, d) })
+}
+
+/// The kernel without products: each is a vector loop over its elements, whose terms are taken turn after turn.
+pub(crate) fn spread_dot(kernel: &Kernel) -> Kernel {
+    expand_all(kernel, &|k, d| elements(k, d))
+}
+
+type Expand<'a> = &'a dyn Fn(&mut Kernel, Dot) -> Vec<Stmt>;
+
+fn expand_all(kernel: &Kernel, with: Expand<'_>) -> Kernel {
     let mut k = kernel.clone();
     let body = std::mem::take(&mut k.body);
-    k.body = expand(&mut k, body);
+    k.body = expand(&mut k, body, with);
     k
 }
 
-fn expand(k: &mut Kernel, body: Vec<Stmt>) -> Vec<Stmt> {
+fn expand(k: &mut Kernel, body: Vec<Stmt>, with: Expand<'_>) -> Vec<Stmt> {
     let mut out = Vec::new();
     for s in body {
         match s {
-            Stmt::Dot(d) if !is_blocked(&d, k.mem_dtype(d.c.mem)) => out.extend(product(k, d)),
-            Stmt::For { var, lo, hi, kind, body } => out.push(Stmt::For { var, lo, hi, kind, body: expand(k, body) }),
-            Stmt::While { cond, body } => out.push(Stmt::While { cond, body: expand(k, body) }),
+            Stmt::Dot(d) => out.extend(with(k, d)),
+            Stmt::For { var, lo, hi, kind, body } => out.push(Stmt::For { var, lo, hi, kind, body: expand(k, body, with) }),
+            Stmt::While { cond, body } => out.push(Stmt::While { cond, body: expand(k, body, with) }),
             Stmt::If { cond, then, otherwise } => {
-                let (then, otherwise) = (expand(k, then), expand(k, otherwise));
+                let (then, otherwise) = (expand(k, then, with), expand(k, otherwise, with));
                 out.push(Stmt::If { cond, then, otherwise });
             }
-            s @ (Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } | Stmt::Dot(_)) => {
+            s @ (Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. }) => {
                 out.push(s);
             }
         }
@@ -43,12 +54,37 @@ fn at(t: &TileRef, r: VarId, c: VarId) -> Expr {
 /// `for i, for j: c[i, j] = init + Σ_l a[i, l]·b[l, j]`.
 fn product(k: &mut Kernel, mut d: Dot) -> Vec<Stmt> {
     let mut out = Vec::new();
+    bind_operands(k, &mut out, &mut d);
+    let [i, j] = [(); 2].map(|()| k.var(DType::I64));
+    let (m, n) = (d.m.clone(), d.n.clone());
+    let columns = serial(j, n, element(k, d, i, j, LoopKind::Vector));
+    out.push(serial(i, m, vec![columns]));
+    out
+}
+
+/// `for e in lanes: c[e / n, e % n] = init + Σ_l a[e / n, l]·b[l, e % n]`.
+fn elements(k: &mut Kernel, mut d: Dot) -> Vec<Stmt> {
+    let mut out = Vec::new();
+    bind_operands(k, &mut out, &mut d);
+    let [e, i, j] = [(); 3].map(|()| k.var(DType::I64));
+    let (count, n) = (d.m.clone() * d.n.clone(), d.n.clone());
+    let mut body = vec![Stmt::Let(i, Expr::floor_div(Expr::Var(e), n.clone())), Stmt::Let(j, Expr::rem(Expr::Var(e), n))];
+    body.extend(element(k, d, i, j, LoopKind::Serial));
+    out.push(Stmt::For { var: e, lo: Expr::int(0), hi: count, kind: LoopKind::Vector, body });
+    out
+}
+
+fn bind_operands(k: &mut Kernel, out: &mut Vec<Stmt>, d: &mut Dot) {
     let extents = [&mut d.m, &mut d.n, &mut d.k];
     let places = [&mut d.a, &mut d.b, &mut d.c].into_iter().flat_map(|t| [&mut t.base, &mut t.row, &mut t.col]);
     for e in extents.into_iter().chain(places) {
-        *e = bind(k, &mut out, e.clone());
+        *e = bind(k, out, e.clone());
     }
-    let [i, j, l] = [(); 3].map(|()| k.var(DType::I64));
+}
+
+/// `c[i, j] = init + Σ_l a[i, l]·b[l, j]`.
+fn element(k: &mut Kernel, d: Dot, i: VarId, j: VarId, kind: LoopKind) -> Vec<Stmt> {
+    let l = k.var(DType::I64);
     let c = at(&d.c, i, j);
     let first = Expr::load(d.c.mem, c.clone());
     let dtype = k.expr_dtype(&first);
@@ -56,11 +92,9 @@ fn product(k: &mut Kernel, mut d: Dot) -> Vec<Stmt> {
     let first = if d.accumulate { first } else { Expr::Const(Scalar::new(0.0), dtype) };
     let term = Expr::load(d.a.mem, at(&d.a, i, l)) * Expr::load(d.b.mem, at(&d.b, l, j));
     let terms = vec![Stmt::Accumulate(sum, ReduceFn::Sum, term)];
-    let terms = Stmt::For { var: l, lo: Expr::int(0), hi: d.k, kind: LoopKind::Vector, body: terms };
+    let terms = Stmt::For { var: l, lo: Expr::int(0), hi: d.k, kind, body: terms };
     let store = Stmt::Store { mem: d.c.mem, index: c, value: Expr::Var(sum) };
-    let columns = serial(j, d.n, vec![Stmt::Var(sum, first), terms, store]);
-    out.push(serial(i, d.m, vec![columns]));
-    out
+    vec![Stmt::Var(sum, first), terms, store]
 }
 
 fn serial(var: VarId, hi: Expr, body: Vec<Stmt>) -> Stmt {

@@ -9,6 +9,7 @@ mod float;
 mod math;
 mod product;
 mod reduce;
+mod simt;
 mod text;
 mod trig;
 
@@ -22,6 +23,7 @@ use text::{Helper, Writer};
 use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId, ir::compute_dtype};
 
 pub(crate) use product::is_blocked;
+pub(crate) use simt::{Machine, block_module};
 
 /// The module of some kernels.
 pub(crate) fn module(kernels: &[Kernel]) -> String {
@@ -29,26 +31,23 @@ pub(crate) fn module(kernels: &[Kernel]) -> String {
     let mut helpers = BTreeSet::new();
     for k in kernels {
         let k = expand_dot(k);
-        let mut e = Emitter {
-            k: &k,
-            w: Writer::new(1),
-            vars: vec![Slot::Unset; k.vars.len()],
-            natural: vec![false; k.vars.len()],
-            partial: Vec::new(),
-        };
+        let mut e = Emitter::new(&k);
         out.push_str(&e.kernel());
         helpers.append(&mut e.w.helpers);
     }
-    for helper in helpers {
-        match helper {
-            Helper::Erf => out.push_str("  func.func private @erf(f64) -> f64\n"),
-            Helper::Log1p => out.push_str("  func.func private @log1p(f64) -> f64\n"),
-            Helper::Sin => out.push_str(&trig::functions("sin")),
-            Helper::Cos => out.push_str(&trig::functions("cos")),
-        }
-    }
+    helpers.into_iter().for_each(|h| out.push_str(&host_function(h)));
     out.push_str("}\n");
     out
+}
+
+/// The text of a function that kernels call on the host.
+fn host_function(helper: Helper) -> String {
+    match helper {
+        Helper::Erf => "  func.func private @erf(f64) -> f64\n".into(),
+        Helper::Log1p => "  func.func private @log1p(f64) -> f64\n".into(),
+        Helper::Sin => trig::functions("sin"),
+        Helper::Cos => trig::functions("cos"),
+    }
 }
 
 /// How a variable is held.
@@ -69,6 +68,8 @@ struct Emitter<'k> {
     natural: Vec<bool>,
     /// Extremes of the vector loops around.
     partial: Vec<Partial>,
+    /// The threads that run what is emitted, unless it is for the host.
+    simt: Option<simt::Simt>,
 }
 
 /// The MLIR type of values of a compute dtype.
@@ -112,7 +113,11 @@ fn entry(k: &Kernel) -> String {
     text
 }
 
-impl Emitter<'_> {
+impl<'k> Emitter<'k> {
+    fn new(k: &'k Kernel) -> Emitter<'k> {
+        let (vars, natural) = (vec![Slot::Unset; k.vars.len()], vec![false; k.vars.len()]);
+        Emitter { k, w: Writer::new(1), vars, natural, partial: Vec::new(), simt: None }
+    }
     fn kernel(&mut self) -> String {
         let k = self.k;
         let buffer = |(i, b): (usize, &tile::ir::Buffer)| {
@@ -164,6 +169,9 @@ impl Emitter<'_> {
     }
 
     fn stmt(&mut self, s: &Stmt, kind: LoopKind) {
+        if self.simt.as_ref().is_some_and(simt::Simt::is_team) {
+            return self.team_stmt(s);
+        }
         match s {
             Stmt::Let(v, e) => {
                 let value = self.expr(e);
@@ -189,13 +197,14 @@ impl Emitter<'_> {
                 let dtype = self.k.mem_dtype(*mem);
                 let p = self.address(*mem, &at, dtype);
                 let stored = self.w.narrow(v, dtype);
-                self.store(&stored, &p, memory_type(dtype));
+                let (ty, pointer) = (memory_type(dtype), self.pointer_type(*mem));
+                self.w.line(&format!("llvm.store {stored}, {p} : {ty}, {pointer}"));
             }
             Stmt::For { var, lo, hi, kind, body } => {
                 self.natural[var.0 as usize] = self.not_negative(lo);
                 let (lo, hi) = (self.expr(lo), self.expr(hi));
                 let outer = self.partial.len();
-                if *kind == LoopKind::Vector {
+                if *kind == LoopKind::Vector && self.simt.is_none() {
                     self.begin_partial(body);
                 }
                 let (i, one) = (self.w.fresh(), self.w.int(1, "i64"));
@@ -239,9 +248,13 @@ impl Emitter<'_> {
 
     // --- expressions ---
 
+    /// The type of a memory's pointer.
+    fn pointer_type(&self, mem: Mem) -> &'static str {
+        self.simt.as_ref().map_or("!llvm.ptr", |s| s.pointer_type(mem))
+    }
     fn address(&mut self, mem: Mem, index: &str, dtype: DType) -> String {
-        let (base, ty) = (pointer(mem), memory_type(dtype));
-        self.w.op(&format!("llvm.getelementptr inbounds {base}[{index}] : (!llvm.ptr, i64) -> !llvm.ptr, {ty}"))
+        let (base, ty, pointer) = (pointer(mem), memory_type(dtype), self.pointer_type(mem));
+        self.w.op(&format!("llvm.getelementptr inbounds {base}[{index}] : ({pointer}, i64) -> {pointer}, {ty}"))
     }
 
     fn expr(&mut self, e: &Expr) -> String {
@@ -257,7 +270,8 @@ impl Emitter<'_> {
                 let at = self.expr(index);
                 let dtype = self.k.mem_dtype(*mem);
                 let p = self.address(*mem, &at, dtype);
-                let v = self.load(&p, memory_type(dtype));
+                let (ty, pointer) = (memory_type(dtype), self.pointer_type(*mem));
+                let v = self.w.op(&format!("llvm.load {p} : {pointer} -> {ty}"));
                 self.w.widen(v, dtype)
             }
             Expr::Map(f, args) => {

@@ -1,14 +1,16 @@
-//! Tile programs to MLIR, to LLVM, to code for this machine's processor. The only crate that names LLVM.
+//! Tile programs to MLIR, to LLVM, to code for this machine's processor or to PTX ([`gpu`]). The only crate that names LLVM.
 //!
 //! In: kernels that verify. Out: a relocatable object, or functions in memory. Each kernel is two functions: the block, whose buffers
 //! are `noalias` arguments, and the entry point, which runs blocks `begin..end`.
 
 mod dot;
 mod emit;
+pub mod gpu;
 mod jit;
 mod llvm;
 mod mlir;
 
+pub use gpu::{GpuKernel, GpuOptions, emit_gpu_mlir, emit_ptx};
 pub use jit::Jit;
 pub use llvm::{host_cpu, llvm_version};
 

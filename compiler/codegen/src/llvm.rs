@@ -1,13 +1,13 @@
-//! LLVM: optimisation for this machine's processor, and objects.
+//! LLVM: optimisation for this machine's processor, and objects; the same for a GPU, and PTX.
 
-use crate::{CodegenError, Options};
+use crate::{CodegenError, GpuOptions, Options};
 use inkwell::{
     GlobalVisibility, OptimizationLevel,
     attributes::AttributeLoc,
     llvm_sys::support::LLVMParseCommandLineOptions,
     module::{Linkage, Module},
     passes::PassBuilderOptions,
-    targets::{CodeModel, FileType, InitializationConfig, RelocMode, Target, TargetMachine},
+    targets::{CodeModel, FileType, InitializationConfig, RelocMode, Target, TargetMachine, TargetTriple},
 };
 use std::sync::Once;
 
@@ -36,15 +36,21 @@ fn target(options: &Options) -> (String, String) {
     }
 }
 
-fn machine(options: &Options) -> Result<TargetMachine, CodegenError> {
+/// Makes LLVM's targets known, once; the same for all, so that what one is asked for does not depend on what was asked before.
+fn initialise() {
     static TARGETS: Once = Once::new();
     TARGETS.call_once(|| {
         Target::initialize_x86(&InitializationConfig::default());
+        Target::initialize_nvptx(&InitializationConfig::default());
         // Strength reduction takes half of the time to emit code, for addresses that x86 computes in its loads.
         let arguments = [c"lode".as_ptr(), c"-disable-lsr".as_ptr()];
         // SAFETY: two strings that end in 0; LLVM copies what it keeps.
         unsafe { LLVMParseCommandLineOptions(2, arguments.as_ptr(), std::ptr::null()) };
     });
+}
+
+fn machine(options: &Options) -> Result<TargetMachine, CodegenError> {
+    initialise();
     let triple = TargetMachine::get_default_triple();
     let code = Target::from_triple(&triple).map_err(|e| CodegenError(e.to_string()))?;
     let (cpu, features) = target(options);
@@ -95,4 +101,42 @@ pub(crate) fn optimise(module: &Module, options: &Options) -> Result<(), Codegen
 pub(crate) fn object(module: &Module, options: &Options) -> Result<Vec<u8>, CodegenError> {
     let buffer = machine(options)?.write_to_memory_buffer(module, FileType::Object).map_err(|e| CodegenError(e.to_string()))?;
     Ok(buffer.as_slice().to_vec())
+}
+
+fn gpu_machine(options: &GpuOptions) -> Result<TargetMachine, CodegenError> {
+    initialise();
+    let triple = TargetTriple::create("nvptx64-nvidia-cuda");
+    let code = Target::from_triple(&triple).map_err(|e| CodegenError(e.to_string()))?;
+    let features = format!("+ptx{}", options.ptx);
+    code.create_target_machine(
+        &triple,
+        &options.target,
+        &features,
+        OptimizationLevel::Default,
+        RelocMode::Default,
+        CodeModel::Default,
+    )
+    .ok_or_else(|| CodegenError(format!("no machine for {}", options.target)))
+}
+
+/// Optimises for a GPU, and gives the PTX text.
+pub(crate) fn ptx(module: &Module, options: &GpuOptions) -> Result<String, CodegenError> {
+    let machine = gpu_machine(options)?;
+    module.set_triple(&machine.get_triple());
+    module.set_data_layout(&machine.get_target_data().get_data_layout());
+    let mut function = module.get_first_function();
+    while let Some(f) = function {
+        if f.count_basic_blocks() > 0 && f.get_name().to_bytes().starts_with(b"lode.") {
+            f.set_linkage(Linkage::Internal);
+        }
+        function = f.get_next_function();
+    }
+    let passes = PassBuilderOptions::create();
+    passes.set_loop_vectorization(false);
+    passes.set_loop_slp_vectorization(false);
+    passes.set_loop_unrolling(true);
+    passes.set_verify_each(false);
+    module.run_passes("default<O2>", &machine, passes).map_err(|e| CodegenError(e.to_string()))?;
+    let buffer = machine.write_to_memory_buffer(module, FileType::Assembly).map_err(|e| CodegenError(e.to_string()))?;
+    String::from_utf8(buffer.as_slice().to_vec()).map_err(|_| CodegenError("PTX that is no text".into()))
 }

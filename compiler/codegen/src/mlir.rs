@@ -24,9 +24,11 @@ pub(crate) fn with_llvm<R>(text: &str, with: impl FnOnce(&LlvmModule) -> Result<
     PASSES.call_once(register_all_passes);
     let registry = DialectRegistry::new();
     let dialects = [DialectHandle::func(), DialectHandle::scf(), DialectHandle::cf(), DialectHandle::arith()];
-    // SAFETY: the handle is a constant of MLIR.
-    let math = unsafe { DialectHandle::from_raw(mlir_sys::mlirGetDialectHandle__math__()) };
-    for dialect in dialects.into_iter().chain([math, DialectHandle::llvm()]) {
+    // SAFETY: the handles are constants of MLIR.
+    let (math, nvvm) = unsafe { (mlir_sys::mlirGetDialectHandle__math__(), mlir_sys::mlirGetDialectHandle__nvvm__()) };
+    // SAFETY: likewise.
+    let others = [math, nvvm].map(|handle| unsafe { DialectHandle::from_raw(handle) });
+    for dialect in dialects.into_iter().chain(others).chain([DialectHandle::llvm()]) {
         dialect.insert_dialect(&registry);
     }
     let context = Context::new();
@@ -61,7 +63,7 @@ pub(crate) fn with_llvm<R>(text: &str, with: impl FnOnce(&LlvmModule) -> Result<
 
 /// The lines where the functions of a text begin, and their names.
 fn functions(text: &str) -> Vec<(usize, String)> {
-    let name = |line: &str| Some(line.trim_start().strip_prefix("func.func")?.split_once('@')?.1.split_once('(')?.0.to_string());
+    let name = |line: &str| Some(line.trim_start().split_once("func ")?.1.split_once('@')?.1.split_once('(')?.0.to_string());
     text.lines().enumerate().filter_map(|(i, line)| Some((i + 1, name(line)?))).collect()
 }
 

@@ -77,10 +77,10 @@ pub struct Build {
     #[command(flatten)]
     /// The model.
     pub model: Model,
-    /// What to compile for.
+    /// What to compile for: host or sm_90a.
     #[arg(long, default_value = "host", env = "LODE_TARGET")]
     pub target: String,
-    /// Stages to print, in place of a library: tokens ast hir graph tile mlir llvm library.
+    /// Stages to print, in place of a library: tokens ast hir graph tile mlir llvm ptx library.
     #[arg(long, value_delimiter = ',', value_name = "STAGE")]
     pub emit: Vec<String>,
     /// Where files go; `-` prints to standard output.

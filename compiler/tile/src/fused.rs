@@ -418,7 +418,8 @@ impl Fuser<'_> {
             self.store(v, &idx, add);
         }
         let body = self.scopes.pop().expect("the row's scope").stmts;
-        self.scopes[0].stmts.push(Stmt::For { var, lo, hi, kind: LoopKind::Serial, body });
+        let kind = if count.is(1) { LoopKind::Serial } else { LoopKind::Parallel };
+        self.scopes[0].stmts.push(Stmt::For { var, lo, hi, kind, body });
     }
     fn store(&mut self, v: Value, idx: &[Expr], add: bool) {
         let target = self.target.clone();

@@ -87,7 +87,7 @@ pub enum InterpError {
         /// The element.
         index: usize,
     },
-    /// Two turns of a vector loop touch an element and one of them writes it.
+    /// Two turns of a vector or parallel loop touch an element and one of them writes it.
     #[error("block {block}: turns {turn} and {other} of a vector loop share element {index} of '{mem}'")]
     Turns {
         /// The block.
@@ -374,10 +374,18 @@ impl Machine<'_> {
             }
             Stmt::For { var, lo, hi, kind, body } => {
                 let (lo, hi) = (self.int(lo)?, self.int(hi)?);
+                let num_buffers = self.kernel.buffers.len();
+                let mut own = Vec::new();
                 let stored = match kind {
                     LoopKind::Serial => None,
-                    LoopKind::Vector => Some(self.stored_by(body)).filter(|s| s.contains(&true)),
-                };
+                    LoopKind::Vector => Some(self.stored_by(body)),
+                    LoopKind::Parallel => {
+                        let stored = self.stored_by(body);
+                        own = (0..self.kernel.scratch.len()).filter(|i| stored[num_buffers + i]).collect();
+                        Some(stored.iter().enumerate().map(|(i, s)| *s && i < num_buffers).collect())
+                    }
+                }
+                .filter(|s| s.contains(&true));
                 let logged = stored.is_some();
                 if let Some(stored) = stored {
                     self.epoch += 1;
@@ -392,6 +400,7 @@ impl Machine<'_> {
                     if let Some(l) = self.vectors.last_mut().filter(|_| logged) {
                         l.turn = i;
                     }
+                    own.iter().for_each(|s| self.scratch[*s].fill(None));
                     self.list(body)?;
                 }
                 if logged {
@@ -549,6 +558,24 @@ mod tests {
         };
         let report = run_on(build, &mut data, Options::default()).expect("it runs");
         assert_eq!((data[1].as_slice(), report.products), (&[17.0, 20.0, 25.0, 32.0][..], 8));
+    }
+
+    #[test]
+    fn scratch_of_a_parallel_loop_is_a_turns_own() {
+        fails("element 0 of 's' is read before it is written", &[4], |b| {
+            let y = b.write("y", DType::F32, Dim::from(4));
+            let s = b.scratch("s", DType::F32, 1);
+            b.for_(Expr::int(0), Expr::int(4), crate::ir::LoopKind::Parallel, |b, i| {
+                b.if_(Expr::lt(i.clone(), Expr::int(1)), |b| b.store(s, Expr::int(0), Build::f(DType::F32, 1.0)));
+                b.store(y, i, Expr::load(s, Expr::int(0)));
+            });
+        });
+        fails("share element 0 of 'y'", &[4], |b| {
+            let y = b.update("y", DType::F32, Dim::from(4));
+            b.for_(Expr::int(0), Expr::int(4), crate::ir::LoopKind::Parallel, |b, i| {
+                b.store(y, i, Expr::load(y, Expr::int(0)));
+            });
+        });
     }
 
     #[test]

@@ -84,6 +84,8 @@ pub enum Mem {
 pub enum LoopKind {
     /// Turn after turn.
     Serial,
+    /// Turns are independent, and scratch that one writes is its own, written before it is read: they may run at once.
+    Parallel,
     /// Turns are independent, but for [`Stmt::Accumulate`], whose sums may be taken in lanes: vectorise.
     Vector,
 }

@@ -32,11 +32,12 @@ impl Access {
 
 impl LoopKind {
     /// Every kind.
-    pub const ALL: [LoopKind; 2] = [LoopKind::Serial, LoopKind::Vector];
+    pub const ALL: [LoopKind; 3] = [LoopKind::Serial, LoopKind::Parallel, LoopKind::Vector];
     /// Its name in the text form.
     pub fn name(self) -> &'static str {
         match self {
             LoopKind::Serial => "serial",
+            LoopKind::Parallel => "parallel",
             LoopKind::Vector => "vector",
         }
     }

@@ -32,6 +32,7 @@ enum State {
 
 /// A vector loop around the current statement.
 struct Vector {
+    kind: LoopKind,
     /// Variables whose value may differ from turn to turn.
     varying: BTreeSet<VarId>,
     /// Variables declared inside.
@@ -119,6 +120,9 @@ impl Verifier<'_> {
                 self.vectors.iter_mut().filter(|l| !l.inside.contains(v)).for_each(|l| {
                     l.sums.insert(*v);
                 });
+                if self.vectors.iter().any(|l| l.kind == LoopKind::Parallel && !l.inside.contains(v)) {
+                    self.found.push(format!("{v} carries a value from turn to turn of a parallel loop"));
+                }
             }
             Stmt::Store { mem, index, value } => {
                 self.expect("an index", index, Some(DType::I64));
@@ -134,12 +138,12 @@ impl Verifier<'_> {
                     self.found.push(format!("{var} counts and is no i64"));
                 }
                 self.declare(*var, State::Value, &[lo, hi]);
-                if *kind == LoopKind::Vector {
+                if *kind != LoopKind::Serial {
                     let varying = BTreeSet::from([*var]);
-                    self.vectors.push(Vector { varying, inside: BTreeSet::new(), sums: BTreeSet::new() });
+                    self.vectors.push(Vector { kind: *kind, varying, inside: BTreeSet::new(), sums: BTreeSet::new() });
                 }
                 self.list(body);
-                if *kind == LoopKind::Vector {
+                if *kind != LoopKind::Serial {
                     self.vectors.pop();
                 }
                 self.end(*var);
@@ -192,7 +196,9 @@ impl Verifier<'_> {
     }
     /// Fails if every turn of a vector loop writes the same elements.
     fn each_turn_its_own(&mut self, mem: Mem, index: &[&Expr]) {
-        if self.vectors.iter().any(|l| !index.iter().any(|e| varies(e, &l.varying))) {
+        // Scratch that a turn of a parallel loop writes is its own.
+        let own = |l: &Vector| l.kind == LoopKind::Parallel && matches!(mem, Mem::Scratch(_));
+        if self.vectors.iter().any(|l| !own(l) && !index.iter().any(|e| varies(e, &l.varying))) {
             self.found.push(format!("each turn of a vector loop writes the same element of {mem:?}"));
         }
     }
@@ -337,5 +343,25 @@ mod tests {
                 b.store(x, i, Expr::Var(v));
             });
         });
+    }
+
+    #[test]
+    fn parallel_loops() {
+        let parallel = |b: &mut Build, body: &dyn Fn(&mut Build, Expr)| {
+            b.for_(Expr::int(0), Expr::int(4), LoopKind::Parallel, |b, i| body(b, i));
+        };
+        finds("from turn to turn of a parallel loop", |b| {
+            let v = b.var(DType::I64, Expr::int(0));
+            parallel(b, &|b, i| b.accumulate(v, ReduceFn::Sum, i));
+        });
+        finds("writes the same element of Buffer(0)", |b| {
+            let x = b.write("x", DType::I64, Dim::from(4));
+            parallel(b, &|b, i| b.store(x, Expr::int(0), i));
+        });
+        // Scratch is each turn's own.
+        let mut b = Build::new("k");
+        let x = b.scratch("x", DType::I64, 4);
+        parallel(&mut b, &|b, i| b.store(x, Expr::int(0), i));
+        assert_eq!(verify(&b.finish()), Vec::<String>::new());
     }
 }

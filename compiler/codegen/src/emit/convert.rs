@@ -1,5 +1,5 @@
-//! Conversions: between memory and compute dtypes, and among dtypes. bf16 and e4m3 are integers in memory and are rounded as such, as
-//! arithmetic of theirs is library calls on processors that have none.
+//! Conversions: between memory and compute dtypes, and among dtypes. bf16 and e4m3 are integers in memory and are rounded as such on the
+//! host, as arithmetic of theirs is library calls on processors that have none; a GPU has instructions.
 //! # Source: OCP 8-bit floating point specification 1.0, section 5.
 
 use super::{text::Writer, value_type};
@@ -29,6 +29,14 @@ impl Writer {
                 self.bits(&bits, "i32", "f32")
             }
             DType::F16 => self.convert("extf", &v, "f16", "f32"),
+            DType::E4M3 if self.gpu => {
+                let pair = self.convert("extui", &v, "i8", "i16");
+                let pair =
+                    self.op(&format!("llvm.call_intrinsic \"llvm.nvvm.e4m3x2.to.f16x2.rn\"({pair}) : (i16) -> vector<2xf16>"));
+                let first = self.int(0, "i64");
+                let half = self.op(&format!("llvm.extractelement {pair}[{first} : i64] : vector<2xf16>"));
+                self.convert("extf", &half, "f16", "f32")
+            }
             DType::E4M3 => self.widen_e4m3(&v),
             DType::Bool => {
                 let zero = self.int(0, "i8");
@@ -41,7 +49,17 @@ impl Writer {
         match dtype {
             DType::F64 | DType::F32 | DType::I64 | DType::I32 => v,
             DType::F16 => self.convert("truncf", &v, "f32", "f16"),
+            DType::BF16 if self.gpu => {
+                let narrow = self.convert("truncf", &v, "f32", "bf16");
+                self.bits(&narrow, "bf16", "i16")
+            }
             DType::BF16 => self.round_bf16(&v),
+            DType::E4M3 if self.gpu => {
+                let zero = self.float(0.0, "f32");
+                let pair =
+                    self.op(&format!("llvm.call_intrinsic \"llvm.nvvm.ff.to.e4m3x2.rn\"({zero}, {v}) : (f32, f32) -> i16"));
+                self.convert("trunci", &pair, "i16", "i8")
+            }
             DType::E4M3 => self.round_e4m3(&v),
             DType::Bool => self.convert("extui", &v, "i1", "i8"),
         }

@@ -17,7 +17,7 @@ pub(super) struct Partial {
 }
 
 /// What no value changes by `f`.
-fn neutral(f: ReduceFn) -> f64 {
+pub(super) fn neutral(f: ReduceFn) -> f64 {
     match f {
         ReduceFn::Sum => 0.0,
         ReduceFn::Prod => 1.0,
@@ -41,8 +41,13 @@ impl Emitter<'_> {
         }
         let p = self.place(v);
         let old = self.load(&p, ty);
-        let fast = if kind == LoopKind::Vector { " fastmath<reassoc,contract>" } else { " fastmath<contract>" };
-        let (op, fast) = match (f, self.k.vars[v.0 as usize].is_float()) {
+        let new = self.combine(f, &old, &value, ty, kind == LoopKind::Vector);
+        self.store(&new, &p, ty);
+    }
+    /// `f(a, b)`; a sum may be taken in another order if `lanes`.
+    pub(super) fn combine(&mut self, f: ReduceFn, a: &str, b: &str, ty: &str, lanes: bool) -> String {
+        let fast = if lanes { " fastmath<reassoc,contract>" } else { " fastmath<contract>" };
+        let (op, fast) = match (f, ty == "f32" || ty == "f64") {
             (ReduceFn::Sum, true) => ("addf", fast),
             (ReduceFn::Prod, true) => ("mulf", fast),
             (ReduceFn::Max, true) => ("maximumf", ""),
@@ -52,8 +57,7 @@ impl Emitter<'_> {
             (ReduceFn::Max, false) => ("maxsi", ""),
             (ReduceFn::Min, false) => ("minsi", ""),
         };
-        let new = self.w.op(&format!("arith.{op} {old}, {value}{fast} : {ty}"));
-        self.store(&new, &p, ty);
+        self.w.op(&format!("arith.{op} {a}, {b}{fast} : {ty}"))
     }
 
     fn extreme(&mut self, f: ReduceFn, value: &str, ty: &str, extreme: &str, nan: &str) {
@@ -106,7 +110,7 @@ impl Emitter<'_> {
 }
 
 /// The variables that statements reduce into.
-fn reductions(body: &[Stmt], found: &mut Vec<(VarId, ReduceFn)>) {
+pub(super) fn reductions(body: &[Stmt], found: &mut Vec<(VarId, ReduceFn)>) {
     for s in body {
         match s {
             Stmt::Accumulate(v, f, _) => found.push((*v, *f)),

@@ -28,6 +28,8 @@ pub(super) struct Writer {
     pub depth: usize,
     /// How many numbers an operation works on; 1 are scalars.
     pub lanes: usize,
+    /// Whether it is for a GPU, which converts narrow floats itself and has no C library.
+    pub gpu: bool,
     /// The functions it calls.
     pub helpers: BTreeSet<Helper>,
     next: usize,
@@ -42,6 +44,7 @@ impl Writer {
             out: String::new(),
             depth: 2,
             lanes,
+            gpu: false,
             helpers: BTreeSet::new(),
             next: 0,
             constants: BTreeMap::new(),

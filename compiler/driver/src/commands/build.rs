@@ -9,7 +9,10 @@ use base::Diags;
 use std::{path::Path, time::Instant};
 
 /// The stages that can be printed, in order.
-const STAGES: &[&str] = &["tokens", "ast", "hir", "graph", "tile", "mlir", "llvm", "library"];
+const STAGES: &[&str] = &["tokens", "ast", "hir", "graph", "tile", "mlir", "llvm", "ptx", "library"];
+
+/// What can be compiled for, and the stages that only one of them has.
+const TARGETS: [(&str, &[&str]); 2] = [("host", &["llvm", "library"]), ("sm_90a", &["ptx"])];
 
 /// Checks types and shapes.
 pub fn check(model: &Model, format: MessageFormat) -> u8 {
@@ -29,12 +32,22 @@ pub fn run(args: &Build, format: MessageFormat) -> u8 {
 }
 
 fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
-    if args.target != "host" {
-        eprintln!("there is no target '{}'; there is host", args.target);
+    if !TARGETS.iter().any(|(t, _)| *t == args.target) {
+        eprintln!("there is no target '{}'; there are {}", args.target, TARGETS.map(|(t, _)| t).join(" "));
         return Err(USAGE);
     }
     if let Some(unknown) = args.emit.iter().find(|s| !STAGES.contains(&s.as_str())) {
         eprintln!("there is no stage '{unknown}'; there are {}", STAGES.join(" "));
+        return Err(USAGE);
+    }
+    let others = TARGETS.iter().filter(|(t, _)| *t != args.target).flat_map(|(_, stages)| *stages);
+    if let Some(foreign) = others.into_iter().find(|s| args.emit.iter().any(|e| e == *s)) {
+        eprintln!("there is no stage '{foreign}' for {}", args.target);
+        return Err(USAGE);
+    }
+    let host = args.target == "host";
+    if !host && args.emit.is_empty() {
+        eprintln!("for {} there are stages to print, with --emit, and no library yet", args.target);
         return Err(USAGE);
     }
     let stem =
@@ -87,7 +100,13 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
         put("tile", &tile::text::print(&lowered.kernels))?;
     }
     if wants("mlir") {
-        put("mlir", &codegen::emit_mlir(&lowered.kernels))?;
+        let gpu = || codegen::emit_gpu_mlir(&lowered.kernels).map_err(|e| back(e.into()));
+        put("mlir", &if host { codegen::emit_mlir(&lowered.kernels) } else { gpu()? })?;
+    }
+    if wants("ptx") {
+        let ptx = codegen::emit_ptx(&lowered.kernels, &codegen::GpuOptions::default()).map_err(|e| back(e.into()))?;
+        clock.lap("codegen");
+        put("ptx", &ptx.text)?;
     }
     if wants("llvm") {
         put("llvm", &codegen::emit_llvm(&lowered.kernels).unwrap_or_else(|e| base::bug!("{e}")))?;

@@ -121,11 +121,11 @@ impl Build {
         let then = self.list(then);
         self.push(Stmt::If { cond, then, otherwise: Vec::new() });
     }
-    /// The rows below `total` of a block that has `size` of them.
+    /// The rows below `total` of a block that has `size` of them, each on its own.
     pub fn each_row(&mut self, total: Expr, size: i64, body: impl FnOnce(&mut Build, Expr)) {
         let first = self.bind(self.block() * Expr::int(size));
         let last = self.bind(Expr::minimum(first.clone() + Expr::int(size), total));
-        self.for_(first, last, LoopKind::Serial, body);
+        self.for_(first, last, LoopKind::Parallel, body);
     }
     /// A reduction over `0..n` in lanes.
     pub fn reduce(&mut self, f: ReduceFn, first: Expr, n: Expr, term: impl FnOnce(&mut Build, Expr) -> Expr) -> VarId {

@@ -1,0 +1,638 @@
+//! Kernels as code that every thread of a block runs: for a GPU, or for threads of the host that stand for its threads, by which tests
+//! follow what a GPU would do.
+//!
+//! Statements belong to a [`Team`]: all threads of a block, some lanes of a warp, or one thread. What is not in a spread loop every thread
+//! of the team computes for itself, with the same result, so that control flow is the same; stores there are one thread's. A vector loop is
+//! spread: thread `r` of `n` takes turns `lo + r`, `lo + r + n`, …, and its body is one thread's. What it accumulates starts from nothing
+//! in each thread; after it the lanes of each warp combine in pairs, by halves, and then the warps in order, so that every thread has the same bits
+//! in every run.
+//!
+//! Between a write and a read or another write of the same memory, and between a read and a write, the team waits, as soon as a statement
+//! is about to do so; at the head of a loop all that its body does counts as done. Memories are told apart, elements are not.
+
+use super::{
+    Emitter, Slot,
+    convert::memory_type,
+    host_function, pointer,
+    reduce::{neutral, reductions},
+    text::Helper,
+    trig,
+};
+use crate::gpu::{
+    access::{Access, exprs},
+    plan::{Place, Plan, Team},
+};
+use graph::op::ReduceFn;
+use std::{collections::BTreeSet, fmt::Write};
+use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId, ir};
+
+/// What runs the threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Machine {
+    /// A GPU.
+    Gpu,
+    /// Functions of the host: one that waits, and one that exchanges values.
+    Emulated,
+}
+
+/// The threads that run what is emitted.
+pub(super) struct Simt {
+    machine: Machine,
+    plan: Plan,
+    team: Team,
+    /// What the team did since it last waited.
+    since: Access,
+    /// Whether the memory of reductions was read since.
+    combined: bool,
+    /// Values that each warp passes to the others at once, at most.
+    passed: usize,
+}
+
+impl Simt {
+    /// Whether more than one thread runs the statement at hand.
+    pub(super) fn is_team(&self) -> bool {
+        self.team != Team::Thread
+    }
+    pub(super) fn pointer_type(&self, mem: Mem) -> &'static str {
+        match (self.machine, mem) {
+            (Machine::Emulated, _) => "!llvm.ptr",
+            (Machine::Gpu, Mem::Buffer(_)) => "!llvm.ptr<1>",
+            (Machine::Gpu, Mem::Scratch(i)) => match self.plan.places[i] {
+                Place::Shared(_) => "!llvm.ptr<3>",
+                Place::Workspace(_) => "!llvm.ptr<1>",
+                Place::Thread => "!llvm.ptr",
+            },
+        }
+    }
+    fn shared_pointer(&self) -> &'static str {
+        match self.machine {
+            Machine::Gpu => "!llvm.ptr<3>",
+            Machine::Emulated => "!llvm.ptr",
+        }
+    }
+    fn workspace_pointer(&self) -> &'static str {
+        match self.machine {
+            Machine::Gpu => "!llvm.ptr<1>",
+            Machine::Emulated => "!llvm.ptr",
+        }
+    }
+    fn size(&self) -> u32 {
+        match self.team {
+            Team::Block => self.plan.threads,
+            Team::Lanes(n) => n,
+            Team::Thread => 1,
+        }
+    }
+}
+
+/// The module of some kernels without products, and for each the bytes of shared memory that its reductions take.
+pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], machine: Machine) -> (String, Vec<usize>) {
+    let mut out = String::from("module {\n");
+    if machine == Machine::Gpu {
+        out.push_str(
+            "  llvm.mlir.global external @lode_shared() {addr_space = 3 : i32, alignment = 128 : i64} : !llvm.array<0 x i8>\n",
+        );
+    }
+    let (mut helpers, mut bytes) = (BTreeSet::new(), Vec::new());
+    for (k, plan) in kernels {
+        let mut e = Emitter::new(k);
+        e.w.gpu = machine == Machine::Gpu;
+        let plan = plan.clone();
+        let (since, combined, passed) = (Access::default(), false, 0);
+        e.simt = Some(Simt { machine, plan, team: Team::Block, since, combined, passed });
+        let (text, reductions) = e.threads();
+        out.push_str(&text);
+        bytes.push(reductions);
+        helpers.append(&mut e.w.helpers);
+    }
+    for helper in helpers {
+        match (machine, helper) {
+            (Machine::Gpu, Helper::Sin) => out.push_str(&trig::gpu_function("sin")),
+            (Machine::Gpu, Helper::Cos) => out.push_str(&trig::gpu_function("cos")),
+            (Machine::Gpu, Helper::Erf | Helper::Log1p) => base::bug!("{helper:?} on a GPU"),
+            (Machine::Emulated, _) => out.push_str(&host_function(helper)),
+        }
+    }
+    out.push_str("}\n");
+    (out, bytes)
+}
+
+impl Emitter<'_> {
+    fn simt(&self) -> &Simt {
+        self.simt.as_ref().expect("it is for threads")
+    }
+    fn simt_mut(&mut self) -> &mut Simt {
+        self.simt.as_mut().expect("it is for threads")
+    }
+
+    /// The function that every thread runs, and the bytes of shared memory for its reductions.
+    fn threads(&mut self) -> (String, usize) {
+        let k = self.k;
+        let plan = self.simt().plan.clone();
+        match &plan.rows {
+            Some(rows) => {
+                self.stmts(&plan.body, LoopKind::Serial);
+                self.rows(rows);
+            }
+            None => self.blocks(&plan.body),
+        }
+        let body = std::mem::take(&mut self.w.out);
+        let reductions = self.simt().passed * (plan.threads / plan.warp) as usize * 8;
+        self.prologue(&plan, reductions);
+        let (head, start) = (&self.w.head, &self.w.out);
+        let args = self.arguments(&plan);
+        let shared = if reductions > 0 && self.simt().machine == Machine::Gpu {
+            format!(
+                "  llvm.mlir.global internal @{}_sums() {{addr_space = 3 : i32, alignment = 16 : i64}} : !llvm.array<{reductions} x i8>\n",
+                k.name
+            )
+        } else {
+            String::new()
+        };
+        let attributes = match self.simt().machine {
+            Machine::Gpu => format!(" attributes {{nvvm.kernel, nvvm.maxntid = array<i32: {}>}}", plan.threads),
+            Machine::Emulated => String::new(),
+        };
+        (
+            format!("{shared}  llvm.func @{}({args}){attributes} {{\n{head}{start}{body}    llvm.return\n  }}\n", k.name),
+            reductions,
+        )
+    }
+
+    fn arguments(&self, plan: &Plan) -> String {
+        let k = self.k;
+        if self.simt().machine == Machine::Emulated {
+            return "%buffers: !llvm.ptr, %dims: !llvm.ptr, %thread: !llvm.ptr".into();
+        }
+        let all: Vec<Stmt> = plan.body.iter().chain(plan.rows.iter().flat_map(|r| &r.body)).cloned().collect();
+        let access = Access::of(&all);
+        let alone = plan.rows.as_ref().is_some_and(|r| r.team == Team::Thread);
+        let buffer = |(i, b): (usize, &ir::Buffer)| {
+            let mem = Mem::Buffer(i);
+            let (read, written) = (access.read.contains(&mem), access.written.contains(&mem));
+            // What a thread writes and another reads must not be taken for this thread's alone.
+            let noalias = if alone || !(read && written) { "llvm.noalias, " } else { "" };
+            let readonly = if written { "" } else { "llvm.readonly, " };
+            format!("%b{i}: !llvm.ptr<1> {{{noalias}{readonly}llvm.align = {} : i64}}", b.dtype.bytes())
+        };
+        let buffers = k.buffers.iter().enumerate().map(buffer);
+        let dims = (0..k.dims.len()).map(|i| format!("%d{i}: i64"));
+        let rest = ["%grid: i64".to_string(), "%workspace: !llvm.ptr<1>".to_string()];
+        buffers.chain(dims).chain(rest).collect::<Vec<_>>().join(", ")
+    }
+
+    /// What each thread finds out first: who it is, and where its memory is.
+    fn prologue(&mut self, plan: &Plan, reductions: usize) {
+        let k = self.k;
+        match self.simt().machine {
+            Machine::Gpu => {
+                for (name, register) in [("tid", "tid.x"), ("ctaid", "ctaid.x"), ("nctaid", "nctaid.x")] {
+                    self.w.line(&format!("%{name}_i32 = nvvm.read.ptx.sreg.{register} : i32"));
+                    self.w.line(&format!("%{name} = arith.extui %{name}_i32 : i32 to i64"));
+                }
+                if plan.shared_bytes > 0 {
+                    self.w.line("%shared = llvm.mlir.addressof @lode_shared : !llvm.ptr<3>");
+                }
+                if reductions > 0 {
+                    self.w.line(&format!("%sums = llvm.mlir.addressof @{}_sums : !llvm.ptr<3>", k.name));
+                }
+            }
+            Machine::Emulated => {
+                let passed = [("%buffers", "b", k.buffers.len(), "!llvm.ptr"), ("%dims", "d", k.dims.len(), "i64")];
+                for (from, name, count, ty) in passed {
+                    for i in 0..count {
+                        self.field(from, i, &format!("{name}{i}"), ty);
+                    }
+                }
+                for (i, (name, ty)) in THREAD.iter().enumerate() {
+                    self.field("%thread", i, name, ty);
+                }
+            }
+        }
+        if plan.workspace_bytes > 0 {
+            let (ty, bytes) = (self.simt().workspace_pointer(), self.w.int(plan.workspace_bytes as i64, "i64"));
+            self.w.line(&format!("%own_workspace = arith.muli %ctaid, {bytes} : i64"));
+            self.w.line(&format!("%own = llvm.getelementptr %workspace[%own_workspace] : ({ty}, i64) -> {ty}, i8"));
+        }
+        for (i, place) in plan.places.iter().enumerate() {
+            let elems = self.w.int(k.scratch[i].elems.max(1) as i64, "i64");
+            let (ty, element) = (self.simt().pointer_type(Mem::Scratch(i)), memory_type(k.scratch[i].dtype));
+            let p = pointer(Mem::Scratch(i));
+            match place {
+                Place::Shared(at) => self.w.line(&format!("{p} = llvm.getelementptr %shared[{at}] : ({ty}) -> {ty}, i8")),
+                Place::Workspace(at) => self.w.line(&format!("{p} = llvm.getelementptr %own[{at}] : ({ty}) -> {ty}, i8")),
+                Place::Thread => {
+                    let _ = writeln!(self.w.head, "    {p} = llvm.alloca {elems} x {element} : (i64) -> !llvm.ptr");
+                }
+            }
+        }
+        let warp = self.w.int(i64::from(plan.warp), "i64");
+        self.w.line(&format!("%lane = arith.remui %tid, {warp} : i64"));
+        self.w.line(&format!("%warp = arith.divui %tid, {warp} : i64"));
+    }
+    /// Field `i` of what is passed at an address.
+    fn field(&mut self, from: &str, i: usize, name: &str, ty: &str) {
+        self.w.line(&format!("%at_{name} = llvm.getelementptr {from}[{i}] : (!llvm.ptr) -> !llvm.ptr, i64"));
+        self.w.line(&format!("%{name} = llvm.load %at_{name} : !llvm.ptr -> {ty}"));
+    }
+
+    // --- the grid ---
+
+    /// Blocks of the tile program, as many apart as there are blocks of threads.
+    fn blocks(&mut self, body: &[Stmt]) {
+        let block = self.w.fresh();
+        self.vars[0] = Slot::Value(block.clone());
+        self.natural[0] = true;
+        self.w.line(&format!("scf.for {block} = %ctaid to %grid step %nctaid : i64 {{"));
+        self.inside(|e| {
+            // What scratch held for the last block may still be read.
+            e.simt_mut().since = scratch_only(Access::of(body));
+            e.simt_mut().combined = true;
+            e.stmts(body, LoopKind::Serial);
+        });
+        self.w.line("}");
+    }
+    /// Rows, dealt out over the teams of the grid.
+    fn rows(&mut self, rows: &crate::gpu::plan::Rows) {
+        let threads = i64::from(self.simt().plan.threads);
+        let count = self.expr(&rows.count);
+        let (first, step) = match rows.team {
+            Team::Block => ("%ctaid".to_string(), "%nctaid".to_string()),
+            Team::Lanes(_) | Team::Thread => {
+                let lanes = if let Team::Lanes(n) = rows.team { i64::from(n) } else { 1 };
+                let (threads, teams) = (self.w.int(threads, "i64"), self.w.int(threads / lanes, "i64"));
+                let before = self.w.bin("muli", "%ctaid", &threads, "i64");
+                let first = self.w.bin("addi", &before, "%tid", "i64");
+                let lanes = self.w.int(lanes, "i64");
+                (self.w.bin("divui", &first, &lanes, "i64"), self.w.bin("muli", "%nctaid", &teams, "i64"))
+            }
+        };
+        if rows.team != Team::Block {
+            // What the block wrote its teams read.
+            self.wait_before(&Access::of(&rows.body));
+            self.simt_mut().since = Access::default();
+        }
+        let row = self.w.fresh();
+        self.vars[rows.var.0 as usize] = Slot::Value(row.clone());
+        self.natural[rows.var.0 as usize] = true;
+        self.w.line(&format!("scf.for {row} = {first} to {count} step {step} : i64 {{"));
+        self.inside(|e| {
+            let simt = e.simt_mut();
+            simt.team = rows.team;
+            if rows.team == Team::Block {
+                simt.since.join(&scratch_only(Access::of(&rows.body)));
+                simt.combined = true;
+            }
+            e.stmts(&rows.body, LoopKind::Serial);
+        });
+        self.w.line("}");
+        self.simt_mut().team = Team::Block;
+    }
+
+    // --- teams ---
+
+    /// A statement of several threads.
+    pub(super) fn team_stmt(&mut self, s: &Stmt) {
+        let mut own = Vec::new();
+        exprs(s, &mut |e| own.push(e.clone()));
+        let mut access = Access::of_exprs(&own);
+        match s {
+            Stmt::Let(v, e) => {
+                self.wait_before(&access);
+                let value = self.expr(e);
+                self.natural[v.0 as usize] = self.not_negative(e);
+                self.vars[v.0 as usize] = Slot::Value(value);
+            }
+            Stmt::Var(v, e) => {
+                self.wait_before(&access);
+                let value = self.expr(e);
+                let ty = self.type_of(*v);
+                let p = self.slot(ty);
+                self.store(&value, &p, ty);
+                self.vars[v.0 as usize] = Slot::Memory(p);
+            }
+            Stmt::Assign(v, e) => {
+                self.wait_before(&access);
+                let value = self.expr(e);
+                let p = self.place(*v);
+                self.store(&value, &p, self.type_of(*v));
+            }
+            Stmt::Accumulate(v, f, e) => {
+                self.wait_before(&access);
+                self.accumulate(*v, *f, e, LoopKind::Serial);
+            }
+            Stmt::Store { mem, .. } => {
+                access.written.insert(*mem);
+                self.wait_before(&access);
+                self.first_thread(|e| e.stmt(s, LoopKind::Serial));
+            }
+            Stmt::For { var, lo, hi, kind, body } => {
+                if *kind == LoopKind::Vector && self.is_spread(lo, hi, body) {
+                    access.join(&Access::of(body));
+                    self.wait_before(&access);
+                    return self.spread(*var, lo, hi, body);
+                }
+                self.wait_before(&access);
+                self.natural[var.0 as usize] = self.not_negative(lo);
+                let (lo, hi) = (self.expr(lo), self.expr(hi));
+                let (i, one) = (self.w.fresh(), self.w.int(1, "i64"));
+                self.vars[var.0 as usize] = Slot::Value(i.clone());
+                self.w.line(&format!("scf.for {i} = {lo} to {hi} step {one} : i64 {{"));
+                self.repeated(&Access::of(body), |e| e.inside(|e| e.stmts(body, LoopKind::Serial)));
+                self.w.line("}");
+            }
+            Stmt::While { cond, body } => {
+                let mut all = Access::of(body);
+                all.join(&access);
+                self.w.line("scf.while : () -> () {");
+                self.repeated(&all, |e| {
+                    e.inside(|e| {
+                        e.wait_before(&access);
+                        let c = e.expr(cond);
+                        e.w.line(&format!("scf.condition({c})"));
+                    });
+                    e.w.line("} do {");
+                    e.inside(|e| {
+                        e.stmts(body, LoopKind::Serial);
+                        e.w.line("scf.yield");
+                    });
+                });
+                self.w.line("}");
+            }
+            Stmt::If { cond, then, otherwise } => {
+                self.wait_before(&access);
+                let c = self.expr(cond);
+                self.w.line(&format!("scf.if {c} {{"));
+                let before = (self.simt().since.clone(), self.simt().combined);
+                self.inside(|e| e.stmts(then, LoopKind::Serial));
+                let after = std::mem::replace(&mut self.simt_mut().since, before.0);
+                let combined = std::mem::replace(&mut self.simt_mut().combined, before.1);
+                if !otherwise.is_empty() {
+                    self.w.line("} else {");
+                    self.inside(|e| e.stmts(otherwise, LoopKind::Serial));
+                }
+                self.simt_mut().since.join(&after);
+                self.simt_mut().combined |= combined;
+                self.w.line("}");
+            }
+            Stmt::Dot(_) => base::bug!("a product in {} is not expanded", self.k.name),
+        }
+    }
+
+    /// What runs any number of times and does this.
+    fn repeated(&mut self, access: &Access, body: impl FnOnce(&mut Self)) {
+        let before = (self.simt().since.clone(), self.simt().combined);
+        let access = shared_only(self.k, access.clone());
+        self.simt_mut().since.join(&access);
+        self.simt_mut().combined = true;
+        body(self);
+        self.simt_mut().since.join(&before.0);
+        self.simt_mut().combined |= before.1;
+    }
+    /// Waits if what comes may conflict with what the team did since it last waited; then that counts as done.
+    fn wait_before(&mut self, next: &Access) {
+        let next = shared_only(self.k, next.clone());
+        if self.simt().since.conflicts(&next) {
+            self.wait();
+        }
+        self.simt_mut().since.join(&next);
+    }
+    fn wait(&mut self) {
+        match (self.simt().machine, self.simt().team) {
+            (_, Team::Thread) => {}
+            (Machine::Gpu, Team::Block) => {
+                let zero = self.w.int(0, "i32");
+                self.w.line(&format!("llvm.call_intrinsic \"llvm.nvvm.barrier.cta.sync.aligned.all\"({zero}) : (i32) -> ()"));
+            }
+            (Machine::Gpu, Team::Lanes(_)) => {
+                let mask = self.lane_mask();
+                self.w.line(&format!("llvm.call_intrinsic \"llvm.nvvm.bar.warp.sync\"({mask}) : (i32) -> ()"));
+            }
+            (Machine::Emulated, _) => {
+                let size = i64::from(self.simt().size());
+                let size = self.w.int(size, "i64");
+                self.w.line(&format!("llvm.call %wait(%thread, {size}) : !llvm.ptr, (!llvm.ptr, i64) -> ()"));
+            }
+        }
+        self.simt_mut().since = Access::default();
+        self.simt_mut().combined = false;
+    }
+    /// The lanes of the team that this thread is in, as bits.
+    fn lane_mask(&mut self) -> String {
+        match self.simt().team {
+            Team::Lanes(n) if n < self.simt().plan.warp => {
+                let (bits, others) = (self.w.int((1 << n) - 1, "i32"), self.w.int(!(i64::from(n) - 1), "i64"));
+                let first = self.w.bin("andi", "%lane", &others, "i64");
+                let first = self.w.convert("trunci", &first, "i64", "i32");
+                self.w.bin("shli", &bits, &first, "i32")
+            }
+            Team::Block | Team::Lanes(_) | Team::Thread => self.w.int(-1, "i32"),
+        }
+    }
+    /// This thread's number in its team.
+    fn rank(&mut self) -> String {
+        match self.simt().team {
+            Team::Block => "%tid".into(),
+            Team::Lanes(n) => {
+                let mask = self.w.int(i64::from(n) - 1, "i64");
+                self.w.bin("andi", "%tid", &mask, "i64")
+            }
+            Team::Thread => self.w.int(0, "i64"),
+        }
+    }
+    /// What one thread of the team does.
+    fn first_thread(&mut self, body: impl FnOnce(&mut Self)) {
+        let (rank, zero) = (self.rank(), self.w.int(0, "i64"));
+        let first = self.w.cmpi("eq", &rank, &zero, "i64");
+        self.w.line(&format!("scf.if {first} {{"));
+        self.alone(|e| e.inside(body));
+        self.w.line("}");
+    }
+    fn alone(&mut self, body: impl FnOnce(&mut Self)) {
+        let team = std::mem::replace(&mut self.simt_mut().team, Team::Thread);
+        body(self);
+        self.simt_mut().team = team;
+    }
+
+    // --- spread loops ---
+
+    /// Whether the turns of a vector loop are spread over the team; if not, a loop inside it is.
+    fn is_spread(&self, lo: &Expr, hi: &Expr, body: &[Stmt]) -> bool {
+        let mut found = Vec::new();
+        reductions(body, &mut found);
+        // One that is reduced into by two functions has no partial result.
+        if found.iter().any(|(v, f)| found.iter().any(|(w, g)| v == w && f != g)) {
+            return false;
+        }
+        let few = lo.known().zip(hi.known()).is_some_and(|(l, h)| (h - l) * 4 < i64::from(self.simt().size()));
+        !(few && has_vector_loop(body))
+    }
+    fn spread(&mut self, var: VarId, lo: &Expr, hi: &Expr, body: &[Stmt]) {
+        self.natural[var.0 as usize] = self.not_negative(lo);
+        let (lo, hi) = (self.expr(lo), self.expr(hi));
+        let mut found = Vec::new();
+        reductions(body, &mut found);
+        let mut partial: Vec<(VarId, ReduceFn, String)> = Vec::new();
+        for (v, f) in found {
+            if let Slot::Memory(whole) = &self.vars[v.0 as usize]
+                && !partial.iter().any(|(w, ..)| *w == v)
+            {
+                let (whole, ty) = (whole.clone(), self.type_of(v));
+                let p = self.slot(ty);
+                let nothing = self.constant(neutral(f), self.k.vars[v.0 as usize]);
+                self.store(&nothing, &p, ty);
+                self.vars[v.0 as usize] = Slot::Memory(p);
+                partial.push((v, f, whole));
+            }
+        }
+        let (rank, size) = (self.rank(), i64::from(self.simt().size()));
+        let (first, step) = (self.w.bin("addi", &lo, &rank, "i64"), self.w.int(size, "i64"));
+        let i = self.w.fresh();
+        self.vars[var.0 as usize] = Slot::Value(i.clone());
+        self.w.line(&format!("scf.for {i} = {first} to {hi} step {step} : i64 {{"));
+        self.alone(|e| e.inside(|e| e.stmts(body, LoopKind::Serial)));
+        self.w.line("}");
+        self.gather(partial);
+    }
+    /// Combines what the threads of the team have of each variable, and adds that to the variable.
+    fn gather(&mut self, partial: Vec<(VarId, ReduceFn, String)>) {
+        if partial.is_empty() {
+            return;
+        }
+        let (team, warp) = (self.simt().team, self.simt().plan.warp);
+        let lanes = if let Team::Lanes(n) = team { n } else { warp };
+        let mut of_lanes = Vec::new();
+        for (v, f, _) in &partial {
+            let (ty, p) = (self.type_of(*v), self.place(*v));
+            let mut value = self.load(&p, ty);
+            let mut distance = lanes / 2;
+            while distance > 0 {
+                let other = self.exchange(&value, ty, distance, lanes);
+                value = self.combine(*f, &value, &other, ty, false);
+                distance /= 2;
+            }
+            of_lanes.push(value);
+        }
+        let warps = (self.simt().plan.threads / warp) as usize;
+        if team == Team::Block && warps > 1 {
+            self.simt_mut().passed = self.simt().passed.max(partial.len());
+            if self.simt().combined {
+                self.wait();
+            }
+            let (zero, pointer) = (self.w.int(0, "i64"), self.simt().shared_pointer());
+            let first = self.w.cmpi("eq", "%lane", &zero, "i64");
+            self.w.line(&format!("scf.if {first} {{"));
+            self.inside(|e| {
+                for (a, ((v, ..), value)) in partial.iter().zip(&of_lanes).enumerate() {
+                    let (ty, before) = (e.type_of(*v), e.w.int((a * warps) as i64, "i64"));
+                    let at = e.w.bin("addi", "%warp", &before, "i64");
+                    let p = e.w.op(&format!("llvm.getelementptr %sums[{at}] : ({pointer}, i64) -> {pointer}, i64"));
+                    e.w.line(&format!("llvm.store {value}, {p} : {ty}, {pointer}"));
+                }
+            });
+            self.w.line("}");
+            self.wait();
+            self.simt_mut().combined = true;
+            for (a, (v, f, _)) in partial.iter().enumerate() {
+                let ty = self.type_of(*v);
+                let mut sum: Option<String> = None;
+                for w in 0..warps {
+                    let at = a * warps + w;
+                    let p = self.w.op(&format!("llvm.getelementptr %sums[{at}] : ({pointer}) -> {pointer}, i64"));
+                    let value = self.w.op(&format!("llvm.load {p} : {pointer} -> {ty}"));
+                    sum = Some(match sum {
+                        None => value,
+                        Some(sum) => self.combine(*f, &sum, &value, ty, false),
+                    });
+                }
+                of_lanes[a] = sum.expect("a block has warps");
+            }
+        }
+        for ((v, f, whole), value) in partial.into_iter().zip(of_lanes) {
+            let ty = self.type_of(v);
+            let old = self.load(&whole, ty);
+            let new = self.combine(f, &old, &value, ty, false);
+            self.store(&new, &whole, ty);
+            self.vars[v.0 as usize] = Slot::Memory(whole);
+        }
+    }
+    /// The value that the lane at a distance has.
+    fn exchange(&mut self, value: &str, ty: &str, distance: u32, lanes: u32) -> String {
+        let bits = match ty {
+            "f32" => self.w.bits(value, "f32", "i32"),
+            "f64" => self.w.bits(value, "f64", "i64"),
+            _ => value.to_string(),
+        };
+        let wide = matches!(ty, "f64" | "i64");
+        let other = match self.simt().machine {
+            Machine::Gpu if wide => {
+                let places = self.w.int(32, "i64");
+                let high = self.w.bin("shrui", &bits, &places, "i64");
+                let halves = [high, bits].map(|half| {
+                    let half = self.w.convert("trunci", &half, "i64", "i32");
+                    let half = self.shuffle(&half, distance);
+                    self.w.convert("extui", &half, "i32", "i64")
+                });
+                let high = self.w.bin("shli", &halves[0], &places, "i64");
+                self.w.bin("ori", &high, &halves[1], "i64")
+            }
+            Machine::Gpu => self.shuffle(&bits, distance),
+            Machine::Emulated => {
+                let bits = if wide { bits } else { self.w.convert("extui", &bits, "i32", "i64") };
+                let (distance, lanes) = (self.w.int(i64::from(distance), "i64"), self.w.int(i64::from(lanes), "i64"));
+                let other = self.w.op(&format!(
+                    "llvm.call %exchange(%thread, {bits}, {distance}, {lanes}) : !llvm.ptr, (!llvm.ptr, i64, i64, i64) -> i64"
+                ));
+                if wide { other } else { self.w.convert("trunci", &other, "i64", "i32") }
+            }
+        };
+        match ty {
+            "f32" => self.w.bits(&other, "i32", "f32"),
+            "f64" => self.w.bits(&other, "i64", "f64"),
+            _ => other,
+        }
+    }
+    fn shuffle(&mut self, bits: &str, distance: u32) -> String {
+        let (mask, distance, clamp) = (self.lane_mask(), self.w.int(i64::from(distance), "i32"), self.w.int(31, "i32"));
+        self.w.op(&format!(
+            "llvm.call_intrinsic \"llvm.nvvm.shfl.sync.bfly.i32\"({mask}, {bits}, {distance}, {clamp}) : (i32, i32, i32, i32) -> i32"
+        ))
+    }
+}
+
+/// What a thread of the host that stands for one of a GPU is passed, in order.
+const THREAD: [(&str, &str); 10] = [
+    ("tid", "i64"),
+    ("ctaid", "i64"),
+    ("nctaid", "i64"),
+    ("grid", "i64"),
+    ("shared", "!llvm.ptr"),
+    ("sums", "!llvm.ptr"),
+    ("workspace", "!llvm.ptr"),
+    ("wait", "!llvm.ptr"),
+    ("exchange", "!llvm.ptr"),
+    ("context", "!llvm.ptr"),
+];
+
+/// The part that is about scratch.
+fn scratch_only(mut a: Access) -> Access {
+    a.read.retain(|m| matches!(m, Mem::Scratch(_)));
+    a.written.retain(|m| matches!(m, Mem::Scratch(_)));
+    a
+}
+
+/// The part that is about memory that changes.
+fn shared_only(k: &Kernel, mut a: Access) -> Access {
+    let constant = |m: &Mem| matches!(m, Mem::Buffer(i) if k.buffers[*i].access == ir::Access::Read);
+    a.read.retain(|m| !constant(m));
+    a
+}
+
+fn has_vector_loop(body: &[Stmt]) -> bool {
+    body.iter().any(|s| match s {
+        Stmt::For { kind: LoopKind::Vector, .. } => true,
+        Stmt::For { body, .. } | Stmt::While { body, .. } => has_vector_loop(body),
+        Stmt::If { then, otherwise, .. } => has_vector_loop(then) || has_vector_loop(otherwise),
+        Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } | Stmt::Dot(_) => false,
+    })
+}

@@ -1,0 +1,168 @@
+//! Tile programs to PTX, for one GPU architecture.
+//!
+//! A kernel becomes an entry point of its name. Its parameters, in order: a pointer per buffer, an i64 per dim, the number of blocks of the tile
+//! program (`Kernel::grid` over the dims), and a pointer to the workspace (any, if it needs none). It gives the same bits however many
+//! blocks of threads are launched; [`GpuKernel::grid`] is the number that has work to do.
+//!
+//! How a tile program is spread over threads: `plan.rs` and `emit/simt.rs`.
+
+pub(crate) mod access;
+pub(crate) mod plan;
+
+use crate::{
+    CodegenError, dot,
+    emit::{Machine, block_module},
+    llvm, mlir,
+};
+use access::{exprs, visit};
+use base::{DType, Dim};
+use graph::op::MapFn;
+use plan::{Limits, Plan};
+use tile::{Expr, Kernel, Stmt};
+
+/// For which GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuOptions {
+    /// LLVM's name of the architecture.
+    pub target: String,
+    /// The version of the PTX instruction set, 86 for 8.6.
+    pub ptx: u32,
+}
+
+impl Default for GpuOptions {
+    fn default() -> GpuOptions {
+        GpuOptions { target: "sm_90a".into(), ptx: 86 }
+    }
+}
+
+/// What it takes to launch a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GpuKernel {
+    /// The entry point.
+    pub symbol: String,
+    /// Threads of a block, in one dimension.
+    pub threads: u32,
+    /// The number of blocks that have something to do. Fewer do the same work, more than that idle; at least one has to be launched if
+    /// there is work.
+    pub grid: Dim,
+    /// Shared memory that the kernel declares itself. # Units: bytes.
+    pub static_shared: usize,
+    /// Shared memory to ask for when launching; above 48 KiB the function's limit has to be raised first. # Units: bytes.
+    pub dynamic_shared: usize,
+    /// Global memory that each launched block needs, one block's after the other's, aligned to 128. # Units: bytes.
+    pub workspace: usize,
+}
+
+/// The PTX of a module, and how its kernels are launched.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ptx {
+    /// The text, for `cuModuleLoadData` or `ptxas`.
+    pub text: String,
+    /// The kernels, in the order given.
+    pub kernels: Vec<GpuKernel>,
+}
+
+/// Of a Hopper GPU: 227 KiB of shared memory a block, of which reductions may take 3.
+const LIMITS: Limits = Limits { warp: 32, threads: (128, 256), shared_bytes: 224 << 10 };
+
+/// The MLIR text of the kernels as GPU code, as it is before lowering.
+///
+/// # Errors
+/// As [`emit_ptx`], for what the kernels hold.
+pub fn emit_gpu_mlir(kernels: &[Kernel]) -> Result<String, CodegenError> {
+    Ok(module(kernels)?.0)
+}
+
+/// The PTX of kernels that verify: the same kernels give the same bytes.
+///
+/// # Errors
+/// If a kernel takes a function of f64 that only a C library has, or MLIR or LLVM refuses what we emit.
+pub fn emit_ptx(kernels: &[Kernel], options: &GpuOptions) -> Result<Ptx, CodegenError> {
+    let (text, kernels) = module(kernels)?;
+    let text = mlir::with_llvm(&text, |module| llvm::ptx(module, options))?;
+    Ok(Ptx { text, kernels })
+}
+
+fn module(kernels: &[Kernel]) -> Result<(String, Vec<GpuKernel>), CodegenError> {
+    kernels.iter().try_for_each(check)?;
+    let spread: Vec<Kernel> = kernels.iter().map(dot::spread_dot).collect();
+    let planned: Vec<(&Kernel, Plan)> = spread.iter().map(|k| (k, Plan::new(k, LIMITS))).collect();
+    let (text, reductions) = block_module(&planned, Machine::Gpu);
+    let launch = |((k, plan), sums): (&(&Kernel, Plan), usize)| GpuKernel {
+        symbol: k.name.clone(),
+        threads: plan.threads,
+        grid: plan.grid.clone(),
+        static_shared: sums,
+        dynamic_shared: plan.shared_bytes,
+        workspace: plan.workspace_bytes,
+    };
+    Ok((text, planned.iter().zip(reductions).map(launch).collect()))
+}
+
+/// Fails if a kernel takes a function of f64 that has no code here.
+fn check(k: &Kernel) -> Result<(), CodegenError> {
+    let mut found = None;
+    each_expr(&k.body, &mut |e| {
+        if let Expr::Map(f, args) = e
+            && k.expr_dtype(&args[0]) == DType::F64
+            && needs_library(*f)
+        {
+            found = found.or(Some(*f));
+        }
+    });
+    match found {
+        Some(f) => Err(CodegenError(format!("kernel {}: {} of f64 has no code for GPUs", k.name, f.name()))),
+        None => Ok(()),
+    }
+}
+
+fn each_expr(body: &[Stmt], see: &mut dyn FnMut(&Expr)) {
+    for s in body {
+        exprs(s, &mut |e| visit(e, see));
+        match s {
+            Stmt::For { body, .. } | Stmt::While { body, .. } => each_expr(body, see),
+            Stmt::If { then, otherwise, .. } => [then, otherwise].into_iter().for_each(|b| each_expr(b, see)),
+            Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } | Stmt::Dot(_) => {}
+        }
+    }
+}
+
+/// Whether a function of f64 is more than some instructions.
+fn needs_library(f: MapFn) -> bool {
+    match f {
+        MapFn::Exp
+        | MapFn::Log
+        | MapFn::Pow
+        | MapFn::Sin
+        | MapFn::Cos
+        | MapFn::Tanh
+        | MapFn::Sigmoid
+        | MapFn::Silu
+        | MapFn::Swiglu
+        | MapFn::Softplus
+        | MapFn::Erf => true,
+        MapFn::Add
+        | MapFn::Sub
+        | MapFn::Mul
+        | MapFn::Div
+        | MapFn::Min
+        | MapFn::Max
+        | MapFn::Neg
+        | MapFn::Abs
+        | MapFn::Floor
+        | MapFn::Sqrt
+        | MapFn::Rsqrt
+        | MapFn::Sign
+        | MapFn::FloorDiv
+        | MapFn::Rem
+        | MapFn::Eq
+        | MapFn::Ne
+        | MapFn::Lt
+        | MapFn::Le
+        | MapFn::And
+        | MapFn::Or
+        | MapFn::Not
+        | MapFn::IsFinite
+        | MapFn::Select => false,
+    }
+}

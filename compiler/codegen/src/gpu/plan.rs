@@ -1,0 +1,221 @@
+//! How a kernel is spread over threads, decided before anything is emitted.
+//!
+//! A kernel whose last statement walks the rows (or elements) of its block, and uses the block's number for nothing else, has them
+//! dealt out over the whole grid: each team takes one and then the next that is as far on as there are teams. A team is a thread, some
+//! neighbouring lanes of a warp, or all threads of a block, by how much work a row holds in vector loops. In any other kernel a block of the
+//! tile program is a block of threads.
+
+use super::access::{Access, expr_uses, stmt_uses};
+use base::Dim;
+use graph::op::MapFn;
+use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId};
+
+/// The threads that run a statement together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Team {
+    /// All threads of a block.
+    Block,
+    /// This many neighbouring lanes of a warp, a power of two above 1.
+    Lanes(u32),
+    /// One thread.
+    Thread,
+}
+
+/// Where scratch memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In shared memory, at an offset. # Units: bytes.
+    Shared(usize),
+    /// In the block's part of the workspace, at an offset. # Units: bytes.
+    Workspace(usize),
+    /// Each thread has its own.
+    Thread,
+}
+
+/// What the processor allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Threads of a warp, a power of two.
+    pub warp: u32,
+    /// Threads of a block, least and most; multiples of `warp`, and powers of two.
+    pub threads: (u32, u32),
+    /// Shared memory of a block for scratch. # Units: bytes.
+    pub shared_bytes: usize,
+}
+
+/// Rows that are dealt out over the grid.
+#[derive(Clone, Debug)]
+pub(crate) struct Rows {
+    /// The row's number.
+    pub var: VarId,
+    /// How many.
+    pub count: Expr,
+    /// Who takes a row.
+    pub team: Team,
+    /// What it does with it.
+    pub body: Vec<Stmt>,
+}
+
+/// How a kernel is spread over threads.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// Threads of a block.
+    pub threads: u32,
+    /// Threads of a warp.
+    pub warp: u32,
+    /// What each block does first, or all that it does.
+    pub body: Vec<Stmt>,
+    /// What follows.
+    pub rows: Option<Rows>,
+    /// Where each scratch memory is.
+    pub places: Vec<Place>,
+    /// # Units: bytes.
+    pub shared_bytes: usize,
+    /// Of each block. # Units: bytes.
+    pub workspace_bytes: usize,
+    /// The number of blocks that have something to do.
+    pub grid: Dim,
+}
+
+/// Elements of a map that a thread takes, one after the other.
+const ELEMS_PER_THREAD: i64 = 4;
+/// A row with more in its vector loops than this is for a whole block.
+const LARGE_ROW: i64 = 4096;
+/// Scratch memories start at multiples of this. # Units: bytes.
+const ALIGN: usize = 128;
+
+impl Plan {
+    /// Decides for a kernel without products.
+    pub(crate) fn new(k: &Kernel, limits: Limits) -> Plan {
+        let mut body = k.body.clone();
+        let rows = whole_range(k).map(|(count, dropped)| {
+            let Some(Stmt::For { var, kind, body: row, .. }) = body.pop() else { base::bug!("the rows of {}", k.name) };
+            body.retain(|s| !matches!(s, Stmt::Let(v, _) if dropped.contains(v)));
+            let team = if kind == LoopKind::Vector { Team::Thread } else { row_team(&row, limits.warp) };
+            Rows { var, count, team, body: row }
+        });
+        let widest = widest(rows.as_ref().map_or(&body, |r| &r.body)).unwrap_or(256);
+        let (least, most) = limits.threads;
+        let threads = match rows.as_ref().map(|r| r.team) {
+            Some(Team::Thread) => most,
+            Some(Team::Lanes(_)) => least,
+            Some(Team::Block) | None => (widest.clamp(1, i64::from(most)) as u32).next_power_of_two().clamp(least, most),
+        };
+        let own = rows.as_ref().filter(|r| r.team == Team::Thread).map(|r| Access::of(&r.body).written);
+        let (places, shared_bytes, workspace_bytes) = place(k, &own.unwrap_or_default(), limits.shared_bytes);
+        let grid = match &rows {
+            None => k.grid.clone(),
+            Some(r) => {
+                let per_block = match r.team {
+                    Team::Block => 1,
+                    Team::Lanes(n) => i64::from(threads / n),
+                    Team::Thread if widest_list(&r.body).is_none() => i64::from(threads) * ELEMS_PER_THREAD,
+                    Team::Thread => i64::from(threads),
+                };
+                extent(k, &r.count).ceil_div(&Dim::from(per_block))
+            }
+        };
+        Plan { threads, warp: limits.warp, body, rows, places, shared_bytes, workspace_bytes, grid }
+    }
+}
+
+/// An extent that [`whole_range`] admits.
+fn extent(k: &Kernel, e: &Expr) -> Dim {
+    match (e, e.known()) {
+        (_, Some(n)) => Dim::from(n),
+        (Expr::Dim(i), None) => k.dims[*i].clone(),
+        _ => base::bug!("{e:?} is no extent"),
+    }
+}
+
+/// If the kernel ends in a loop over `block·size .. min(block·size + size, count)`, and has no other use of its block: the count, and the
+/// variables that hold the bounds.
+fn whole_range(k: &Kernel) -> Option<(Expr, Vec<VarId>)> {
+    let (Stmt::For { lo, hi, kind: kind @ (LoopKind::Parallel | LoopKind::Vector), body, .. }, before) = k.body.split_last()?
+    else {
+        return None;
+    };
+    let bound = |e: &Expr| match e {
+        Expr::Var(v) => before.iter().find_map(|s| match s {
+            Stmt::Let(w, e) if w == v => Some((*v, e)),
+            _ => None,
+        }),
+        _ => None,
+    };
+    let block = k.block();
+    let (size, mut dropped) = match bound(lo) {
+        None if *lo == block => (1, Vec::new()),
+        None => return None,
+        Some((v, Expr::Map(MapFn::Mul, args))) if args[0] == block => (args[1].known()?, vec![v]),
+        Some(_) => return None,
+    };
+    let (end, Expr::Map(MapFn::Min, args)) = bound(hi)? else { return None };
+    let [Expr::Map(MapFn::Add, sum), count] = args.as_slice() else { return None };
+    if sum[0] != *lo || sum[1].known() != Some(size) || !(count.known().is_some() || matches!(count, Expr::Dim(_))) {
+        return None;
+    }
+    dropped.push(end);
+    // What a turn of a parallel loop writes to scratch is its own; a turn of a vector loop may read what was there.
+    if *kind == LoopKind::Vector && Access::of(body).written.iter().any(|m| matches!(m, Mem::Scratch(_))) {
+        return None;
+    }
+    let bounds = |v: VarId| v == VarId(0) || dropped.contains(&v);
+    let rest = before.iter().filter(|s| !matches!(s, Stmt::Let(v, _) if bounds(*v)));
+    let used = rest.chain(body).any(|s| stmt_uses(s, &bounds)) || expr_uses(count, &bounds);
+    (!used).then_some((count.clone(), dropped))
+}
+
+/// Who takes a row.
+fn row_team(row: &[Stmt], warp: u32) -> Team {
+    let Some(widest) = widest_list(row) else { return Team::Thread };
+    // What a row keeps in scratch is its team's: a block has one, a thread may have one.
+    let scratch = Access::of(row).written.iter().any(|m| matches!(m, Mem::Scratch(_)));
+    match widest {
+        Some(n) if n <= 1 => Team::Thread,
+        _ if scratch => Team::Block,
+        Some(n) if n > LARGE_ROW => Team::Block,
+        Some(n) => Team::Lanes((n as u32).next_power_of_two().min(warp)),
+        None => Team::Lanes(warp),
+    }
+}
+
+/// The greatest number of turns of the vector loops in a list, where each is known.
+fn widest(body: &[Stmt]) -> Option<i64> {
+    widest_list(body).flatten()
+}
+
+/// Whether there are vector loops, and the greatest number of their turns, where each is known.
+fn widest_list(body: &[Stmt]) -> Option<Option<i64>> {
+    let mut found: Option<Option<i64>> = None;
+    let mut join = |n: Option<i64>| found = Some(found.map_or(n, |m| m.zip(n).map(|(a, b)| a.max(b))));
+    for s in body {
+        match s {
+            Stmt::For { lo, hi, kind: LoopKind::Vector, .. } => join(lo.known().zip(hi.known()).map(|(l, h)| h - l)),
+            Stmt::For { body, kind: LoopKind::Serial | LoopKind::Parallel, .. } | Stmt::While { body, .. } => {
+                widest_list(body).into_iter().for_each(&mut join);
+            }
+            Stmt::If { then, otherwise, .. } => {
+                [then, otherwise].into_iter().filter_map(|l| widest_list(l)).for_each(&mut join);
+            }
+            Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } | Stmt::Dot(_) => {}
+        }
+    }
+    found
+}
+
+/// Puts scratch into shared memory, the smallest first, and what does not fit into the workspace. What is written by one thread for itself
+/// is its own.
+fn place(k: &Kernel, own: &std::collections::BTreeSet<Mem>, limit: usize) -> (Vec<Place>, usize, usize) {
+    let bytes = |i: usize| (k.scratch[i].elems.max(1) * k.scratch[i].dtype.bytes()).next_multiple_of(ALIGN);
+    let mut order: Vec<usize> = (0..k.scratch.len()).collect();
+    order.sort_by_key(|i| (bytes(*i), *i));
+    let mut places = vec![Place::Thread; k.scratch.len()];
+    let (mut shared, mut workspace) = (0, 0);
+    for i in order.into_iter().filter(|i| !own.contains(&Mem::Scratch(*i))) {
+        let (at, place): (&mut usize, fn(usize) -> Place) =
+            if shared + bytes(i) <= limit { (&mut shared, Place::Shared) } else { (&mut workspace, Place::Workspace) };
+        places[i] = place(*at);
+        *at += bytes(i);
+    }
+    (places, shared, workspace)
+}

@@ -1,0 +1,190 @@
+//! Kernels as a GPU would run them, with threads of the host that take turns: one runs until it has to wait, then the next. With the first
+//! thread first and with the last thread first, what a missing barrier lets a thread see too early or too late differs.
+
+use crate::{
+    Jit, Options, dot,
+    emit::{Machine, block_module},
+    gpu::plan::{Limits, Plan},
+    llvm, mlir,
+};
+use std::sync::{Condvar, Mutex};
+use tile::Kernel;
+
+/// Small, so that small problems have several warps and blocks, and scratch that does not fit.
+const LIMITS: Limits = Limits { warp: 4, threads: (8, 16), shared_bytes: 4 << 10 };
+const ALIGN: usize = 128;
+
+/// Kernels compiled for threads of the host.
+pub(super) struct Emulated {
+    jit: Jit,
+    plans: Vec<(String, Plan, usize)>,
+}
+
+/// What a compiled function is passed, as `emit/simt.rs` says.
+#[repr(C)]
+struct Thread<'a> {
+    tid: i64,
+    ctaid: i64,
+    nctaid: i64,
+    grid: i64,
+    shared: *mut u8,
+    sums: *mut u8,
+    workspace: *mut u8,
+    wait: extern "C" fn(&Thread<'_>, i64),
+    exchange: extern "C" fn(&Thread<'_>, i64, i64, i64) -> i64,
+    context: &'a Block,
+}
+
+// SAFETY: threads of a block take turns, so no memory is touched by two at once.
+unsafe impl Send for Thread<'_> {}
+
+type Function = unsafe extern "C" fn(*const *mut u8, *const i64, &Thread<'_>);
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    Ready,
+    /// In a group of this size, with a value for the others.
+    Waiting(i64, i64),
+    Done,
+}
+
+/// The threads of a block; one of them runs.
+struct Block {
+    state: Mutex<(Vec<State>, usize, Vec<i64>)>,
+    /// One a thread.
+    turn: Vec<Condvar>,
+    /// Whether the last thread goes first.
+    reversed: bool,
+}
+
+impl Block {
+    fn new(threads: usize, reversed: bool) -> Block {
+        let first = if reversed { threads - 1 } else { 0 };
+        Block {
+            state: Mutex::new((vec![State::Ready; threads], first, vec![0; threads])),
+            turn: (0..threads).map(|_| Condvar::new()).collect(),
+            reversed,
+        }
+    }
+    /// Blocks until it is this thread's turn.
+    fn resume(&self, tid: usize) {
+        let guard = self.state.lock().expect("no thread panics");
+        drop(self.turn[tid].wait_while(guard, |s| s.1 != tid).expect("no thread panics"));
+    }
+    /// Ends this thread's turn, and starts that of another one.
+    fn pass(&self, tid: usize, to: State) {
+        let mut guard = self.state.lock().expect("no thread panics");
+        let (states, turn, values) = &mut *guard;
+        states[tid] = to;
+        if let State::Waiting(size, _) = to {
+            let group = tid / size as usize * size as usize..(tid / size as usize + 1) * size as usize;
+            let all = states[group.clone()].iter().all(|s| matches!(s, State::Waiting(n, _) if *n == size));
+            if all {
+                for i in group {
+                    if let State::Waiting(_, value) = states[i] {
+                        values[i] = value;
+                    }
+                    states[i] = State::Ready;
+                }
+            }
+        }
+        let mut order: Vec<usize> = (0..states.len()).collect();
+        if self.reversed {
+            order.reverse();
+        }
+        match order.into_iter().find(|i| states[*i] == State::Ready) {
+            Some(next) => {
+                *turn = next;
+                self.turn[next].notify_one();
+            }
+            None if states.iter().all(|s| *s == State::Done) => {}
+            None => {
+                eprintln!("threads wait for others that do not come");
+                std::process::abort();
+            }
+        }
+    }
+}
+
+extern "C" fn wait(thread: &Thread<'_>, size: i64) {
+    let tid = thread.tid as usize;
+    thread.context.pass(tid, State::Waiting(size, 0));
+    thread.context.resume(tid);
+}
+
+extern "C" fn exchange(thread: &Thread<'_>, value: i64, distance: i64, lanes: i64) -> i64 {
+    let tid = thread.tid as usize;
+    thread.context.pass(tid, State::Waiting(lanes, value));
+    thread.context.resume(tid);
+    let other = thread.context.state.lock().expect("no thread panics").2[tid ^ distance as usize];
+    // Nobody may pass another value before all have this one.
+    wait(thread, lanes);
+    other
+}
+
+impl Emulated {
+    pub(super) fn load(kernels: &[Kernel]) -> Emulated {
+        let spread: Vec<Kernel> = kernels.iter().map(dot::spread_dot).collect();
+        let planned: Vec<(&Kernel, Plan)> = spread.iter().map(|k| (k, Plan::new(k, LIMITS))).collect();
+        let (text, sums) = block_module(&planned, Machine::Emulated);
+        let object = mlir::with_llvm(&text, |module| {
+            llvm::optimise(module, &Options::default())?;
+            llvm::object(module, &Options::default())
+        });
+        let jit = Jit::load(&[object.unwrap_or_else(|e| panic!("{e}\n{text}"))]).expect("it links");
+        let plans = planned.into_iter().zip(sums).map(|((k, plan), sums)| (k.name.clone(), plan, sums)).collect();
+        Emulated { jit, plans }
+    }
+    /// Runs a kernel with this many blocks of threads, in an order of threads.
+    pub(super) fn run(&self, name: &str, buffers: &[*mut u8], dims: &[i64], grid: i64, blocks: i64, reversed: bool) {
+        let (_, plan, sums) = self.plans.iter().find(|(n, ..)| n == name).expect("it was compiled");
+        let f = self.jit.symbol(name).expect("the symbol is there");
+        // SAFETY: the symbol is a function of this type.
+        let f = unsafe { std::mem::transmute::<*const (), Function>(f) };
+        let threads = plan.threads as usize;
+        // What is not set is NaN.
+        let memory = |bytes: usize| {
+            let mut m = vec![0xffu8; bytes + ALIGN];
+            let skip = m.as_mut_ptr().align_offset(ALIGN);
+            (m, skip)
+        };
+        let (mut workspace, skip) = memory(plan.workspace_bytes * blocks as usize);
+        let workspace = workspace[skip..].as_mut_ptr();
+        for ctaid in 0..blocks {
+            let ((mut shared, shared_skip), (mut sums, sums_skip)) = (memory(plan.shared_bytes), memory(*sums));
+            let (shared, sums) = (shared[shared_skip..].as_mut_ptr(), sums[sums_skip..].as_mut_ptr());
+            let block = Block::new(threads, reversed);
+            let start = |tid: usize| Thread {
+                tid: tid as i64,
+                ctaid,
+                nctaid: blocks,
+                grid,
+                shared,
+                sums,
+                workspace,
+                wait,
+                exchange,
+                context: &block,
+            };
+            let passed = Passed(buffers, dims);
+            std::thread::scope(|s| {
+                for thread in (0..threads).map(start) {
+                    let passed = &passed;
+                    s.spawn(move || {
+                        let thread = thread;
+                        thread.context.resume(thread.tid as usize);
+                        // SAFETY: the interpreter finds no access out of bounds, and the memory is what the plan asks for.
+                        unsafe { f(passed.0.as_ptr(), passed.1.as_ptr(), &thread) };
+                        thread.context.pass(thread.tid as usize, State::Done);
+                    });
+                }
+            });
+        }
+    }
+}
+
+/// The arguments of all threads.
+struct Passed<'a>(&'a [*mut u8], &'a [i64]);
+
+// SAFETY: as for `Thread`.
+unsafe impl Sync for Passed<'_> {}
