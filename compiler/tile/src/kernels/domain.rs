@@ -1,7 +1,8 @@
 //! What an attention kernel skips, read from the domain: the keys that a tile of queries can see, and for each pair whether it does.
 //!
-//! A conjunction with a list (`blocks`, `tokens`) is driven by the list: a tile is one query with the heads of its group, all of which
-//! see the same keys, and only listed keys are visited. Every other domain is driven by ranges: the keys of a tile of queries are an
+//! A conjunction with a list (`blocks`, `tokens`) is driven by the list: only listed keys are visited. A tile is one query with the heads
+//! of its group, all of which see the same keys; where these are few, a tile of several queries visits the union of their blocks, each
+//! once and in order, and tests which of the queries listed it. Every other domain is driven by ranges: the keys of a tile of queries are an
 //! interval that follows from the domain's structure (`and` intersects, `or` takes the hull), and pairs inside it are tested.
 
 use super::build::{Build, both, eq, tile, truth};
@@ -39,22 +40,31 @@ pub struct Problem {
 /// Sizes of an attention kernel's tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiling {
-    /// Queries of a tile; each has as many rows as its group has heads. 1 where a list drives.
+    /// Queries of a tile; each has as many rows as its group has heads. 1 where a list of tokens drives.
     pub queries: i64,
     /// Keys of a tile.
     pub keys: i64,
 }
 
+/// Rows of a tile that visits the union of its queries' blocks: two vectors. # Source: models/strata, `lode bench --entry grad`.
+const UNION_ROWS: i64 = 16;
+
 impl Tiling {
     /// All that kernels are built for, the largest first.
     pub fn legal(p: &Problem) -> Vec<Tiling> {
-        let queries: &[i64] = if driving_list(&p.domain).is_some() { &[1] } else { &[64, 32, 16, 8, 4, 2, 1] };
+        let queries: &[i64] = match driving_list(&p.domain) {
+            Some((Domain::Blocks { .. }, _)) => &[16, 8, 4, 2, 1],
+            Some(_) => &[1],
+            None => &[64, 32, 16, 8, 4, 2, 1],
+        };
         queries.iter().flat_map(|q| [64, 32, 16, 8].map(|keys| Tiling { queries: *q, keys })).collect()
     }
     /// The largest whose scratch memory, `bytes`, fits in `budget`, with up to 32 rows; more rows do not make it faster.
     pub fn choose(p: &Problem, budget: i64, bytes: impl Fn(&Tiling) -> i64) -> Tiling {
         let heads = p.h / p.g;
-        let enough = |t: &Tiling| t.queries == 1 || t.queries * heads <= 32 && p.t.known().is_none_or(|n| n * 2 > t.queries);
+        // Queries of a tile that is driven by lists see ever fewer of its keys.
+        let rows = if driving_list(&p.domain).is_some() { UNION_ROWS } else { 32 };
+        let enough = |t: &Tiling| t.queries == 1 || t.queries * heads <= rows && p.t.known().is_none_or(|n| n * 2 > t.queries);
         let legal = Tiling::legal(p);
         let smallest = *legal.last().expect("there are legal tilings");
         legal.into_iter().find(|t| enough(t) && bytes(t) <= budget).unwrap_or(smallest)
@@ -120,8 +130,8 @@ pub enum Keys {
         first: Expr,
         /// How many.
         count: Expr,
-        /// Whether a query of the tile may not see some of them.
-        masked: bool,
+        /// Which queries of the tile listed them (bool in scratch), where that is not told by the domain's other parts.
+        listed: Option<Mem>,
     },
     /// Those listed in scratch; the query sees all.
     Listed {
@@ -149,8 +159,11 @@ impl Keys {
 }
 
 /// Whether tiles have to be tested pair by pair.
-pub fn is_masked(domain: &Domain) -> bool {
-    driving_list(domain).is_none() && !matches!(domain, Domain::Full)
+pub fn is_masked(domain: &Domain, tiling: Tiling) -> bool {
+    match driving_list(domain) {
+        Some(_) => tiling.queries > 1,
+        None => !matches!(domain, Domain::Full),
+    }
 }
 
 /// The list that drives a conjunction, and the rest of it.
@@ -292,8 +305,23 @@ impl Scene<'_> {
         match driving_list(domain) {
             None => {
                 let (lo, hi) = self.range(b, domain, first, &last);
-                let masked = is_masked(domain);
-                chunks(b, lo, hi, tiling.keys, |b, first, count| body(b, Keys::Range { first, count, masked }));
+                chunks(b, lo, hi, tiling.keys, |b, first, count| body(b, Keys::Range { first, count, listed: None }));
+            }
+            Some((Domain::Blocks { idx, size }, rest)) if tiling.queries > 1 => {
+                let (lo, hi) = self.range(b, &rest, first, &last);
+                let listed = b.scratch("listed", DType::Bool, tiling.queries);
+                self.each_of_union(b, idx, size, [first, count], [lo, hi.clone()], |b, block, lo| {
+                    b.range(count.clone(), |b, i| {
+                        let (start, n) = self.list(b, idx, first.clone() + i.clone());
+                        let times = self.occurrences(b, idx, &start, n, &block);
+                        b.store(listed, i, Expr::lt(Expr::int(0), times));
+                    });
+                    let start = b.bind(block * Expr::int(size));
+                    let lo = b.bind(Expr::maximum(start.clone(), lo));
+                    let hi = b.bind(Expr::minimum(start + Expr::int(size), hi));
+                    let listed = Some(listed);
+                    chunks(b, lo, hi, tiling.keys.min(size), |b, first, count| body(b, Keys::Range { first, count, listed }));
+                });
             }
             Some((Domain::Blocks { idx, size }, rest)) => {
                 let (lo, hi) = self.range(b, &rest, first, &last);
@@ -307,7 +335,7 @@ impl Scene<'_> {
                         let hi = b.bind(Expr::minimum(start + Expr::int(size), hi));
                         chunks(b, lo, hi, tiling.keys.min(size), |b, start, count| {
                             if is_range(&rest) {
-                                return body(b, Keys::Range { first: start, count, masked: false });
+                                return body(b, Keys::Range { first: start, count, listed: None });
                             }
                             let found = self.collect(b, tiling, count, |b, c, take| {
                                 let key = b.bind(start + c);
@@ -349,6 +377,33 @@ impl Scene<'_> {
                 let before = self.occurrences(b, idx, &start, e, &block);
                 b.if_(eq(before, Expr::int(0)), |b| body(b, block));
             });
+        });
+    }
+    /// Runs `body` for each block that some of the queries list and that reaches into `lo..hi`, in order; it is also given `lo`.
+    fn each_of_union(
+        &self,
+        b: &mut Build,
+        idx: usize,
+        size: i64,
+        [first, count]: [&Expr; 2],
+        [lo, hi]: [Expr; 2],
+        body: impl FnOnce(&mut Build, Expr, Expr),
+    ) {
+        let end = b.bind(Expr::floor_div(hi + Expr::int(size - 1), Expr::int(size)));
+        let before = Expr::floor_div(lo.clone(), Expr::int(size)) - Expr::int(1);
+        let at = b.var(DType::I64, before);
+        b.while_(Expr::lt(Expr::Var(at), end.clone()), |b| {
+            let (old, next) = (Expr::Var(at), b.var(DType::I64, end.clone()));
+            b.range(count.clone(), |b, i| {
+                let (start, n) = self.list(b, idx, first.clone() + i);
+                let least = b.reduce(ReduceFn::Min, end.clone(), n, |b, e| {
+                    let x = b.bind(Expr::load(self.operands[idx], start + e).cast(DType::I64));
+                    Expr::select(Expr::lt(old.clone(), x.clone()), x, end.clone())
+                });
+                b.assign(next, Expr::minimum(Expr::Var(next), Expr::Var(least)));
+            });
+            b.assign(at, Expr::Var(next));
+            b.if_(Expr::lt(Expr::Var(next), end), |b| body(b, Expr::Var(next), lo));
         });
     }
     /// Lists what `visit` takes of `0..count`, which is at most a tile.
@@ -401,17 +456,26 @@ impl Scene<'_> {
     /// Fills `mask [keys, queries]` and gives the number of pairs that see each other. The mask's other elements stay.
     pub fn mask(&self, b: &mut Build, mask: Mem, queries: i64, [first, count]: [&Expr; 2], keys: &Keys) -> Expr {
         let total = b.var(DType::I64, Expr::int(0));
+        let domain = &self.problem.domain;
+        let (listed, domain) = match (keys, driving_list(domain)) {
+            (Keys::Range { listed: Some(listed), .. }, Some((_, rest))) => (Some(*listed), rest),
+            (Keys::Range { .. } | Keys::Listed { .. }, _) => (None, domain.clone()),
+        };
         b.range(keys.count(), |b, c| {
             let key = b.bind(keys.key(c.clone()));
             let body = |b: &mut Build, i: Expr| {
                 let t = b.bind(first.clone() + i.clone());
-                let seen = self.sees(b, &self.problem.domain, &t, &key);
+                let seen = self.sees(b, &domain, &t, &key);
+                let seen = match listed {
+                    Some(listed) => both(Expr::load(listed, i.clone()), seen),
+                    None => seen,
+                };
                 let seen = b.bind(seen);
                 b.store(mask, c * Expr::int(queries) + i, seen.clone());
                 b.accumulate(total, ReduceFn::Sum, seen.cast(DType::I64));
             };
             // A list is scanned in lanes, pair after pair.
-            if scans(&self.problem.domain) { b.range(count.clone(), body) } else { b.each(count.clone(), body) }
+            if scans(&domain) { b.range(count.clone(), body) } else { b.each(count.clone(), body) }
         });
         Expr::Var(total)
     }

@@ -93,7 +93,7 @@ impl<'a> Attend<'a> {
         let p = scene.problem;
         let (heads, dtype) = (p.h / p.g, p.sum_dtype());
         let rows = tiling.queries * heads;
-        let masked = is_masked(&p.domain).then(|| Masked {
+        let masked = is_masked(&p.domain, tiling).then(|| Masked {
             mask: b.scratch("mask", DType::Bool, tiling.keys * tiling.queries),
             values: b.scratch("values", dtype, tiling.keys * p.dv),
             bad: b.scratch("bad", DType::Bool, tiling.keys),

@@ -129,7 +129,7 @@ impl<'a> Grad<'a> {
         let p = scene.problem;
         let (heads, dtype) = (p.h / p.g, p.sum_dtype());
         let rows = tiling.queries * heads;
-        let masked = is_masked(&p.domain).then(|| Masked {
+        let masked = is_masked(&p.domain, tiling).then(|| Masked {
             mask: b.scratch("mask", DType::Bool, tiling.keys * tiling.queries),
             keys: b.scratch("keys", dtype, tiling.keys * p.dk),
             good_key: b.scratch("good_key", DType::Bool, tiling.keys),
