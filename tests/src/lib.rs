@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod filetests;
 #[cfg(test)]
+mod gpu;
+#[cfg(test)]
 mod models;
 #[cfg(test)]
 mod reference;

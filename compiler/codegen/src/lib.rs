@@ -5,6 +5,7 @@
 
 mod dot;
 mod emit;
+pub mod emulate;
 pub mod gpu;
 mod jit;
 mod llvm;

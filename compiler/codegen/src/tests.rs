@@ -1,6 +1,5 @@
 mod maps;
 mod programs;
-mod simt;
 
 use crate::{Jit, Options, emit_llvm, emit_objects, emit_objects_for};
 use base::{DType, Dim};

@@ -1,8 +1,9 @@
-//! Kernels as a GPU would run them, with threads of the host that take turns: one runs until it has to wait, then the next. With the first
-//! thread first and with the last thread first, what a missing barrier lets a thread see too early or too late differs.
+//! Kernels as a GPU would run them, for tests: the same module, but for narrow floats, with threads of the host that take turns. One runs
+//! until it has to wait, then the next. With the first thread first and with the last thread first, what a missing barrier lets a thread see
+//! too early or too late differs.
 
 use crate::{
-    Jit, Options, dot,
+    CodegenError, Jit, Options, dot,
     emit::{Machine, block_module},
     gpu::plan::{Limits, Plan},
     llvm, mlir,
@@ -15,7 +16,7 @@ const LIMITS: Limits = Limits { warp: 4, threads: (8, 16), shared_bytes: 4 << 10
 const ALIGN: usize = 128;
 
 /// Kernels compiled for threads of the host.
-pub(super) struct Emulated {
+pub struct Emulated {
     jit: Jit,
     plans: Vec<(String, Plan, usize)>,
 }
@@ -123,7 +124,11 @@ extern "C" fn exchange(thread: &Thread<'_>, value: i64, distance: i64, lanes: i6
 }
 
 impl Emulated {
-    pub(super) fn load(kernels: &[Kernel]) -> Emulated {
+    /// Compiles kernels for threads of the host.
+    ///
+    /// # Errors
+    /// What MLIR, LLVM or the linker refuses.
+    pub fn load(kernels: &[Kernel]) -> Result<Emulated, CodegenError> {
         let spread: Vec<Kernel> = kernels.iter().map(dot::spread_dot).collect();
         let planned: Vec<(&Kernel, Plan)> = spread.iter().map(|k| (k, Plan::new(k, LIMITS))).collect();
         let (text, sums) = block_module(&planned, Machine::Emulated);
@@ -131,14 +136,20 @@ impl Emulated {
             llvm::optimise(module, &Options::default())?;
             llvm::object(module, &Options::default())
         });
-        let jit = Jit::load(&[object.unwrap_or_else(|e| panic!("{e}\n{text}"))]).expect("it links");
+        let jit = Jit::load(&[object?])?;
         let plans = planned.into_iter().zip(sums).map(|((k, plan), sums)| (k.name.clone(), plan, sums)).collect();
-        Emulated { jit, plans }
+        Ok(Emulated { jit, plans })
     }
-    /// Runs a kernel with this many blocks of threads, in an order of threads.
-    pub(super) fn run(&self, name: &str, buffers: &[*mut u8], dims: &[i64], grid: i64, blocks: i64, reversed: bool) {
-        let (_, plan, sums) = self.plans.iter().find(|(n, ..)| n == name).expect("it was compiled");
-        let f = self.jit.symbol(name).expect("the symbol is there");
+    /// Runs a kernel of `grid` blocks with `blocks` blocks of threads, the last thread first if `reversed`.
+    ///
+    /// # Panics
+    /// If there is no such kernel. The process ends if threads wait for others that do not come.
+    ///
+    /// # Safety
+    /// The buffers and extents are what the kernel expects, and it keeps in bounds.
+    pub unsafe fn run(&self, name: &str, buffers: &[*mut u8], dims: &[i64], grid: i64, blocks: i64, reversed: bool) {
+        let (_, plan, sums) = self.plans.iter().find(|(n, ..)| n == name).expect("a kernel that was compiled");
+        let f = self.jit.symbol(name).expect("a kernel has a symbol");
         // SAFETY: the symbol is a function of this type.
         let f = unsafe { std::mem::transmute::<*const (), Function>(f) };
         let threads = plan.threads as usize;
@@ -173,7 +184,7 @@ impl Emulated {
                     s.spawn(move || {
                         let thread = thread;
                         thread.context.resume(thread.tid as usize);
-                        // SAFETY: the interpreter finds no access out of bounds, and the memory is what the plan asks for.
+                        // SAFETY: as the caller says, and the memory is what the plan asks for.
                         unsafe { f(passed.0.as_ptr(), passed.1.as_ptr(), &thread) };
                         thread.context.pass(thread.tid as usize, State::Done);
                     });

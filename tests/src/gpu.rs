@@ -1,0 +1,150 @@
+//! Kernels of the models as GPU code: `ptxas` takes them, and threads of the host that stand for a GPU's compute what the interpreter does.
+
+use base::{DType, Dim, DimEnv};
+use codegen::{GpuOptions, emulate::Emulated};
+use driver::pipeline::{self, Options};
+use exec::HostTensor;
+use hir::Overrides;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+use tile::{Access, Kernel, interp};
+
+/// The models, small.
+const MODELS: [(&str, &str); 4] = [
+    ("llama", "num_hidden_layers=2 vocab_size=32 hidden_size=32 intermediate_size=48 num_attention_heads=4 head_dim=8"),
+    ("strata", "layers=2 vocab=32 d=32 heads=4 kv=2 dh=8 experts=4 ff=16 length=8 stride=4 size=8 count=3 window=12"),
+    ("qwen3_moe", "num_hidden_layers=2 vocab_size=32 hidden_size=32 moe_intermediate_size=16 head_dim=8 num_experts=4"),
+    (
+        "deepseek_v3",
+        "vocab_size=32 hidden_size=32 intermediate_size=48 moe_intermediate_size=16 num_hidden_layers=3 first_k_dense_replace=1 \
+         num_attention_heads=4 q_lora_rank=16 kv_lora_rank=8 qk_nope_head_dim=8 qk_rope_head_dim=4 v_head_dim=8 n_routed_experts=8 \
+         num_experts_per_tok=2 n_group=4 topk_group=2 initializer_range=0.1",
+    ),
+];
+
+fn kernels(model: &str, set: &str) -> Vec<Kernel> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models").join(model).join("model.lode");
+    let text = std::fs::read_to_string(&path).expect("the model is part of the source");
+    let set = set.split_whitespace().filter_map(|s| s.split_once('=')).map(|(n, v)| (n.to_string(), v.to_string())).collect();
+    let options = Options { overrides: Overrides { set, ..Overrides::default() }, ..Options::default() };
+    let front = pipeline::front("model.lode", &text, &mut |_| None, &options);
+    let (module, _) = pipeline::middle(front.program.as_ref().expect("it checks"), &options).expect("it optimises");
+    pipeline::lower(&module, &options).expect("it lowers").kernels
+}
+
+/// `LODE_PTXAS`, or one on the path.
+fn ptxas() -> Option<PathBuf> {
+    let on_path = || std::env::split_paths(&std::env::var_os("PATH")?).map(|d| d.join("ptxas")).find(|p| p.is_file());
+    let found = std::env::var_os("LODE_PTXAS").map(PathBuf::from).or_else(on_path);
+    if found.is_none() {
+        println!("skipped: no ptxas");
+    }
+    found
+}
+
+#[test]
+fn every_model_assembles() {
+    let Some(ptxas) = ptxas() else { return };
+    for (model, set) in MODELS {
+        let kernels = kernels(model, set);
+        let ptx = codegen::emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles");
+        assert_eq!(ptx.kernels.len(), kernels.len());
+        let folder = std::env::temp_dir().join(format!("lode-ptx-{}-{model}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder for temporary files");
+        let (source, code) = (folder.join("kernels.ptx"), folder.join("kernels.cubin"));
+        std::fs::write(&source, &ptx.text).expect("it is written");
+        let out = Command::new(&ptxas).args(["-arch=sm_90a", "-v"]).arg(&source).arg("-o").arg(&code).output();
+        let out = out.expect("ptxas starts");
+        let told = String::from_utf8_lossy(&out.stderr).into_owned();
+        std::fs::remove_dir_all(&folder).expect("the folder is there");
+        assert!(out.status.success(), "{model}: {told}");
+        let spills = told.split("Compiling entry function '").skip(1).filter(|text| !text.contains(" 0 bytes spill stores"));
+        // A few registers may be spilled outside of the inner loops of a long kernel, never in a map.
+        let names: Vec<&str> = spills.filter_map(|text| text.split('\'').next()).filter(|name| name.contains("map")).collect();
+        assert!(names.is_empty(), "{model}: registers of {names:?} are spilled");
+        for k in &ptx.kernels {
+            assert!(told.contains(&format!("'{}'", k.symbol)) && k.static_shared + k.dynamic_shared <= 227 << 10, "{k:?}");
+        }
+    }
+}
+
+/// Numbers of a buffer: small ones, of both signs; indices from -1 on.
+fn numbers(dtype: DType, n: usize, seed: usize) -> Vec<f64> {
+    let at = |i: usize| ((i * 37 + seed * 11 + i * i % 101) % 64) as f64;
+    (0..n)
+        .map(|i| match dtype {
+            DType::I32 | DType::I64 => at(i) % 5.0 - 1.0,
+            DType::Bool => f64::from(u8::from(at(i) < 40.0)),
+            DType::F64 | DType::F32 | DType::BF16 | DType::F16 | DType::E4M3 => dtype.round(at(i) / 32.0 - 0.9),
+        })
+        .collect()
+}
+
+fn eval(d: &Dim, env: &DimEnv) -> i64 {
+    d.eval(env).unwrap_or_else(|| panic!("{d} has no value"))
+}
+
+/// Runs a kernel in the interpreter and as threads. Whether its operands could be made up.
+fn agrees(threads: &Emulated, k: &Kernel, env: &DimEnv) -> bool {
+    let given: Vec<Vec<f64>> =
+        k.buffers.iter().enumerate().map(|(i, b)| numbers(b.dtype, eval(&b.elems, env) as usize, i)).collect();
+    let mut want = given.clone();
+    if interp::run(k, &mut want, env, interp::Options::default()).is_err() {
+        return false;
+    }
+    let dims: Vec<i64> = k.dims.iter().map(|d| eval(d, env)).collect();
+    let mut first: Option<Vec<Vec<u8>>> = None;
+    for (blocks, reversed) in [(1, true), (3, false)] {
+        let mut memory: Vec<Vec<u8>> = k
+            .buffers
+            .iter()
+            .zip(&given)
+            .map(|(b, x)| HostTensor::from_f64(b.dtype, &[x.len() as i64], x.iter().copied()).bytes)
+            .collect();
+        let pointers: Vec<*mut u8> = memory.iter_mut().map(Vec::as_mut_ptr).collect();
+        // SAFETY: the interpreter finds no access out of bounds, and the allocator aligns to more than an element.
+        unsafe { threads.run(&k.name, &pointers, &dims, eval(&k.grid, env), blocks, reversed) };
+        for ((b, got), want) in k.buffers.iter().zip(&memory).zip(&want).filter(|((b, _), _)| b.access != Access::Read) {
+            let scale = want.iter().filter(|x| x.is_finite()).fold(1e-3f64, |a, x| a.max(x.abs()));
+            for (i, (g, w)) in exec::tensor::read(b.dtype, got).into_iter().zip(want).enumerate() {
+                let same = g == *w || g.is_nan() && w.is_nan() || (g - w).abs() <= 2e-5 * scale;
+                assert!(same, "{}: {}[{i}] is {g:e}, not {w:e}, of {scale:e}", k.name, b.name);
+            }
+        }
+        let first = first.get_or_insert_with(|| memory.clone());
+        assert!(*first == memory, "{}: the number of blocks or the order of threads shows", k.name);
+    }
+    true
+}
+
+fn threads_agree(model: usize) {
+    let (model, set) = MODELS[model];
+    let kernels = kernels(model, set);
+    let threads = Emulated::load(&kernels).expect("it compiles");
+    let env: DimEnv = [("B".into(), 2), ("T".into(), 19)].into_iter().collect();
+    let made: Vec<&Kernel> = kernels.iter().filter(|k| !agrees(&threads, k, &env)).collect();
+    let names: Vec<&str> = made.iter().map(|k| k.name.as_str()).collect();
+    assert!(names.is_empty(), "{model}: no operands for {names:?} of {} kernels", kernels.len());
+}
+
+#[test]
+fn threads_compute_llama() {
+    threads_agree(0);
+}
+
+#[test]
+fn threads_compute_strata() {
+    threads_agree(1);
+}
+
+#[test]
+fn threads_compute_qwen3_moe() {
+    threads_agree(2);
+}
+
+#[test]
+fn threads_compute_deepseek_v3() {
+    threads_agree(3);
+}
