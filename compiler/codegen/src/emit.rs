@@ -197,8 +197,8 @@ impl<'k> Emitter<'k> {
                 let dtype = self.k.mem_dtype(*mem);
                 let p = self.address(*mem, &at, dtype);
                 let stored = self.w.narrow(v, dtype);
-                let (ty, pointer) = (memory_type(dtype), self.pointer_type(*mem));
-                self.w.line(&format!("llvm.store {stored}, {p} : {ty}, {pointer}"));
+                let (ty, pointer, aligned) = (memory_type(dtype), self.pointer_type(*mem), self.alignment(*mem, index));
+                self.w.line(&format!("llvm.store {stored}, {p}{aligned} : {ty}, {pointer}"));
             }
             Stmt::For { var, lo, hi, kind, body } => {
                 self.natural[var.0 as usize] = self.not_negative(lo);
@@ -252,6 +252,13 @@ impl<'k> Emitter<'k> {
     fn pointer_type(&self, mem: Mem) -> &'static str {
         self.simt.as_ref().map_or("!llvm.ptr", |s| s.pointer_type(mem))
     }
+    /// The attribute of an access that is aligned to more than its element.
+    fn alignment(&self, mem: Mem, index: &Expr) -> String {
+        self.simt
+            .as_ref()
+            .and_then(|s| s.alignment(self.k, mem, index))
+            .map_or(String::new(), |n| format!(" {{alignment = {n} : i64}}"))
+    }
     fn address(&mut self, mem: Mem, index: &str, dtype: DType) -> String {
         let (base, ty, pointer) = (pointer(mem), memory_type(dtype), self.pointer_type(mem));
         self.w.op(&format!("llvm.getelementptr inbounds {base}[{index}] : ({pointer}, i64) -> {pointer}, {ty}"))
@@ -270,8 +277,8 @@ impl<'k> Emitter<'k> {
                 let at = self.expr(index);
                 let dtype = self.k.mem_dtype(*mem);
                 let p = self.address(*mem, &at, dtype);
-                let (ty, pointer) = (memory_type(dtype), self.pointer_type(*mem));
-                let v = self.w.op(&format!("llvm.load {p} : {pointer} -> {ty}"));
+                let (ty, pointer, aligned) = (memory_type(dtype), self.pointer_type(*mem), self.alignment(*mem, index));
+                let v = self.w.op(&format!("llvm.load {p}{aligned} : {pointer} -> {ty}"));
                 self.w.widen(v, dtype)
             }
             Expr::Map(f, args) => {

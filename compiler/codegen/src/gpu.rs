@@ -8,6 +8,7 @@
 
 pub(crate) mod access;
 pub(crate) mod plan;
+pub(crate) mod unit;
 
 use crate::{
     CodegenError, dot,

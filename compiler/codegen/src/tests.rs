@@ -1,5 +1,6 @@
 mod maps;
 mod programs;
+mod ptx;
 
 use crate::{Jit, Options, emit_llvm, emit_objects, emit_objects_for};
 use base::{DType, Dim};

@@ -21,6 +21,7 @@ use super::{
 use crate::gpu::{
     access::{Access, exprs},
     plan::{Place, Plan, Team},
+    unit::Units,
 };
 use graph::op::ReduceFn;
 use std::{collections::BTreeSet, fmt::Write};
@@ -44,6 +45,8 @@ pub(super) struct Simt {
     since: Access,
     /// Whether the memory of reductions was read since.
     combined: bool,
+    /// The turns that a thread takes at once, while what is emitted is the first of them and aligned.
+    first_of: Option<Units>,
     /// Values that each warp passes to the others at once, at most.
     passed: usize,
 }
@@ -63,6 +66,11 @@ impl Simt {
                 Place::Thread => "!llvm.ptr",
             },
         }
+    }
+    /// What an access is aligned to, if that is more than its element. # Units: bytes.
+    pub(super) fn alignment(&self, k: &Kernel, mem: Mem, index: &Expr) -> Option<usize> {
+        let units = self.first_of.as_ref()?;
+        units.touches(mem, index).then(|| units.alignment(k.mem_dtype(mem).bytes()))
     }
     fn shared_pointer(&self) -> &'static str {
         match self.machine {
@@ -99,7 +107,7 @@ pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], machine: Machine) -> (St
         e.w.gpu = machine == Machine::Gpu;
         let plan = plan.clone();
         let (since, combined, passed) = (Access::default(), false, 0);
-        e.simt = Some(Simt { machine, plan, team: Team::Block, since, combined, passed });
+        e.simt = Some(Simt { machine, plan, team: Team::Block, since, combined, first_of: None, passed });
         let (text, reductions) = e.threads();
         out.push_str(&text);
         bytes.push(reductions);
@@ -272,9 +280,13 @@ impl Emitter<'_> {
             self.wait_before(&Access::of(&rows.body));
             self.simt_mut().since = Access::default();
         }
+        self.natural[rows.var.0 as usize] = true;
+        if rows.team == Team::Thread {
+            let zero = self.w.int(0, "i64");
+            return self.alone(|e| e.turns(rows.var, [&zero, &count], [&first, &step], rows.count.known(), &rows.body));
+        }
         let row = self.w.fresh();
         self.vars[rows.var.0 as usize] = Slot::Value(row.clone());
-        self.natural[rows.var.0 as usize] = true;
         self.w.line(&format!("scf.for {row} = {first} to {count} step {step} : i64 {{"));
         self.inside(|e| {
             let simt = e.simt_mut();
@@ -469,6 +481,7 @@ impl Emitter<'_> {
     }
     fn spread(&mut self, var: VarId, lo: &Expr, hi: &Expr, body: &[Stmt]) {
         self.natural[var.0 as usize] = self.not_negative(lo);
+        let turns = lo.known().zip(hi.known()).map(|(l, h)| h - l);
         let (lo, hi) = (self.expr(lo), self.expr(hi));
         let mut found = Vec::new();
         reductions(body, &mut found);
@@ -486,13 +499,93 @@ impl Emitter<'_> {
             }
         }
         let (rank, size) = (self.rank(), i64::from(self.simt().size()));
-        let (first, step) = (self.w.bin("addi", &lo, &rank, "i64"), self.w.int(size, "i64"));
+        let step = self.w.int(size, "i64");
+        self.alone(|e| e.turns(var, [&lo, &hi], [&rank, &step], turns, body));
+        self.gather(partial);
+    }
+    /// Turns of a loop that one of several threads takes. If they touch neighbouring elements it takes some at once, as one access if those are
+    /// aligned; what remains, or all of a map that is not aligned, one by one. A reduction takes its terms in the same order, aligned or not.
+    fn turns(&mut self, var: VarId, [lo, hi]: [&str; 2], [rank, step]: [&str; 2], known: Option<i64>, body: &[Stmt]) {
+        let units = Units::new(self.k, var, body);
+        // With few turns more threads are better.
+        let size = i64::from(self.simt().plan.warp);
+        let Some(units) = units.filter(|u| known.is_none_or(|n| n >= u.turns as i64 * size)) else {
+            let first = self.w.bin("addi", lo, rank, "i64");
+            return self.one_by_one(var, [&first, hi, step], body);
+        };
+        let aligned = self.are_aligned(&units, lo);
+        let (zero, width) = (self.w.int(0, "i64"), self.w.int(units.turns as i64, "i64"));
+        let count = self.w.bin("subi", hi, lo, "i64");
+        let count = self.w.bin("maxsi", &count, &zero, "i64");
+        let groups = self.w.bin("divui", &count, &width, "i64");
+        let groups = if units.reduces { groups } else { self.w.select(&aligned, &groups, &zero, "i64") };
+        if units.reduces {
+            self.w.line(&format!("scf.if {aligned} {{"));
+            self.inside(|e| e.at_once(var, lo, [rank, &groups, step], (&units, true), body));
+            self.w.line("} else {");
+            self.inside(|e| e.at_once(var, lo, [rank, &groups, step], (&units, false), body));
+            self.w.line("}");
+        } else {
+            self.at_once(var, lo, [rank, &groups, step], (&units, true), body);
+        }
+        let taken = self.w.bin("muli", &groups, &width, "i64");
+        let first = self.w.bin("addi", lo, &taken, "i64");
+        let first = self.w.bin("addi", &first, rank, "i64");
+        self.one_by_one(var, [&first, hi, step], body);
+    }
+    fn one_by_one(&mut self, var: VarId, [first, hi, step]: [&str; 3], body: &[Stmt]) {
         let i = self.w.fresh();
         self.vars[var.0 as usize] = Slot::Value(i.clone());
         self.w.line(&format!("scf.for {i} = {first} to {hi} step {step} : i64 {{"));
-        self.alone(|e| e.inside(|e| e.stmts(body, LoopKind::Serial)));
+        self.inside(|e| e.stmts(body, LoopKind::Serial));
         self.w.line("}");
-        self.gather(partial);
+    }
+    /// Groups of turns from `first` on, each at once.
+    fn at_once(
+        &mut self,
+        var: VarId,
+        lo: &str,
+        [first, groups, step]: [&str; 3],
+        (units, aligned): (&Units, bool),
+        body: &[Stmt],
+    ) {
+        let group = self.w.fresh();
+        self.w.line(&format!("scf.for {group} = {first} to {groups} step {step} : i64 {{"));
+        self.inside(|e| {
+            let width = e.w.int(units.turns as i64, "i64");
+            let start = e.w.bin("muli", &group, &width, "i64");
+            let start = e.w.bin("addi", lo, &start, "i64");
+            for turn in 0..units.turns {
+                let turn_number = e.w.int(turn as i64, "i64");
+                let i = if turn == 0 { start.clone() } else { e.w.bin("addi", &start, &turn_number, "i64") };
+                e.vars[var.0 as usize] = Slot::Value(i);
+                e.simt_mut().first_of = (turn == 0 && aligned).then(|| units.clone());
+                e.stmts(body, LoopKind::Serial);
+            }
+            e.simt_mut().first_of = None;
+        });
+        self.w.line("}");
+    }
+    /// Whether all that the turn `lo` touches starts at a multiple of what a thread touches at once.
+    fn are_aligned(&mut self, units: &Units, lo: &str) -> String {
+        let mut bits: Option<String> = None;
+        for (mem, offset) in &units.touched {
+            let (dtype, space) = (self.k.mem_dtype(*mem), self.pointer_type(*mem));
+            let offset = self.expr(offset);
+            let index = self.w.bin("addi", lo, &offset, "i64");
+            // Not `inbounds`: there may be no turn.
+            let (base, ty) = (pointer(*mem), memory_type(dtype));
+            let p = self.w.op(&format!("llvm.getelementptr {base}[{index}] : ({space}, i64) -> {space}, {ty}"));
+            let address = self.w.op(&format!("llvm.ptrtoint {p} : {space} to i64"));
+            let mask = self.w.int(units.alignment(dtype.bytes()) as i64 - 1, "i64");
+            let low = self.w.bin("andi", &address, &mask, "i64");
+            bits = Some(match bits {
+                None => low,
+                Some(before) => self.w.bin("ori", &before, &low, "i64"),
+            });
+        }
+        let (bits, zero) = (bits.expect("something is touched"), self.w.int(0, "i64"));
+        self.w.cmpi("eq", &bits, &zero, "i64")
     }
     /// Combines what the threads of the team have of each variable, and adds that to the variable.
     fn gather(&mut self, partial: Vec<(VarId, ReduceFn, String)>) {

@@ -77,8 +77,8 @@ pub(crate) struct Plan {
     pub grid: Dim,
 }
 
-/// Elements of a map that a thread takes, one after the other.
-const ELEMS_PER_THREAD: i64 = 4;
+/// Elements of a map that a thread takes.
+const ELEMS_PER_THREAD: i64 = 8;
 /// A row with more in its vector loops than this is for a whole block.
 const LARGE_ROW: i64 = 4096;
 /// Scratch memories start at multiples of this. # Units: bytes.

@@ -42,7 +42,7 @@ fn unpack(dtype: DType, words: &[u64], n: usize) -> Vec<f64> {
         .collect()
 }
 
-fn takes(f: MapFn, dtype: DType) -> bool {
+pub(super) fn takes(f: MapFn, dtype: DType) -> bool {
     match f.kind() {
         Kind::Float | Kind::Test => dtype.is_float(),
         Kind::Number => dtype != DType::Bool,
@@ -52,7 +52,7 @@ fn takes(f: MapFn, dtype: DType) -> bool {
     }
 }
 
-fn result(f: MapFn, dtype: DType) -> DType {
+pub(super) fn result(f: MapFn, dtype: DType) -> DType {
     match f.kind() {
         Kind::Compare | Kind::Logic | Kind::Test => DType::Bool,
         Kind::Float | Kind::Number | Kind::Int | Kind::Select => dtype,

@@ -436,3 +436,37 @@ fn functions_share_variables_and_select_both_sides() {
         agree(&jit, &k, &[x.clone(), x], &[("N", n)], 0.0);
     }
 }
+
+#[test]
+fn neighbours_at_any_alignment() {
+    // y[i] = x[i + O] + x[i], and the sum of x[i + O] over rows of N.
+    for dtype in [DType::F32, DType::BF16] {
+        let mut b = Build::new("neighbours");
+        let (r, n, o) = (Dim::sym("R"), Dim::sym("N"), Dim::sym("O"));
+        let x = b.read("x", dtype, r.clone() * n.clone() + o.clone());
+        let y = b.write("y", dtype, r.clone() * n.clone());
+        let s = b.write("s", DType::F32, r.clone());
+        b.kernel.grid = r.ceil_div(&Dim::from(2));
+        let (r, n, o) = (b.dim(&r), b.dim(&n), b.dim(&o));
+        b.each_row(r, 2, |b, row| {
+            let start = b.bind(row.clone() * n.clone());
+            let sum = b.reduce(ReduceFn::Sum, Build::f(DType::F32, 0.5), n.clone(), |b, i| {
+                let at = b.bind(start.clone() + i);
+                Expr::load(x, at + o.clone())
+            });
+            b.store(s, row, Expr::Var(sum));
+            b.each(n, |b, i| {
+                let at = b.bind(start + i);
+                b.store(y, at.clone(), Expr::load(x, at.clone() + o) + Expr::load(x, at));
+            });
+        });
+        let k = b.finish();
+        let code = load(std::slice::from_ref(&k));
+        for (r, n) in [(3, 0), (1, 1), (3, 32), (3, 40), (2, 67), (5, 133)] {
+            for o in [0, 1, 4, 8] {
+                let buffers = [integers((r * n + o) as usize, 1), vec![0.0; (r * n) as usize], vec![0.0; r as usize]];
+                agree(&code, &k, &buffers, &[("R", r), ("N", n), ("O", o)], 0.0);
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What small kernels are as PTX.
+
+use super::map_kernel;
+use crate::{GpuKernel, GpuOptions, emit_objects, emit_ptx};
+use base::{DType, Dim};
+use graph::op::{MapFn, ReduceFn};
+use tile::{
+    Expr, Kernel,
+    kernels::build::{Build, tile},
+};
+
+fn ptx(k: &Kernel) -> (String, GpuKernel) {
+    let mut out = emit_ptx(std::slice::from_ref(k), &GpuOptions::default()).expect("it compiles");
+    (out.text, out.kernels.remove(0))
+}
+
+/// Fails unless the text has what stands after `check:` in this order, and nothing of what stands after `not:`.
+#[track_caller]
+fn check(text: &str, wanted: &str) {
+    let mut rest = text;
+    for line in wanted.lines().map(str::trim) {
+        if let Some(part) = line.strip_prefix("check: ") {
+            let at = rest.find(part).unwrap_or_else(|| panic!("no '{part}' in the rest of\n{text}"));
+            rest = &rest[at + part.len()..];
+        }
+        if let Some(part) = line.strip_prefix("not: ") {
+            assert!(!text.contains(part), "'{part}' in\n{text}");
+        }
+    }
+}
+
+/// y[r] = Σ x[r, i], or the row less its sum.
+fn row_sums(n: i64) -> Kernel {
+    let mut b = Build::new("sums");
+    let r = Dim::sym("R");
+    let x = b.read("x", DType::F32, r.clone() * Dim::from(n));
+    let y = b.write("y", DType::F32, r.clone());
+    b.kernel.grid = r.ceil_div(&Dim::from(4));
+    let r = b.dim(&r);
+    b.each_row(r, 4, |b, row| {
+        let start = b.bind(row.clone() * Expr::int(n));
+        let sum = b.reduce(ReduceFn::Sum, Build::f(DType::F32, 0.0), Expr::int(n), |_, i| Expr::load(x, start + i));
+        b.store(y, row, Expr::Var(sum));
+    });
+    b.finish()
+}
+
+#[test]
+fn maps_move_sixteen_bytes_at_once() {
+    let mut b = Build::new("map");
+    let n = Dim::sym("N");
+    let x = b.read("x", DType::BF16, n.clone());
+    let y = b.write("y", DType::BF16, n.clone());
+    b.kernel.grid = n.ceil_div(&Dim::from(1000));
+    let n = b.dim(&n);
+    let first = b.bind(b.block() * Expr::int(1000));
+    let last = b.bind(Expr::minimum(first.clone() + Expr::int(1000), n));
+    b.for_(first, last, tile::LoopKind::Vector, |b, i| b.store(y, i.clone(), Expr::load(x, i) * Build::f(DType::F32, 3.0)));
+    let (text, launch) = ptx(&b.finish());
+    check(
+        &text,
+        "check: .target sm_90a
+         check: .entry map(
+         check: .maxntid 256
+         check: ld.global.nc.v4.b32
+         check: cvt.rn.bf16
+         check: st.global.v4.b32
+         check: ld.global.nc.b16
+         check: st.global.b16
+         not: bar.sync
+         not: .shared
+         not: .local",
+    );
+    assert_eq!((launch.threads, launch.static_shared, launch.dynamic_shared, launch.workspace), (256, 0, 0, 0));
+    assert_eq!(launch.grid, Dim::sym("N").ceil_div(&Dim::from(2048)));
+}
+
+#[test]
+fn a_short_row_is_for_a_warp_and_a_long_one_for_a_block() {
+    let (text, launch) = ptx(&row_sums(1024));
+    let halves = "check: shfl.sync.bfly.b32
+         "
+    .repeat(5);
+    check(&text, &format!("check: ld.global.nc.v4.b32\n{halves}check: st.global.b32\nnot: bar.sync"));
+    assert_eq!((launch.grid, launch.static_shared), (Dim::sym("R").ceil_div(&Dim::from(4)), 0));
+
+    let (text, launch) = ptx(&row_sums(10_000));
+    check(&text, &format!("{halves}check: st.shared.b32\ncheck: bar.sync\ncheck: ld.shared\ncheck: st.global.b32"));
+    assert_eq!((launch.grid, launch.static_shared, launch.threads), (Dim::sym("R"), 64, 256));
+
+    let (text, launch) = ptx(&row_sums(8));
+    check(&text, "check: 4, 31\ncheck: 2, 31\ncheck: 1, 31\nnot: 8, 31");
+    assert_eq!(launch.grid, Dim::sym("R").ceil_div(&Dim::from(16)));
+}
+
+#[test]
+fn products_go_through_shared_memory() {
+    let mut b = Build::new("product");
+    let x = b.read("x", DType::F32, Dim::from(4096));
+    let y = b.update("y", DType::F32, Dim::from(4096));
+    let s = b.scratch("s", DType::F32, 4096);
+    b.dot([64, 64, 64].map(Expr::int), tile(x, Expr::int(0), 64), tile(x, Expr::int(0), 64), tile(s, Expr::int(0), 64), false);
+    b.dot([64, 64, 64].map(Expr::int), tile(s, Expr::int(0), 64), tile(x, Expr::int(0), 64), tile(y, Expr::int(0), 64), true);
+    let (text, launch) = ptx(&b.finish());
+    check(
+        &text,
+        "check: .extern .shared .align 128 .b8 lode_shared[];
+         check: fma.rn.f32
+         check: st.shared.b32
+         check: bar.sync
+         check: ld.shared
+         check: fma.rn.f32
+         check: st.global.b32",
+    );
+    assert_eq!((launch.dynamic_shared, launch.workspace), (16384, 0));
+
+    // Scratch that does not fit is in the workspace.
+    let mut b = Build::new("large");
+    let y = b.write("y", DType::F32, Dim::from(100_000));
+    let s = b.scratch("s", DType::F32, 100_000);
+    b.each(Expr::int(100_000), |b, i| b.store(s, i.clone(), i.cast(DType::F32)));
+    b.each(Expr::int(100_000), |b, i| b.store(y, i.clone(), Expr::load(s, Expr::int(99_999) - i)));
+    let (text, launch) = ptx(&b.finish());
+    check(&text, "check: st.global\ncheck: bar.sync\ncheck: ld.global\nnot: .shared");
+    assert_eq!((launch.dynamic_shared, launch.workspace), (0, 400_000));
+}
+
+#[test]
+fn narrow_floats_are_converted_by_instructions() {
+    for (dtype, wide, narrow) in [
+        (DType::BF16, "shl.b32", "cvt.rn.bf16.f32"),
+        (DType::F16, "cvt.f32.f16", "cvt.rn.f16.f32"),
+        (DType::E4M3, "cvt.rn.f16x2.e4m3x2", "cvt.rn.satfinite.e4m3x2.f32"),
+    ] {
+        let (text, _) = ptx(&map_kernel("narrow", MapFn::Silu, dtype, dtype));
+        assert!(text.contains(narrow) || text.contains(&narrow.replace("16.f32", "16x2.f32")), "{text}");
+        assert!(text.contains(wide) || dtype == DType::BF16, "{text}");
+    }
+}
+
+#[test]
+fn every_function_of_f32_has_code_and_what_f64_lacks_is_told() {
+    for f in MapFn::ALL.iter().copied().filter(|f| super::maps::takes(*f, DType::F32)) {
+        let (text, _) = ptx(&map_kernel("map", f, DType::F32, super::maps::result(f, DType::F32)));
+        check(&text, "check: .entry map(\nnot: .extern .func");
+    }
+    let error = emit_ptx(&[map_kernel("map", MapFn::Exp, DType::F64, DType::F64)], &GpuOptions::default());
+    assert!(error.is_err_and(|e| e.0 == "kernel map: exp of f64 has no code for GPUs"));
+}
+
+#[test]
+fn the_same_kernels_give_the_same_text() {
+    let kernels = [row_sums(64), map_kernel("map", MapFn::Sin, DType::F32, DType::F32)];
+    let first = emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles");
+    emit_objects(&kernels).expect("it compiles");
+    assert_eq!(first, emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles"));
+}
