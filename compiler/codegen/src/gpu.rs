@@ -11,14 +11,15 @@ pub(crate) mod plan;
 pub(crate) mod unit;
 
 use crate::{
-    CodegenError, dot,
+    CodegenError, PARTS, dot,
     emit::{Machine, block_module},
-    llvm, mlir,
+    llvm, mlir, on_all_cores,
 };
 use access::{exprs, visit};
 use base::{DType, Dim};
 use graph::op::MapFn;
 use plan::{Limits, Plan};
+use std::collections::BTreeSet;
 use tile::{Expr, Kernel, Stmt};
 
 /// For which GPU.
@@ -79,9 +80,22 @@ pub fn emit_gpu_mlir(kernels: &[Kernel]) -> Result<String, CodegenError> {
 /// # Errors
 /// If a kernel takes a function of f64 that only a C library has, or MLIR or LLVM refuses what we emit.
 pub fn emit_ptx(kernels: &[Kernel], options: &GpuOptions) -> Result<Ptx, CodegenError> {
-    let (text, kernels) = module(kernels)?;
-    let text = mlir::with_llvm(&text, |module| llvm::ptx(module, options))?;
-    Ok(Ptx { text, kernels })
+    // Which kernel is in which part depends on its place alone, so that the text does not depend on the number of cores.
+    let parts: Vec<&[Kernel]> = kernels.chunks(kernels.len().div_ceil(PARTS).max(1)).collect();
+    let emit = |part: &&[Kernel]| {
+        let (text, kernels) = module(part)?;
+        Ok((mlir::with_llvm(&text, |module| llvm::ptx(module, options))?, kernels))
+    };
+    let mut out = Ptx { text: String::new(), kernels: Vec::new() };
+    let mut declared = BTreeSet::new();
+    for (text, kernels) in on_all_cores(&parts, emit)? {
+        // What every part declares is said once.
+        let common = |line: &str| [".version", ".target", ".address_size", ".extern"].iter().any(|p| line.starts_with(p));
+        let said = |line: &&str| !common(line) || declared.insert(line.to_string());
+        text.lines().filter(said).for_each(|line| out.text.extend([line, "\n"]));
+        out.kernels.extend(kernels);
+    }
+    Ok(out)
 }
 
 fn module(kernels: &[Kernel]) -> Result<(String, Vec<GpuKernel>), CodegenError> {

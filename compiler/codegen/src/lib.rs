@@ -85,13 +85,21 @@ pub fn emit_objects_for(kernels: &[Kernel], options: &Options) -> Result<Vec<Vec
     // Which kernel is in which part depends on its place alone, so that the bytes do not depend on the number of cores.
     let parts: Vec<Vec<Kernel>> = (0..PARTS).map(|k| kernels.iter().skip(k).step_by(PARTS).cloned().collect()).collect();
     let parts: Vec<_> = parts.into_iter().filter(|p| !p.is_empty()).collect();
+    on_all_cores(&parts, |part| emit_object(part, options))
+}
+
+/// What `emit` makes of each part, in order, or the first error.
+fn on_all_cores<T: Sync, R: Send>(
+    parts: &[T],
+    emit: impl Fn(&T) -> Result<R, CodegenError> + Sync,
+) -> Result<Vec<R>, CodegenError> {
     let (next, threads) = (AtomicUsize::new(0), std::thread::available_parallelism().map_or(1, usize::from));
     let work = || {
         let mut done = Vec::new();
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some(part) = parts.get(i) else { return done };
-            done.push((i, emit_object(part, options)));
+            done.push((i, emit(part)));
         }
     };
     let mut results = std::thread::scope(|s| {

@@ -3,7 +3,7 @@
 use crate::{CodegenError, GpuOptions, Options};
 use inkwell::{
     GlobalVisibility, OptimizationLevel,
-    attributes::AttributeLoc,
+    attributes::{Attribute, AttributeLoc},
     llvm_sys::support::LLVMParseCommandLineOptions,
     module::{Linkage, Module},
     passes::PassBuilderOptions,
@@ -16,6 +16,11 @@ use std::sync::Once;
 const PIPELINE: &str = "function(sroa<modify-cfg>,early-cse<memssa>,simplifycfg,instcombine<max-iterations=1;no-verify-fixpoint>,\
 loop-mssa(loop-rotate<header-duplication>,licm),loop(indvars),loop-vectorize,instcombine<max-iterations=1;no-verify-fixpoint>,\
 early-cse<memssa>,loop-mssa(licm),simplifycfg),globaldce";
+
+/// The same for a GPU: functions are inlined, short loops unrolled. Neighbouring accesses are joined when code is emitted.
+const GPU_PIPELINE: &str = "always-inline,function(sroa<modify-cfg>,early-cse<memssa>,simplifycfg,\
+instcombine<max-iterations=1;no-verify-fixpoint>,loop-mssa(loop-rotate<header-duplication>,licm),loop(indvars),loop-unroll<O2>,\
+instcombine<max-iterations=1;no-verify-fixpoint>,early-cse<memssa>,loop-mssa(licm),simplifycfg),globaldce";
 
 /// The version linked in.
 pub fn llvm_version() -> String {
@@ -128,15 +133,14 @@ pub(crate) fn ptx(module: &Module, options: &GpuOptions) -> Result<String, Codeg
     while let Some(f) = function {
         if f.count_basic_blocks() > 0 && f.get_name().to_bytes().starts_with(b"lode.") {
             f.set_linkage(Linkage::Internal);
+            let kind = Attribute::get_named_enum_kind_id("alwaysinline");
+            f.add_attribute(AttributeLoc::Function, module.get_context().create_enum_attribute(kind, 0));
         }
         function = f.get_next_function();
     }
     let passes = PassBuilderOptions::create();
-    passes.set_loop_vectorization(false);
-    passes.set_loop_slp_vectorization(false);
-    passes.set_loop_unrolling(true);
     passes.set_verify_each(false);
-    module.run_passes("default<O2>", &machine, passes).map_err(|e| CodegenError(e.to_string()))?;
+    module.run_passes(GPU_PIPELINE, &machine, passes).map_err(|e| CodegenError(e.to_string()))?;
     let buffer = machine.write_to_memory_buffer(module, FileType::Assembly).map_err(|e| CodegenError(e.to_string()))?;
     String::from_utf8(buffer.as_slice().to_vec()).map_err(|_| CodegenError("PTX that is no text".into()))
 }
