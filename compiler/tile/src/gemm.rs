@@ -5,6 +5,9 @@ use base::{DType, Dim};
 use graph::op::Contract;
 use library::Gemm;
 
+/// What a run-time dim is taken to be where loops are compared.
+const LARGE: i64 = 1 << 10;
+
 /// One loop of a product: its extent and the strides it has in a, b and c.
 #[derive(Clone, Debug, PartialEq)]
 struct Axis {
@@ -25,10 +28,10 @@ pub fn gemm(spec: &Contract, dtype: DType, a: &StridedView, b: &StridedView, c: 
     };
     let axes = |letters: Vec<char>| letters.into_iter().map(axis).filter(|x| !x.extent.is(1)).collect::<Vec<_>>();
     let mut batch = axes(spec.batch());
-    let (k_rest, k) = permutations(axes(spec.summed())).into_iter().map(merge_suffix).find(|(rest, _)| rest.is_empty())?;
-    debug_assert!(k_rest.is_empty());
-    let (m_rest, m) = merge_suffix(axes(spec.rows()));
-    let (n_rest, n) = merge_suffix(axes(spec.cols()));
+    let k = permutations(axes(spec.summed())).into_iter().map(merge_all).find(|merged| merged.len() < 2)?;
+    let k = k.into_iter().next().unwrap_or_else(one);
+    let (m_rest, m) = take_largest(merge_all(axes(spec.rows())));
+    let (n_rest, n) = take_largest(merge_all(axes(spec.cols())));
     batch.extend(m_rest);
     batch.extend(n_rest);
     let [am, _, cm] = m.strides;
@@ -57,14 +60,21 @@ fn join(outer: Axis, inner: Axis) -> Axis {
     Axis { extent: outer.extent * inner.extent, strides: inner.strides }
 }
 
-/// The longest run of last axes that is one loop, and the axes before it.
-fn merge_suffix(mut axes: Vec<Axis>) -> (Vec<Axis>, Axis) {
-    let one = Axis { extent: Dim::from(1), strides: [Dim::from(0), Dim::from(0), Dim::from(0)] };
-    let Some(mut last) = axes.pop() else { return (axes, one) };
-    while let Some(outer) = axes.pop_if(|outer| nests(outer, &last)) {
-        last = join(outer, last);
+/// A loop of one turn.
+fn one() -> Axis {
+    Axis { extent: Dim::from(1), strides: [Dim::from(0), Dim::from(0), Dim::from(0)] }
+}
+
+/// The largest loop, the last of equals, and the others. Run-time dims are taken to be large.
+fn take_largest(mut axes: Vec<Axis>) -> (Vec<Axis>, Axis) {
+    let size = |x: &Axis| x.extent.substitute(&|_| Some(Dim::from(LARGE))).known().unwrap_or(LARGE);
+    match (0..axes.len()).max_by_key(|i| size(&axes[*i])) {
+        Some(i) => {
+            let largest = axes.remove(i);
+            (axes, largest)
+        }
+        None => (axes, one()),
     }
-    (axes, last)
 }
 
 /// Neighbouring loops joined where they can be.
@@ -135,6 +145,15 @@ mod tests {
         assert_eq!(
             check("bthk,bshk->bhts", "B T 4 16", "B S 4 16", "B 4 T S").as_deref(),
             Some("m=T n=S k=16 [64, 1, 1, 64, S, 1] batch=B:[64*T, 64*S, 4*S*T] 4:[16, 16, S*T]")
+        );
+    }
+
+    #[test]
+    fn the_largest_loop_is_a_matrix_axis() {
+        // Scores of grouped heads: two heads a group are a loop, tokens are the rows.
+        assert_eq!(
+            check("btgrd,bmgd->btgrm", "B T 2 2 32", "B M 2 32", "B T 2 2 M").as_deref(),
+            Some("m=T n=M k=32 [128, 1, 1, 64, 4*M, 1] batch=B:[128*T, 64*M, 4*M*T] 2:[64, 32, 2*M] 2:[32, 0, M]")
         );
     }
 
