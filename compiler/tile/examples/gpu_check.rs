@@ -1,0 +1,328 @@
+//! Kernels on the GPU at hand against the tile interpreter, and how fast they are; needs only the driver.
+//!
+//! `gpu_check FOLDER NAME… [B=2 T=19]` takes `NAME.tile`, `.ptx` and `.launch` from the folder, where the example `ptx` of the codegen crate puts them.
+//! Each kernel runs on made-up operands, with results and workspace filled with NaN, with the blocks that have work and with three, twice: all must
+//! agree with the interpreter, and have the same bits. With `time`, kernels run on operands of zeros at the given extents, and what they took
+//! and the bytes of their buffers over that time are printed, slowest first.
+
+use base::{DType, Dim, DimEnv};
+use half::{bf16, f16};
+use std::{
+    collections::BTreeMap,
+    ffi::{CStr, CString, c_char, c_int, c_uint, c_void},
+    fs,
+    path::Path,
+    time::Instant,
+};
+use tile::{Access, Kernel, interp};
+
+type Status = c_int;
+type Address = u64;
+
+unsafe extern "C" {
+    fn dlopen(name: *const c_char, flags: c_int) -> *mut c_void;
+    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
+}
+
+/// The functions of the driver that are used here.
+struct Driver {
+    library: *mut c_void,
+}
+
+macro_rules! call {
+    ($driver:expr, $name:literal, $($arg:expr => $ty:ty),*) => {{
+        let name: &CStr = $name;
+        // SAFETY: the symbol is a function of the driver of this type, and the arguments are what its reference asks for.
+        let status = unsafe {
+            let f = dlsym($driver.library, name.as_ptr());
+            assert!(!f.is_null(), "the driver has no {name:?}");
+            std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($ty),*) -> Status>(f)($($arg),*)
+        };
+        assert!(status == 0, "{name:?}: error {status}");
+    }};
+}
+
+impl Driver {
+    /// The first device's, with a context.
+    fn new() -> Driver {
+        // SAFETY: two strings that end in 0.
+        let library = unsafe { dlopen(c"libcuda.so.1".as_ptr(), 2) };
+        assert!(!library.is_null(), "no libcuda.so.1");
+        let d = Driver { library };
+        let (mut device, mut context) = (0, std::ptr::null_mut::<c_void>());
+        call!(d, c"cuInit", 0 => c_uint);
+        call!(d, c"cuDeviceGet", &mut device => *mut c_int, 0 => c_int);
+        call!(d, c"cuDevicePrimaryCtxRetain", &mut context => *mut *mut c_void, device => c_int);
+        call!(d, c"cuCtxSetCurrent", context => *mut c_void);
+        d
+    }
+    fn module(&self, ptx: &str) -> *mut c_void {
+        let (text, mut module) = (CString::new(ptx).expect("text"), std::ptr::null_mut::<c_void>());
+        call!(self, c"cuModuleLoadData", &mut module => *mut *mut c_void, text.as_ptr() => *const c_char);
+        module
+    }
+    fn allocate(&self, bytes: usize, fill: u8) -> Address {
+        let mut p = 0;
+        call!(self, c"cuMemAlloc_v2", &mut p => *mut Address, bytes.max(1) => usize);
+        call!(self, c"cuMemsetD8_v2", p => Address, fill => u8, bytes.max(1) => usize);
+        p
+    }
+    fn upload(&self, bytes: &[u8]) -> Address {
+        let p = self.allocate(bytes.len(), 0xff);
+        call!(self, c"cuMemcpyHtoD_v2", p => Address, bytes.as_ptr() => *const u8, bytes.len() => usize);
+        p
+    }
+    fn download(&self, p: Address, bytes: usize) -> Vec<u8> {
+        let mut out = vec![0; bytes];
+        call!(self, c"cuMemcpyDtoH_v2", out.as_mut_ptr() => *mut u8, p => Address, bytes => usize);
+        out
+    }
+    fn free(&self, p: Address) {
+        call!(self, c"cuMemFree_v2", p => Address);
+    }
+    fn wait(&self, what: &str) {
+        // SAFETY: the function takes nothing.
+        let status = unsafe {
+            let f = dlsym(self.library, c"cuCtxSynchronize".as_ptr());
+            std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> Status>(f)()
+        };
+        assert!(status == 0, "{what}: error {status}");
+    }
+    fn function(&self, module: *mut c_void, l: &Launch) -> *mut c_void {
+        let (name, mut f) = (CString::new(l.symbol.as_str()).expect("a name"), std::ptr::null_mut::<c_void>());
+        call!(self, c"cuModuleGetFunction",
+            &mut f => *mut *mut c_void, module => *mut c_void, name.as_ptr() => *const c_char);
+        // 8: the limit of dynamic shared memory.
+        call!(self, c"cuFuncSetAttribute", f => *mut c_void, 8 => c_int, l.dynamic_shared as c_int => c_int);
+        f
+    }
+    fn launch(&self, f: *mut c_void, l: &Launch, blocks: i64, arguments: &[u64]) {
+        let mut pointers: Vec<*const u64> = arguments.iter().map(|a| a as *const u64).collect();
+        let none = std::ptr::null_mut::<c_void>;
+        call!(self, c"cuLaunchKernel", f => *mut c_void,
+            blocks as c_uint => c_uint, 1 => c_uint, 1 => c_uint, l.threads => c_uint, 1 => c_uint, 1 => c_uint,
+            l.dynamic_shared as c_uint => c_uint, none() => *mut c_void,
+            pointers.as_mut_ptr() => *mut *const u64, none() => *mut c_void);
+    }
+}
+
+/// A line of a `.launch` file.
+struct Launch {
+    symbol: String,
+    threads: u32,
+    grid: Dim,
+    dynamic_shared: usize,
+    workspace: usize,
+}
+
+fn launches(text: &str) -> BTreeMap<String, Launch> {
+    let parse = |line: &str| {
+        let f: Vec<&str> = line.split('\t').collect();
+        let n = |i: usize| f[i].parse::<usize>().expect("a number");
+        let grid = f[2].parse().expect("a dim");
+        Launch { symbol: f[0].into(), threads: n(1) as u32, grid, dynamic_shared: n(3), workspace: n(4) }
+    };
+    text.lines().map(parse).map(|l| (l.symbol.clone(), l)).collect()
+}
+
+fn eval(d: &Dim, env: &DimEnv) -> i64 {
+    d.eval(env).unwrap_or_else(|| panic!("{d} has no value"))
+}
+
+/// The value of an e4m3 code.
+fn e4m3(code: u8) -> f64 {
+    let (e, m) = (i32::from(code >> 3 & 15), f64::from(code & 7));
+    let x = match (e, code & 7) {
+        (15, 7) => f64::NAN,
+        (0, _) => m / 8.0 * 2f64.powi(-6),
+        _ => (1.0 + m / 8.0) * 2f64.powi(e - 7),
+    };
+    if code >= 128 { -x } else { x }
+}
+
+fn pack(dtype: DType, xs: &[f64]) -> Vec<u8> {
+    let code = |x: f64| {
+        let x = DType::E4M3.round(x);
+        (0..=255u8).find(|c| e4m3(*c).to_bits() == x.to_bits()).unwrap_or(0x7f)
+    };
+    xs.iter()
+        .flat_map(|x| match dtype {
+            DType::F64 => x.to_ne_bytes().to_vec(),
+            DType::F32 => (*x as f32).to_ne_bytes().to_vec(),
+            DType::BF16 => bf16::from_f64(*x).to_ne_bytes().to_vec(),
+            DType::F16 => f16::from_f64(*x).to_ne_bytes().to_vec(),
+            DType::E4M3 => vec![code(*x)],
+            DType::I64 => (*x as i64).to_ne_bytes().to_vec(),
+            DType::I32 => (*x as i32).to_ne_bytes().to_vec(),
+            DType::Bool => vec![u8::from(*x != 0.0)],
+        })
+        .collect()
+}
+
+fn unpack(dtype: DType, bytes: &[u8]) -> Vec<f64> {
+    let value = |c: &[u8]| match dtype {
+        DType::F64 => f64::from_ne_bytes(c.try_into().expect("eight bytes")),
+        DType::F32 => f64::from(f32::from_ne_bytes(c.try_into().expect("four bytes"))),
+        DType::BF16 => bf16::from_ne_bytes([c[0], c[1]]).to_f64(),
+        DType::F16 => f16::from_ne_bytes([c[0], c[1]]).to_f64(),
+        DType::E4M3 => e4m3(c[0]),
+        DType::I64 => i64::from_ne_bytes(c.try_into().expect("eight bytes")) as f64,
+        DType::I32 => f64::from(i32::from_ne_bytes(c.try_into().expect("four bytes"))),
+        DType::Bool => f64::from(c[0]),
+    };
+    bytes.chunks_exact(dtype.bytes()).map(value).collect()
+}
+
+/// Numbers of a buffer: small ones of both signs, indices from -1 on; for maps also large ones.
+fn numbers(dtype: DType, n: usize, seed: usize, wide: bool) -> Vec<f64> {
+    let at = |i: usize| ((i * 37 + seed * 11 + i * i % 101) % 64) as f64;
+    let special = [0.0, -0.0, 1.0, 1e5, 1e6, 3.3e9, 1e20, 2.5e38, f64::INFINITY, -f64::INFINITY, f64::NAN, 88.8, -90.0, 449.0];
+    (0..n)
+        .map(|i| match dtype {
+            DType::I32 | DType::I64 => at(i) % 5.0 - 1.0,
+            DType::Bool => f64::from(u8::from(at(i) < 40.0)),
+            DType::F64 | DType::F32 | DType::BF16 | DType::F16 | DType::E4M3 => {
+                let j = i + seed * 5;
+                let spread = (at(i) - 31.5) * 1.37f64.powi((i / 64 % 40) as i32 - 20);
+                dtype.round(if !wide {
+                    at(i) / 32.0 - 0.9
+                } else if j.is_multiple_of(3) {
+                    special[j / 3 % special.len()]
+                } else {
+                    spread
+                })
+            }
+        })
+        .collect()
+}
+
+/// What is wrong with a kernel, if anything is.
+fn check(d: &Driver, module: *mut c_void, k: &Kernel, l: &Launch, env: &DimEnv, wide: bool) -> Result<bool, String> {
+    let sizes: Vec<usize> = k.buffers.iter().map(|b| eval(&b.elems, env) as usize).collect();
+    let given: Vec<Vec<f64>> =
+        k.buffers.iter().zip(&sizes).enumerate().map(|(i, (b, n))| numbers(b.dtype, *n, i, wide)).collect();
+    let mut want = given.clone();
+    if interp::run(k, &mut want, env, interp::Options::default()).is_err() {
+        return Ok(false);
+    }
+    let f = d.function(module, l);
+    let work = eval(&l.grid, env).max(1);
+    let mut first: Option<Vec<Vec<u8>>> = None;
+    for blocks in [work, 3, work] {
+        let buffers: Vec<Address> = k
+            .buffers
+            .iter()
+            .zip(&given)
+            .map(|(b, x)| match b.access {
+                Access::Read | Access::ReadWrite => d.upload(&pack(b.dtype, x)),
+                Access::Write => d.allocate(x.len() * b.dtype.bytes(), 0xff),
+            })
+            .collect();
+        let workspace = d.allocate(l.workspace * blocks as usize, 0xff);
+        let dims = k.dims.iter().map(|x| eval(x, env) as u64);
+        let arguments: Vec<u64> = buffers.iter().copied().chain(dims).chain([eval(&k.grid, env) as u64, workspace]).collect();
+        d.launch(f, l, blocks, &arguments);
+        d.wait(&k.name);
+        let got: Vec<Vec<u8>> =
+            k.buffers.iter().zip(&buffers).zip(&sizes).map(|((b, p), n)| d.download(*p, n * b.dtype.bytes())).collect();
+        buffers.into_iter().chain([workspace]).for_each(|p| d.free(p));
+        for ((b, got), want) in k.buffers.iter().zip(&got).zip(&want).filter(|((b, _), _)| b.access != Access::Read) {
+            let scale = want.iter().filter(|x| x.is_finite()).fold(1e-3f64, |a, x| a.max(x.abs()));
+            for (i, (g, w)) in unpack(b.dtype, got).into_iter().zip(want).enumerate() {
+                // Of maps each element for itself; what is below the least normal number may be 0.
+                let slack = if wide { 1e-6 * w.abs() + 1.2e-38 } else { 2e-5 * scale };
+                let same = g == *w || g.is_nan() && w.is_nan() || (g - w).abs() <= slack;
+                let over = wide && w.abs() > 3.4e38 && g.is_infinite();
+                if !(same || over) {
+                    return Err(format!("{}[{i}] is {g:e}, not {w:e}", b.name));
+                }
+            }
+        }
+        if *first.get_or_insert_with(|| got.clone()) != got {
+            return Err(format!("{blocks} blocks give other bits"));
+        }
+    }
+    Ok(true)
+}
+
+/// The least time of a launch on zeros, and the bytes of the buffers. # Units: seconds, bytes.
+fn time(d: &Driver, module: *mut c_void, k: &Kernel, l: &Launch, env: &DimEnv) -> Option<(f64, f64)> {
+    let sizes: Vec<usize> = k.buffers.iter().map(|b| eval(&b.elems, env) as usize * b.dtype.bytes()).collect();
+    if sizes.iter().sum::<usize>() > 20 << 30 {
+        return None;
+    }
+    let blocks = eval(&l.grid, env).clamp(1, if l.workspace > 0 { 264 } else { i64::from(i32::MAX) });
+    let f = d.function(module, l);
+    let mut held: Vec<Address> = sizes.iter().map(|n| d.allocate(*n, 0)).collect();
+    held.push(d.allocate(l.workspace * blocks as usize, 0));
+    let workspace = held[sizes.len()];
+    let dims = k.dims.iter().map(|x| eval(x, env) as u64);
+    let arguments: Vec<u64> =
+        held[..sizes.len()].iter().copied().chain(dims).chain([eval(&k.grid, env) as u64, workspace]).collect();
+    let mut best = f64::INFINITY;
+    for _ in 0..4 {
+        d.wait("before");
+        let start = Instant::now();
+        d.launch(f, l, blocks, &arguments);
+        d.wait(&k.name);
+        best = best.min(start.elapsed().as_secs_f64());
+        if best > 0.3 {
+            break;
+        }
+    }
+    held.into_iter().for_each(|p| d.free(p));
+    Some((best, sizes.iter().sum::<usize>() as f64))
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let mut env = DimEnv::new();
+    for (name, n) in args.iter().filter_map(|a| a.split_once('=')) {
+        env.insert(name.into(), n.parse().expect("an extent"));
+    }
+    let timed = args.iter().any(|a| a == "time");
+    let mut words = args.iter().filter(|a| !a.contains('=') && *a != "time");
+    let folder = words.next().expect("a folder");
+    let d = Driver::new();
+    let mut failed = 0;
+    for name in words {
+        let read = |ending: &str| {
+            let file = Path::new(folder).join(format!("{name}.{ending}"));
+            fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
+        };
+        let kernels = tile::text::parse(&read("tile")).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (launches, start) = (launches(&read("launch")), Instant::now());
+        let module = d.module(&read("ptx"));
+        let loaded = start.elapsed().as_secs_f64();
+        let (mut good, mut skipped, mut times) = (0, 0, Vec::new());
+        for k in &kernels {
+            let l = &launches[&k.name];
+            if timed {
+                times.extend(time(&d, module, k, l, &env).map(|t| (t, k, l)));
+                continue;
+            }
+            match check(&d, module, k, l, &env, name == "maps") {
+                Ok(true) => good += 1,
+                Ok(false) => skipped += 1,
+                Err(e) => {
+                    failed += 1;
+                    println!("{name} {}: {e}", k.name);
+                }
+            }
+        }
+        if !timed {
+            println!(
+                "{name}: {good} of {} kernels agree, {skipped} without operands; the driver took {loaded:.2} s",
+                kernels.len()
+            );
+        }
+        times.sort_by(|a, b| b.0.0.total_cmp(&a.0.0));
+        let total: f64 = times.iter().map(|t| t.0.0).sum();
+        println!("{name}: {total:.4} s in {} kernels", times.len());
+        for ((seconds, bytes), k, l) in times.into_iter().take(40) {
+            let (us, rate) = (seconds * 1e6, bytes / seconds / 1e9);
+            println!("{us:>10.1} us {rate:>8.1} GB/s {:>9} x {:<4} {}", eval(&l.grid, &env), l.threads, k.name);
+        }
+    }
+    assert!(failed == 0, "{failed} kernels failed");
+}
