@@ -229,8 +229,8 @@ fn check(d: &Driver, module: *mut c_void, k: &Kernel, l: &Launch, env: &DimEnv, 
         for ((b, got), want) in k.buffers.iter().zip(&got).zip(&want).filter(|((b, _), _)| b.access != Access::Read) {
             let scale = want.iter().filter(|x| x.is_finite()).fold(1e-3f64, |a, x| a.max(x.abs()));
             for (i, (g, w)) in unpack(b.dtype, got).into_iter().zip(want).enumerate() {
-                // Of maps each element for itself; what is below the least normal number may be 0.
-                let slack = if wide { 1e-6 * w.abs() + 1.2e-38 } else { 2e-5 * scale };
+                // Of maps each element for itself; what is below the least normal number may be 0, also before it is multiplied.
+                let slack = if wide { 1e-6 * w.abs() + 1e-35 } else { 2e-5 * scale };
                 let same = g == *w || g.is_nan() && w.is_nan() || (g - w).abs() <= slack;
                 let over = wide && w.abs() > 3.4e38 && g.is_infinite();
                 if !(same || over) {
