@@ -37,6 +37,8 @@ pub enum Command {
     Run(Run),
     /// Measure how fast an entry point runs.
     Bench(Bench),
+    /// Draw the graph as written and as it runs, on an HTML page.
+    Viz(Viz),
     /// Train a model on a file of text.
     Train(Train),
     /// Continue a prompt.
@@ -169,6 +171,17 @@ pub struct Bench {
     /// Take the graph as written: attention by its definition, a kernel for each op.
     #[arg(long)]
     pub no_optimize: bool,
+}
+
+/// `lode viz`.
+#[derive(Debug, Args)]
+pub struct Viz {
+    #[command(flatten)]
+    /// The model.
+    pub model: Model,
+    /// The page; by default beside the model.
+    #[arg(short, long)]
+    pub out: Option<PathBuf>,
 }
 
 /// `lode train`.

@@ -10,3 +10,4 @@ pub mod generate;
 pub mod opt;
 pub mod run;
 pub mod train;
+pub mod viz;

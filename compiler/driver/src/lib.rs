@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod picture;
 pub mod pipeline;
 pub mod report;
 
@@ -20,6 +21,7 @@ pub fn main() -> ExitCode {
         Command::Opt(args) => commands::opt::run(args),
         Command::Run(args) => commands::run::run(args, format),
         Command::Bench(args) => commands::bench::run(args, format),
+        Command::Viz(args) => commands::viz::run(args, format),
         Command::Train(args) => commands::train::run(args, format),
         Command::Generate(args) => commands::generate::run(args, format),
         Command::Explain { code } => commands::explain::run(code),
