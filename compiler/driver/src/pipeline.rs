@@ -23,6 +23,8 @@ pub struct Options {
     pub no_optimize: bool,
     /// Attention by its definition, and a kernel for each op: what the optimiser is compared with.
     pub by_definition: bool,
+    /// For a GPU.
+    pub gpu: bool,
 }
 
 /// The front half's result.
@@ -89,7 +91,7 @@ pub fn middle(program: &Program, options: &Options) -> Result<(Module, Vec<egrap
 
 /// graph → tile: kernels, buffers and steps.
 pub fn lower(module: &Module, options: &Options) -> Result<Lowered, BackError> {
-    tile::lower(module, tile::Options { fuse: !options.by_definition }).map_err(BackError::Target)
+    tile::lower(module, tile::Options { fuse: !options.by_definition, parts: options.gpu }).map_err(BackError::Target)
 }
 
 /// tile → mlir → llvm → object → library.

@@ -20,6 +20,12 @@ use library::View;
 const BLOCK_ELEMS: i64 = 16_384;
 /// Columns of a block of a reduction over leading axes.
 const COLUMN_ELEMS: i64 = 256;
+/// A reduction of fewer terms is not taken in parts.
+const LARGE_REDUCTION: i64 = 4096;
+/// Blocks that the parts of a reduction should have together, about two for each processor of a large GPU.
+const MAX_PARTS: i64 = 256;
+/// Parts of a reduction over leading axes, at most: each is read again.
+const MAX_COLUMN_PARTS: i64 = 64;
 
 /// Where values are: what a fused kernel needs to know of the function.
 pub struct Scene<'a> {
@@ -62,33 +68,73 @@ pub struct Fused {
 
 /// The kernel that computes root `v` (a fused value or a reduction) into `target`; adds to what is there if `add`.
 pub fn fuse(scene: &Scene, v: Value, target: &StridedView, add: bool) -> Fused {
-    let mut f = Fuser {
-        scene,
-        kernel: Kernel::new(""),
-        views: Vec::new(),
-        scopes: vec![Scope::default()],
-        var_level: vec![0],
-        target: target.clone(),
-        target_index: None,
-        conflicts: false,
-        root: v,
-    };
-    let column = match &scene.func.def(v).op {
-        Op::Reduce(r, axes) => {
-            let operand = scene.func.ty(scene.func.def(v).inputs[0]);
-            let keeps_last = axes.last().is_none_or(|a| *a + 1 != operand.rank());
-            (keeps_last && !is_unrolled(&scene.func.def(v).op, operand)).then(|| (*r, axes.clone()))
-        }
-        _ => None,
-    };
-    match column {
-        Some((r, axes)) => f.columns(v, r, &axes, add),
-        None => f.rows(v, add),
+    let mut f = Fuser::new(scene, v, target);
+    match &scene.func.def(v).op {
+        Op::Reduce(r, axes) if keeps_last(scene.func, v) => f.columns(v, *r, axes, add),
+        _ => f.rows(v, add),
     }
-    let body = f.scopes.pop().expect("the outermost scope").stmts;
-    f.kernel.body = body;
-    Fused { kernel: f.kernel, views: f.views, target_conflicts: f.conflicts }
+    f.finish()
 }
+
+/// The kernel that computes `parts` parts of a reduction into `target`, whose first axis they are, in the accumulator's dtype. Reducing that
+/// axis gives the whole. Parts of results that keep the last axis are sums of rows, others are of the first axes or of the only one.
+pub fn fuse_parts(scene: &Scene, v: Value, target: &StridedView, parts: i64) -> Fused {
+    let mut f = Fuser::new(scene, v, target);
+    let Op::Reduce(r, axes) = &scene.func.def(v).op else { base::bug!("a part of no reduction") };
+    if keeps_last(scene.func, v) {
+        f.column_parts(v, *r, axes, parts);
+    } else {
+        f.total_parts(v, *r, parts);
+    }
+    f.finish()
+}
+
+/// Into how many parts a reduction of many elements to few should be taken, if the whole would leave most of a large device idle.
+pub fn num_parts(func: &Func, v: Value) -> Option<i64> {
+    let Op::Reduce(_, axes) = &func.def(v).op else { return None };
+    let (operand, ty) = (func.ty(func.def(v).inputs[0]), func.ty(v));
+    let terms = axes.iter().map(|a| operand.shape[*a].known()).product::<Option<i64>>();
+    if is_unrolled(&func.def(v).op, operand) || terms.is_some_and(|n| n < LARGE_REDUCTION) {
+        return None;
+    }
+    if ty.elems().is(1) {
+        return Some(MAX_PARTS);
+    }
+    let columns = ty.shape.last().filter(|_| keeps_last(func, v))?.known()?;
+    let blocks = (ty.elems().known()? / columns.max(1)) * (columns + COLUMN_ELEMS - 1) / COLUMN_ELEMS;
+    let parts = (MAX_PARTS / blocks.max(1)) as u64;
+    (parts > 1).then(|| (parts.next_power_of_two() as i64).min(MAX_COLUMN_PARTS))
+}
+
+/// Whether a reduction keeps the last axis, so that it sums rows.
+fn keeps_last(func: &Func, v: Value) -> bool {
+    let Op::Reduce(_, axes) = &func.def(v).op else { return false };
+    let operand = func.ty(func.def(v).inputs[0]);
+    axes.last().is_none_or(|a| *a + 1 != operand.rank()) && !is_unrolled(&func.def(v).op, operand)
+}
+
+impl<'a> Fuser<'a> {
+    fn new(scene: &'a Scene<'a>, v: Value, target: &StridedView) -> Fuser<'a> {
+        Fuser {
+            scene,
+            kernel: Kernel::new(""),
+            views: Vec::new(),
+            scopes: vec![Scope::default()],
+            var_level: vec![0],
+            target: target.clone(),
+            target_index: None,
+            conflicts: false,
+            root: v,
+        }
+    }
+    fn finish(mut self) -> Fused {
+        self.kernel.body = self.scopes.pop().expect("the outermost scope").stmts;
+        Fused { kernel: self.kernel, views: self.views, target_conflicts: self.conflicts }
+    }
+}
+
+/// A loop to be closed: its variable, first, end and kind.
+type Loop = (VarId, Expr, Expr, LoopKind);
 
 #[derive(Default)]
 struct Scope {
@@ -327,7 +373,7 @@ impl Fuser<'_> {
             let var = self.new_var(DType::I64, level + 1 + k);
             let hi = self.kernel.dim(&shape[*a]);
             inner[*a] = Expr::Var(var);
-            loops.push((var, hi, if k + 1 == axes.len() { LoopKind::Vector } else { LoopKind::Serial }));
+            loops.push((var, Expr::int(0), hi, if k + 1 == axes.len() { LoopKind::Vector } else { LoopKind::Serial }));
             self.scopes.push(Scope::default());
         }
         let term = self.eval(operand, &inner);
@@ -339,11 +385,11 @@ impl Fuser<'_> {
         if result == sum { Expr::Var(acc) } else { Expr::Var(acc).cast(result) }
     }
     /// Pops a scope per loop and nests them.
-    fn close_loops(&mut self, loops: Vec<(VarId, Expr, LoopKind)>) {
-        for (var, hi, kind) in loops.into_iter().rev() {
+    fn close_loops(&mut self, loops: Vec<Loop>) {
+        for (var, lo, hi, kind) in loops.into_iter().rev() {
             let body = self.scopes.pop().expect("a scope per loop").stmts;
             let outer = self.scopes.last_mut().expect("loops are inside a scope");
-            outer.stmts.push(Stmt::For { var, lo: Expr::int(0), hi, kind, body });
+            outer.stmts.push(Stmt::For { var, lo, hi, kind, body });
         }
     }
     fn unroll(&mut self, operand: Value, f: ReduceFn, axes: &[usize], shape: &[Dim], inner: &mut [Expr]) -> Option<Expr> {
@@ -413,7 +459,8 @@ impl Fuser<'_> {
             self.scopes.push(Scope::default());
             self.store(v, &idx, add);
             let has_loop = self.scopes[2].stmts.iter().any(|s| matches!(s, Stmt::For { .. }));
-            self.close_loops(vec![(column, extent, if has_loop { LoopKind::Serial } else { LoopKind::Vector })]);
+            let kind = if has_loop { LoopKind::Serial } else { LoopKind::Vector };
+            self.close_loops(vec![(column, Expr::int(0), extent, kind)]);
         } else {
             self.store(v, &idx, add);
         }
@@ -438,6 +485,13 @@ impl Fuser<'_> {
 
     /// Sums over leading axes: a block owns some columns and keeps their sums in scratch.
     fn columns(&mut self, v: Value, f: ReduceFn, axes: &[usize], add: bool) {
+        self.column_sums(v, f, axes, None, add);
+    }
+    /// The same of a part of the rows.
+    fn column_parts(&mut self, v: Value, f: ReduceFn, axes: &[usize], parts: i64) {
+        self.column_sums(v, f, axes, Some(parts), false);
+    }
+    fn column_sums(&mut self, v: Value, f: ReduceFn, axes: &[usize], parts: Option<i64>, add: bool) {
         let func = self.scene.func;
         let ty = func.ty(v).clone();
         let operand = func.def(v).inputs[0];
@@ -447,7 +501,7 @@ impl Fuser<'_> {
         let width = last.known().map_or(COLUMN_ELEMS, |n| n.clamp(1, COLUMN_ELEMS));
         let chunks = last.ceil_div(&Dim::from(width));
         let outer: Dim = ty.shape[..ty.rank() - 1].iter().fold(Dim::from(1), |n, d| n * d.clone());
-        self.kernel.grid = outer * chunks.clone();
+        self.kernel.grid = outer * chunks.clone() * Dim::from(parts.unwrap_or(1));
         let sums = self.kernel.scratch("sums", sum, width as usize);
         let mut idx = vec![Expr::int(0); ty.rank()];
         let mut rest = self.kernel.block();
@@ -459,6 +513,7 @@ impl Fuser<'_> {
             idx[a] = self.bind(Expr::rem(rest.clone(), extent.clone()));
             rest = self.bind(Expr::floor_div(rest, extent));
         }
+        let part = rest;
         let end = self.kernel.dim(&last);
         let count = self.bind(Expr::minimum(end - first.clone(), Expr::int(width)));
         let j = self.new_var(DType::I64, 1);
@@ -467,14 +522,18 @@ impl Fuser<'_> {
         // For each reduced index, add a row to the sums.
         let mut inner = vec![Expr::int(0); shape.len()];
         let mut loops = Vec::new();
-        for (k, a) in axes.iter().enumerate() {
-            let var = self.new_var(DType::I64, 1 + k);
-            inner[*a] = Expr::Var(var);
-            loops.push((var, self.kernel.dim(&shape[*a]), LoopKind::Serial));
-            self.scopes.push(Scope::default());
+        if let Some(parts) = parts {
+            loops.push(self.part_rows(part.clone(), parts, axes, &shape, &mut inner));
+        } else {
+            for (k, a) in axes.iter().enumerate() {
+                let var = self.new_var(DType::I64, 1 + k);
+                inner[*a] = Expr::Var(var);
+                loops.push((var, Expr::int(0), self.kernel.dim(&shape[*a]), LoopKind::Serial));
+                self.scopes.push(Scope::default());
+            }
         }
-        let j = self.new_var(DType::I64, 1 + axes.len());
-        loops.push((j, count.clone(), LoopKind::Vector));
+        let j = self.new_var(DType::I64, self.scopes.len());
+        loops.push((j, Expr::int(0), count.clone(), LoopKind::Vector));
         self.scopes.push(Scope::default());
         let kept: Vec<usize> = (0..shape.len()).filter(|a| !axes.contains(a)).collect();
         for (a, i) in kept.iter().zip(&idx) {
@@ -491,20 +550,82 @@ impl Fuser<'_> {
         let j = self.new_var(DType::I64, 1);
         self.scopes.push(Scope::default());
         idx[ty.rank() - 1] = first + Expr::Var(j);
+        if parts.is_some() {
+            idx.insert(0, part);
+        }
         let target = self.target.clone();
         let index = self.address(&target, &idx);
         self.target_index = Some(index.clone());
-        let result = compute_dtype(ty.dtype);
+        let stored = if parts.is_some() { ty.dtype.accumulator() } else { ty.dtype };
+        let result = compute_dtype(stored);
         let mut value = Expr::load(sums, Expr::Var(j));
         if result != sum {
             value = value.cast(result);
         }
-        let mem = self.buffer(&target, ty.dtype, Access::Write);
+        let mem = self.buffer(&target, stored, Access::Write);
         if add {
             value = self.load(&target, ty.dtype, &idx) + value;
         }
         self.scopes[1].stmts.push(Stmt::Store { mem, index, value });
-        self.close_loops(vec![(j, count, LoopKind::Vector)]);
+        self.close_loops(vec![(j, Expr::int(0), count, LoopKind::Vector)]);
+    }
+
+    /// A loop over the block's part of the indices of `axes`, and the index of each in `inner`.
+    fn part_rows(&mut self, part: Expr, parts: i64, axes: &[usize], shape: &[Dim], inner: &mut [Expr]) -> Loop {
+        let total = axes.iter().fold(Dim::from(1), |n, a| n * shape[*a].clone());
+        let (per_part, count) = (self.kernel.dim(&total.ceil_div(&Dim::from(parts))), self.kernel.dim(&total));
+        let lo = self.bind(part * per_part.clone());
+        let hi = self.bind(Expr::minimum(lo.clone() + per_part, count));
+        let var = self.new_var(DType::I64, 1);
+        self.scopes.push(Scope::default());
+        let mut rest = Expr::Var(var);
+        for (k, a) in axes.iter().enumerate().rev() {
+            if k == 0 {
+                inner[*a] = rest.clone();
+            } else {
+                let extent = self.kernel.dim(&shape[*a]);
+                inner[*a] = self.bind(Expr::rem(rest.clone(), extent.clone()));
+                rest = self.bind(Expr::floor_div(rest, extent));
+            }
+        }
+        (var, lo, hi, LoopKind::Serial)
+    }
+
+    /// Parts of a reduction over all axes that have more than one element: a block has some of the indices of all but the last of them, or of
+    /// the only one.
+    fn total_parts(&mut self, v: Value, f: ReduceFn, parts: i64) {
+        let func = self.scene.func;
+        let (ty, operand) = (func.ty(v).clone(), func.def(v).inputs[0]);
+        let shape = func.ty(operand).shape.clone();
+        let sum = compute_dtype(ty.dtype.accumulator());
+        self.kernel.grid = Dim::from(parts);
+        let block = self.kernel.block();
+        let acc = self.new_var(sum, 0);
+        self.scopes[0].stmts.push(Stmt::Var(acc, neutral(f, sum)));
+        let real: Vec<usize> = (0..shape.len()).filter(|a| !shape[*a].is(1)).collect();
+        let mut inner = vec![Expr::int(0); shape.len()];
+        let (last, outer) = real.split_last().expect("a reduction of many elements has an axis");
+        let mut loops = Vec::new();
+        if outer.is_empty() {
+            let (var, lo, hi, _) = self.part_rows(block.clone(), parts, &[*last], &shape, &mut inner);
+            loops.push((var, lo, hi, LoopKind::Vector));
+        } else {
+            loops.push(self.part_rows(block.clone(), parts, outer, &shape, &mut inner));
+            let var = self.new_var(DType::I64, 2);
+            self.scopes.push(Scope::default());
+            inner[*last] = Expr::Var(var);
+            loops.push((var, Expr::int(0), self.kernel.dim(&shape[*last]), LoopKind::Vector));
+        }
+        let term = self.eval(operand, &inner);
+        let term = if self.kernel.expr_dtype(&term) == sum { term } else { term.cast(sum) };
+        self.scopes.last_mut().expect("a loop").stmts.push(Stmt::Accumulate(acc, f, term));
+        self.close_loops(loops);
+        let mut idx = vec![Expr::int(0); ty.rank() + 1];
+        idx[0] = block;
+        let target = self.target.clone();
+        let index = self.address(&target, &idx);
+        let mem = self.buffer(&target, ty.dtype.accumulator(), Access::Write);
+        self.scopes[0].stmts.push(Stmt::Store { mem, index, value: Expr::Var(acc) });
     }
 
     /// Whether an inline reduction has one result per element of the target.

@@ -5,7 +5,11 @@
 //! with several users, or one that a broadcast over leading axes would recompute, is stored once. A reduction over trailing axes
 //! is computed at the head of each row of the one kernel that uses it.
 
-use crate::view::{StridedView, row_major};
+use crate::{
+    fused::num_parts,
+    lower::Options,
+    view::{StridedView, row_major},
+};
 use base::{Dim, TensorType};
 use graph::{Func, NodeId, Op, Value, op::MapFn};
 use std::collections::BTreeSet;
@@ -100,8 +104,9 @@ fn takes_strides(op: &Op) -> bool {
     matches!(op, Op::Contract(_) | Op::Repeat(_))
 }
 
-/// Decides for the whole function. Without `fuse` every value that some arithmetic makes is stored.
-pub fn group(func: &Func, fuse: bool) -> Grouping {
+/// Decides for the whole function. Without `fuse` every value that some arithmetic makes is stored; with `parts` every reduction that is taken in
+/// parts.
+pub fn group(func: &Func, Options { fuse, parts }: Options) -> Grouping {
     let n = func.nodes.len();
     let mut g = Grouping { root: vec![false; n], reads: vec![Vec::new(); n] };
     // Full recomputation costs, as if nothing were stored below.
@@ -133,7 +138,8 @@ pub fn group(func: &Func, fuse: bool) -> Grouping {
         let is_root = if is_inline(&node.op) || is_unrolled_node(func, id) {
             forced[i] || cost[i] > SIZE_LIMIT || (users[i].len() > 1 && cost[i] > RECOMPUTE_LIMIT)
         } else {
-            forced[i] || !fuses_into_row(func, id, &users[i])
+            let in_parts = parts && num_parts(func, Value { node: id, index: 0 }).is_some();
+            forced[i] || in_parts || !fuses_into_row(func, id, &users[i])
         };
         g.root[i] = is_root;
         let as_users = if is_root { BTreeSet::from([id]) } else { users[i].clone() };

@@ -6,7 +6,7 @@
 //! move by a slice a turn, carried values live in one buffer.
 
 use crate::{
-    fused::{Fused, Scene, fuse},
+    fused::{Fused, Scene, fuse, fuse_parts, num_parts},
     gemm::gemm,
     group::{Grouping, group},
     ir::Kernel,
@@ -49,15 +49,18 @@ pub enum TargetError {
 pub struct Options {
     /// Whether elementwise ops and reductions join the kernels that use them; else each is a kernel of its own.
     pub fuse: bool,
+    /// Whether reductions of many elements to few are taken in parts, by many blocks, and those summed by another kernel: for a device of many
+    /// processors.
+    pub parts: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { fuse: true }
+        Options { fuse: true, parts: false }
     }
 }
 
-/// Lowers every function of the module for the host.
+/// Lowers every function of the module.
 ///
 /// # Errors
 /// E05xx if an op is beyond what the target does.
@@ -147,7 +150,7 @@ impl Lowerer<'_> {
         targets: Vec<Target>,
         depth: usize,
     ) -> Result<Vec<Step>, TargetError> {
-        let grouping = group(func, self.options.fuse);
+        let grouping = group(func, self.options);
         let mut places: Vec<Vec<Option<StridedView>>> = func.nodes.values().map(|n| vec![None; n.types.len()]).collect();
         for (i, view) in args.into_iter().enumerate() {
             places[i][0] = Some(view);
@@ -336,7 +339,41 @@ impl Lowerer<'_> {
         Ok(())
     }
 
+    /// A reduction whose parts are computed by many blocks.
+    fn in_parts(&mut self, b: &mut Body, v: Value, parts: i64) {
+        let (ty, node) = (b.func.ty(v).clone(), b.func.def(v).clone());
+        let Op::Reduce(f, _) = node.op else { base::bug!("a part of no reduction") };
+        let sum = ty.dtype.accumulator();
+        let shape = [Dim::from(parts)].into_iter().chain(ty.shape.iter().cloned()).collect::<Vec<_>>();
+        let of_parts = TensorType::new(sum, shape);
+        let partial = self.alloc(&of_parts, false, b.depth);
+        let scene = Scene { func: b.func, grouping: &b.grouping, places: &b.places };
+        let Fused { kernel, views, .. } = fuse_parts(&scene, v, &partial, parts);
+        let step = self.launch(kernel, views, node.origin);
+        b.steps.push(step);
+
+        let (target, add) = self.destination(b, v, false);
+        let aside = if sum == ty.dtype { None } else { Some(self.alloc(&ty.with_dtype(sum), false, b.depth)) };
+        let mut func = Func::new("parts");
+        let x = func.arg("x", Role::Inner, of_parts);
+        let whole = func.add(Op::Reduce(f, vec![0]), &[x], None).expect("it has a first axis");
+        let grouping = Grouping { root: vec![false, true], reads: vec![Vec::new(), vec![x]] };
+        let places = [vec![Some(partial)], vec![None]];
+        let scene = Scene { func: &func, grouping: &grouping, places: &places };
+        let (to, adds) = aside.as_ref().map_or((&target, add), |a| (a, false));
+        let Fused { kernel, views, .. } = fuse(&scene, Value { node: whole, index: 0 }, to, adds);
+        let step = self.launch(kernel, views, node.origin);
+        b.steps.push(step);
+        if let Some(aside) = aside {
+            self.convert(&mut b.steps, (&aside, sum), (&target, ty.dtype), add);
+        }
+        b.places[v.node.0 as usize][0] = Some(target);
+    }
+
     fn fused(&mut self, b: &mut Body, v: Value) {
+        if let Some(parts) = num_parts(b.func, v).filter(|_| self.options.parts) {
+            return self.in_parts(b, v, parts);
+        }
         let origin = b.func.def(v).origin;
         let (mut target, mut add) = self.destination(b, v, true);
         let scene = Scene { func: b.func, grouping: &b.grouping, places: &b.places };

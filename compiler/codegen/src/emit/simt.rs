@@ -4,7 +4,7 @@
 //! Statements belong to a [`Team`]: all threads of a block, some lanes of a warp, or one thread. What is not in a spread loop every thread
 //! of the team computes for itself, with the same result, so that control flow is the same; stores there are one thread's. A vector loop is
 //! spread: thread `r` of `n` takes turns `lo + r`, `lo + r + n`, …, and its body is one thread's. What it accumulates starts from nothing
-//! in each thread; after it the lanes of each warp combine in pairs, by halves, and then the warps in order, so that every thread has the same bits
+//! in each thread; after it, or after the outermost loop around it that does nothing else with the variable, the lanes of each warp combine in pairs, by halves, and then the warps in order, so that every thread has the same bits
 //! in every run.
 //!
 //! Between a write and a read or another write of the same memory, and between a read and a write, the team waits, as soon as a statement
@@ -19,7 +19,7 @@ use super::{
     trig,
 };
 use crate::gpu::{
-    access::{Access, exprs},
+    access::{Access, expr_uses, exprs},
     plan::{Place, Plan, Team},
     unit::Units,
 };
@@ -45,6 +45,8 @@ pub(super) struct Simt {
     since: Access,
     /// Whether the memory of reductions was read since.
     combined: bool,
+    /// The variables of which each thread has a part.
+    partial: Vec<VarId>,
     /// The turns that a thread takes at once, while what is emitted is the first of them and aligned.
     first_of: Option<Units>,
     /// Values that each warp passes to the others at once, at most.
@@ -107,7 +109,7 @@ pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], machine: Machine) -> (St
         e.w.gpu = machine == Machine::Gpu;
         let plan = plan.clone();
         let (since, combined, passed) = (Access::default(), false, 0);
-        e.simt = Some(Simt { machine, plan, team: Team::Block, since, combined, first_of: None, passed });
+        e.simt = Some(Simt { machine, plan, team: Team::Block, since, combined, partial: Vec::new(), first_of: None, passed });
         let (text, reductions) = e.threads();
         out.push_str(&text);
         bytes.push(reductions);
@@ -349,9 +351,12 @@ impl Emitter<'_> {
                 let (lo, hi) = (self.expr(lo), self.expr(hi));
                 let (i, one) = (self.w.fresh(), self.w.int(1, "i64"));
                 self.vars[var.0 as usize] = Slot::Value(i.clone());
+                let deferred = self.deferred(body);
+                let partial = self.begin(deferred);
                 self.w.line(&format!("scf.for {i} = {lo} to {hi} step {one} : i64 {{"));
                 self.repeated(&Access::of(body), |e| e.inside(|e| e.stmts(body, LoopKind::Serial)));
                 self.w.line("}");
+                self.gather(partial);
             }
             Stmt::While { cond, body } => {
                 let mut all = Access::of(body);
@@ -485,19 +490,7 @@ impl Emitter<'_> {
         let (lo, hi) = (self.expr(lo), self.expr(hi));
         let mut found = Vec::new();
         reductions(body, &mut found);
-        let mut partial: Vec<(VarId, ReduceFn, String)> = Vec::new();
-        for (v, f) in found {
-            if let Slot::Memory(whole) = &self.vars[v.0 as usize]
-                && !partial.iter().any(|(w, ..)| *w == v)
-            {
-                let (whole, ty) = (whole.clone(), self.type_of(v));
-                let p = self.slot(ty);
-                let nothing = self.constant(neutral(f), self.k.vars[v.0 as usize]);
-                self.store(&nothing, &p, ty);
-                self.vars[v.0 as usize] = Slot::Memory(p);
-                partial.push((v, f, whole));
-            }
-        }
+        let partial = self.begin(found);
         let (rank, size) = (self.rank(), i64::from(self.simt().size()));
         let step = self.w.int(size, "i64");
         self.alone(|e| e.turns(var, [&lo, &hi], [&rank, &step], turns, body));
@@ -587,6 +580,45 @@ impl Emitter<'_> {
         let (bits, zero) = (bits.expect("something is touched"), self.w.int(0, "i64"));
         self.w.cmpi("eq", &bits, &zero, "i64")
     }
+    /// The reductions into outer variables that happen in spread loops of a list alone, and are not read there: they may be combined after the
+    /// loop around it.
+    fn deferred(&self, body: &[Stmt]) -> Vec<(VarId, ReduceFn)> {
+        let mut found = Vec::new();
+        reductions(body, &mut found);
+        let single = |(v, f): &(VarId, ReduceFn)| found.iter().all(|(w, g)| v != w || f == g);
+        let outer = |v: VarId| matches!(self.vars[v.0 as usize], Slot::Memory(_));
+        found.iter().copied().filter(|(v, f)| single(&(*v, *f)) && outer(*v) && self.only_spread(body, *v)).collect()
+    }
+    fn only_spread(&self, body: &[Stmt], v: VarId) -> bool {
+        let mut read = false;
+        body.iter().for_each(|s| exprs(s, &mut |e| read |= expr_uses(e, &|w| w == v)));
+        !read
+            && body.iter().all(|s| match s {
+                Stmt::Assign(w, _) | Stmt::Accumulate(w, ..) => *w != v,
+                Stmt::For { lo, hi, kind: LoopKind::Vector, body, .. } if self.is_spread(lo, hi, body) => true,
+                Stmt::For { body, .. } | Stmt::While { body, .. } => self.only_spread(body, v),
+                Stmt::If { then, otherwise, .. } => self.only_spread(then, v) && self.only_spread(otherwise, v),
+                Stmt::Let(..) | Stmt::Var(..) | Stmt::Store { .. } | Stmt::Dot(_) => true,
+            })
+    }
+    /// Starts reductions from nothing in each thread, but those that are under way; returns what they go into.
+    fn begin(&mut self, found: Vec<(VarId, ReduceFn)>) -> Vec<(VarId, ReduceFn, String)> {
+        let mut partial = Vec::new();
+        for (v, f) in found {
+            if let Slot::Memory(whole) = &self.vars[v.0 as usize]
+                && !self.simt().partial.contains(&v)
+            {
+                let (whole, ty) = (whole.clone(), self.type_of(v));
+                let p = self.slot(ty);
+                let nothing = self.constant(neutral(f), self.k.vars[v.0 as usize]);
+                self.store(&nothing, &p, ty);
+                self.vars[v.0 as usize] = Slot::Memory(p);
+                self.simt_mut().partial.push(v);
+                partial.push((v, f, whole));
+            }
+        }
+        partial
+    }
     /// Combines what the threads of the team have of each variable, and adds that to the variable.
     fn gather(&mut self, partial: Vec<(VarId, ReduceFn, String)>) {
         if partial.is_empty() {
@@ -647,6 +679,7 @@ impl Emitter<'_> {
             let new = self.combine(f, &old, &value, ty, false);
             self.store(&new, &whole, ty);
             self.vars[v.0 as usize] = Slot::Memory(whole);
+            self.simt_mut().partial.retain(|w| *w != v);
         }
     }
     /// The value that the lane at a distance has.

@@ -21,8 +21,12 @@ pub fn run(args: &Bench, format: MessageFormat) -> u8 {
 }
 
 fn bench(args: &Bench, format: MessageFormat) -> Result<u8, u8> {
-    let options =
-        Options { overrides: common::overrides(&args.model)?, no_optimize: args.no_optimize, by_definition: args.no_optimize };
+    let options = Options {
+        overrides: common::overrides(&args.model)?,
+        no_optimize: args.no_optimize,
+        by_definition: args.no_optimize,
+        gpu: false,
+    };
     let mut dims = DimEnv::new();
     for d in &args.dims {
         let Some((name, value)) = d.split_once('=').and_then(|(n, v)| Some((n.trim(), v.trim().parse::<i64>().ok()?))) else {

@@ -66,8 +66,12 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
     };
     let wants = |stage: &str| args.emit.iter().any(|s| s == stage);
     let mut clock = Clock { on: args.timings, last: Instant::now() };
-    let options =
-        Options { overrides: common::overrides(&args.model)?, no_optimize: args.no_optimize, by_definition: args.no_optimize };
+    let options = Options {
+        overrides: common::overrides(&args.model)?,
+        no_optimize: args.no_optimize,
+        by_definition: args.no_optimize,
+        gpu: !host,
+    };
     if wants("tokens") || wants("ast") {
         let (name, text) = pipeline::read_source(&args.model.file).map_err(|e| {
             eprintln!("{}: {e}", args.model.file.display());

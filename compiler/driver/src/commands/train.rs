@@ -60,8 +60,12 @@ impl Report for Progress {
 
 fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
     use std::io::IsTerminal;
-    let options =
-        Options { overrides: common::overrides(&args.model)?, no_optimize: args.no_optimize, by_definition: args.no_optimize };
+    let options = Options {
+        overrides: common::overrides(&args.model)?,
+        no_optimize: args.no_optimize,
+        by_definition: args.no_optimize,
+        gpu: false,
+    };
     let clock = Instant::now();
     let front = common::front(&args.model, &options, format)?;
     let program = front.program.as_ref().expect("checked by `front`");

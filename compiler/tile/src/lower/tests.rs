@@ -49,21 +49,22 @@ fn compare(f: Func, dims: &[(&str, i64)]) -> lower::Lowered {
     let violations = graph::verify::verify(&module);
     assert!(violations.is_empty(), "{violations:?}");
     let data: Vec<Vec<f64>> = tensors.iter().map(|t| t.data.clone()).collect();
-    let run = |fuse: bool| {
-        let lowered = lower::lower(&module, lower::Options { fuse }).expect("it lowers");
+    let run = |fuse: bool, parts: bool| {
+        let lowered = lower::lower(&module, lower::Options { fuse, parts }).expect("it lowers");
         let got = simulate(&lowered, &lowered.entries[0], &data, &env).unwrap_or_else(|e| panic!("{e}\n{:#?}", lowered.kernels));
         for (i, (g, w)) in got.iter().zip(&want).enumerate() {
             assert_eq!(g.len(), w.data.len());
             for (j, (x, y)) in g.iter().zip(&w.data).enumerate() {
                 let close = (x - y).abs() <= 1e-5 * (1.0 + y.abs()) || (x.is_nan() && y.is_nan());
-                let at = format!("output {i} element {j}, fuse {fuse}");
+                let at = format!("output {i} element {j}, fuse {fuse}, parts {parts}");
                 assert!(close, "{at}: {x} for {y}\n{:#?}\n{:#?}", lowered.entries[0].steps, lowered.kernels);
             }
         }
         lowered
     };
-    run(false);
-    run(true)
+    run(false, false);
+    run(true, true);
+    run(true, false)
 }
 
 const BT: &[(&str, i64)] = &[("B", 2), ("T", 5)];
@@ -222,4 +223,35 @@ fn stacked_sums_are_added_in_the_loop() {
     f.output("g", Role::Grad, next);
     let l = compare(f, BT);
     assert_eq!(l.entries[0].buffers.len(), 2, "{:#?}", l.entries[0]);
+}
+
+#[test]
+fn large_reductions_are_taken_in_parts() {
+    let parts = |args: &[&str], dims: &[(&str, i64)], build: &dyn Fn(&mut Builder, Value) -> Value| {
+        let mut f = Func::new("f");
+        let x = f.arg("x", Role::Input, ty(args[0]));
+        let y = build(&mut Builder::new(&mut f), x);
+        f.output("y", Role::Result, y);
+        compare(f.clone(), dims);
+        let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f] };
+        let lowered = lower::lower(&module, lower::Options { fuse: true, parts: true }).expect("it lowers");
+        lowered.kernels.iter().map(|k| k.grid.to_string()).collect::<Vec<_>>()
+    };
+    // To one number, of one axis and of several; with what is computed from it and from what.
+    let total = |b: &mut Builder, x: Value| {
+        let square = b.mul(x, x);
+        let all: Vec<usize> = (0..b.func.ty(x).rank()).collect();
+        let sum = b.sum(square, &all);
+        b.map(MapFn::Sqrt, &[sum])
+    };
+    assert_eq!(parts(&["f32[T]"], BT, &total), ["256", "1", "1"]);
+    assert_eq!(parts(&["f32[B, T, 7]"], BT, &total), ["256", "1", "1"]);
+    assert_eq!(parts(&["f32[100, 50]"], BT, &total), ["256", "1", "1"]);
+    assert_eq!(parts(&["f32[10, 50]"], BT, &total), ["1"]);
+    // Sums of rows.
+    let columns = |b: &mut Builder, x: Value| b.sum(x, &[0, 1]);
+    assert_eq!(parts(&["f32[B, T, 300]"], BT, &columns), ["128", "2"]);
+    assert_eq!(parts(&["f32[B, T, 70000]"], &[("B", 1), ("T", 2)], &columns), ["274"]);
+    let greatest = |b: &mut Builder, x: Value| b.op(Op::Reduce(ReduceFn::Max, vec![0]), &[x]);
+    assert_eq!(parts(&["bf16[T, 3, 40]"], &[("T", 200)], &greatest).len(), 3);
 }
