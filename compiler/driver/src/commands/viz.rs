@@ -151,7 +151,7 @@ fn nodes(func: &Func, sources: &Sources, lines: &mut BTreeMap<String, String>) -
 
 /// A box for each step: what it computes, and the ops inside it.
 fn kernels(func: &Func, sources: &Sources, lines: &mut BTreeMap<String, String>) -> Picture {
-    let grouping = group::group(func, true);
+    let grouping = group::group(func, tile::Options::default());
     let mut number: BTreeMap<NodeId, usize> = BTreeMap::new();
     let mut boxes = Vec::new();
     for (id, node) in func.nodes.iter() {
