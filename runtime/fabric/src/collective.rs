@@ -1,0 +1,109 @@
+//! What all ranks do together, over sends and receives. Sums are taken in order of rank, so they have the same bits on every rank and for
+//! every fabric.
+
+use crate::{Channel, Fabric, FabricError};
+
+const CHANNEL: Channel = Channel::COLLECTIVE;
+
+/// Returns once every rank has called it.
+///
+/// # Errors
+/// As [`Fabric::receive`].
+pub fn barrier(f: &dyn Fabric) -> Result<(), FabricError> {
+    all_gather(f, &[]).map(drop)
+}
+
+/// Every rank gets the bytes of rank `root`.
+///
+/// # Errors
+/// As [`Fabric::receive`].
+pub fn broadcast(f: &dyn Fabric, root: usize, bytes: &mut [u8]) -> Result<(), FabricError> {
+    if f.rank() != root {
+        return f.receive(root, CHANNEL, bytes);
+    }
+    (0..f.size()).filter(|r| *r != root).try_for_each(|to| f.send(to, CHANNEL, bytes))
+}
+
+/// The bytes of every rank, in order; all have the same length.
+///
+/// # Errors
+/// As [`Fabric::receive`].
+pub fn all_gather(f: &dyn Fabric, bytes: &[u8]) -> Result<Vec<Vec<u8>>, FabricError> {
+    let parts = vec![bytes.to_vec(); f.size()];
+    all_to_all(f, &parts, &vec![bytes.len(); f.size()])
+}
+
+/// Rank r gets part r of every rank; `lengths` are those of the parts that come. # Units: bytes.
+///
+/// # Errors
+/// As [`Fabric::receive`].
+pub fn all_to_all(f: &dyn Fabric, parts: &[Vec<u8>], lengths: &[usize]) -> Result<Vec<Vec<u8>>, FabricError> {
+    let (rank, size) = (f.rank(), f.size());
+    // Each begins with its neighbour, so that not all send to rank 0 first.
+    for to in (1..size).map(|i| (rank + i) % size) {
+        f.send(to, CHANNEL, &parts[to])?;
+    }
+    let mut out: Vec<Vec<u8>> = lengths.iter().map(|n| vec![0; *n]).collect();
+    for from in 0..size {
+        if from == rank {
+            out[from].clone_from(&parts[rank]);
+        } else {
+            f.receive(from, CHANNEL, &mut out[from])?;
+        }
+    }
+    Ok(out)
+}
+
+/// Every rank gets the sum of all ranks' numbers, each element summed in order of rank by the rank that owns its part.
+///
+/// # Errors
+/// As [`Fabric::receive`].
+pub fn all_reduce(f: &dyn Fabric, x: &mut [f32]) -> Result<(), FabricError> {
+    let sum = reduce_scatter(f, x)?;
+    let part = |r: usize| part(x.len(), f.size(), r);
+    let mine = to_bytes(&sum);
+    for to in (1..f.size()).map(|i| (f.rank() + i) % f.size()) {
+        f.send(to, CHANNEL, &mine)?;
+    }
+    let parts: Vec<_> = (0..f.size()).map(part).collect();
+    for (from, range) in parts.into_iter().enumerate() {
+        if from == f.rank() {
+            x[range].copy_from_slice(&sum);
+            continue;
+        }
+        let mut bytes = vec![0; range.len() * 4];
+        f.receive(from, CHANNEL, &mut bytes)?;
+        x[range].copy_from_slice(&from_bytes(&bytes));
+    }
+    Ok(())
+}
+
+/// The part of the sum of all ranks' numbers that this rank owns; see [`part`].
+///
+/// # Errors
+/// As [`Fabric::receive`].
+pub fn reduce_scatter(f: &dyn Fabric, x: &[f32]) -> Result<Vec<f32>, FabricError> {
+    let parts: Vec<Vec<u8>> = (0..f.size()).map(|r| to_bytes(&x[part(x.len(), f.size(), r)])).collect();
+    let mine = part(x.len(), f.size(), f.rank()).len();
+    let arrived = all_to_all(f, &parts, &vec![mine * 4; f.size()])?;
+    let mut sum = from_bytes(&arrived[0]);
+    for other in &arrived[1..] {
+        sum.iter_mut().zip(from_bytes(other)).for_each(|(s, x)| *s += x);
+    }
+    Ok(sum)
+}
+
+/// The elements that rank `rank` of `size` owns of `n`: even parts, the first ones longer by one.
+pub fn part(n: usize, size: usize, rank: usize) -> std::ops::Range<usize> {
+    let (each, more) = (n / size, n % size);
+    let start = rank * each + rank.min(more);
+    start..start + each + usize::from(rank < more)
+}
+
+fn to_bytes(x: &[f32]) -> Vec<u8> {
+    x.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+fn from_bytes(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
