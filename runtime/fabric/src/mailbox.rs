@@ -60,6 +60,10 @@ impl Mailbox {
         self.lock().aborted.get_or_insert_with(|| (peer, why.to_string()));
         self.changed.notify_all();
     }
+    /// Who gave up, and why.
+    pub fn aborted(&self) -> Option<(usize, String)> {
+        self.lock().aborted.clone()
+    }
     /// The error to report for a send to `peer`, if there is one.
     pub fn check(&self, rank: usize, peer: usize, channel: Channel, number: u64) -> Result<(), FabricError> {
         let state = self.lock();

@@ -105,7 +105,7 @@ fn listen(peer: usize, mut stream: TcpStream, mailbox: &Mailbox) {
         match kind {
             DATA => mailbox.put(peer, channel, number, bytes),
             // Kinds above are refused.
-            _ => mailbox.abort(peer, &String::from_utf8_lossy(&bytes)),
+            _ => mailbox.abort(number as usize, &String::from_utf8_lossy(&bytes)),
         }
     }
 }
@@ -124,6 +124,16 @@ impl Tcp {
     fn peer(&self, rank: usize) -> MutexGuard<'_, Peer> {
         let peer = self.peers[rank].as_ref().expect("no rank sends to itself");
         peer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tcp {
+    /// Tells every peer that `rank` gives up; the message's number is the rank.
+    fn tell_all(&self, rank: usize, why: &str) {
+        for to in (0..self.size).filter(|r| *r != self.rank) {
+            // Who is gone needs no word.
+            let _ = self.peer(to).stream.write_all(&message(ABORT, Channel::COLLECTIVE, rank as u64, why.as_bytes()));
+        }
     }
 }
 
@@ -163,15 +173,16 @@ impl Fabric for Tcp {
     }
     fn abort(&self, why: &str) {
         self.mailbox.abort(self.rank, why);
-        for to in (0..self.size).filter(|r| *r != self.rank) {
-            // Who is gone needs no word.
-            let _ = self.peer(to).stream.write_all(&message(ABORT, Channel::COLLECTIVE, 0, why.as_bytes()));
-        }
+        self.tell_all(self.rank, why);
     }
 }
 
 impl Drop for Tcp {
     fn drop(&mut self) {
+        // Who learnt that a rank gave up tells it on, lest others see this one go before they hear it.
+        if let Some((rank, why)) = self.mailbox.aborted() {
+            self.tell_all(rank, &why);
+        }
         for peer in self.peers.iter().flatten() {
             let peer = peer.lock().unwrap_or_else(PoisonError::into_inner);
             // What was sent still arrives; the reader threads end.
