@@ -45,6 +45,10 @@ impl Fabric for Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
+        // Who learnt that a rank gave up tells it on, lest others see this one go before they hear it.
+        if let Some((rank, why)) = self.boxes[self.rank].aborted() {
+            self.boxes.iter().for_each(|b| b.abort(rank, &why));
+        }
         // What was sent is still received; then waits end.
         self.boxes.iter().for_each(|b| b.lose(self.rank));
     }
