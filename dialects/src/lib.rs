@@ -12,6 +12,9 @@ use std::{cell::RefCell, rc::Rc};
 /// The dialect `graph`; see `docs/ir/graph.md`.
 pub const GRAPH_IRDL: &str = include_str!("../graph/graph.irdl.mlir");
 
+/// The dialect `tile`; see `docs/ir/tile.md`.
+pub const TILE_IRDL: &str = include_str!("../tile/tile.irdl.mlir");
+
 /// What MLIR said against a text: a message a line, each with its place.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -80,6 +83,25 @@ mod tests {
         let printed = module.as_operation().to_string_with_flags(flags).expect("it prints");
         assert_eq!(graph::text::parse(&printed), graph::text::parse(SAMPLE));
         assert!(graph::text::parse(&printed).is_ok());
+    }
+
+    #[test]
+    fn the_sample_of_tile_verifies_and_a_damaged_one_does_not() {
+        let context = context();
+        load(&context, &[GRAPH_IRDL, TILE_IRDL]).expect("the dialects load");
+        let sample = include_str!("../tile/sample.mlir");
+        let module = parse(&context, sample).unwrap_or_else(|e| panic!("{e}"));
+        let flags = OperationPrintingFlags::new().print_generic_operation_form();
+        let printed = module.as_operation().to_string_with_flags(flags).expect("it prints");
+        let kernels = tile::text::parse(sample).unwrap_or_else(|e| panic!("{e}"));
+        let again = tile::text::parse(&printed).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(tile::text::print(&again), tile::text::print(&kernels));
+        for (from, to) in
+            [("\"tile.load\"", "\"tile.lode\""), ("fn = \"sum\"", "fn = \"sun\""), ("kind = \"vector\"", "kind = 3")]
+        {
+            assert!(sample.contains(from), "{from}");
+            assert!(parse(&context, &sample.replacen(from, to, 1)).is_err(), "{to}");
+        }
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub enum Command {
 /// Which model, and with what config.
 #[derive(Clone, Debug, Args)]
 pub struct Model {
-    /// The model file.
+    /// The model file, or, to run it, a library that `lode build` wrote (`.lodelib`).
     pub file: PathBuf,
     /// Overrides a config value: `--set layers=2`.
     #[arg(long = "set", value_name = "NAME=VALUE")]
@@ -82,9 +82,12 @@ pub struct Build {
     /// What to compile for: host or sm_90a.
     #[arg(long, default_value = "host", env = "LODE_TARGET")]
     pub target: String,
-    /// Stages to print, in place of a library: tokens ast hir graph tile mlir llvm ptx library.
+    /// Stages to print, in place of a library: tokens ast hir graph tile mlir llvm ptx library plan.
     #[arg(long, value_delimiter = ',', value_name = "STAGE")]
     pub emit: Vec<String>,
+    /// The run-time dims of `--emit=plan`: `B=1,T=128`.
+    #[arg(long, value_delimiter = ',', value_name = "NAME=NUMBER")]
+    pub dims: Vec<String>,
     /// Where files go; `-` prints to standard output.
     #[arg(short, long, default_value = ".", env = "LODE_OUT")]
     pub out: PathBuf,
@@ -99,7 +102,7 @@ pub struct Build {
 /// `lode opt`.
 #[derive(Debug, Args)]
 pub struct Opt {
-    /// Graph text, `-` for standard input.
+    /// Graph or tile text, `-` for standard input; of tile text there is only verification.
     pub file: PathBuf,
     /// Passes, separated by commas.
     #[arg(short, long, default_value = "")]

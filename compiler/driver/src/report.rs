@@ -100,3 +100,30 @@ pub fn json(sources: &Sources, entry: &Entry) -> serde_json::Value {
         "help": entry.error.help().map(|h| h.to_string()),
     })
 }
+
+/// Writes to standard output. A reader that has gone away wants no more: the process ends well.
+pub fn put(text: std::fmt::Arguments) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_fmt(text).and_then(|()| out.flush()) {
+        Ok(()) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) => {
+            eprintln!("standard output: {e}");
+            std::process::exit(1);
+        }
+    }
+}
+
+/// `print!` by [`put`].
+#[macro_export]
+macro_rules! put {
+    ($($arg:tt)*) => { $crate::report::put(format_args!($($arg)*)) };
+}
+
+/// `println!` by [`put`].
+#[macro_export]
+macro_rules! putln {
+    () => { $crate::put!("\n") };
+    ($($arg:tt)*) => { $crate::put!("{}\n", format_args!($($arg)*)) };
+}

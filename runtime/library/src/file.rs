@@ -87,8 +87,7 @@ impl Library {
         let manifest = serde_json::from_slice(&manifest).map_err(|e| damaged(&e.to_string()))?;
         Library::new(manifest, code)
     }
-    /// Writes the file, under another name first, so that it is whole or not there. A file that is no library stays: a model's source has
-    /// the same extension.
+    /// Writes the file, under another name first, so that it is whole or not there. A file that is no library stays.
     ///
     /// # Errors
     /// E0605, E0608.

@@ -1,11 +1,11 @@
 //! `lode bench`: how fast an entry runs on this machine, with seeded inputs and parameters.
 
 use super::common::{self, FAILED, USAGE};
+use crate::putln;
 use crate::{
     cli::{Bench, MessageFormat},
     pipeline::Options,
 };
-use base::DimEnv;
 use exec::{HostTensor, random::Stream};
 use library::Role;
 use std::time::{Duration, Instant};
@@ -27,16 +27,8 @@ fn bench(args: &Bench, format: MessageFormat) -> Result<u8, u8> {
         by_definition: args.no_optimize,
         gpu: false,
     };
-    let mut dims = DimEnv::new();
-    for d in &args.dims {
-        let Some((name, value)) = d.split_once('=').and_then(|(n, v)| Some((n.trim(), v.trim().parse::<i64>().ok()?))) else {
-            eprintln!("--dims takes name=number, not '{d}'");
-            return Err(USAGE);
-        };
-        dims.insert(name.into(), value);
-    }
-    let front = common::front(&args.model, &options, format)?;
-    let mut session = common::session(common::compile(&front, &options)?, args.threads)?;
+    let dims = common::dims(&args.dims)?;
+    let mut session = common::session(common::library(&args.model, &options, format)?, args.threads)?;
     let failed = |e: exec::ExecError| common::fail_with(&e);
     let manifest = session.manifest.clone();
     if let Some(d) = manifest.dims.iter().find(|d| !dims.contains_key(d.as_str())) {
@@ -71,7 +63,7 @@ fn bench(args: &Bench, format: MessageFormat) -> Result<u8, u8> {
     times.sort_by(f64::total_cmp);
     let (median, least) = (times[times.len() / 2], times[0]);
     let tokens = dims.values().product::<i64>() as f64;
-    println!(
+    putln!(
         "{} {}: {:.2} ms median, {:.2} ms least of {} calls; {:.0} tokens/s",
         manifest.name,
         args.entry,

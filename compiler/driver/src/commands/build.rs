@@ -5,14 +5,15 @@ use crate::{
     cli::{Build, MessageFormat, Model},
     pipeline::{self, Options},
 };
+use crate::{put, putln};
 use base::Diags;
 use std::{path::Path, time::Instant};
 
 /// The stages that can be printed, in order.
-const STAGES: &[&str] = &["tokens", "ast", "hir", "graph", "tile", "mlir", "llvm", "ptx", "library"];
+const STAGES: &[&str] = &["tokens", "ast", "hir", "graph", "tile", "mlir", "llvm", "ptx", "library", "plan"];
 
 /// What can be compiled for, and the stages that only one of them has.
-const TARGETS: [(&str, &[&str]); 2] = [("host", &["llvm", "library"]), ("sm_90a", &["ptx"])];
+const TARGETS: [(&str, &[&str]); 2] = [("host", &["llvm", "library", "plan"]), ("sm_90a", &["ptx"])];
 
 /// Checks types and shapes.
 pub fn check(model: &Model, format: MessageFormat) -> u8 {
@@ -55,7 +56,7 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
     let stem = stem.or(args.model.file.file_stem()).map_or("model".into(), |s| s.to_string_lossy().into_owned());
     let put = |stage: &str, text: &str| -> Result<(), u8> {
         if args.out.as_os_str() == "-" {
-            print!("{text}");
+            put!("{text}");
             return Ok(());
         }
         let path = args.out.join(format!("{stem}.{stage}"));
@@ -119,20 +120,32 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
         let manifest = pipeline::manifest(program, &module, &lowered, &front.sources);
         put("library", &(serde_json::to_string_pretty(&manifest).expect("a manifest is plain data") + "\n"))?;
     }
+    if wants("plan") {
+        put("plan", &plan(&lowered.entries, &args.dims)?)?;
+    }
     if args.emit.is_empty() {
         let library = pipeline::library(program, &module, &lowered, &front.sources).map_err(back)?;
         clock.lap("codegen");
-        let path = args.out.join(format!("{stem}.lode"));
-        let written = std::fs::create_dir_all(&args.out)
-            .map_err(|e| e.to_string())
-            .and_then(|()| library.write(&path).map_err(|e| e.to_string()));
-        written.map_err(|e| {
-            eprintln!("{e}");
+        let path = args.out.join(format!("{stem}.{}", common::LIBRARY));
+        std::fs::create_dir_all(&args.out).map_err(|e| {
+            eprintln!("{}: {e}", args.out.display());
             FAILED
         })?;
-        println!("{}", path.display());
+        library.write(&path).map_err(|e| common::fail_with(&e))?;
+        putln!("{}", path.display());
     }
     Ok(())
+}
+
+/// The plans of all entries for the dims given.
+fn plan(entries: &[library::Entry], dims: &[String]) -> Result<String, u8> {
+    let dims = common::dims(dims)?;
+    let mut text = String::new();
+    for entry in entries {
+        let plan = exec::plan::plan(entry, &dims).map_err(|e| common::fail_with(&e))?;
+        text += &exec::plan::print(entry, &plan);
+    }
+    Ok(text)
 }
 
 struct Clock {

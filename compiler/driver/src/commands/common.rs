@@ -5,6 +5,7 @@ use crate::{
     pipeline::{self, BackError, Front, Options},
     report,
 };
+use base::DimEnv;
 use codegen::Jit;
 use device::{Code, KernelFn};
 use exec::Session;
@@ -70,6 +71,19 @@ fn insert_entries(json: &serde_json::Value, config: &mut BTreeMap<String, Consta
     entries().filter(|(_, value)| value.is_object()).for_each(|(_, value)| insert_entries(value, config));
 }
 
+/// Reads `--dims B=1,T=128`.
+pub fn dims(given: &[String]) -> Result<DimEnv, u8> {
+    let mut dims = DimEnv::new();
+    for d in given {
+        let Some((name, value)) = d.split_once('=').and_then(|(n, v)| Some((n.trim(), v.trim().parse::<i64>().ok()?))) else {
+            eprintln!("--dims takes name=number, not '{d}'");
+            return Err(USAGE);
+        };
+        dims.insert(name.into(), value);
+    }
+    Ok(dims)
+}
+
 fn fail(text: &str) -> u8 {
     eprintln!("{text}");
     FAILED
@@ -100,6 +114,22 @@ pub fn fail_with(e: &(dyn miette::Diagnostic + Send + Sync)) -> u8 {
         eprintln!("  help: {help}");
     }
     FAILED
+}
+
+/// The extension of built libraries.
+pub const LIBRARY: &str = "lodelib";
+
+/// The library of a model: read, if its file is one that `lode build` wrote, else checked and compiled.
+pub fn library(model: &Model, options: &Options, format: MessageFormat) -> Result<Library, u8> {
+    if model.file.extension().is_none_or(|e| e != LIBRARY) {
+        return compile(&front(model, options, format)?, options);
+    }
+    if !model.set.is_empty() || model.config.is_some() {
+        eprintln!("{} is built: --set and --config come too late", model.file.display());
+        return Err(USAGE);
+    }
+    let read = Library::read(&model.file).and_then(|l| l.expect_target("host").map(|()| l));
+    read.map_err(|e| fail_with(&e))
 }
 
 /// Compiles a checked model.

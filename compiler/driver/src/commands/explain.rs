@@ -1,5 +1,6 @@
 //! `lode explain E0301`: the page of an error code.
 
+use crate::put;
 /// The pages of `docs/errors`, by code, from the build script's listing.
 const PAGES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/error_pages.rs"));
 
@@ -12,7 +13,7 @@ pub fn page(code: &str) -> Option<&'static str> {
 pub fn run(code: &str) -> u8 {
     match page(code) {
         Some(text) => {
-            print!("{text}");
+            put!("{text}");
             0
         }
         None => {

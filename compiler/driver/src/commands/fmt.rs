@@ -1,5 +1,6 @@
 //! `lode fmt`: canonical layout of model files.
 
+use crate::putln;
 use crate::{cli::MessageFormat, report};
 use base::{Diags, Sources};
 use std::path::PathBuf;
@@ -29,7 +30,7 @@ pub fn run(files: &[PathBuf], check: bool, format: MessageFormat) -> u8 {
             continue;
         }
         if check {
-            println!("{}", path.display());
+            putln!("{}", path.display());
             code = 1;
         } else if let Err(e) = std::fs::write(path, formatted) {
             eprintln!("{}: {e}", path.display());

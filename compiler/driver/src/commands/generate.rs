@@ -1,6 +1,7 @@
 //! `lode generate`: continues a prompt.
 
 use super::common;
+use crate::putln;
 use crate::{
     cli::{Generate, MessageFormat},
     pipeline::Options,
@@ -15,9 +16,7 @@ pub fn run(args: &Generate, format: MessageFormat) -> u8 {
 
 fn start(args: &Generate, format: MessageFormat) -> Result<(), u8> {
     let options = Options { overrides: common::overrides(&args.model)?, ..Options::default() };
-    let front = common::front(&args.model, &options, format)?;
-    let library = common::compile(&front, &options)?;
-    let mut session = common::session(library, None)?;
+    let mut session = common::session(common::library(&args.model, &options, format)?, None)?;
     let manifest = session.manifest.clone();
     let failed = |e: ExecError| common::fail_with(&e);
     session.store.initialise(&manifest, args.seed).map_err(failed)?;
@@ -39,7 +38,7 @@ fn start(args: &Generate, format: MessageFormat) -> Result<(), u8> {
         return print(&mut session, args.prompt.as_bytes(), &o).map_err(failed);
     }
     let tokens = generate::generate(&mut session, &args.tokens, &o, &mut |_| {}).map_err(failed)?;
-    println!("{}", tokens.iter().map(i32::to_string).collect::<Vec<_>>().join(","));
+    putln!("{}", tokens.iter().map(i32::to_string).collect::<Vec<_>>().join(","));
     Ok(())
 }
 
@@ -55,6 +54,6 @@ pub fn print(session: &mut Session, prompt: &[u8], o: &generate::Options) -> Res
     prompt.iter().for_each(|b| put(i32::from(*b)));
     let tokens: Vec<i32> = prompt.iter().map(|b| i32::from(*b)).collect();
     generate::generate(session, &tokens, o, &mut put)?;
-    println!();
+    putln!();
     Ok(())
 }

@@ -1,6 +1,7 @@
-//! `lode opt`: graph text in, passes, graph text out.
+//! `lode opt`: graph text in, passes, graph text out; tile text in, verified, out.
 
 use crate::cli::Opt;
+use crate::put;
 use std::io::Read;
 
 /// Runs the passes and prints the module.
@@ -15,6 +16,9 @@ pub fn run(args: &Opt) -> u8 {
         eprintln!("{}: {e}", args.file.display());
         return 1;
     }
+    if text.contains("\"tile.kernel\"") {
+        return tile_text(args, &text);
+    }
     let mut module = match graph::text::parse(&text) {
         Ok(module) => module,
         Err(e) => {
@@ -26,7 +30,7 @@ pub fn run(args: &Opt) -> u8 {
     match graph::passes::run(&mut module, &names, args.verify_each) {
         Ok(stats) => {
             stats.iter().for_each(|(name, s)| eprintln!("{name}: {s:?}"));
-            print!("{}", graph::text::print(&module));
+            put!("{}", graph::text::print(&module));
             0
         }
         Err(e) => {
@@ -34,4 +38,24 @@ pub fn run(args: &Opt) -> u8 {
             1
         }
     }
+}
+
+/// Verifies kernels and prints them.
+fn tile_text(args: &Opt, text: &str) -> u8 {
+    if !args.passes.is_empty() {
+        eprintln!("passes are of graphs; {} is tile text", args.file.display());
+        return 2;
+    }
+    let kernels = match tile::text::parse(text) {
+        Ok(kernels) => kernels,
+        Err(e) => {
+            eprintln!("{}:{e}", args.file.display());
+            return 1;
+        }
+    };
+    let violations: Vec<String> =
+        kernels.iter().flat_map(|k| tile::verify(k).into_iter().map(|v| format!("{}: {v}", k.name))).collect();
+    violations.iter().for_each(|v| eprintln!("{v}"));
+    put!("{}", tile::text::print(&kernels));
+    u8::from(!violations.is_empty())
 }

@@ -1,6 +1,7 @@
 //! `lode run`: one call of an entry, by the interpreter or compiled.
 
 use super::common::{self, FAILED, USAGE};
+use crate::putln;
 use crate::{
     cli::{Backend, MessageFormat, Run},
     pipeline::{self, Options},
@@ -31,9 +32,12 @@ fn read(pairs: &[String]) -> Result<Vec<(String, HostTensor)>, u8> {
 fn call(args: &Run, format: MessageFormat) -> Result<u8, u8> {
     let options = Options { overrides: common::overrides(&args.model)?, ..Options::default() };
     let (inputs, expected) = (read(&args.input)?, read(&args.expect)?);
-    let front = common::front(&args.model, &options, format)?;
-    let library = common::compile(&front, &options)?;
-    let mut session = common::session(library, None)?;
+    let built = args.model.file.extension().is_some_and(|e| e == common::LIBRARY);
+    if built && args.backend == Backend::Ref {
+        eprintln!("the interpreter takes a source, not a library");
+        return Err(USAGE);
+    }
+    let mut session = common::session(common::library(&args.model, &options, format)?, None)?;
     let failed = |e: exec::ExecError| common::fail_with(&e);
     let manifest = session.manifest.clone();
     session.store.initialise(&manifest, args.seed).map_err(failed)?;
@@ -48,6 +52,7 @@ fn call(args: &Run, format: MessageFormat) -> Result<u8, u8> {
     let outputs = match args.backend {
         Backend::Host => session.run(&args.entry, &dims, &given).map_err(failed)?,
         Backend::Ref => {
+            let front = common::front(&args.model, &options, format)?;
             let program = front.program.as_ref().expect("checked by `front`");
             let (module, _) = pipeline::middle(program, &Options { no_optimize: true, ..options.clone() })
                 .map_err(|e| common::back_failed(&e))?;
@@ -80,7 +85,7 @@ fn call(args: &Run, format: MessageFormat) -> Result<u8, u8> {
     for (name, t) in &outputs {
         let data = t.to_f64();
         let (low, high) = data.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), x| (a.min(*x), b.max(*x)));
-        println!("{name}: {}{:?} in {low:.6} … {high:.6}", t.dtype, t.shape);
+        putln!("{name}: {}{:?} in {low:.6} … {high:.6}", t.dtype, t.shape);
         if let Some(folder) = &args.out {
             std::fs::create_dir_all(folder).map_err(|e| common::fail_with(&exec::ExecError::io(folder, &e)))?;
             npy::write(&folder.join(format!("{name}.npy")), t).map_err(failed)?;
@@ -100,7 +105,7 @@ fn call(args: &Run, format: MessageFormat) -> Result<u8, u8> {
             f64::INFINITY
         };
         let fits = worst <= args.tolerance;
-        println!("{name}: {} by at most {worst:.2e} of the largest", if fits { "agrees" } else { "differs" });
+        putln!("{name}: {} by at most {worst:.2e} of the largest", if fits { "agrees" } else { "differs" });
         if !fits {
             code = FAILED;
         }

@@ -1,6 +1,7 @@
 //! `lode train`: compiles, trains, and ends with a sample.
 
 use super::common;
+use crate::putln;
 use crate::{
     cli::{MessageFormat, Train},
     pipeline::Options,
@@ -67,13 +68,12 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
         gpu: false,
     };
     let clock = Instant::now();
-    let front = common::front(&args.model, &options, format)?;
-    let program = front.program.as_ref().expect("checked by `front`");
-    if program.module.func("update").is_none() {
+    let library = common::library(&args.model, &options, format)?;
+    if library.manifest.entries.iter().all(|e| e.name != "update") {
         eprintln!("{} has no train item", args.model.file.display());
         return Err(common::FAILED);
     }
-    let set = program.settings.clone();
+    let set = library.manifest.settings.clone();
     let setting = |name: &str, default: f64| set.get(name).copied().unwrap_or(default);
     let steps = args.steps.unwrap_or(setting("steps", 100.0) as u64);
     let o = train::Options {
@@ -95,10 +95,9 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
         memory_limit: args.memory_limit.map(|m| m << 20),
     };
     let text = Text::read(&args.data, o.seq).map_err(|e| common::fail_with(&e))?;
-    let library = common::compile(&front, &options)?;
     let elems: i64 = library.manifest.params.iter().map(|p| p.shape.iter().product::<i64>()).sum();
     eprintln!(
-        "{}: {elems} parameters, {} kernels, compiled in {:.2} s",
+        "{}: {elems} parameters, {} kernels, ready in {:.2} s",
         library.manifest.name,
         library.manifest.kernels.len(),
         clock.elapsed().as_secs_f64()
@@ -116,9 +115,9 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
         eprintln!("{entry:<8} {calls:>7} calls {:>9.1} ms  {step}", ns as f64 / 1e6);
     }
     eprintln!("trained {steps} steps in {:.0} s", clock.elapsed().as_secs_f64());
-    println!("validation loss {val:.4} nats a token");
+    putln!("validation loss {val:.4} nats a token");
     if args.sample > 0 {
-        println!("---");
+        putln!("---");
         let g = generate::Options {
             length: args.sample,
             temperature: 0.8,

@@ -1,6 +1,7 @@
 //! `lode viz`: one self-contained HTML page with the graph as written and as kernels, side by side, for every function.
 
 use super::common::{self, FAILED};
+use crate::putln;
 use crate::{
     cli::{MessageFormat, Viz},
     picture::{Box, Picture, escape},
@@ -33,7 +34,7 @@ fn draw(args: &Viz, format: MessageFormat) -> Result<u8, u8> {
         eprintln!("{}: {e}", out.display());
         FAILED
     })?;
-    println!("{}", out.display());
+    putln!("{}", out.display());
     Ok(0)
 }
 
