@@ -10,6 +10,7 @@ pub mod interp;
 pub mod ir;
 pub mod op;
 pub mod passes;
+pub mod random;
 pub mod text;
 pub mod verify;
 

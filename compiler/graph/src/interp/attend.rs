@@ -7,30 +7,36 @@ use super::{
 use crate::op::{Attend, Domain};
 
 /// The extents of an attention; `b t h dk`, `b s g dk`, `b s g dv`.
-struct Extents {
-    t: usize,
-    h: usize,
-    dk: usize,
-    s: usize,
+pub(super) struct Extents {
+    pub(super) t: usize,
+    pub(super) h: usize,
+    pub(super) dk: usize,
+    pub(super) s: usize,
     g: usize,
-    dv: usize,
+    pub(super) dv: usize,
 }
 
 /// A query row and its key head.
 #[derive(Clone, Copy)]
-struct Row {
+pub(super) struct Row {
     b: usize,
     t: usize,
     g: usize,
 }
 
 impl Extents {
-    fn of(q: &Tensor, v: &Tensor) -> Extents {
+    pub(super) fn of(q: &Tensor, v: &Tensor) -> Extents {
         let ([_, t, h, dk], [_, s, g, dv]) = (q.axes(), v.axes());
         Extents { t, h, dk, s, g, dv }
     }
     /// Every query row with its head and the keys it sees, in order.
-    fn each_row(&self, batches: usize, domain: &Domain, operands: &[&Tensor], mut visit: impl FnMut(Row, usize, &[usize])) {
+    pub(super) fn each_row(
+        &self,
+        batches: usize,
+        domain: &Domain,
+        operands: &[&Tensor],
+        mut visit: impl FnMut(Row, usize, &[usize]),
+    ) {
         for b in 0..batches {
             for t in 0..self.t {
                 for g in 0..self.g {
@@ -48,12 +54,12 @@ impl Extents {
         keys.iter().map(|s| a.scale.get() * dot(q, &k.data[self.key(row, *s, self.dk)])).collect()
     }
     /// Where the vector of key `s` lies, `n` elements each.
-    fn key(&self, row: Row, s: usize, n: usize) -> std::ops::Range<usize> {
+    pub(super) fn key(&self, row: Row, s: usize, n: usize) -> std::ops::Range<usize> {
         let at = ((row.b * self.s + s) * self.g + row.g) * n;
         at..at + n
     }
     /// The number of the query's row among all `b t h`.
-    fn query(&self, row: Row, h: usize) -> usize {
+    pub(super) fn query(&self, row: Row, h: usize) -> usize {
         (row.b * self.t + row.t) * self.h + h
     }
 }
