@@ -11,6 +11,7 @@ pub mod ir;
 pub mod op;
 pub mod passes;
 pub mod random;
+pub mod shrink;
 pub mod text;
 pub mod verify;
 
