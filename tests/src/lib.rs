@@ -7,4 +7,6 @@ mod gpu;
 #[cfg(test)]
 mod models;
 #[cfg(test)]
+mod random;
+#[cfg(test)]
 mod reference;

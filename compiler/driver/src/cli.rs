@@ -33,6 +33,8 @@ pub enum Command {
     Build(Build),
     /// Run passes on graph text.
     Opt(Opt),
+    /// Make graph text that shows a mistake small.
+    Reduce(Reduce),
     /// Call an entry point once.
     Run(Run),
     /// Measure how fast an entry point runs.
@@ -110,6 +112,47 @@ pub struct Opt {
     /// Verify after each pass.
     #[arg(long)]
     pub verify_each: bool,
+}
+
+/// What a graph is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Way {
+    /// Its text, read back.
+    Text,
+    /// What the optimiser makes of it.
+    Optimize,
+    /// Its gradient, with differences.
+    Grad,
+    /// Its tile programs, in their interpreter.
+    Tile,
+    /// Code for this machine.
+    Host,
+}
+
+/// `lode reduce`.
+#[derive(Debug, Args)]
+#[group(id = "question", required = true, multiple = false, args = ["check", "passes", "backend"])]
+pub struct Reduce {
+    /// Graph text, `-` for standard input.
+    pub file: PathBuf,
+    /// A shell command that is given the path of a smaller text and ends with 0 if that still shows the mistake.
+    #[arg(long, value_name = "COMMAND")]
+    pub check: Option<String>,
+    /// The mistake is that these passes break the graph or change what it computes.
+    #[arg(short, long = "pass", value_name = "PASSES")]
+    pub passes: Option<String>,
+    /// The mistake is that this differs from the interpreter.
+    #[arg(long, value_enum)]
+    pub backend: Option<Way>,
+    /// Values of run-time dims, 3 if not given: `B=1,T=128`.
+    #[arg(long, value_delimiter = ',', value_name = "NAME=NUMBER")]
+    pub dims: Vec<String>,
+    /// The seed of the arguments.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Where the smaller text goes; standard output if not given.
+    #[arg(short, long)]
+    pub out: Option<PathBuf>,
 }
 
 /// Which way a program is evaluated.

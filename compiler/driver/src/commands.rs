@@ -8,6 +8,7 @@ pub mod explain;
 pub mod fmt;
 pub mod generate;
 pub mod opt;
+pub mod reduce;
 pub mod run;
 pub mod train;
 pub mod viz;

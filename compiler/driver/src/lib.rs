@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod compare;
 pub mod picture;
 pub mod pipeline;
 pub mod report;
@@ -19,6 +20,7 @@ pub fn main() -> ExitCode {
         Command::Check(model) => commands::build::check(model, format),
         Command::Build(args) => commands::build::run(args, format),
         Command::Opt(args) => commands::opt::run(args),
+        Command::Reduce(args) => commands::reduce::run(args),
         Command::Run(args) => commands::run::run(args, format),
         Command::Bench(args) => commands::bench::run(args, format),
         Command::Viz(args) => commands::viz::run(args, format),

@@ -1,0 +1,138 @@
+//! Random programs through every stage, against the interpreter. `LODE_FUZZ=100000` runs so many; `LODE_FUZZ_SEED` sets the first seed.
+//! What fails is made small before it is told.
+
+use driver::compare::{self, Case, Verdict};
+use graph::{Module, passes, random, shrink::shrink, text};
+use std::fmt::Write;
+
+/// How many programs, and the first seed.
+fn seeds(usual: u64) -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().map(|s| s.parse::<u64>().unwrap_or_else(|e| panic!("{name}: {e}")));
+    let first = number("LODE_FUZZ_SEED").unwrap_or(0);
+    first..first + number("LODE_FUZZ").unwrap_or(usual)
+}
+
+fn case(seed: u64) -> Case {
+    let p = random::program(seed, random::Options::default());
+    Case { module: p.module, dims: p.dims, seed }
+}
+
+/// Comparisons counted: how many were made, and how many were beyond what can be asked.
+#[derive(Default)]
+struct Tally {
+    asked: usize,
+    beyond: usize,
+    found: Vec<String>,
+}
+
+impl Tally {
+    /// Counts an answer; a mistake is made small by asking again.
+    fn count(&mut self, what: &str, case: &Case, answer: Result<(), Verdict>, ask: &dyn Fn(&Case) -> Result<(), Verdict>) {
+        self.asked += 1;
+        match answer {
+            Ok(()) => {}
+            Err(Verdict::Limit(_)) => self.beyond += 1,
+            Err(Verdict::Differs(text)) if self.found.len() < 5 => {
+                let mut last = text;
+                let small = shrink(&case.module, &mut |m: &Module| match ask(&Case { module: m.clone(), ..case.clone() }) {
+                    Err(Verdict::Differs(text)) => {
+                        last = text;
+                        true
+                    }
+                    Ok(()) | Err(Verdict::Limit(_)) => false,
+                });
+                let mut report = format!("seed {} {what}, dims {:?}: {last}\n", case.seed, case.dims);
+                writeln!(report, "{}", text::print(&small)).expect("text can be written");
+                eprintln!("{report}");
+                self.found.push(report);
+            }
+            Err(Verdict::Differs(text)) => self.found.push(format!("seed {} {what}: {text}\n", case.seed)),
+        }
+    }
+    fn ask(&mut self, what: &str, case: &Case, ask: &dyn Fn(&Case) -> Result<(), Verdict>) {
+        self.count(what, case, ask(case), ask);
+    }
+    /// Fails if there were mistakes, or if less than this share could be asked.
+    #[track_caller]
+    fn settle(&self, share: f64) {
+        println!("{} comparisons, {} beyond what can be asked, {} mistakes", self.asked, self.beyond, self.found.len());
+        assert!(self.found.is_empty(), "{} mistakes, of which\n{}", self.found.len(), self.found.concat());
+        let answered = (self.asked - self.beyond) as f64;
+        assert!(answered >= share * self.asked as f64, "only {answered} of {} were answered", self.asked);
+    }
+}
+
+#[test]
+fn text_and_passes_keep_random_programs() {
+    let mut t = Tally::default();
+    for seed in seeds(2000) {
+        let case = case(seed);
+        t.ask("text", &case, &|c| compare::text(&c.module));
+        t.ask("rounding", &case, &compare::rounding);
+        for pass in passes::ALL {
+            t.ask(pass.name, &case, &|c| compare::passes(c, &[pass.name]));
+        }
+        t.ask("pipeline", &case, &|c| compare::passes(c, passes::PIPELINE));
+    }
+    t.settle(1.0);
+}
+
+#[test]
+fn gradients_of_random_programs_are_slopes() {
+    let mut t = Tally::default();
+    for seed in seeds(2000) {
+        let case = case(seed);
+        t.ask("gradient", &case, &compare::gradient);
+        if seed % 8 == 0
+            && let Ok(module) = compare::with_gradient(&case.module)
+        {
+            let case = Case { module, ..case };
+            t.ask("text of the gradient", &case, &|c| compare::text(&c.module));
+            t.ask("passes of the gradient", &case, &|c| compare::passes(c, passes::PIPELINE));
+        }
+    }
+    t.settle(0.5);
+}
+
+#[test]
+fn the_optimiser_keeps_random_programs() {
+    let mut t = Tally::default();
+    for seed in seeds(2000) {
+        t.ask("optimize", &case(seed), &compare::optimized);
+    }
+    t.settle(1.0);
+}
+
+#[test]
+fn tile_programs_compute_random_programs() {
+    let mut t = Tally::default();
+    for seed in seeds(500) {
+        let case = case(seed);
+        t.ask("tile", &case, &compare::tiles);
+        if seed % 4 == 0
+            && let Ok(module) = compare::with_gradient(&case.module)
+        {
+            t.ask("tile of the gradient", &Case { module, ..case }, &compare::tiles);
+        }
+    }
+    t.settle(0.8);
+}
+
+#[test]
+fn the_host_computes_random_programs() {
+    let mut t = Tally::default();
+    let seeds: Vec<u64> = seeds(200).collect();
+    for batch in seeds.chunks(50) {
+        let mut cases: Vec<Case> = batch.iter().map(|s| case(*s)).collect();
+        let gradients: Vec<Case> = cases
+            .iter()
+            .step_by(5)
+            .filter_map(|c| Some(Case { module: compare::with_gradient(&c.module).ok()?, ..c.clone() }))
+            .collect();
+        cases.extend(gradients);
+        for (case, answer) in cases.iter().zip(compare::host(&cases)) {
+            t.count("host", case, answer, &|c| compare::host(std::slice::from_ref(c)).remove(0));
+        }
+    }
+    t.settle(0.8);
+}
