@@ -22,14 +22,14 @@ pub fn shrink(module: &Module, fails: &mut dyn FnMut(&Module) -> bool) -> Module
     if !fails(&best) {
         return best;
     }
-    // Where what nobody reads is needed for the mistake, nodes are taken away one by one.
-    let tidied = tidy(&best);
-    let tidies = fails(&tidied);
-    if tidies {
-        best = tidied;
-    }
-    let mut weight = weigh(&best);
     loop {
+        // Where what nobody reads is needed for the mistake, nodes are taken away one by one.
+        let tidied = tidy(&best);
+        let tidies = fails(&tidied);
+        if tidies {
+            best = tidied;
+        }
+        let mut weight = weigh(&best);
         let before = weight;
         let mut at = 0;
         let mut list = changes(&best);

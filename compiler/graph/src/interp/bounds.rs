@@ -394,11 +394,13 @@ impl Site<'_> {
             let mut left: Vec<usize> = (0..n).collect();
             let mut known = true;
             for c in chosen {
+                // Of equal ones the first is chosen.
+                let tied = |c: usize, i: usize| x[c] == x[i] && e[c] == 0.0 && e[i] == 0.0 && c < i;
                 let certain = e.iter().all(|e| *e == 0.0);
                 if *c >= 0.0 {
                     let c = *c as usize;
                     left.retain(|i| *i != c);
-                    known &= certain || left.iter().all(|i| x[c] - e[c] > x[*i] + e[*i]);
+                    known &= certain || left.iter().all(|i| x[c] - e[c] > x[*i] + e[*i] || tied(c, *i));
                 } else {
                     known &= left.iter().all(|i| e[*i] == 0.0);
                 }
@@ -427,7 +429,7 @@ impl Site<'_> {
             error += u[i].abs() * ev[i] + v[i].abs() * eu[i] + eu[i] * ev[i];
             error += unit * (u[i].abs() + eu[i]) * (v[i].abs() + ev[i]);
         }
-        (dot(u, v), error)
+        (dot(u, v), if error.is_nan() { f64::INFINITY } else { error })
     }
     fn attend(&self, a: &Attend) -> Vec<Vec<f64>> {
         let (q, v) = (&self.x[0].value, &self.x[2].value);
@@ -443,7 +445,7 @@ impl Site<'_> {
             let scores: Vec<(f64, f64)> = keys.iter().map(|s| self.score(a, &x, at, row, *s)).collect();
             let max = scores.iter().fold(f64::NEG_INFINITY, |m, (s, _)| m.max(*s));
             let sum: f64 = scores.iter().map(|(s, _)| (s - max).exp()).sum();
-            let doubt = scores.iter().fold(0.0f64, |d, (s, e)| d.max(e + inner * (2.0 * s.abs() + 2.0 * max.abs() + 8.0)));
+            let doubt = scores.iter().fold(0.0f64, |d, (s, e)| worse(d, e + inner * (2.0 * s.abs() + 2.0 * max.abs() + 8.0)));
             let terms = (keys.len() as f64 + 8.0) * inner;
             // Weights may be rounded to the operands' dtype.
             let relative = (2.0 * doubt).exp_m1() + terms + 2.0 * unit;
@@ -502,6 +504,11 @@ impl Site<'_> {
     }
 }
 
+/// The greater of two errors; what is no number says that something is unknown.
+fn worse(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::INFINITY } else { a.max(b) }
+}
+
 /// What errors `e` of `x` can make of `y = f(x)`; not all are 0.
 fn spread(f: MapFn, x: &[f64], e: &[f64], y: f64) -> f64 {
     let all: f64 = e.iter().sum();
@@ -510,7 +517,7 @@ fn spread(f: MapFn, x: &[f64], e: &[f64], y: f64) -> f64 {
         if x[0] - e[0] < least {
             return f64::INFINITY;
         }
-        [x[0] - e[0], x[0] + e[0]].iter().fold(0.0f64, |m, x| m.max((f.eval(&[*x]) - y).abs()))
+        [x[0] - e[0], x[0] + e[0]].iter().fold(0.0f64, |m, x| worse(m, (f.eval(&[*x]) - y).abs()))
     };
     let product = |a: f64, ea: f64, b: f64, eb: f64| a.abs() * eb + b.abs() * ea + ea * eb;
     if f.kind() == Kind::Int {
@@ -528,7 +535,7 @@ fn spread(f: MapFn, x: &[f64], e: &[f64], y: f64) -> f64 {
         MapFn::Pow => [-1.0, 1.0]
             .iter()
             .flat_map(|i| [-1.0, 1.0].map(|j| (f.eval(&[x[0] + i * e[0], x[1] + j * e[1]]) - y).abs()))
-            .fold(0.0, f64::max),
+            .fold(0.0, worse),
         MapFn::Sign => decided(x[0].abs() > e[0]),
         MapFn::Floor => decided((x[0] - e[0]).floor() == (x[0] + e[0]).floor()),
         MapFn::Exp | MapFn::Tanh | MapFn::Sigmoid | MapFn::Softplus | MapFn::Erf => ends(f64::NEG_INFINITY),
