@@ -132,6 +132,30 @@ impl Dim {
         }
         Some(Dim::from_terms(out))
     }
+    /// Whether it is visibly at least 1 where all run-time dims are.
+    pub fn is_positive(&self) -> bool {
+        self.least().is_some_and(|n| n >= 1)
+    }
+    /// A lower bound, if one shows.
+    fn least(&self) -> Option<i64> {
+        let Repr::Poly(terms) = &self.0 else { return self.known() };
+        let mut sum = 0i64;
+        for (m, k) in terms.iter() {
+            let mut product = *k;
+            for a in m {
+                let least = match a {
+                    Atom::Sym(_) => 1,
+                    Atom::FloorDiv(a, n) => a.least()?.div_euclid(n.known()?),
+                    Atom::Min(a, b) => a.least()?.min(b.least()?),
+                    Atom::Max(a, b) => a.least().max(b.least())?,
+                };
+                // A factor that may be negative, or a term that falls without end, has no bound.
+                product = product.saturating_mul((*k > 0 && least >= 0).then_some(least)?);
+            }
+            sum = sum.saturating_add(product);
+        }
+        Some(sum)
+    }
     /// The smaller of two extents.
     pub fn minimum(&self, other: &Dim) -> Dim {
         match (self - other).known() {
@@ -423,6 +447,16 @@ mod tests {
         }
         assert!("B +".parse::<Dim>().is_err());
         assert!("floordiv(B, 0)".parse::<Dim>().is_err());
+    }
+
+    #[test]
+    fn positive_where_run_time_dims_are() {
+        for s in ["1", "B*T", "T + 1", "floordiv(T, 2) + 1", "max(T - 4, 1)", "2*min(B, T)"] {
+            assert!(d(s).is_positive(), "{s}");
+        }
+        for s in ["0", "T - 1", "floordiv(T, 2)", "B - T + 5", "max(T - 1, 0)", "B*floordiv(T, 2)"] {
+            assert!(!d(s).is_positive(), "{s}");
+        }
     }
 
     #[test]

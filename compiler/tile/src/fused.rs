@@ -7,7 +7,7 @@
 use crate::{
     group::{Grouping, is_inline, is_unrolled, reduces_trailing},
     ir::{Access, Expr, Kernel, LoopKind, Mem, Stmt, VarId, compute_dtype},
-    view::{StridedView, reshape_groups},
+    view::{StridedView, first_of_slice, reshape_groups},
 };
 use base::{DType, Dim};
 use graph::{
@@ -261,9 +261,10 @@ impl Fuser<'_> {
                 }
                 self.eval(node.inputs[0], &inner)
             }
-            Op::Slice { axis, start, step, .. } => {
+            Op::Slice { axis, start, len, step } => {
                 let mut inner = idx.to_vec();
-                let start = self.kernel.dim(start);
+                let start = first_of_slice(start, len, &func.ty(node.inputs[0]).shape[*axis]);
+                let start = self.kernel.dim(&start);
                 inner[*axis] = inner[*axis].clone() * Expr::int(*step) + start;
                 self.eval(node.inputs[0], &inner)
             }

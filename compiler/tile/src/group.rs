@@ -126,7 +126,7 @@ pub fn group(func: &Func, Options { fuse, parts }: Options) -> Grouping {
     }
     if !fuse {
         for (id, node) in func.nodes.iter() {
-            forced[id.0 as usize] =
+            forced[id.0 as usize] |=
                 !is_layout(&node.op) && !matches!(node.op, Op::Arg(_) | Op::Const(..) | Op::Extent(..) | Op::Iota(_));
         }
     }

@@ -84,6 +84,11 @@ struct Lowerer<'a> {
     options: Options,
 }
 
+/// Whether some axis of a value may have no element.
+fn may_be_empty(ty: &TensorType) -> bool {
+    !ty.shape.iter().all(Dim::is_positive)
+}
+
 /// Where an output of a body goes.
 #[derive(Clone)]
 struct Target {
@@ -132,13 +137,27 @@ impl Lowerer<'_> {
             outputs.push(port(&o.name, o.role, ty, view.at.buffer));
             targets.push(Target { view, replaces, add: false });
         }
-        let steps = self.body(func, places, targets, 0)?;
+        let mut copies = Vec::new();
+        for ((_, _, ty), view) in func.arg_values().zip(&mut places) {
+            // It is not read in place: its memory has no room.
+            if may_be_empty(ty) && !targets.iter().any(|t| t.view.at == view.at) {
+                let to = self.alloc(ty, false, 0);
+                self.copy(&mut copies, view, &to, ty.dtype, false);
+                *view = to;
+            }
+        }
+        let mut steps = self.body(func, places, targets, 0)?;
+        steps.splice(0..0, copies);
         let (buffers, constraints) = (std::mem::take(&mut self.buffers), std::mem::take(&mut self.constraints));
         Ok(library::Entry { name: func.name.clone(), args, outputs, buffers, steps, constraints })
     }
 
+    /// Memory of its own for a value. An axis that may be empty has room for one index: a kernel that pads an empty value, joins it with
+    /// others or gathers from it reads an element in vain. What is passed in or out has its exact size.
     fn alloc(&mut self, ty: &TensorType, external: bool, depth: usize) -> StridedView {
-        self.buffers.push(library::Buffer { dtype: ty.dtype, elems: ty.elems(), external });
+        let room = |d: &Dim| if external || d.is_positive() { d.clone() } else { d.maximum(&Dim::from(1)) };
+        let elems = ty.shape.iter().fold(Dim::from(1), |n, d| n * room(d));
+        self.buffers.push(library::Buffer { dtype: ty.dtype, elems, external });
         let at = View { buffer: self.buffers.len() - 1, offset: Dim::from(0), turn: vec![Dim::from(0); depth] };
         StridedView::contiguous(at, &ty.shape)
     }
@@ -236,7 +255,9 @@ impl Lowerer<'_> {
             None => !b.targets[*o].add || !has_readers,
             Some(arg) => b.last_read[arg].is_none_or(|last| last < v.node || (elementwise && last == v.node)),
         };
-        let direct = outs.iter().copied().find(safe);
+        let is_read = has_readers || matches!(b.func.def(v).op, Op::Repeat(_));
+        let roomy = |o: &usize| !(is_read && may_be_empty(ty) && b.targets[*o].replaces.is_none());
+        let direct = outs.iter().copied().find(|o| safe(o) && roomy(o));
         let (view, add) = match direct {
             Some(o) => (b.targets[o].view.clone(), b.targets[o].add),
             None => (self.alloc(ty, false, b.depth), false),
@@ -251,6 +272,12 @@ impl Lowerer<'_> {
     fn root(&mut self, b: &mut Body, id: NodeId) -> Result<(), TargetError> {
         let node = b.func.nodes[id].clone();
         let value = |index: usize| Value { node: id, index: index as u32 };
+        if node.types.iter().all(|t| t.elems().is(0)) {
+            for i in 0..node.types.len() {
+                b.places[id.0 as usize][i] = Some(self.destination(b, value(i), false).0);
+            }
+            return Ok(());
+        }
         match &node.op {
             Op::Contract(spec) => {
                 let (view, add) = match self.absorbs(b, value(0)) {
@@ -375,15 +402,19 @@ impl Lowerer<'_> {
             return self.in_parts(b, v, parts);
         }
         let origin = b.func.def(v).origin;
+        let num_late = b.late.len();
         let (mut target, mut add) = self.destination(b, v, true);
         let scene = Scene { func: b.func, grouping: &b.grouping, places: &b.places };
         let mut fused = fuse(&scene, v, &target, add);
         if fused.target_conflicts {
-            // It reads its target at other places than it writes: compute aside, copy at the end.
+            // It reads its target at other places than it writes: compute aside, copy at the end, but before other outputs get the value
+            // from the target.
             let aside = self.alloc(b.func.ty(v), false, b.depth);
             let scene = Scene { func: b.func, grouping: &b.grouping, places: &b.places };
             fused = fuse(&scene, v, &aside, false);
-            self.copy(&mut b.late, &aside, &target, b.func.ty(v).dtype, add);
+            let mut copies = Vec::new();
+            self.copy(&mut copies, &aside, &target, b.func.ty(v).dtype, add);
+            b.late.splice(num_late..num_late, copies);
             (target, add) = (aside, false);
         }
         let step = self.launch(fused.kernel, fused.views, origin);
@@ -515,7 +546,7 @@ impl Lowerer<'_> {
     }
 
     fn copy(&mut self, steps: &mut Vec<Step>, from: &StridedView, to: &StridedView, dtype: DType, add: bool) {
-        if from == to && !add {
+        if (from == to && !add) || from.elems().is(0) {
             return;
         }
         if from.is_contiguous() && to.is_contiguous() && !add {

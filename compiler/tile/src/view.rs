@@ -53,7 +53,7 @@ impl StridedView {
                 }
             }
             Op::Slice { axis, start, len, step } => {
-                v.at.offset = v.at.offset + start.clone() * self.strides[*axis].clone();
+                v.at.offset = v.at.offset + first_of_slice(start, len, &self.shape[*axis]) * self.strides[*axis].clone();
                 v.shape[*axis] = len.clone();
                 v.strides[*axis] = self.strides[*axis].clone() * Dim::from(*step);
             }
@@ -85,6 +85,17 @@ impl StridedView {
         }
         Some(strides)
     }
+}
+
+/// Where a slice starts. One that may be empty may start past the end of its axis; it is moved to the last element, as kernels that pad or
+/// join an empty value read its first element in vain.
+pub fn first_of_slice(start: &Dim, len: &Dim, extent: &Dim) -> Dim {
+    if len.is_positive() {
+        return start.clone();
+    }
+    let last = extent.clone() - Dim::from(1);
+    let within = start.minimum(&last);
+    if extent.is_positive() { within } else { within.maximum(&Dim::from(0)) }
 }
 
 /// Pairs runs of axes of two shapes with equal products, smallest runs first: `[b, t, h*k]` and `[b, t, h, k]` give

@@ -255,3 +255,53 @@ fn large_reductions_are_taken_in_parts() {
     let greatest = |b: &mut Builder, x: Value| b.op(Op::Reduce(ReduceFn::Max, vec![0]), &[x]);
     assert_eq!(parts(&["bf16[T, 3, 40]"], &[("T", 200)], &greatest).len(), 3);
 }
+
+#[test]
+fn constants_and_views_are_outputs_without_fusing() {
+    check(&["f32[B]"], BT, |b, a| {
+        let c = b.constant(2.5, F32);
+        let wide = b.broadcast(a[0], &["3".parse().expect("a dim"), Dim::sym("B")], &[1]);
+        vec![c, wide]
+    });
+}
+
+#[test]
+fn a_value_that_is_carried_and_stacked_is_copied_from_where_it_is() {
+    let mut body = Func::new("body");
+    let x = body.arg("x", Role::Inner, ty("f32[4]"));
+    let mut b = Builder::new(&mut body);
+    // It reads all of the carried value for each element it writes.
+    let sum = b.sum(x, &[0]);
+    let y = b.broadcast(sum, &[Dim::from(4)], &[]);
+    body.output("next", Role::Inner, y);
+    body.output("stack", Role::Inner, y);
+    let mut f = Func::new("f");
+    let x = f.arg("x", Role::Input, ty("f32[4]"));
+    let results =
+        Builder::new(&mut f).node(Op::Repeat(Box::new(Repeat { count: 3, carried: 1, constant: 0, reverse: false, body })), &[x]);
+    f.output("last", Role::Result, results[0]);
+    f.output("all", Role::Result, results[1]);
+    compare(f, BT);
+}
+
+#[test]
+fn empty_values_are_padded_joined_and_gathered_from() {
+    let pad = |high: i64| Op::Pad { axis: 0, low: 0.into(), high: high.into(), value: graph::op::Scalar::new(-0.5) };
+    for t in [1, 2, 5] {
+        check(&["f32[T, 3]", "i32[2]", "f32[0, 3]"], &[("T", t)], |b, a| {
+            let tail = Op::Slice { axis: 0, start: 1.into(), len: Dim::sym("T") - Dim::from(1), step: 1 };
+            // A view, a value that is computed where it is used, one in memory that is an output too, and an argument.
+            let view = b.op(tail.clone(), &a[..1]);
+            let inline = b.map(MapFn::Exp, &[view]);
+            let sums = b.op(Op::Cumsum { axis: 0, exclusive: false, reverse: false }, &[view]);
+            let turned = b.transpose(a[2], &[1, 0]);
+            let mut outputs = vec![sums, turned];
+            for x in [view, inline, sums, a[2]] {
+                outputs.push(b.op(pad(2), &[x]));
+                outputs.push(b.op(Op::Concat(0), &[x, a[0]]));
+                outputs.push(b.op(Op::Gather { batch: 0 }, &[x, a[1]]));
+            }
+            outputs
+        });
+    }
+}
