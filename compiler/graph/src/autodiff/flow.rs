@@ -39,6 +39,8 @@ pub(super) fn varied(func: &Func, args: &[bool]) -> Vec<Vec<bool>> {
         let operands: Vec<bool> = node.inputs.iter().map(|v| marks[v.node.index()][v.index as usize]).collect();
         let mark = match &node.op {
             Op::Arg(i) => vec![args[*i as usize]],
+            // Without a turn, what is carried is what it was.
+            Op::Repeat(r) if r.count == 0 => (0..node.types.len()).map(|i| i < r.carried && operands[i]).collect(),
             Op::Repeat(r) => {
                 let (_, inner) = varied_body(r, &operands);
                 r.body.outputs.iter().map(|o| inner[o.value.node.index()][o.value.index as usize]).collect()
@@ -79,6 +81,7 @@ fn useful(func: &Func, outputs: &[bool]) -> Vec<bool> {
             continue;
         }
         let operands = match &node.op {
+            Op::Repeat(r) if r.count == 0 => (0..node.inputs.len()).map(|i| i < r.carried && results[i]).collect(),
             Op::Repeat(r) => useful_body(r, results).0,
             op => (0..node.inputs.len()).map(|i| flows(op, i)).collect(),
         };

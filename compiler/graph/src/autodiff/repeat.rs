@@ -39,8 +39,12 @@ struct Gradient {
 }
 
 pub(super) fn terms(b: &mut Builder, s: &Site, r: &Repeat) -> Result<Vec<Option<Value>>, AutodiffError> {
-    let joint = differentiate(s, r)?;
     let mut terms = vec![None; s.node.inputs.len()];
+    if r.count == 0 {
+        terms[..r.carried].copy_from_slice(&s.dy[..r.carried]);
+        return Ok(terms);
+    }
+    let joint = differentiate(s, r)?;
     if joint.gradients.is_empty() {
         return Ok(terms);
     }

@@ -158,3 +158,19 @@ fn loops_compute_only_what_is_asked_for() {
     assert_eq!((backward.carried, backward.constant, backward.stacked()), (1, 0, 2));
     assert_eq!(backward.body.nodes.values().filter(|n| matches!(n.op, Op::Contract(_))).count(), 1);
 }
+
+#[test]
+fn a_loop_without_turns_gives_what_it_was_given() {
+    for nested in [false, true] {
+        check("turnless", &["f 3", "f 3"], &[], |b, x| {
+            if nested {
+                repeat(b, (2, 1, 1, false), x, |b, x| {
+                    let square = b.mul(x[0], x[0]);
+                    repeat(b, (0, 1, 1, false), &[square, x[1]], |_, x| vec![x[1]])
+                })
+            } else {
+                repeat(b, (0, 1, 1, false), x, |_, x| vec![x[1]])
+            }
+        });
+    }
+}
