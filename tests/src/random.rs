@@ -3,7 +3,6 @@
 
 use driver::compare::{self, Case, Verdict};
 use graph::{Module, passes, random, shrink::shrink, text};
-use std::fmt::Write;
 
 /// How many programs, and the first seed.
 fn seeds(usual: u64) -> std::ops::Range<u64> {
@@ -41,12 +40,10 @@ impl Tally {
                     }
                     Ok(()) | Err(Verdict::Limit(_)) => false,
                 });
-                let mut report = format!("seed {} {what}, dims {:?}: {last}\n", case.seed, case.dims);
-                writeln!(report, "{}", text::print(&small)).expect("text can be written");
-                eprintln!("{report}");
-                self.found.push(report);
+                eprintln!("seed {} {what}, dims {:?}: {last}\n{}", case.seed, case.dims, text::print(&small));
+                self.found.push(format!("seed {} {what}: {last}", case.seed));
             }
-            Err(Verdict::Differs(text)) => self.found.push(format!("seed {} {what}: {text}\n", case.seed)),
+            Err(Verdict::Differs(text)) => self.found.push(format!("seed {} {what}: {text}", case.seed)),
         }
     }
     fn ask(&mut self, what: &str, case: &Case, ask: &dyn Fn(&Case) -> Result<(), Verdict>) {
@@ -56,7 +53,7 @@ impl Tally {
     #[track_caller]
     fn settle(&self, share: f64) {
         println!("{} comparisons, {} beyond what can be asked, {} mistakes", self.asked, self.beyond, self.found.len());
-        assert!(self.found.is_empty(), "{} mistakes, of which\n{}", self.found.len(), self.found.concat());
+        assert!(self.found.is_empty(), "{} mistakes: {}", self.found.len(), self.found.join("; "));
         let answered = (self.asked - self.beyond) as f64;
         assert!(answered >= share * self.asked as f64, "only {answered} of {} were answered", self.asked);
     }

@@ -136,6 +136,28 @@ impl Dim {
     pub fn is_positive(&self) -> bool {
         self.least().is_some_and(|n| n >= 1)
     }
+    /// The visibly positive factor that all terms share: `4*B` of `4*B*T - 8*B`; 1 of a constant.
+    pub fn content(&self) -> Dim {
+        let Repr::Poly(terms) = &self.0 else { return Dim::from(1) };
+        let gcd = terms.values().fold(0u64, |mut a, k| {
+            let mut b = k.unsigned_abs();
+            while b != 0 {
+                (a, b) = (b, a % b);
+            }
+            a
+        });
+        let (first, mut rest) =
+            (terms.keys().next().expect("a polynomial has a term"), terms.keys().skip(1).cloned().collect::<Vec<_>>());
+        let mut content = Dim::from(i64::try_from(gcd).unwrap_or(1));
+        for atom in first.iter().map(|a| Dim::atom(a.clone())).filter(Dim::is_positive) {
+            let here = |m: &Monomial| m.iter().position(|a| Dim::atom(a.clone()) == atom);
+            if rest.iter().all(|m| here(m).is_some()) {
+                rest.iter_mut().for_each(|m| drop(m.remove(here(m).expect("found before"))));
+                content = content * atom;
+            }
+        }
+        content
+    }
     /// A lower bound, if one shows.
     fn least(&self) -> Option<i64> {
         let Repr::Poly(terms) = &self.0 else { return self.known() };
@@ -456,6 +478,15 @@ mod tests {
         }
         for s in ["0", "T - 1", "floordiv(T, 2)", "B - T + 5", "max(T - 1, 0)", "B*floordiv(T, 2)"] {
             assert!(!d(s).is_positive(), "{s}");
+        }
+    }
+
+    #[test]
+    fn content_is_what_terms_share() {
+        for (s, c) in
+            [("4*B*T - 8*B", "4*B"), ("T - 1", "1"), ("6*floordiv(T, 2)", "6"), ("3*B*B*T - 3*B*B", "3*B*B"), ("0", "1")]
+        {
+            assert_eq!(d(s).content(), d(c), "{s}");
         }
     }
 

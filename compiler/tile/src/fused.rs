@@ -12,7 +12,7 @@ use crate::{
 use base::{DType, Dim};
 use graph::{
     Func, Op, Value,
-    op::{MapFn, ReduceFn},
+    op::{MapFn, ReduceFn, Scalar},
 };
 use library::View;
 
@@ -213,6 +213,10 @@ impl Fuser<'_> {
 
     /// The value of `v` at an index, bound as far out as it can be.
     fn eval(&mut self, v: Value, idx: &[Expr]) -> Expr {
+        // What has no elements is only read in vain.
+        if self.scene.func.ty(v).elems().is(0) {
+            return Expr::Const(Scalar::new(0.0), self.scene.dtype(v));
+        }
         for scope in &self.scopes {
             if let Some((_, _, e)) = scope.memo.iter().find(|(w, i, _)| *w == v && i == idx) {
                 return e.clone();
@@ -235,7 +239,7 @@ impl Fuser<'_> {
         let node = func.def(v).clone();
         let dtype = self.scene.dtype(v);
         match &node.op {
-            Op::Const(c, _) => Expr::Const(*c, dtype),
+            Op::Const(c, of) => Expr::Const(Scalar::new(of.round(c.get())), dtype),
             Op::Extent(d, _) => {
                 let d = self.kernel.dim(d);
                 if dtype == DType::I64 { d } else { d.cast(dtype) }
@@ -281,7 +285,7 @@ impl Fuser<'_> {
                 let mut inner = idx.to_vec();
                 inner[*axis] = self.bind(Expr::select(inside.clone(), at, Expr::int(0)));
                 let x = self.eval(node.inputs[0], &inner);
-                Expr::select(inside, x, Expr::Const(*value, dtype))
+                Expr::select(inside, x, Expr::Const(Scalar::new(func.ty(v).dtype.round(value.get())), dtype))
             }
             Op::Concat(axis) => {
                 let mut start = Dim::from(0);
@@ -312,7 +316,7 @@ impl Fuser<'_> {
                 let safe = self.bind(Expr::select(inside.clone(), at, Expr::int(0)));
                 let inner: Vec<Expr> = idx[..*batch].iter().cloned().chain([safe]).chain(idx[rank..].iter().cloned()).collect();
                 let value = self.eval(x, &inner);
-                Expr::select(inside, value, Expr::Const(graph::op::Scalar::new(0.0), dtype))
+                Expr::select(inside, value, Expr::Const(Scalar::new(0.0), dtype))
             }
             Op::Reduce(f, axes) => self.reduce(v, *f, axes, idx),
             Op::Arg(_)
@@ -768,5 +772,5 @@ fn neutral(f: ReduceFn, dtype: DType) -> Expr {
         ReduceFn::Max => f64::NEG_INFINITY,
         ReduceFn::Min => f64::INFINITY,
     };
-    Expr::Const(graph::op::Scalar::new(x), dtype)
+    Expr::Const(Scalar::new(x), dtype)
 }

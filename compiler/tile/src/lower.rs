@@ -8,7 +8,7 @@
 use crate::{
     fused::{Fused, Scene, fuse, fuse_parts, num_parts},
     gemm::gemm,
-    group::{Grouping, group},
+    group::{Grouping, group, is_layout},
     ir::Kernel,
     view::StridedView,
 };
@@ -152,10 +152,10 @@ impl Lowerer<'_> {
         Ok(library::Entry { name: func.name.clone(), args, outputs, buffers, steps, constraints })
     }
 
-    /// Memory of its own for a value. An axis that may be empty has room for one index: a kernel that pads an empty value, joins it with
+    /// Memory of its own for a value. An axis that may be empty has room for an index of what it was made of: a kernel that pads an empty value, joins it with
     /// others or gathers from it reads an element in vain. What is passed in or out has its exact size.
     fn alloc(&mut self, ty: &TensorType, external: bool, depth: usize) -> StridedView {
-        let room = |d: &Dim| if external || d.is_positive() { d.clone() } else { d.maximum(&Dim::from(1)) };
+        let room = |d: &Dim| if external || d.is_positive() { d.clone() } else { d.maximum(&d.content()) };
         let elems = ty.shape.iter().fold(Dim::from(1), |n, d| n * room(d));
         self.buffers.push(library::Buffer { dtype: ty.dtype, elems, external });
         let at = View { buffer: self.buffers.len() - 1, offset: Dim::from(0), turn: vec![Dim::from(0); depth] };
@@ -459,15 +459,32 @@ impl Lowerer<'_> {
     fn reorder(&mut self, b: &mut Body, view: &StridedView, from: &[char], to: &[char], dtype: DType) -> StridedView {
         let perm = to.iter().map(|x| from.iter().position(|y| y == x).expect("the same letters")).collect();
         let turned = view.apply(&Op::Transpose(perm)).expect("a transpose is a view");
-        let dense = self.alloc(&TensorType::new(dtype, turned.shape.clone()), false, b.depth);
-        self.copy(&mut b.steps, &turned, &dense, dtype, false);
-        dense
+        self.copied(b, &turned, dtype)
     }
 
     /// The operand as a view; it is in memory, as `group` arranged.
-    fn strided(&mut self, b: &Body, v: Value) -> StridedView {
+    fn strided(&mut self, b: &mut Body, v: Value) -> StridedView {
         let scene = Scene { func: b.func, grouping: &b.grouping, places: &b.places };
-        scene.place(v).unwrap_or_else(|| base::bug!("{} has no memory", b.func.def(v).op.name()))
+        if let Some(view) = scene.place(v) {
+            return view;
+        }
+        let node = b.func.def(v);
+        if !is_layout(&node.op) {
+            base::bug!("{} has no memory", node.op.name());
+        }
+        // An argument of a loop's body may be a view that cannot be reshaped.
+        let (op, below) = (node.op.clone(), node.inputs[0]);
+        let view = self.strided(b, below);
+        view.apply(&op).unwrap_or_else(|| {
+            let dense = self.copied(b, &view, b.func.ty(below).dtype);
+            dense.apply(&op).expect("a layout op of a contiguous value is a view")
+        })
+    }
+    /// A contiguous copy.
+    fn copied(&mut self, b: &mut Body, view: &StridedView, dtype: DType) -> StridedView {
+        let to = self.alloc(&TensorType::new(dtype, view.shape.clone()), false, b.depth);
+        self.copy(&mut b.steps, view, &to, dtype, false);
+        to
     }
     /// The operand, contiguous; copied if it is not.
     fn dense(&mut self, b: &mut Body, v: Value) -> StridedView {
@@ -475,10 +492,7 @@ impl Lowerer<'_> {
         if view.is_contiguous() {
             return view;
         }
-        let ty = b.func.ty(v).clone();
-        let to = self.alloc(&ty, false, b.depth);
-        self.copy(&mut b.steps, &view, &to, ty.dtype, false);
-        to
+        self.copied(b, &view, b.func.ty(v).dtype)
     }
 
     /// A destination for steps that cannot add to what is there, and where its result has to be added afterwards.

@@ -305,3 +305,48 @@ fn empty_values_are_padded_joined_and_gathered_from() {
         });
     }
 }
+
+#[test]
+fn empty_values_are_reshaped_and_padded() {
+    let d = |s: &str| s.parse::<Dim>().expect("a dim");
+    let pad = |axis| Op::Pad { axis, low: 1.into(), high: 0.into(), value: graph::op::Scalar::new(2.0) };
+    for t in [1, 3] {
+        check(&["f32[0]", "f32[B, T, 8]"], &[("B", 2), ("T", t)], |b, a| {
+            let none = b.reshape(a[0], &[d("2"), d("2"), d("0"), d("2")]);
+            let tail = b.op(Op::Slice { axis: 1, start: 1.into(), len: d("T - 1"), step: 1 }, &a[1..]);
+            let sums = b.op(Op::Cumsum { axis: 1, exclusive: false, reverse: false }, &[tail]);
+            let flat = b.reshape(sums, &[d("8*B*T - 8*B")]);
+            let again = b.op(Op::Cumsum { axis: 0, exclusive: true, reverse: true }, &[flat]);
+            let split = b.reshape(again, &[d("T - 1"), d("B"), d("8")]);
+            vec![b.op(pad(2), &[none]), b.op(pad(0), &[split])]
+        });
+    }
+}
+
+#[test]
+fn constants_are_numbers_of_their_dtype() {
+    check(&["bool[B]"], BT, |b, a| {
+        let two = b.full_like(a[0], 2.0);
+        let padded = Op::Pad { axis: 0, low: 0.into(), high: 1.into(), value: graph::op::Scalar::new(-3.0) };
+        let padded = b.op(padded, &[a[0]]);
+        vec![b.cast(two, F32), b.cast(padded, I32)]
+    });
+}
+
+#[test]
+fn a_view_given_to_a_loop_is_reshaped_there() {
+    let d = |n: i64| Dim::from(n);
+    let mut body = Func::new("body");
+    let (w, x) = (body.arg("w", Role::Inner, ty("f32[3, 2, 1]")), body.arg("x", Role::Inner, ty("f32[2, 3]")));
+    let mut b = Builder::new(&mut body);
+    let turned = b.reshape(x, &[d(3), d(2)]);
+    let y = b.contract("abx,ab->bx", w, turned);
+    body.output("y", Role::Inner, y);
+    let mut f = Func::new("f");
+    let (x, w) = (f.arg("x", Role::Input, ty("f32[2]")), f.arg("w", Role::Input, ty("f32[3, 2, 1]")));
+    let mut b = Builder::new(&mut f);
+    let wide = b.broadcast(x, &[d(4), d(2), d(3)], &[1]);
+    let y = b.op(Op::Repeat(Box::new(Repeat { count: 4, carried: 0, constant: 1, reverse: false, body })), &[w, wide]);
+    f.output("y", Role::Result, y);
+    compare(f, BT);
+}
