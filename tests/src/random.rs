@@ -1,7 +1,11 @@
 //! Random programs through every stage, against the interpreter. `LODE_FUZZ=100000` runs so many; `LODE_FUZZ_SEED` sets the first seed.
 //! What fails is made small before it is told.
 
-use driver::compare::{self, Case, Verdict};
+use driver::{
+    cli::{Reduce, Way},
+    commands,
+    compare::{self, Case, Verdict},
+};
 use graph::{Module, passes, random, shrink::shrink, text};
 
 /// How many programs, and the first seed.
@@ -103,7 +107,7 @@ fn the_optimiser_keeps_random_programs() {
 #[test]
 fn tile_programs_compute_random_programs() {
     let mut t = Tally::default();
-    for seed in seeds(500) {
+    for seed in seeds(1000) {
         let case = case(seed);
         t.ask("tile", &case, &compare::tiles);
         if seed % 4 == 0
@@ -118,7 +122,7 @@ fn tile_programs_compute_random_programs() {
 #[test]
 fn the_host_computes_random_programs() {
     let mut t = Tally::default();
-    let seeds: Vec<u64> = seeds(200).collect();
+    let seeds: Vec<u64> = seeds(500).collect();
     for batch in seeds.chunks(50) {
         let mut cases: Vec<Case> = batch.iter().map(|s| case(*s)).collect();
         let gradients: Vec<Case> = cases
@@ -132,4 +136,40 @@ fn the_host_computes_random_programs() {
         }
     }
     t.settle(0.8);
+}
+
+/// The exit code of `lode reduce` of a module, and what it wrote.
+fn reduce(name: &str, module: &Module, ask: impl FnOnce(&mut Reduce)) -> (u8, Option<Module>) {
+    let folder = std::env::temp_dir().join(format!("lode-test-reduce-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder for temporary files");
+    let (file, out) = (folder.join("in.mlir"), folder.join("out.mlir"));
+    std::fs::write(&file, text::print(module)).expect("it is written");
+    let mut args = Reduce { file, check: None, passes: None, backend: None, dims: Vec::new(), seed: 0, out: Some(out.clone()) };
+    ask(&mut args);
+    let code = commands::reduce::run(&args);
+    let small = std::fs::read_to_string(out).ok().map(|t| text::parse(&t).expect("what is written reads back"));
+    std::fs::remove_dir_all(&folder).expect("the folder is there");
+    (code, small)
+}
+
+#[test]
+fn reduce_leaves_what_the_command_asks_for() {
+    let module = (0..).map(|s| case(s).module).find(|m| text::print(m).contains("\"tanh\"")).expect("some program has it");
+    let (code, small) = reduce("check", &module, |r| r.check = Some("grep -q tanh".into()));
+    let small = small.expect("it is written");
+    assert_eq!((code, small.funcs[0].nodes.len()), (0, 2), "{}", text::print(&small));
+    let (code, small) = reduce("no-check", &module, |r| r.check = Some("grep -q nothing-like-it".into()));
+    assert!(code == 1 && small.is_none(), "what does not show the mistake is refused");
+}
+
+#[test]
+fn reduce_refuses_what_agrees() {
+    let c = case(3);
+    let dims: Vec<String> = c.dims.iter().map(|(n, v)| format!("{n}={v}")).collect();
+    for way in [Way::Text, Way::Optimize, Way::Grad, Way::Tile, Way::Host] {
+        let (code, _) = reduce(&format!("{way:?}"), &c.module, |r| (r.backend, r.dims, r.seed) = (Some(way), dims.clone(), 3));
+        assert_eq!(code, 1, "{way:?}");
+    }
+    assert_eq!(reduce("passes", &c.module, |r| (r.passes, r.dims) = (Some("merge_equal".into()), dims.clone())).0, 1);
+    assert_eq!(reduce("unknown", &c.module, |r| r.passes = Some("no_such_pass".into())).0, 2);
 }

@@ -239,7 +239,7 @@ impl Fuser<'_> {
         let node = func.def(v).clone();
         let dtype = self.scene.dtype(v);
         match &node.op {
-            Op::Const(c, of) => Expr::Const(Scalar::new(of.round(c.get())), dtype),
+            Op::Const(c, of) => constant(*c, *of),
             Op::Extent(d, _) => {
                 let d = self.kernel.dim(d);
                 if dtype == DType::I64 { d } else { d.cast(dtype) }
@@ -285,7 +285,7 @@ impl Fuser<'_> {
                 let mut inner = idx.to_vec();
                 inner[*axis] = self.bind(Expr::select(inside.clone(), at, Expr::int(0)));
                 let x = self.eval(node.inputs[0], &inner);
-                Expr::select(inside, x, Expr::Const(Scalar::new(func.ty(v).dtype.round(value.get())), dtype))
+                Expr::select(inside, x, constant(*value, func.ty(v).dtype))
             }
             Op::Concat(axis) => {
                 let mut start = Dim::from(0);
@@ -734,6 +734,13 @@ impl Fuser<'_> {
             }
         }
     }
+}
+
+/// A constant of a dtype: rounded where the compute dtype is wider, as wide ones are rounded where they are used.
+fn constant(c: Scalar, dtype: DType) -> Expr {
+    let compute = compute_dtype(dtype);
+    let exact = compute == dtype && dtype.is_float();
+    Expr::Const(if exact { c } else { Scalar::new(dtype.round(c.get())) }, compute)
 }
 
 /// Marks the target's axes that a view does not let merge with the axis before.
