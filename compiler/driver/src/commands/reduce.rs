@@ -1,6 +1,7 @@
 //! `lode reduce`: graph text that shows a mistake in, as little of it as still does out.
 
 use super::common::{FAILED, USAGE};
+use crate::put;
 use crate::{
     cli::{Reduce, Way},
     compare::{self, Case, Verdict},
@@ -79,7 +80,7 @@ fn reduce(args: &Reduce) -> Result<u8, u8> {
     let text = graph::text::print(&small);
     match &args.out {
         Some(path) => std::fs::write(path, text).map_err(|e| failed(&format!("{}: {e}", path.display())))?,
-        None => print!("{text}"),
+        None => put!("{text}"),
     }
     if !last.is_empty() {
         eprintln!("{last}");
