@@ -170,50 +170,57 @@
     }) : (i1) -> ()
     "vector.yield"() : () -> ()
   }) {id = 65 : i64, kind = "serial"} : (i64, i64) -> ()
-  %84 = "tile.const"() {value = 0.0 : f64} : () -> i1
-  "tile.if"(%84) ({
+  %84 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %85 = "tile.dim"() {index = 0 : i64} : () -> i64
+  "tile.for"(%84, %85) ({
+  ^bb0(%v66: i64):
+    "tile.store"(%b8, %v66, %v9) : (!tile.buffer<bf16, "T", "write">, i64, f32) -> ()
+    "vector.yield"() : () -> ()
+  }) {id = 66 : i64, kind = "parallel"} : (i64, i64) -> ()
+  %86 = "tile.const"() {value = 0.0 : f64} : () -> i1
+  "tile.if"(%86) ({
     "vector.yield"() : () -> ()
   }, {
     "vector.yield"() : () -> ()
   }) : (i1) -> ()
   "tile.while"() ({
-    %85 = "tile.get"(%v60) : (!tile.place<f32>) -> f32
-    %86 = "tile.map"(%85, %v9) {fn = "lt"} : (f32, f32) -> i1
-    "vector.yield"(%86) : (i1) -> ()
-  }, {
     %87 = "tile.get"(%v60) : (!tile.place<f32>) -> f32
-    %88 = "tile.map"(%87, %v9) {fn = "add"} : (f32, f32) -> f32
-    "tile.assign"(%v60, %88) : (!tile.place<f32>, f32) -> ()
+    %88 = "tile.map"(%87, %v9) {fn = "lt"} : (f32, f32) -> i1
+    "vector.yield"(%88) : (i1) -> ()
+  }, {
+    %89 = "tile.get"(%v60) : (!tile.place<f32>) -> f32
+    %90 = "tile.map"(%89, %v9) {fn = "add"} : (f32, f32) -> f32
+    "tile.assign"(%v60, %90) : (!tile.place<f32>, f32) -> ()
     "vector.yield"() : () -> ()
   }) : () -> ()
-  %89 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %90 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %91 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %92 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %92 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %93 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %94 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %95 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %96 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %97 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %98 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %99 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %100 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  "tile.dot"(%b1, %s0, %b9, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100) {accumulate = true} : (!tile.buffer<f32, "2*T", "read">, !tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write">, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  %94 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %95 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %96 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %97 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %98 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %99 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %100 = "tile.const"() {value = 0.0 : f64} : () -> i64
   %101 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %102 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %103 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %104 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %105 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %106 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %107 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %108 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %109 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %110 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %111 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %112 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  "tile.dot"(%b1, %b9, %s0, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112) {accumulate = false} : (!tile.buffer<f32, "2*T", "read">, !tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  %102 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  "tile.dot"(%b1, %s0, %b9, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102) {accumulate = true} : (!tile.buffer<f32, "2*T", "read">, !tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write">, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  %103 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %104 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %105 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %106 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %107 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %108 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %109 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %110 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %111 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %112 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %113 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %114 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  "tile.dot"(%b1, %b9, %s0, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114) {accumulate = false} : (!tile.buffer<f32, "2*T", "read">, !tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
   "vector.yield"() : () -> ()
-}) {sym_name = "every_op", grid = "B*floordiv(T + 63, 64)", dims = ["T"], buffers = ["f64", "f32", "bf16", "f16", "e4m3", "i64", "i32", "bool", "odd \"name\"", "z"], scratch = ["s"], vars = [i64, f64, f32, f32, f32, f32, i64, i32, i1, f32, f64, f32, f64, f32, f64, f32, f64, f32, f32, f32, f32, f32, i64, i64, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, i1, i1, i1, i1, i1, i1, i1, i1, f32, f64, f32, f32, f32, f32, i64, i32, i1, f32, i64, i64, i64, i64, i64]} : () -> ()
+}) {sym_name = "every_op", grid = "B*floordiv(T + 63, 64)", dims = ["T"], buffers = ["f64", "f32", "bf16", "f16", "e4m3", "i64", "i32", "bool", "odd \"name\"", "z"], scratch = ["s"], vars = [i64, f64, f32, f32, f32, f32, i64, i32, i1, f32, f64, f32, f64, f32, f64, f32, f64, f32, f32, f32, f32, f32, i64, i64, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, i1, i1, i1, i1, i1, i1, i1, i1, f32, f64, f32, f32, f32, f32, i64, i32, i1, f32, i64, i64, i64, i64, i64, i64]} : () -> ()
 "tile.kernel"() ({
 ^bb0(%v0: i64, %b0: !tile.buffer<bf16, "32*B*T", "read">, %b1: !tile.buffer<bf16, "16*B*S", "read">, %b2: !tile.buffer<bf16, "32*B*S", "read">, %b3: !tile.buffer<i32, "8*B*T", "read">, %b4: !tile.buffer<bf16, "64*B*T", "write">, %b5: !tile.buffer<f32, "4*B*T", "write">, %s0: !tile.scratch<i1, 32 : i64>, %s1: !tile.scratch<f32, 128 : i64>, %s2: !tile.scratch<i1, 8 : i64>, %s3: !tile.scratch<f32, 64 : i64>, %s4: !tile.scratch<f32, 64 : i64>, %s5: !tile.scratch<f32, 128 : i64>, %s6: !tile.scratch<f32, 8 : i64>, %s7: !tile.scratch<f32, 8 : i64>, %s8: !tile.scratch<f32, 8 : i64>, %s9: !tile.scratch<f32, 8 : i64>):
   %0 = "tile.dim"() {index = 0 : i64} : () -> i64

@@ -222,8 +222,9 @@ irdl.dialect @tile {
     %i64 = irdl.is i64
     %a_id = irdl.base "#builtin.integer"
     %n_serial = irdl.is "serial"
+    %n_parallel = irdl.is "parallel"
     %n_vector = irdl.is "vector"
-    %a_kind = irdl.any_of(%n_serial, %n_vector)
+    %a_kind = irdl.any_of(%n_serial, %n_parallel, %n_vector)
     %body = irdl.region(%i64) with size 1
     irdl.operands(lo: %i64, hi: %i64)
     irdl.attributes {"id" = %a_id, "kind" = %a_kind}

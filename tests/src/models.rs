@@ -30,6 +30,11 @@ fn compare(model: &str, set: &str, b: i64, t: i64, vocab: i64) {
     assert!(reports.iter().all(|r| r.cost.1 <= r.cost.0), "{reports:?}");
     let (plain, _) = pipeline::middle(program, &Options { no_optimize: true, ..options.clone() }).expect("it compiles");
     let lowered = pipeline::lower(&module, &Options::default()).expect("it lowers");
+    let context = dialects::context();
+    dialects::load(&context, &[dialects::GRAPH_IRDL, dialects::TILE_IRDL]).expect("the dialects load");
+    for text in [graph::text::print(&module), tile::text::print(&lowered.kernels)] {
+        dialects::parse(&context, &text).unwrap_or_else(|e| panic!("{model}: {e}"));
+    }
     let library = pipeline::library(program, &module, &lowered, &front.sources).expect("it compiles");
     let mut session = common::session(library, Some(2)).expect("it links");
     let manifest = session.manifest.clone();

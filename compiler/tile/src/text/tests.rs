@@ -52,6 +52,7 @@ fn all() -> Kernel {
         let i = b.bind(i);
         b.if_(Expr::lt(i.clone(), t.clone()), |b| b.store(y, i, Expr::Var(sum)));
     });
+    b.for_(Expr::int(0), t.clone(), crate::LoopKind::Parallel, |b, i| b.store(y, i, x.clone()));
     b.push(Stmt::If { cond: Expr::Const(Scalar::new(0.0), DType::Bool), then: Vec::new(), otherwise: Vec::new() });
     b.while_(Expr::lt(Expr::Var(sum), x.clone()), |b| b.assign(sum, Expr::Var(sum) + x.clone()));
     let at = |mem| tile(mem, Expr::int(0), 8);
