@@ -110,6 +110,9 @@ fn tile_programs_compute_random_programs() {
     for seed in seeds(1000) {
         let case = case(seed);
         t.ask("tile", &case, &compare::tiles);
+        if seed % 16 == 0 {
+            t.ask("text of kernels", &case, &|c| compare::tile_text(&c.module));
+        }
         if seed % 4 == 0
             && let Ok(module) = compare::with_gradient(&case.module)
         {

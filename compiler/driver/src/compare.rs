@@ -256,6 +256,21 @@ fn lowered(module: &Module, options: tile::Options) -> Answer<tile::Lowered> {
     tile::lower(module, options).map_err(|e| Verdict::Limit(e.to_string()))
 }
 
+/// Whether the text of the tile programs reads back as them.
+///
+/// # Errors
+/// What came of it.
+pub fn tile_text(module: &Module) -> Answer {
+    guarded(|| {
+        let kernels = lowered(module, tile::Options::default())?.kernels;
+        match tile::text::parse(&tile::text::print(&kernels)) {
+            Err(e) => differs(format!("the text of the kernels does not read back: {e:?}")),
+            Ok(back) if back != kernels => differs("the text of the kernels reads back as others"),
+            Ok(_) => Ok(()),
+        }
+    })
+}
+
 /// Whether the tile programs, run by their interpreter, give what the graph does: fused, in parts as for a GPU, and each op alone.
 ///
 /// # Errors
