@@ -5,38 +5,91 @@ use crate::emit::is_blocked;
 use base::DType;
 use graph::op::{ReduceFn, Scalar};
 use tile::{
-    Expr, Kernel, LoopKind, Stmt, VarId,
+    Expr, Kernel, LoopKind, Mem, Stmt, VarId,
     ir::{Dot, TileRef},
 };
 
 /// The kernel without the products that are not [`is_blocked`].
 pub(crate) fn expand_dot(kernel: &Kernel) -> Kernel {
-    expand_all(kernel, &|k, d| if is_blocked(&d, k.mem_dtype(d.c.mem)) { vec![Stmt::Dot(d)] } else { product(k, d) })
+    expand_all(kernel, &|k, d, _| if is_blocked(&d, k.mem_dtype(d.c.mem)) { vec![Stmt::Dot(d)] } else { product(k, d) })
 }
 
-/// The kernel without products: each is a vector loop over its elements, whose terms are taken turn after turn.
+/// The kernel without products but those that the threads of a block share out by tiles ([`Tiled`]): each of the others is a vector loop
+/// over its elements, whose terms are taken turn after turn.
 pub(crate) fn spread_dot(kernel: &Kernel) -> Kernel {
-    expand_all(kernel, &|k, d| elements(k, d))
+    expand_all(kernel, &|k, d, whole| match Tiled::new(k, &d).filter(|_| whole) {
+        Some(_) => vec![Stmt::Dot(d)],
+        None => elements(k, d),
+    })
 }
 
-type Expand<'a> = &'a dyn Fn(&mut Kernel, Dot) -> Vec<Stmt>;
+/// A product of constant extents in scratch, the sums in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tiled {
+    /// Rows, columns (multiples of 16), and the summed extent.
+    pub extents: [i64; 3],
+    /// `[m, k]`.
+    pub a: Matrix,
+    /// `[k, n]`.
+    pub b: Matrix,
+    /// `[m, n]`.
+    pub c: Matrix,
+}
+
+/// A matrix that begins with a scratch memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Matrix {
+    /// The memory's number.
+    pub scratch: usize,
+    /// Elements from row to row.
+    pub row: i64,
+    /// Elements from column to column.
+    pub col: i64,
+}
+
+impl Tiled {
+    /// If the product is one.
+    pub(crate) fn new(k: &Kernel, d: &Dot) -> Option<Tiled> {
+        let matrix = |t: &TileRef| match (t.mem, t.base.known()?) {
+            (Mem::Scratch(scratch), 0) => Some(Matrix { scratch, row: t.row.known()?, col: t.col.known()? }),
+            _ => None,
+        };
+        let (a, b, c) = (matrix(&d.a)?, matrix(&d.b)?, matrix(&d.c)?);
+        let extents = [d.m.known()?, d.n.known()?, d.k.known()?];
+        let even = extents[..2].iter().all(|n| *n > 0 && n % 16 == 0);
+        (even && k.scratch[c.scratch].dtype == DType::F32).then_some(Tiled { extents, a, b, c })
+    }
+    /// Whether a GPU has instructions for it: bf16 or f16, sixteen terms at once, rows or columns of eight neighbours.
+    pub(crate) fn fits_tensor_cores(&self, k: &Kernel) -> bool {
+        let neighbours = |m: &Matrix| m.row == 1 && m.col % 8 == 0 || m.col == 1 && m.row % 8 == 0;
+        let dtypes = [self.a, self.b].map(|m| k.scratch[m.scratch].dtype);
+        let narrow = dtypes[0] == dtypes[1] && matches!(dtypes[0], DType::BF16 | DType::F16);
+        narrow && self.extents[2] % 16 == 0 && [self.a, self.b].iter().all(neighbours) && self.c.col == 1
+    }
+}
+
+/// Is told whether the whole block runs the product.
+type Expand<'a> = &'a dyn Fn(&mut Kernel, Dot, bool) -> Vec<Stmt>;
 
 fn expand_all(kernel: &Kernel, with: Expand<'_>) -> Kernel {
     let mut k = kernel.clone();
     let body = std::mem::take(&mut k.body);
-    k.body = expand(&mut k, body, with);
+    k.body = expand(&mut k, body, true, with);
     k
 }
 
-fn expand(k: &mut Kernel, body: Vec<Stmt>, with: Expand<'_>) -> Vec<Stmt> {
+fn expand(k: &mut Kernel, body: Vec<Stmt>, whole: bool, with: Expand<'_>) -> Vec<Stmt> {
     let mut out = Vec::new();
     for s in body {
         match s {
-            Stmt::Dot(d) => out.extend(with(k, d)),
-            Stmt::For { var, lo, hi, kind, body } => out.push(Stmt::For { var, lo, hi, kind, body: expand(k, body, with) }),
-            Stmt::While { cond, body } => out.push(Stmt::While { cond, body: expand(k, body, with) }),
+            Stmt::Dot(d) => out.extend(with(k, d, whole)),
+            Stmt::For { var, lo, hi, kind, body } => {
+                let body = expand(k, body, whole && kind == LoopKind::Serial, with);
+                out.push(Stmt::For { var, lo, hi, kind, body });
+            }
+            Stmt::While { cond, body } => out.push(Stmt::While { cond, body: expand(k, body, whole, with) }),
             Stmt::If { cond, then, otherwise } => {
-                let (then, otherwise) = (expand(k, then, with), expand(k, otherwise, with));
+                let (then, otherwise) = (expand(k, then, whole, with), expand(k, otherwise, whole, with));
                 out.push(Stmt::If { cond, then, otherwise });
             }
             s @ (Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. }) => {

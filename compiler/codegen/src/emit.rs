@@ -11,6 +11,7 @@ mod product;
 mod reduce;
 mod simt;
 mod text;
+mod tiles;
 mod trig;
 
 use crate::dot::expand_dot;
@@ -66,6 +67,8 @@ struct Emitter<'k> {
     vars: Vec<Slot>,
     /// The immutable i64 variables that are never negative.
     natural: Vec<bool>,
+    /// A number that divides each immutable i64 variable.
+    multiples: Vec<i64>,
     /// Extremes of the vector loops around.
     partial: Vec<Partial>,
     /// The threads that run what is emitted, unless it is for the host.
@@ -116,7 +119,7 @@ fn entry(k: &Kernel) -> String {
 impl<'k> Emitter<'k> {
     fn new(k: &'k Kernel) -> Emitter<'k> {
         let (vars, natural) = (vec![Slot::Unset; k.vars.len()], vec![false; k.vars.len()]);
-        Emitter { k, w: Writer::new(1), vars, natural, partial: Vec::new(), simt: None }
+        Emitter { k, w: Writer::new(1), vars, natural, multiples: vec![1; k.vars.len()], partial: Vec::new(), simt: None }
     }
     fn kernel(&mut self) -> String {
         let k = self.k;
@@ -175,7 +178,7 @@ impl<'k> Emitter<'k> {
         match s {
             Stmt::Let(v, e) => {
                 let value = self.expr(e);
-                self.natural[v.0 as usize] = self.not_negative(e);
+                self.learn(*v, e);
                 self.vars[v.0 as usize] = Slot::Value(value);
             }
             Stmt::Var(v, e) => {
@@ -200,19 +203,10 @@ impl<'k> Emitter<'k> {
                 let (ty, pointer, aligned) = (memory_type(dtype), self.pointer_type(*mem), self.alignment(*mem, index));
                 self.w.line(&format!("llvm.store {stored}, {p}{aligned} : {ty}, {pointer}"));
             }
-            Stmt::For { var, lo, hi, kind, body } => {
-                self.natural[var.0 as usize] = self.not_negative(lo);
-                let (lo, hi) = (self.expr(lo), self.expr(hi));
-                let outer = self.partial.len();
-                if *kind == LoopKind::Vector && self.simt.is_none() {
-                    self.begin_partial(body);
+            Stmt::For { .. } => {
+                if !self.copy_chunk(s) {
+                    self.loop_of(s);
                 }
-                let (i, one) = (self.w.fresh(), self.w.int(1, "i64"));
-                self.vars[var.0 as usize] = Slot::Value(i.clone());
-                self.w.line(&format!("scf.for {i} = {lo} to {hi} step {one} : i64 {{"));
-                self.inside(|e| e.stmts(body, *kind));
-                self.w.line("}");
-                self.end_partial(outer);
             }
             Stmt::While { cond, body } => {
                 self.w.line("scf.while : () -> () {");
@@ -240,6 +234,27 @@ impl<'k> Emitter<'k> {
             Stmt::Dot(d) => self.product(d),
         }
     }
+    /// Turn after turn.
+    fn loop_of(&mut self, s: &Stmt) {
+        let Stmt::For { var, lo, hi, kind, body } = s else { base::bug!("no loop") };
+        self.natural[var.0 as usize] = self.not_negative(lo);
+        let (lo, hi) = (self.expr(lo), self.expr(hi));
+        let outer = self.partial.len();
+        if *kind == LoopKind::Vector && self.simt.is_none() {
+            self.begin_partial(body);
+        }
+        let (i, one) = (self.w.fresh(), self.w.int(1, "i64"));
+        self.vars[var.0 as usize] = Slot::Value(i.clone());
+        self.w.line(&format!("scf.for {i} = {lo} to {hi} step {one} : i64 {{"));
+        self.inside(|e| e.stmts(body, *kind));
+        self.w.line("}");
+        self.end_partial(outer);
+    }
+    /// Notes what is known of a variable's value.
+    fn learn(&mut self, v: VarId, e: &Expr) {
+        self.natural[v.0 as usize] = self.not_negative(e);
+        self.multiples[v.0 as usize] = self.multiple(e);
+    }
     fn inside(&mut self, body: impl FnOnce(&mut Self)) {
         self.w.depth += 1;
         body(self);
@@ -260,6 +275,11 @@ impl<'k> Emitter<'k> {
             .map_or(String::new(), |n| format!(" {{alignment = {n} : i64}}"))
     }
     fn address(&mut self, mem: Mem, index: &str, dtype: DType) -> String {
+        if let Mem::Scratch(i) = mem
+            && let Some(slot) = self.simt.as_ref().and_then(|t| t.held_slot(i))
+        {
+            return self.held_address(i, slot);
+        }
         let (base, ty, pointer) = (pointer(mem), memory_type(dtype), self.pointer_type(mem));
         self.w.op(&format!("llvm.getelementptr inbounds {base}[{index}] : ({pointer}, i64) -> {pointer}, {ty}"))
     }
@@ -282,6 +302,9 @@ impl<'k> Emitter<'k> {
                 self.w.widen(v, dtype)
             }
             Expr::Map(f, args) => {
+                if let Some(part) = self.simt.as_ref().and_then(|t| t.part_of_elem(*f, args)) {
+                    return part;
+                }
                 let dtype = self.k.expr_dtype(&args[args.len() - 1]);
                 let values: Vec<String> = args.iter().map(|a| self.expr(a)).collect();
                 if matches!(f, MapFn::FloorDiv | MapFn::Rem) {
@@ -292,6 +315,9 @@ impl<'k> Emitter<'k> {
                     if args.iter().all(|a| self.not_negative(a)) {
                         return self.w.divide_unsigned(*f, &values[0], &values[1], ty);
                     }
+                }
+                if *f == MapFn::Exp && dtype == DType::F32 && self.simt.as_ref().is_some_and(simt::Simt::on_tensor_cores) {
+                    return self.w.fast_exp(&values[0]);
                 }
                 self.w.map(*f, &values, dtype)
             }

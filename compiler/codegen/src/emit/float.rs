@@ -94,6 +94,12 @@ const EXP2: [f64; 8] = [
 ];
 
 impl Writer {
+    /// e^x of f32 by the processor's 2^x: relative error below 2⁻²² plus |x|·2⁻²³. On a GPU.
+    pub fn fast_exp(&mut self, x: &str) -> String {
+        let factor = self.float(LOG2_E, "f32");
+        let power = self.bin("mulf", x, &factor, "f32");
+        self.op(&format!("llvm.call_intrinsic \"llvm.nvvm.ex2.approx.ftz.f\"({power}) : (f32) -> f32"))
+    }
     /// e^x·2^`shift` as bits, which are right where that is a normal number.
     fn exp_bits(&mut self, x: &str, shift: i64) -> String {
         let (log2e, magic) = (self.float(LOG2_E, "f32"), self.float(MAGIC, "f32"));

@@ -16,14 +16,15 @@ use super::{
     host_function, pointer,
     reduce::{neutral, reductions},
     text::Helper,
+    tiles::{Elem, has_chunks},
     trig,
 };
 use crate::gpu::{
     access::{Access, expr_uses, exprs},
-    plan::{Place, Plan, Team},
+    plan::{Place, Plan, Team, widest},
     unit::Units,
 };
-use graph::op::ReduceFn;
+use graph::op::{MapFn, ReduceFn};
 use std::{collections::BTreeSet, fmt::Write};
 use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId, ir};
 
@@ -38,9 +39,15 @@ pub(crate) enum Machine {
 
 /// The threads that run what is emitted.
 pub(super) struct Simt {
-    machine: Machine,
-    plan: Plan,
+    pub(super) machine: Machine,
+    pub(super) plan: Plan,
     team: Team,
+    /// The element of held tiles that a thread is at.
+    pub(super) elem: Option<Elem>,
+    /// The buffers of which chunks are copied past the registers.
+    pub(super) copied: BTreeSet<usize>,
+    /// Whether there may be such copies.
+    copies: bool,
     /// What the team did since it last waited.
     since: Access,
     /// Whether the memory of reductions was read since.
@@ -65,7 +72,7 @@ impl Simt {
             (Machine::Gpu, Mem::Scratch(i)) => match self.plan.places[i] {
                 Place::Shared(_) => "!llvm.ptr<3>",
                 Place::Workspace(_) => "!llvm.ptr<1>",
-                Place::Thread => "!llvm.ptr",
+                Place::Thread | Place::Held => "!llvm.ptr",
             },
         }
     }
@@ -73,6 +80,27 @@ impl Simt {
     pub(super) fn alignment(&self, k: &Kernel, mem: Mem, index: &Expr) -> Option<usize> {
         let units = self.first_of.as_ref()?;
         units.touches(mem, index).then(|| units.alignment(k.mem_dtype(mem).bytes()))
+    }
+    /// Whether products are `mma.sync`, and what goes with them as exact as that.
+    pub(super) fn on_tensor_cores(&self) -> bool {
+        self.machine == Machine::Gpu && self.plan.tensor
+    }
+    pub(super) fn is_shared(&self, mem: Mem) -> bool {
+        matches!(mem, Mem::Scratch(i) if matches!(self.plan.places[i], Place::Shared(_)))
+    }
+    /// The place of the element at hand among those that a thread holds of a memory.
+    pub(super) fn held_slot(&self, scratch: usize) -> Option<usize> {
+        self.plan.held[scratch].and(self.elem.as_ref()).map(|e| e.slot)
+    }
+    /// The row or the column of the element at hand, where that is asked for.
+    pub(super) fn part_of_elem(&self, f: MapFn, args: &[Expr]) -> Option<String> {
+        let e = self.elem.as_ref()?;
+        let asked = args.first() == Some(&Expr::Var(e.var)) && args.get(1)?.known() == Some(e.columns);
+        match f {
+            MapFn::FloorDiv if asked => Some(e.row.clone()),
+            MapFn::Rem if asked => Some(e.col.clone()),
+            _ => None,
+        }
     }
     fn shared_pointer(&self) -> &'static str {
         match self.machine {
@@ -109,7 +137,20 @@ pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], machine: Machine) -> (St
         e.w.gpu = machine == Machine::Gpu;
         let plan = plan.clone();
         let (since, combined, passed) = (Access::default(), false, 0);
-        e.simt = Some(Simt { machine, plan, team: Team::Block, since, combined, partial: Vec::new(), first_of: None, passed });
+        let copies = machine == Machine::Gpu && plan.rows.is_none() && has_chunks(k, &plan.body);
+        e.simt = Some(Simt {
+            machine,
+            plan,
+            team: Team::Block,
+            elem: None,
+            copied: BTreeSet::new(),
+            copies,
+            since,
+            combined,
+            partial: Vec::new(),
+            first_of: None,
+            passed,
+        });
         let (text, reductions) = e.threads();
         out.push_str(&text);
         bytes.push(reductions);
@@ -128,10 +169,10 @@ pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], machine: Machine) -> (St
 }
 
 impl Emitter<'_> {
-    fn simt(&self) -> &Simt {
+    pub(super) fn simt(&self) -> &Simt {
         self.simt.as_ref().expect("it is for threads")
     }
-    fn simt_mut(&mut self) -> &mut Simt {
+    pub(super) fn simt_mut(&mut self) -> &mut Simt {
         self.simt.as_mut().expect("it is for threads")
     }
 
@@ -234,7 +275,26 @@ impl Emitter<'_> {
                 Place::Thread => {
                     let _ = writeln!(self.w.head, "    {p} = llvm.alloca {elems} x {element} : (i64) -> !llvm.ptr");
                 }
+                Place::Held => {
+                    let extents = plan.held[i].expect("it is held").extents;
+                    let elems = self.w.int(self.num_held(extents), "i64");
+                    let _ = writeln!(self.w.head, "    {p} = llvm.alloca {elems} x {element} : (i64) -> !llvm.ptr");
+                }
             }
+        }
+        let copied: Vec<usize> = self.simt().copied.iter().copied().collect();
+        if !copied.is_empty() {
+            let mut bits: Option<String> = None;
+            for i in copied {
+                let address = self.w.op(&format!("llvm.ptrtoint %b{i} : !llvm.ptr<1> to i64"));
+                bits = Some(match bits {
+                    None => address,
+                    Some(before) => self.w.bin("ori", &before, &address, "i64"),
+                });
+            }
+            let (mask, zero) = (self.w.int(15, "i64"), self.w.int(0, "i64"));
+            let low = self.w.bin("andi", &bits.expect("a buffer"), &mask, "i64");
+            self.w.line(&format!("%aligned = arith.cmpi eq, {low}, {zero} : i64"));
         }
         let warp = self.w.int(i64::from(plan.warp), "i64");
         self.w.line(&format!("%lane = arith.remui %tid, {warp} : i64"));
@@ -314,7 +374,7 @@ impl Emitter<'_> {
             Stmt::Let(v, e) => {
                 self.wait_before(&access);
                 let value = self.expr(e);
-                self.natural[v.0 as usize] = self.not_negative(e);
+                self.learn(*v, e);
                 self.vars[v.0 as usize] = Slot::Value(value);
             }
             Stmt::Var(v, e) => {
@@ -341,10 +401,24 @@ impl Emitter<'_> {
                 self.first_thread(|e| e.stmt(s, LoopKind::Serial));
             }
             Stmt::For { var, lo, hi, kind, body } => {
-                if *kind == LoopKind::Vector && self.is_spread(lo, hi, body) {
-                    access.join(&Access::of(body));
-                    self.wait_before(&access);
-                    return self.spread(*var, lo, hi, body);
+                if *kind == LoopKind::Vector {
+                    if self.simt().team == Team::Block
+                        && let Some(extents) = self.held_by(body)
+                    {
+                        access.join(&Access::of(body));
+                        self.wait_before(&access);
+                        return self.each_held(*var, extents, body);
+                    }
+                    if let Some(lanes) = self.row_lanes(lo, hi, body) {
+                        access.join(&Access::of(body));
+                        self.wait_before(&access);
+                        return self.rows_of_block(*var, [lo, hi], lanes, body);
+                    }
+                    if self.is_spread(lo, hi, body) {
+                        access.join(&Access::of(body));
+                        self.wait_before(&access);
+                        return self.spread(*var, lo, hi, body);
+                    }
                 }
                 self.wait_before(&access);
                 self.natural[var.0 as usize] = self.not_negative(lo);
@@ -392,14 +466,26 @@ impl Emitter<'_> {
                 self.simt_mut().combined |= combined;
                 self.w.line("}");
             }
-            Stmt::Dot(_) => base::bug!("a product in {} is not expanded", self.k.name),
+            Stmt::Dot(d) => {
+                access.join(&Access::of(std::slice::from_ref(s)));
+                self.wait_before(&access);
+                self.tile_product(d);
+            }
         }
     }
 
+    /// The part that is about memory that changes and that other threads see.
+    fn shared_only(&self, mut a: Access) -> Access {
+        let constant = |m: &Mem| matches!(m, Mem::Buffer(i) if self.k.buffers[*i].access == ir::Access::Read);
+        let own = |m: &Mem| matches!(m, Mem::Scratch(i) if self.simt().plan.places[*i] == Place::Held);
+        a.read.retain(|m| !constant(m) && !own(m));
+        a.written.retain(|m| !own(m));
+        a
+    }
     /// What runs any number of times and does this.
     fn repeated(&mut self, access: &Access, body: impl FnOnce(&mut Self)) {
         let before = (self.simt().since.clone(), self.simt().combined);
-        let access = shared_only(self.k, access.clone());
+        let access = self.shared_only(access.clone());
         self.simt_mut().since.join(&access);
         self.simt_mut().combined = true;
         body(self);
@@ -408,7 +494,7 @@ impl Emitter<'_> {
     }
     /// Waits if what comes may conflict with what the team did since it last waited; then that counts as done.
     fn wait_before(&mut self, next: &Access) {
-        let next = shared_only(self.k, next.clone());
+        let next = self.shared_only(next.clone());
         if self.simt().since.conflicts(&next) {
             self.wait();
         }
@@ -418,6 +504,11 @@ impl Emitter<'_> {
         match (self.simt().machine, self.simt().team) {
             (_, Team::Thread) => {}
             (Machine::Gpu, Team::Block) => {
+                if self.simt().copies {
+                    self.w.line(
+                        "llvm.inline_asm has_side_effects asm_dialect = att \"cp.async.wait_all;\", \"~{memory}\" : () -> ()",
+                    );
+                }
                 let zero = self.w.int(0, "i32");
                 self.w.line(&format!("llvm.call_intrinsic \"llvm.nvvm.barrier.cta.sync.aligned.all\"({zero}) : (i32) -> ()"));
             }
@@ -465,7 +556,7 @@ impl Emitter<'_> {
         self.alone(|e| e.inside(body));
         self.w.line("}");
     }
-    fn alone(&mut self, body: impl FnOnce(&mut Self)) {
+    pub(super) fn alone(&mut self, body: impl FnOnce(&mut Self)) {
         let team = std::mem::replace(&mut self.simt_mut().team, Team::Thread);
         body(self);
         self.simt_mut().team = team;
@@ -483,6 +574,40 @@ impl Emitter<'_> {
         }
         let few = lo.known().zip(hi.known()).is_some_and(|(l, h)| (h - l) * 4 < i64::from(self.simt().size()));
         !(few && has_vector_loop(body))
+    }
+    /// How many lanes take a turn of a vector loop together, if it is around others that are spread over these.
+    fn row_lanes(&self, lo: &Expr, hi: &Expr, body: &[Stmt]) -> Option<u32> {
+        let mut found = Vec::new();
+        reductions(body, &mut found);
+        found.retain(|(v, _)| matches!(self.vars[v.0 as usize], Slot::Memory(_)));
+        let turns = lo.known().zip(hi.known()).map(|(l, h)| h - l);
+        if self.simt().team != Team::Block || !found.is_empty() || !has_vector_loop(body) || turns.is_some_and(|n| n < 2) {
+            return None;
+        }
+        let (warp, threads) = (i64::from(self.simt().plan.warp), i64::from(self.simt().plan.threads));
+        // A lane has eight turns of the inner loops, or fewer where threads would have nothing to do.
+        let inner = widest(body).map_or(warp, |n| n / 8);
+        let spare = turns.map_or(2, |n| threads / n);
+        let lanes = inner.max(spare).clamp(2, warp) as u32;
+        Some(lanes.next_power_of_two())
+    }
+    /// A vector loop whose turns are dealt out to groups of lanes.
+    fn rows_of_block(&mut self, var: VarId, [lo, hi]: [&Expr; 2], lanes: u32, body: &[Stmt]) {
+        self.natural[var.0 as usize] = self.not_negative(lo);
+        let (lo, hi) = (self.expr(lo), self.expr(hi));
+        let [size, step] = [lanes, self.simt().plan.threads / lanes].map(|n| self.w.int(i64::from(n), "i64"));
+        let rank = self.w.bin("divui", "%tid", &size, "i64");
+        let first = self.w.bin("addi", &lo, &rank, "i64");
+        let i = self.w.fresh();
+        self.vars[var.0 as usize] = Slot::Value(i.clone());
+        // Turns touch elements of their own, so a group only waits for what its own turn does.
+        let since = std::mem::take(&mut self.simt_mut().since);
+        self.simt_mut().team = Team::Lanes(lanes);
+        self.w.line(&format!("scf.for {i} = {first} to {hi} step {step} : i64 {{"));
+        self.inside(|e| e.stmts(body, LoopKind::Serial));
+        self.w.line("}");
+        self.simt_mut().team = Team::Block;
+        self.simt_mut().since = since;
     }
     fn spread(&mut self, var: VarId, lo: &Expr, hi: &Expr, body: &[Stmt]) {
         self.natural[var.0 as usize] = self.not_negative(lo);
@@ -602,7 +727,7 @@ impl Emitter<'_> {
             })
     }
     /// Starts reductions from nothing in each thread, but those that are under way; returns what they go into.
-    fn begin(&mut self, found: Vec<(VarId, ReduceFn)>) -> Vec<(VarId, ReduceFn, String)> {
+    pub(super) fn begin(&mut self, found: Vec<(VarId, ReduceFn)>) -> Vec<(VarId, ReduceFn, String)> {
         let mut partial = Vec::new();
         for (v, f) in found {
             if let Slot::Memory(whole) = &self.vars[v.0 as usize]
@@ -620,7 +745,7 @@ impl Emitter<'_> {
         partial
     }
     /// Combines what the threads of the team have of each variable, and adds that to the variable.
-    fn gather(&mut self, partial: Vec<(VarId, ReduceFn, String)>) {
+    pub(super) fn gather(&mut self, partial: Vec<(VarId, ReduceFn, String)>) {
         if partial.is_empty() {
             return;
         }
@@ -744,13 +869,6 @@ const THREAD: [(&str, &str); 10] = [
 fn scratch_only(mut a: Access) -> Access {
     a.read.retain(|m| matches!(m, Mem::Scratch(_)));
     a.written.retain(|m| matches!(m, Mem::Scratch(_)));
-    a
-}
-
-/// The part that is about memory that changes.
-fn shared_only(k: &Kernel, mut a: Access) -> Access {
-    let constant = |m: &Mem| matches!(m, Mem::Buffer(i) if k.buffers[*i].access == ir::Access::Read);
-    a.read.retain(|m| !constant(m));
     a
 }
 

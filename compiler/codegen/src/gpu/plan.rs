@@ -5,7 +5,8 @@
 //! neighbouring lanes of a warp, or all threads of a block, by how much work a row holds in vector loops. In any other kernel a block of the
 //! tile program is a block of threads.
 
-use super::access::{Access, expr_uses, stmt_uses};
+use super::access::{Access, expr_uses, exprs, stmt_uses, visit};
+use crate::dot::{Matrix, Tiled};
 use base::Dim;
 use graph::op::MapFn;
 use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId};
@@ -30,6 +31,15 @@ pub(crate) enum Place {
     Workspace(usize),
     /// Each thread has its own.
     Thread,
+    /// The threads of a block hold it among them, each the elements that [`Held`] says.
+    Held,
+}
+
+/// A tile that is spread over the threads of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// Rows and columns.
+    pub extents: [i64; 2],
 }
 
 /// What the processor allows.
@@ -75,8 +85,14 @@ pub(crate) struct Plan {
     pub workspace_bytes: usize,
     /// The number of blocks that have something to do.
     pub grid: Dim,
+    /// What is held by threads, by scratch memory.
+    pub held: Vec<Option<Held>>,
+    /// Whether products run on tensor cores: all are of bf16 or f16. What else the kernel does is as exact as that.
+    pub tensor: bool,
 }
 
+/// Elements that a thread holds of all tiles, at most, if there may be more threads.
+const MAX_HELD: i64 = 96;
 /// Elements of a map that a thread takes.
 const ELEMS_PER_THREAD: i64 = 8;
 /// A row with more in its vector loops than this is for a whole block.
@@ -85,7 +101,7 @@ const LARGE_ROW: i64 = 4096;
 const ALIGN: usize = 128;
 
 impl Plan {
-    /// Decides for a kernel without products.
+    /// Decides for a kernel without products but those that are [`Tiled`].
     pub(crate) fn new(k: &Kernel, limits: Limits) -> Plan {
         let mut body = k.body.clone();
         let rows = whole_range(k).map(|(count, dropped)| {
@@ -102,7 +118,21 @@ impl Plan {
             Some(Team::Block) | None => (widest.clamp(1, i64::from(most)) as u32).next_power_of_two().clamp(least, most),
         };
         let own = rows.as_ref().filter(|r| r.team == Team::Thread).map(|r| Access::of(&r.body).written);
-        let (places, shared_bytes, workspace_bytes) = place(k, &own.unwrap_or_default(), limits.shared_bytes);
+        let products = products(k, &body);
+        let held = if rows.is_some() { vec![None; k.scratch.len()] } else { held(k, &body, &products) };
+        let threads = if products.is_empty() {
+            threads
+        } else {
+            let elems: i64 = held.iter().flatten().map(|h| h.extents[0] * h.extents[1]).sum();
+            if elems > MAX_HELD * i64::from(least) { most } else { least }
+        };
+        let (places, shared_bytes, workspace_bytes) = place(k, &own.unwrap_or_default(), &held, limits.shared_bytes);
+        let shared = |m: &Matrix| matches!(places[m.scratch], Place::Shared(_));
+        let fits = |t: &Tiled| {
+            let [m, n, _] = t.extents;
+            t.fits_tensor_cores(k) && [&t.a, &t.b].into_iter().all(shared) && warp_grid([m, n], threads / WARP).is_some()
+        };
+        let tensor = limits.warp == WARP && !products.is_empty() && products.iter().all(fits);
         let grid = match &rows {
             None => k.grid.clone(),
             Some(r) => {
@@ -115,7 +145,7 @@ impl Plan {
                 extent(k, &r.count).ceil_div(&Dim::from(per_block))
             }
         };
-        Plan { threads, warp: limits.warp, body, rows, places, shared_bytes, workspace_bytes, grid }
+        Plan { threads, warp: limits.warp, body, rows, places, shared_bytes, workspace_bytes, grid, held, tensor }
     }
 }
 
@@ -180,7 +210,7 @@ fn row_team(row: &[Stmt], warp: u32) -> Team {
 }
 
 /// The greatest number of turns of the vector loops in a list, where each is known.
-fn widest(body: &[Stmt]) -> Option<i64> {
+pub(crate) fn widest(body: &[Stmt]) -> Option<i64> {
     widest_list(body).flatten()
 }
 
@@ -205,17 +235,116 @@ fn widest_list(body: &[Stmt]) -> Option<Option<i64>> {
 
 /// Puts scratch into shared memory, the smallest first, and what does not fit into the workspace. What is written by one thread for itself
 /// is its own.
-fn place(k: &Kernel, own: &std::collections::BTreeSet<Mem>, limit: usize) -> (Vec<Place>, usize, usize) {
+fn place(
+    k: &Kernel,
+    own: &std::collections::BTreeSet<Mem>,
+    held: &[Option<Held>],
+    limit: usize,
+) -> (Vec<Place>, usize, usize) {
     let bytes = |i: usize| (k.scratch[i].elems.max(1) * k.scratch[i].dtype.bytes()).next_multiple_of(ALIGN);
     let mut order: Vec<usize> = (0..k.scratch.len()).collect();
     order.sort_by_key(|i| (bytes(*i), *i));
     let mut places = vec![Place::Thread; k.scratch.len()];
     let (mut shared, mut workspace) = (0, 0);
     for i in order.into_iter().filter(|i| !own.contains(&Mem::Scratch(*i))) {
+        if held[i].is_some() {
+            places[i] = Place::Held;
+            continue;
+        }
         let (at, place): (&mut usize, fn(usize) -> Place) =
             if shared + bytes(i) <= limit { (&mut shared, Place::Shared) } else { (&mut workspace, Place::Workspace) };
         places[i] = place(*at);
         *at += bytes(i);
     }
     (places, shared, workspace)
+}
+
+/// Threads of a warp, as tensor cores know it.
+pub(crate) const WARP: u32 = 32;
+
+/// How many warps share the rows and how many the columns of a tile, each 16 by 16 or more, so that they read the least.
+pub(crate) fn warp_grid([m, n]: [i64; 2], warps: u32) -> Option<[i64; 2]> {
+    let warps = i64::from(warps);
+    let fits = |[r, c]: &[i64; 2]| m % (16 * r) == 0 && n % (16 * c) == 0;
+    let all = (0..=warps.ilog2()).map(|e| [warps >> e, 1 << e]).filter(fits);
+    all.min_by_key(|[r, c]| m / r + n / c)
+}
+
+/// The products of a list that the whole block runs.
+fn products(k: &Kernel, body: &[Stmt]) -> Vec<Tiled> {
+    let of = |s: &Stmt| match s {
+        Stmt::Dot(d) => vec![Tiled::new(k, d).unwrap_or_else(|| base::bug!("a product in {} is not expanded", k.name))],
+        Stmt::For { body, .. } | Stmt::While { body, .. } => products(k, body),
+        Stmt::If { then, otherwise, .. } => [products(k, then), products(k, otherwise)].concat(),
+        Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } => Vec::new(),
+    };
+    body.iter().flat_map(of).collect()
+}
+
+/// The scratch memories that threads can hold: sums of products, else only touched at element `e` by vector loops over all elements `e`.
+fn held(k: &Kernel, body: &[Stmt], products: &[Tiled]) -> Vec<Option<Held>> {
+    let mut held = vec![None; k.scratch.len()];
+    let mut refused = vec![false; k.scratch.len()];
+    for t in products {
+        let [m, n, _] = t.extents;
+        let this = Held { extents: [m, n] };
+        let c = t.c.scratch;
+        let fits = t.c.row == n && t.c.col == 1 && k.scratch[c].elems as i64 == m * n;
+        refused[c] |= !fits || held[c].replace(this).is_some_and(|other| other != this);
+        refused[t.a.scratch] = true;
+        refused[t.b.scratch] = true;
+    }
+    let mut scan = Scan { held: &held, refused };
+    scan.stmts(body, None);
+    let refused = scan.refused;
+    held.iter().zip(refused).map(|(h, no)| h.filter(|_| !no)).collect()
+}
+
+/// Finds accesses that only a memory allows.
+struct Scan<'a> {
+    held: &'a [Option<Held>],
+    refused: Vec<bool>,
+}
+
+impl Scan<'_> {
+    fn stmts(&mut self, body: &[Stmt], elems: Option<(VarId, i64)>) {
+        for s in body {
+            exprs(s, &mut |e| {
+                visit(e, &mut |e| {
+                    if let Expr::Load(mem, index) = e {
+                        self.touch(*mem, index, elems);
+                    }
+                });
+            });
+            match s {
+                Stmt::Store { mem, index, .. } => self.touch(*mem, index, elems),
+                Stmt::For { var, lo, hi, kind: LoopKind::Vector, body } if elems.is_none() => {
+                    let all = (lo.known() == Some(0)).then(|| hi.known()).flatten().unwrap_or(-1);
+                    self.stmts(body, Some((*var, all)));
+                    self.alike(body);
+                }
+                Stmt::For { body, .. } | Stmt::While { body, .. } => self.stmts(body, elems),
+                Stmt::If { then, otherwise, .. } => [then, otherwise].into_iter().for_each(|b| self.stmts(b, elems)),
+                Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Dot(_) => {}
+            }
+        }
+    }
+    fn touch(&mut self, mem: Mem, index: &Expr, elems: Option<(VarId, i64)>) {
+        let Mem::Scratch(i) = mem else { return };
+        let Some(h) = self.held[i] else { return };
+        let own = elems.is_some_and(|(v, n)| *index == Expr::Var(v) && n == h.extents[0] * h.extents[1]);
+        self.refused[i] |= !own;
+    }
+    /// Refuses tiles that one loop touches and that have other extents.
+    fn alike(&mut self, body: &[Stmt]) {
+        let access = Access::of(body);
+        let touched = access.read.union(&access.written).filter_map(|m| match m {
+            Mem::Scratch(i) => self.held[*i].map(|h| (*i, h)),
+            Mem::Buffer(_) => None,
+        });
+        let touched: Vec<(usize, Held)> = touched.collect();
+        if touched.iter().any(|(_, h)| *h != touched[0].1) {
+            touched.iter().for_each(|(i, _)| self.refused[*i] = true);
+        }
+    }
 }

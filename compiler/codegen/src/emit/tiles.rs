@@ -1,0 +1,413 @@
+//! Products of tiles that a block's threads share out, the tiles that threads hold between them, and copies to shared memory that do
+//! not pass through registers.
+//!
+//! A held tile is in registers: element `(i, j)` belongs to the thread, and has the place among its elements, that `mma.sync` gives its
+//! result (m16n8: lane `4g + q` has rows `g`, `g + 8` and columns `2q`, `2q + 1` of each 16 by 8), warps being a grid over the tile; without
+//! tensor cores threads are a grid of 16 columns. Loops over all elements are unrolled, each thread taking its own.
+//!
+//! Operands lie in shared memory, in any of the four orders: `ldmatrix` reads eight rows of eight neighbours, and transposes them where
+//! neighbours are along the other axis. Terms are summed sixteen at a time in order.
+//!
+//! # Source: PTX ISA 8.6, sections 9.7.14 (mma, ldmatrix) and 9.7.9.25 (cp.async).
+
+use super::{Emitter, Slot, convert::memory_type, pointer, reduce::reductions, simt::Machine};
+use crate::{
+    dot::{Matrix, Tiled},
+    gpu::{
+        access::{Access, expr_uses, exprs, visit},
+        plan::warp_grid,
+    },
+};
+use base::DType;
+use graph::op::MapFn;
+use tile::{Access as BufferAccess, Expr, Kernel, LoopKind, Mem, Stmt, VarId, ir::Dot};
+
+/// The element of a held tile that a thread is at.
+#[derive(Clone, Debug)]
+pub(super) struct Elem {
+    /// Its number.
+    pub var: VarId,
+    /// Columns of the tile.
+    pub columns: i64,
+    /// Its row.
+    pub row: String,
+    /// Its column.
+    pub col: String,
+    /// Its place among the thread's elements.
+    pub slot: usize,
+}
+
+/// A copy of neighbouring elements from a buffer to scratch, or of zeros.
+pub(super) struct Chunk<'a> {
+    from: (usize, &'a Expr),
+    to: (usize, &'a Expr),
+    only_if: Option<&'a Expr>,
+}
+
+/// What a thread copies at once. # Units: bytes.
+const CHUNK: usize = 16;
+
+impl<'a> Chunk<'a> {
+    /// If the statement is one: `for j in 0..n { to[x + j] = from[y + j] }`, of a buffer that does not change.
+    pub(super) fn new(k: &Kernel, s: &'a Stmt) -> Option<Chunk<'a>> {
+        let Stmt::For { var, lo, hi, kind: LoopKind::Serial, body } = s else { return None };
+        let [Stmt::Store { mem: Mem::Scratch(to), index, value }] = body.as_slice() else { return None };
+        let next = |e: &'a Expr| match e {
+            Expr::Map(MapFn::Add, args) if args[1] == Expr::Var(*var) && !expr_uses(&args[0], &|v| v == *var) => Some(&args[0]),
+            _ => None,
+        };
+        let (only_if, load) = match value {
+            Expr::Map(MapFn::Select, args) => match &args[2] {
+                Expr::Const(c, _) if c.get() == 0.0 && !expr_uses(&args[0], &|v| v == *var) => (Some(&args[0]), &args[1]),
+                _ => return None,
+            },
+            _ => (None, value),
+        };
+        let Expr::Load(Mem::Buffer(from), at) = load else { return None };
+        let buffer = &k.buffers[*from];
+        let whole = lo.known() == Some(0) && hi.known()? as usize * buffer.dtype.bytes() == CHUNK;
+        let plain = buffer.access == BufferAccess::Read && buffer.dtype == k.scratch[*to].dtype;
+        (whole && plain).then_some(Chunk { from: (*from, next(at)?), to: (*to, next(index)?), only_if })
+    }
+}
+
+/// Whether statements may copy chunks.
+pub(super) fn has_chunks(k: &Kernel, body: &[Stmt]) -> bool {
+    body.iter().any(|s| {
+        Chunk::new(k, s).is_some()
+            || match s {
+                Stmt::For { body, .. } | Stmt::While { body, .. } => has_chunks(k, body),
+                Stmt::If { then, otherwise, .. } => has_chunks(k, then) || has_chunks(k, otherwise),
+                Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } | Stmt::Dot(_) => {
+                    false
+                }
+            }
+    })
+}
+
+/// The greatest multiple that matters.
+const MULTIPLE: i64 = 1 << 20;
+
+fn common(a: i64, b: i64) -> i64 {
+    if b == 0 { a } else { common(b, a % b) }
+}
+
+impl Emitter<'_> {
+    // --- copies ---
+
+    /// A number that divides the index for certain.
+    pub(super) fn multiple(&self, e: &Expr) -> i64 {
+        if let Some(n) = e.known() {
+            return if n == 0 { MULTIPLE } else { common(n.abs(), MULTIPLE) };
+        }
+        match e {
+            Expr::Var(v) => self.multiples[v.0 as usize],
+            Expr::Map(MapFn::Mul, args) => (self.multiple(&args[0]) * self.multiple(&args[1])).min(MULTIPLE),
+            Expr::Map(MapFn::Add | MapFn::Sub | MapFn::Min | MapFn::Max | MapFn::Rem, args) => {
+                common(self.multiple(&args[0]), self.multiple(&args[1]))
+            }
+            Expr::Map(MapFn::Select, args) => common(self.multiple(&args[1]), self.multiple(&args[2])),
+            Expr::Const(..) | Expr::Dim(_) | Expr::Load(..) | Expr::Map(..) | Expr::Cast(..) => 1,
+        }
+    }
+    /// Copies a chunk past the registers, if the buffers begin where that is possible; `false` if the statement is none.
+    pub(super) fn copy_chunk(&mut self, s: &Stmt) -> bool {
+        let k = self.k;
+        let Some(simt) = self.simt.as_ref().filter(|t| t.machine == Machine::Gpu) else { return false };
+        let Some(c) = Chunk::new(k, s) else { return false };
+        let bytes = k.buffers[c.from.0].dtype.bytes() as i64;
+        let aligned = [c.from.1, c.to.1].into_iter().all(|e| (self.multiple(e) * bytes) % CHUNK as i64 == 0);
+        if !aligned || !simt.is_shared(Mem::Scratch(c.to.0)) {
+            return false;
+        }
+        self.simt_mut().copied.insert(c.from.0);
+        self.w.line("scf.if %aligned {");
+        self.inside(|e| {
+            let dtype = k.buffers[c.from.0].dtype;
+            let (to, from) = (e.expr(c.to.1), e.expr(c.from.1));
+            let to = e.address(Mem::Scratch(c.to.0), &to, dtype);
+            let from = e.address(Mem::Buffer(c.from.0), &from, dtype);
+            let to = e.w.op(&format!("llvm.ptrtoint {to} : !llvm.ptr<3> to i32"));
+            let size = e.w.int(CHUNK as i64, "i32");
+            let size = match c.only_if {
+                None => size,
+                Some(cond) => {
+                    let (cond, none) = (e.expr(cond), e.w.int(0, "i32"));
+                    e.w.select(&cond, &size, &none, "i32")
+                }
+            };
+            e.w.line(&format!(
+                "llvm.inline_asm has_side_effects asm_dialect = att \"cp.async.cg.shared.global [$0], [$1], {CHUNK}, $2;\", \
+                 \"r,l,r,~{{memory}}\" {to}, {from}, {size} : (i32, !llvm.ptr<1>, i32) -> ()"
+            ));
+        });
+        self.w.line("} else {");
+        self.inside(|e| e.loop_of(s));
+        self.w.line("}");
+        true
+    }
+
+    // --- held tiles ---
+
+    /// The rows and columns of a thread's elements, by place.
+    fn shares(&mut self, [m, n]: [i64; 2]) -> Vec<(String, String)> {
+        let threads = i64::from(self.simt().plan.threads);
+        let (rows, cols): (Vec<(String, i64)>, Vec<(String, i64)>);
+        if self.simt().on_tensor_cores() {
+            let [row0, col0, tall, wide] = self.warp_tile([m, n]);
+            let (four, two) = (self.w.int(4, "i64"), self.w.int(2, "i64"));
+            let g = self.w.bin("divui", "%lane", &four, "i64");
+            let q = self.w.bin("remui", "%lane", &four, "i64");
+            let q = self.w.bin("muli", &q, &two, "i64");
+            let (row0, col0) = (self.w.bin("addi", &row0.0, &g, "i64"), self.w.bin("addi", &col0.0, &q, "i64"));
+            rows = (0..tall.1 / 8).map(|i| (row0.clone(), i * 8)).collect();
+            cols = (0..wide.1 / 8).flat_map(|j| [(col0.clone(), j * 8), (col0.clone(), j * 8 + 1)]).collect();
+            let [rows, cols] = [rows, cols].map(|list| list.into_iter().map(|(v, by)| self.plus(&v, by)).collect::<Vec<_>>());
+            // By 16 rows, by 8 columns, then as mma.sync has them.
+            let mut all = Vec::new();
+            for i in (0..rows.len()).step_by(2) {
+                for j in (0..cols.len()).step_by(2) {
+                    all.extend([(i, j), (i, j + 1), (i + 1, j), (i + 1, j + 1)].map(|(i, j)| (rows[i].clone(), cols[j].clone())));
+                }
+            }
+            return all;
+        }
+        let across = threads.min(16);
+        let width = self.w.int(across, "i64");
+        let (ty, tx) = (self.w.bin("divui", "%tid", &width, "i64"), self.w.bin("remui", "%tid", &width, "i64"));
+        rows = (0..m / (threads / across)).map(|i| (ty.clone(), i * (threads / across))).collect();
+        cols = if (n / across) % 4 == 0 {
+            let four = self.w.int(4, "i64");
+            let first = self.w.bin("muli", &tx, &four, "i64");
+            (0..n / across).map(|j| (first.clone(), j / 4 * 4 * across + j % 4)).collect()
+        } else {
+            (0..n / across).map(|j| (tx.clone(), j * across)).collect()
+        };
+        let [rows, cols] = [rows, cols].map(|list| list.into_iter().map(|(v, by)| self.plus(&v, by)).collect::<Vec<_>>());
+        rows.iter().flat_map(|r| cols.iter().map(|c| (r.clone(), c.clone()))).collect()
+    }
+    /// The first row and column of this warp's part of a tile, and its extents.
+    fn warp_tile(&mut self, [m, n]: [i64; 2]) -> [(String, i64); 4] {
+        let warps = self.simt().plan.threads / self.simt().plan.warp;
+        let [down, across] = warp_grid([m, n], warps).expect("the plan says that it fits");
+        let (tall, wide) = (m / down, n / across);
+        let count = self.w.int(across, "i64");
+        let (i, j) = (self.w.bin("divui", "%warp", &count, "i64"), self.w.bin("remui", "%warp", &count, "i64"));
+        let [row, col] = [(i, tall), (j, wide)].map(|(at, by)| {
+            let by = self.w.int(by, "i64");
+            self.w.bin("muli", &at, &by, "i64")
+        });
+        [(row, 0), (col, 0), (String::new(), tall), (String::new(), wide)]
+    }
+    fn plus(&mut self, a: &str, n: i64) -> String {
+        if n == 0 {
+            return a.to_string();
+        }
+        let n = self.w.int(n, "i64");
+        self.w.bin("addi", a, &n, "i64")
+    }
+    /// How many elements of a tile a thread holds.
+    pub(super) fn num_held(&self, [m, n]: [i64; 2]) -> i64 {
+        m * n / i64::from(self.simt().plan.threads)
+    }
+    /// The extents of the held tiles that statements touch.
+    pub(super) fn held_by(&self, body: &[Stmt]) -> Option<[i64; 2]> {
+        let access = Access::of(body);
+        access.read.iter().chain(&access.written).find_map(|m| match m {
+            Mem::Scratch(i) => self.simt().plan.held[*i].map(|h| h.extents),
+            Mem::Buffer(_) => None,
+        })
+    }
+    /// A loop over all elements of held tiles: each thread takes its own.
+    pub(super) fn each_held(&mut self, var: VarId, extents: [i64; 2], body: &[Stmt]) {
+        let mut found = Vec::new();
+        reductions(body, &mut found);
+        let partial = self.begin(found);
+        let shares = self.shares(extents);
+        self.natural[var.0 as usize] = true;
+        let columns = extents[1];
+        let width = self.w.int(columns, "i64");
+        let apart = loads_first(body);
+        self.alone(|e| {
+            let mut stores = Vec::new();
+            for (slot, (row, col)) in shares.into_iter().enumerate() {
+                let first = e.w.bin("muli", &row, &width, "i64");
+                let at = e.w.bin("addi", &first, &col, "i64");
+                e.vars[var.0 as usize] = Slot::Value(at);
+                e.simt_mut().elem = Some(Elem { var, columns, row, col, slot });
+                for s in body {
+                    match s {
+                        Stmt::Store { mem, index, value } if apart => {
+                            let dtype = e.k.mem_dtype(*mem);
+                            let (value, index) = (e.expr(value), e.expr(index));
+                            let (value, p) = (e.w.narrow(value, dtype), e.address(*mem, &index, dtype));
+                            stores.push((value, p, memory_type(dtype), e.pointer_type(*mem)));
+                        }
+                        s => e.stmt(s, LoopKind::Serial),
+                    }
+                }
+            }
+            e.simt_mut().elem = None;
+            for (value, p, ty, space) in stores {
+                e.w.line(&format!("llvm.store {value}, {p} : {ty}, {space}"));
+            }
+        });
+        self.gather(partial);
+    }
+
+    // --- products ---
+
+    /// A product that is [`Tiled`].
+    pub(super) fn tile_product(&mut self, d: &Dot) {
+        let t = Tiled::new(self.k, d).unwrap_or_else(|| base::bug!("a product in {} is not expanded", self.k.name));
+        let [m, n, _] = t.extents;
+        let shares = self.shares([m, n]);
+        let held = self.simt().plan.held[t.c.scratch].is_some();
+        let places: Vec<String> = (0..shares.len())
+            .map(|slot| {
+                let (row, col) = &shares[slot];
+                if held { self.held_address(t.c.scratch, slot) } else { self.matrix_address(&t.c, row, col) }
+            })
+            .collect();
+        let space = self.pointer_type(Mem::Scratch(t.c.scratch));
+        let zero = self.w.float(0.0, "f32");
+        let first: Vec<String> = places
+            .iter()
+            .map(|p| if d.accumulate { self.w.op(&format!("llvm.load {p} : {space} -> f32")) } else { zero.clone() })
+            .collect();
+        let sums = if self.simt().on_tensor_cores() { self.mma(&t, first) } else { self.fma(&t, &shares, first) };
+        for (sum, p) in sums.iter().zip(&places) {
+            self.w.line(&format!("llvm.store {sum}, {p} : f32, {space}"));
+        }
+    }
+    /// Where a thread has an element that it holds.
+    pub(super) fn held_address(&mut self, scratch: usize, slot: usize) -> String {
+        let p = pointer(Mem::Scratch(scratch));
+        let ty = memory_type(self.k.scratch[scratch].dtype);
+        self.w.op(&format!("llvm.getelementptr inbounds {p}[{slot}] : (!llvm.ptr) -> !llvm.ptr, {ty}"))
+    }
+    fn matrix_address(&mut self, x: &Matrix, row: &str, col: &str) -> String {
+        let [row, col] = [(row, x.row), (col, x.col)].map(|(at, by)| {
+            let by = self.w.int(by, "i64");
+            self.w.bin("muli", at, &by, "i64")
+        });
+        let index = self.w.bin("addi", &row, &col, "i64");
+        self.address(Mem::Scratch(x.scratch), &index, self.k.scratch[x.scratch].dtype)
+    }
+    fn matrix_element(&mut self, x: &Matrix, row: &str, col: &str) -> String {
+        let p = self.matrix_address(x, row, col);
+        let (dtype, space) = (self.k.scratch[x.scratch].dtype, self.pointer_type(Mem::Scratch(x.scratch)));
+        let v = self.w.op(&format!("llvm.load {p} : {space} -> {}", memory_type(dtype)));
+        self.w.widen(v, dtype)
+    }
+    /// Each thread for its elements, term after term.
+    fn fma(&mut self, t: &Tiled, shares: &[(String, String)], first: Vec<String>) -> Vec<String> {
+        let mut rows: Vec<&String> = shares.iter().map(|s| &s.0).collect();
+        rows.dedup();
+        let width = shares.len() / rows.len();
+        let cols: Vec<&String> = shares[..width].iter().map(|s| &s.1).collect();
+        let (sums, l) = (self.w.fresh(), self.w.fresh());
+        let old: Vec<String> = first.iter().map(|_| self.w.fresh()).collect();
+        let pairs: Vec<String> = old.iter().zip(&first).map(|(a, f)| format!("{a} = {f}")).collect();
+        let types = vec!["f32"; first.len()].join(", ");
+        let [zero, one, k] = [0, 1, t.extents[2]].map(|n| self.w.int(n, "i64"));
+        let (count, pairs) = (first.len(), pairs.join(", "));
+        self.w.line(&format!("{sums}:{count} = scf.for {l} = {zero} to {k} step {one} iter_args({pairs}) -> ({types}) : i64 {{"));
+        self.inside(|e| {
+            let b: Vec<String> = cols.iter().map(|c| e.matrix_element(&t.b, &l, c)).collect();
+            let mut new = Vec::new();
+            for (i, r) in rows.iter().enumerate() {
+                let a = e.matrix_element(&t.a, r, &l);
+                new.extend((0..width).map(|j| e.w.muladd(&a, &b[j], &old[i * width + j], "f32")));
+            }
+            e.w.line(&format!("scf.yield {} : {types}", new.join(", ")));
+        });
+        self.w.line("}");
+        (0..count).map(|s| if count == 1 { sums.clone() } else { format!("{sums}#{s}") }).collect()
+    }
+    /// On tensor cores.
+    fn mma(&mut self, t: &Tiled, mut sums: Vec<String>) -> Vec<String> {
+        let [m, n, k] = t.extents;
+        let [row0, col0, tall, wide] = self.warp_tile([m, n]);
+        let ty = if self.k.scratch[t.a.scratch].dtype == DType::BF16 { "bf16" } else { "f16" };
+        // Matrices of eight by eight: which of them a lane gives the address of, and which row.
+        let [one, seven, three, four] = [1, 7, 3, 4].map(|n| self.w.int(n, "i64"));
+        let inner = self.w.bin("andi", "%lane", &seven, "i64");
+        let bit3 = self.w.bin("shrui", "%lane", &three, "i64");
+        let bit3 = self.w.bin("andi", &bit3, &one, "i64");
+        let bit4 = self.w.bin("shrui", "%lane", &four, "i64");
+        let [bit3, bit4, inner] = [(bit3, 8), (bit4, 8), (inner, 1)].map(|(x, by)| {
+            let by = self.w.int(by, "i64");
+            self.w.bin("muli", &x, &by, "i64")
+        });
+        // a: rows of the tile by bit 3, terms by bit 4; b: terms by bit 3, columns by bit 4. Where the neighbours are along the first of these, the row
+        // inside a matrix is along the second.
+        let a_turned = t.a.col != 1;
+        let (ai, al) = if a_turned { (bit3.clone(), self.w.bin("addi", &bit4, &inner, "i64")) } else { (self.w.bin("addi", &bit3, &inner, "i64"), bit4.clone()) };
+        let b_turned = t.b.row != 1;
+        let (bl, bj) = if b_turned { (self.w.bin("addi", &bit3, &inner, "i64"), bit4) } else { (bit3, self.w.bin("addi", &bit4, &inner, "i64")) };
+        let ai = self.w.bin("addi", &row0.0, &ai, "i64");
+        let bj = self.w.bin("addi", &col0.0, &bj, "i64");
+        let a_start = self.shared_address(&t.a, &ai, &al);
+        let b_start = self.shared_address(&t.b, &bl, &bj);
+        let atoms = [tall.1 / 16, wide.1 / 8];
+        for l in (0..k).step_by(16) {
+            let a: Vec<[String; 4]> =
+                (0..atoms[0]).map(|i| self.ldmatrix(&a_start, 2 * (i * 16 * t.a.row + l * t.a.col), a_turned)).collect();
+            for pair in 0..atoms[1] / 2 {
+                let b = self.ldmatrix(&b_start, 2 * (l * t.b.row + pair * 16 * t.b.col), b_turned);
+                for (i, a) in a.iter().enumerate() {
+                    for half in 0..2 {
+                        let at = (i * atoms[1] as usize + pair as usize * 2 + half) * 4;
+                        let b = &b[2 * half..2 * half + 2];
+                        let operands = [a.as_slice(), b, &sums[at..at + 4]].concat().join(", ");
+                        let all = self.w.op(&format!(
+                            "llvm.inline_asm has_side_effects asm_dialect = att \
+                             \"mma.sync.aligned.m16n8k16.row.col.f32.{ty}.{ty}.f32 {{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};\", \
+                             \"=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f\" {operands} : (i32, i32, i32, i32, i32, i32, f32, f32, f32, f32) -> \
+                             !llvm.struct<(f32, f32, f32, f32)>"
+                        ));
+                        for (e, sum) in sums[at..at + 4].iter_mut().enumerate() {
+                            *sum = self.w.op(&format!("llvm.extractvalue {all}[{e}] : !llvm.struct<(f32, f32, f32, f32)>"));
+                        }
+                    }
+                }
+            }
+        }
+        sums
+    }
+    fn shared_address(&mut self, x: &Matrix, row: &str, col: &str) -> String {
+        let p = self.matrix_address(x, row, col);
+        self.w.op(&format!("llvm.ptrtoint {p} : !llvm.ptr<3> to i32"))
+    }
+    /// Four matrices of eight by eight, `bytes` after the lane's address.
+    fn ldmatrix(&mut self, start: &str, bytes: i64, turned: bool) -> [String; 4] {
+        let turned = if turned { ".trans" } else { "" };
+        let all = self.w.op(&format!(
+            "llvm.inline_asm has_side_effects asm_dialect = att \"ldmatrix.sync.aligned.m8n8.x4{turned}.shared.b16 \
+             {{$0,$1,$2,$3}}, [$4+{bytes}];\", \"=r,=r,=r,=r,r,~{{memory}}\" {start} : (i32) -> !llvm.struct<(i32, i32, i32, i32)>"
+        ));
+        [0, 1, 2, 3].map(|i| self.w.op(&format!("llvm.extractvalue {all}[{i}] : !llvm.struct<(i32, i32, i32, i32)>")))
+    }
+}
+
+/// Whether all that turns load may be loaded before any of them stores: simple statements, none of which reads what one before stored.
+fn loads_first(body: &[Stmt]) -> bool {
+    let mut stored = Vec::new();
+    body.iter().all(|s| {
+        let mut fits = true;
+        exprs(s, &mut |e| {
+            visit(e, &mut |e| {
+                if let Expr::Load(mem, _) = e {
+                    fits &= !stored.contains(mem);
+                }
+            });
+        });
+        match s {
+            Stmt::Store { mem, .. } => stored.push(*mem),
+            Stmt::Let(..) | Stmt::Accumulate(..) => {}
+            Stmt::Var(..) | Stmt::Assign(..) | Stmt::For { .. } | Stmt::While { .. } | Stmt::If { .. } | Stmt::Dot(_) => fits = false,
+        }
+        fits
+    })
+}
