@@ -117,7 +117,7 @@ pub struct Build {
 /// `lode opt`.
 #[derive(Debug, Args)]
 pub struct Opt {
-    /// Graph or tile text, `-` for standard input; of tile text there is only verification.
+    /// Graph or tile text, `-` for standard input; of tile text and plans there is only verification.
     pub file: PathBuf,
     /// Passes, separated by commas.
     #[arg(short, long, default_value = "")]

@@ -217,7 +217,7 @@ fn every_stage_prints_and_graph_and_tile_read_back() {
         let (code, out, err) = run(&args);
         assert_eq!(code, 0, "{stage}: {err}");
         assert!(out.lines().count() > 10, "{stage}: {out}");
-        if stage == "graph" || stage == "tile" {
+        if ["graph", "tile", "plan"].contains(&stage) {
             let file = f.write(stage, out.as_bytes());
             let (code, again, err) = run(&["opt", &file]);
             assert_eq!(code, 0, "{stage}: {err}");
