@@ -7,6 +7,8 @@ mod gpu;
 #[cfg(test)]
 mod models;
 #[cfg(test)]
+mod mutations;
+#[cfg(test)]
 mod random;
 #[cfg(test)]
 mod reference;

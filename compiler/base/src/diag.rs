@@ -41,6 +41,10 @@ impl Diags {
     pub fn len(&self) -> usize {
         self.entries.len()
     }
+    /// The places of those from the `first`-th on.
+    pub fn spans_from(&self, first: usize) -> impl Iterator<Item = Span> {
+        self.entries[first..].iter().map(|e| e.span)
+    }
     /// The diagnostics by position; the same message at the same place once.
     pub fn into_sorted(mut self) -> Vec<Entry> {
         self.entries.sort_by_key(|e| e.span);

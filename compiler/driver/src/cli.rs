@@ -75,6 +75,15 @@ pub struct Model {
     pub config: Option<PathBuf>,
 }
 
+/// For which language a library is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Binding {
+    /// C, and all that calls C.
+    C,
+    /// None: the `.lodelib` alone, which `lode` itself takes.
+    None,
+}
+
 /// `lode build`.
 #[derive(Debug, Args)]
 pub struct Build {
@@ -90,7 +99,11 @@ pub struct Build {
     /// The run-time dims of `--emit=plan`: `B=1,T=128`.
     #[arg(long, value_delimiter = ',', value_name = "NAME=NUMBER")]
     pub dims: Vec<String>,
-    /// Where files go; `-` prints to standard output.
+    /// What is written beside the library: `c` is a shared object and a header, `none` nothing. Without the flag it is `c` where there is a
+    /// C compiler to link with.
+    #[arg(long, value_enum)]
+    pub lib: Option<Binding>,
+    /// Where files go; `-` prints stages to standard output.
     #[arg(short, long, default_value = ".", env = "LODE_OUT")]
     pub out: PathBuf,
     /// Take the graph as written: attention by its definition, a kernel for each op.
@@ -104,7 +117,7 @@ pub struct Build {
 /// `lode opt`.
 #[derive(Debug, Args)]
 pub struct Opt {
-    /// Graph or tile text, `-` for standard input; of tile text there is only verification.
+    /// Graph or tile text, `-` for standard input; of tile text and plans there is only verification.
     pub file: PathBuf,
     /// Passes, separated by commas.
     #[arg(short, long, default_value = "")]

@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod commands;
 pub mod compare;
+pub mod link;
 pub mod picture;
 pub mod pipeline;
 pub mod report;

@@ -1,36 +1,51 @@
 //! Picks one e-node for each class so that the program they make, shared values counted once, costs least.
 //!
-//! Bottom-up greedy with the set of classes each choice pulls in, then a local search that switches whole groups of choices and
-//! keeps what lowers the cost of the program. Ties go to the e-node that is first in order.
+//! Two starts: the program as it came, and bottom-up greedy with the set of classes that each choice pulls in. From both a local search, which
+//! switches one choice, or all choices that can read one more product at once, and keeps what lowers the cost of the program. Ties go
+//! to the program as it came, then to the e-node that is first in order.
 
 use crate::{
     Cost,
     language::{ENode, Facts, Head},
-    merge::Group,
+    rewrite::{classes, sorted},
 };
-use base::TensorType;
+use base::{Span, TensorType};
 use egg::{EGraph, Id};
 use graph::{Func, Node, NodeId, Op, Value};
 use std::collections::BTreeMap;
 
-/// The cost of a program: of all nodes that its outputs need.
-pub fn program_cost(func: &Func, cost: Cost) -> f64 {
-    let mut needed = vec![false; func.nodes.len()];
-    func.outputs.iter().for_each(|o| needed[o.value.node.0 as usize] = true);
-    let mut sum = 0.0;
-    for id in func.nodes.ids().rev() {
-        if !needed[id.0 as usize] {
-            continue;
-        }
-        let node = &func.nodes[id];
-        node.inputs.iter().for_each(|v| needed[v.node.0 as usize] = true);
-        let operands: Vec<&TensorType> = node.inputs.iter().map(|v| func.ty(*v)).collect();
-        sum += node_cost(&node.op, &operands, &node.types, cost);
-    }
-    sum
+/// How an op meets memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Renames elements of its first operand.
+    View,
+    /// Computed where it is read, element by element; has to be stored for an op that reads memory.
+    OnTheFly,
+    /// Reads operands from memory, where they have to be.
+    Memory,
+    /// Takes operands as they come; its result is in memory, or it is a constant.
+    Sink,
 }
 
-fn node_cost(op: &Op, operands: &[&TensorType], results: &[TensorType], cost: Cost) -> f64 {
+fn place(op: &Op) -> Place {
+    match op {
+        Op::Broadcast { .. } | Op::Transpose(_) | Op::Reshape(_) | Op::Slice { .. } | Op::StopGradient => Place::View,
+        Op::Map(_) | Op::Cast(_) | Op::Pad { .. } | Op::Gather { .. } => Place::OnTheFly,
+        Op::Contract(_)
+        | Op::ScatterAdd { .. }
+        | Op::TopK(_)
+        | Op::Cumsum { .. }
+        | Op::Attend(_)
+        | Op::AttendGrad(_)
+        | Op::Route { .. }
+        | Op::GroupedContract { .. }
+        | Op::GroupedOuter
+        | Op::Repeat(_) => Place::Memory,
+        Op::Arg(_) | Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::Reduce(..) | Op::Concat(_) => Place::Sink,
+    }
+}
+
+fn op_cost(op: &Op, operands: &[&TensorType], results: &[TensorType], cost: Cost) -> f64 {
     match op {
         Op::Arg(_) => 0.0,
         Op::Repeat(r) => r.count as f64 * program_cost(&r.body, cost),
@@ -38,148 +53,428 @@ fn node_cost(op: &Op, operands: &[&TensorType], results: &[TensorType], cost: Co
     }
 }
 
-/// The e-node chosen for each class.
-pub struct Choice {
-    nodes: BTreeMap<Id, ENode>,
+/// What it costs to store a value that is computed on the fly: a copy, which is a `concat` of one.
+fn store_cost(ty: &TensorType, cost: Cost) -> f64 {
+    if ty.rank() == 0 { 0.0 } else { cost(&Op::Concat(0), &[ty], std::slice::from_ref(ty)) }
 }
 
-impl Choice {
-    /// The cheapest choice found for the outputs.
-    pub fn cheapest(egraph: &EGraph<ENode, Facts>, outputs: &[Id], groups: &[Group], cost: Cost) -> Choice {
-        let mut best = Choice::greedy(egraph, cost);
-        let mut least = best.total(egraph, outputs, cost);
-        for group in groups {
-            let mut nodes = best.nodes.clone();
-            for (class, node) in &group.members {
-                let mut node = node.clone();
-                node.children.iter_mut().for_each(|c| *c = egraph.find(*c));
-                nodes.insert(egraph.find(*class), node);
+/// The cost of a program: of all nodes that its outputs need, and of storing what is computed on the fly and read from memory.
+pub fn program_cost(func: &Func, cost: Cost) -> f64 {
+    let mut needed = vec![false; func.nodes.len()];
+    let mut stored = vec![false; func.nodes.len()];
+    func.outputs.iter().for_each(|o| needed[o.value.node.0 as usize] = true);
+    let mut sum = 0.0;
+    for id in func.nodes.ids().rev() {
+        if !needed[id.0 as usize] {
+            continue;
+        }
+        let node = &func.nodes[id];
+        for v in &node.inputs {
+            needed[v.node.0 as usize] = true;
+            let mut from = *v;
+            while place(&node.op) == Place::Memory && place(&func.def(from).op) == Place::View {
+                from = func.def(from).inputs[0];
             }
-            let other = Choice { nodes };
-            let total = other.total(egraph, outputs, cost);
-            if total < least {
-                (best, least) = (other, total);
+            let on_the_fly = place(&func.def(from).op) == Place::OnTheFly;
+            if place(&node.op) == Place::Memory && on_the_fly && !std::mem::replace(&mut stored[from.node.0 as usize], true) {
+                sum += store_cost(func.ty(from), cost);
             }
         }
-        best
+        let operands: Vec<&TensorType> = node.inputs.iter().map(|v| func.ty(*v)).collect();
+        sum += op_cost(&node.op, &operands, &node.types, cost);
+    }
+    sum
+}
+
+/// An e-node of a class.
+struct Candidate<'a> {
+    node: &'a ENode,
+    children: Vec<usize>,
+    cost: f64,
+    place: Place,
+}
+
+/// Everything that can be chosen: for each class its e-nodes, costs worked out.
+pub struct Space<'a> {
+    egraph: &'a EGraph<ENode, Facts>,
+    ids: Vec<Id>,
+    options: Vec<Vec<Candidate<'a>>>,
+    store: Vec<f64>,
+    /// For each class the choices of others that are views of it.
+    viewers: Vec<Vec<(usize, u32)>>,
+}
+
+/// For each class the e-node chosen, by its place among the candidates.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Choice(Vec<Option<u32>>);
+
+/// Evaluations of the whole program that the local search may spend on one function.
+const TRIES: usize = 3000;
+/// Rounds of the greedy start; it settles in three or four.
+const ROUNDS: usize = 12;
+
+impl<'a> Space<'a> {
+    /// The choices of an e-graph.
+    pub fn new(egraph: &'a EGraph<ENode, Facts>, cost: Cost) -> Space<'a> {
+        let ids = classes(egraph);
+        let at: BTreeMap<Id, usize> = ids.iter().enumerate().map(|(i, id)| (*id, i)).collect();
+        let candidate = |id: Id, node: &'a ENode| {
+            let children = node.children.iter().map(|c| at[&egraph.find(*c)]).collect();
+            let Some(op) = egraph.analysis.op(node.head) else {
+                return Candidate { node, children, cost: 0.0, place: Place::View };
+            };
+            let operands: Vec<&TensorType> = node.children.iter().map(|c| &egraph[*c].data.types[0]).collect();
+            let cost = op_cost(&op, &operands, &egraph[id].data.types, cost);
+            Candidate { node, children, cost, place: place(&op) }
+        };
+        let options: Vec<Vec<Candidate>> =
+            ids.iter().map(|id| sorted(egraph, *id).into_iter().map(|n| candidate(*id, n)).collect()).collect();
+        let store = ids.iter().map(|id| store_cost(&egraph[*id].data.types[0], cost)).collect();
+        let mut viewers = vec![Vec::new(); ids.len()];
+        for (class, candidates) in options.iter().enumerate() {
+            for (i, c) in candidates.iter().enumerate().filter(|(_, c)| c.place == Place::View) {
+                viewers[c.children[0]].push((class, i as u32));
+            }
+        }
+        Space { egraph, ids, options, store, viewers }
+    }
+
+    /// The place of a class.
+    pub fn at(&self, class: Id) -> usize {
+        self.ids.binary_search(&self.egraph.find(class)).unwrap_or_else(|_| base::bug!("no class {class}"))
+    }
+
+    /// Whether a class is one value, rather than the results of an op with several.
+    #[cfg(test)]
+    pub fn is_single(&self, class: usize) -> bool {
+        self.egraph[self.ids[class]].data.types.len() == 1
+    }
+
+    /// The number of candidates of each class.
+    #[cfg(test)]
+    pub fn num_options(&self) -> Vec<usize> {
+        self.options.iter().map(Vec::len).collect()
+    }
+
+    /// The cheapest choice found for the outputs. `input` are the e-nodes of the program as it came.
+    pub fn cheapest(&self, outputs: &[usize], input: &[(Id, ENode)]) -> Choice {
+        let greedy = self.greedy(outputs);
+        let mut given = greedy.clone();
+        for (class, node) in input.iter().rev() {
+            let mut node = node.clone();
+            node.children.iter_mut().for_each(|c| *c = self.egraph.find(*c));
+            let class = self.at(*class);
+            // Of equal values the first stays.
+            if let Some(i) = self.options[class].iter().position(|c| *c.node == node) {
+                given.0[class] = Some(i as u32);
+            }
+        }
+        let mut tries = TRIES;
+        let (given, greedy) = (self.improve(given, outputs, &mut tries), self.improve(greedy, outputs, &mut tries));
+        if greedy.1 < given.1 { greedy.0 } else { given.0 }
     }
 
     /// Bottom-up: each class takes the e-node whose classes below, each once, cost least.
-    fn greedy(egraph: &EGraph<ENode, Facts>, cost: Cost) -> Choice {
-        let mut classes: Vec<Id> = egraph.classes().map(|c| c.id).collect();
-        classes.sort();
-        // For each class: the chosen node and the cost of each class it needs, itself included.
-        let mut chosen: BTreeMap<Id, (ENode, BTreeMap<Id, f64>, f64)> = BTreeMap::new();
-        loop {
+    pub fn greedy(&self, outputs: &[usize]) -> Choice {
+        let words = self.ids.len().div_ceil(64);
+        let mut chosen: Vec<Option<(u32, Vec<u64>, f64)>> = vec![None; self.ids.len()];
+        let order = self.postorder(outputs);
+        let mut needs = vec![0u64; words];
+        for _ in 0..ROUNDS {
             let mut changed = false;
-            for class in &classes {
-                let mut nodes: Vec<&ENode> = egraph[*class].nodes.iter().collect();
-                nodes.sort();
-                for node in nodes {
-                    let below: Option<Vec<_>> = node.children.iter().map(|c| chosen.get(&egraph.find(*c))).collect();
-                    let Some(below) = below else { continue };
-                    let mut needs: BTreeMap<Id, f64> = BTreeMap::new();
-                    below.iter().for_each(|(_, set, _)| needs.extend(set));
-                    if needs.contains_key(class) {
+            for class in &order {
+                let bit = |set: &[u64]| set[class / 64] >> (class % 64) & 1 == 1;
+                for (i, candidate) in self.options[*class].iter().enumerate() {
+                    needs.fill(0);
+                    let mut whole = true;
+                    for c in &candidate.children {
+                        match &chosen[*c] {
+                            Some((_, set, _)) => needs.iter_mut().zip(set).for_each(|(a, b)| *a |= b),
+                            None => whole = false,
+                        }
+                    }
+                    if !whole || bit(&needs) {
                         continue;
                     }
-                    needs.insert(*class, enode_cost(egraph, *class, node, cost));
-                    let total: f64 = needs.values().sum();
-                    if chosen.get(class).is_none_or(|(_, _, least)| total < *least) {
-                        chosen.insert(*class, (node.clone(), needs, total));
+                    let mut total = candidate.cost;
+                    for (word, bits) in needs.iter().enumerate() {
+                        let mut bits = *bits;
+                        while bits != 0 {
+                            let c = word * 64 + bits.trailing_zeros() as usize;
+                            total += chosen[c].as_ref().map_or(0.0, |(n, ..)| self.options[c][*n as usize].cost);
+                            bits &= bits - 1;
+                        }
+                    }
+                    if candidate.place == Place::Memory {
+                        for c in &candidate.children {
+                            total +=
+                                chosen[*c].as_ref().map_or(0.0, |(n, ..)| self.stored_below(*c, &self.options[*c][*n as usize]));
+                        }
+                    }
+                    if chosen[*class].as_ref().is_none_or(|(_, _, least)| total < *least) {
+                        let mut set = needs.clone();
+                        set[class / 64] |= 1 << (class % 64);
+                        chosen[*class] = Some((i as u32, set, total));
                         changed = true;
                     }
                 }
             }
             if !changed {
-                let canonical = |mut n: ENode| {
-                    n.children.iter_mut().for_each(|c| *c = egraph.find(*c));
-                    n
-                };
-                return Choice { nodes: chosen.into_iter().map(|(c, (n, _, _))| (c, canonical(n))).collect() };
+                break;
             }
         }
+        Choice(chosen.into_iter().map(|c| c.map(|(i, ..)| i)).collect())
     }
 
-    /// The cost of the classes the outputs need; infinite if a choice needs itself.
-    fn total(&self, egraph: &EGraph<ENode, Facts>, outputs: &[Id], cost: Cost) -> f64 {
-        match self.order(egraph, outputs) {
-            Some(order) => order.into_iter().map(|c| enode_cost(egraph, c, &self.nodes[&c], cost)).sum(),
-            None => f64::INFINITY,
-        }
+    /// What a reader of memory makes an operand cost, if that is computed on the fly.
+    fn stored_below(&self, class: usize, chosen: &Candidate) -> f64 {
+        if chosen.place == Place::OnTheFly { self.store[class] } else { 0.0 }
     }
 
-    /// The classes the outputs need, operands first; `None` on a cycle.
-    fn order(&self, egraph: &EGraph<ENode, Facts>, outputs: &[Id]) -> Option<Vec<Id>> {
+    /// Classes, operands before users where that can be.
+    fn postorder(&self, outputs: &[usize]) -> Vec<usize> {
         let mut order = Vec::new();
-        // false while its operands are being visited.
-        let mut state: BTreeMap<Id, bool> = BTreeMap::new();
+        let mut seen = vec![false; self.ids.len()];
+        // What no output needs comes last: rules may choose it all the same.
+        for root in outputs.iter().copied().chain(0..self.ids.len()) {
+            let mut stack = vec![(root, false)];
+            while let Some((class, done)) = stack.pop() {
+                if done {
+                    order.push(class);
+                } else if !std::mem::replace(&mut seen[class], true) {
+                    stack.push((class, true));
+                    let below = self.options[class].iter().flat_map(|c| &c.children);
+                    stack.extend(below.filter(|c| !seen[**c]).map(|c| (*c, false)));
+                }
+            }
+        }
+        order
+    }
+
+    fn chosen(&self, choice: &Choice, class: usize) -> Option<&Candidate<'a>> {
+        choice.0[class].map(|i| &self.options[class][i as usize])
+    }
+
+    /// The classes the outputs need, operands first; `None` on a cycle or a gap.
+    fn order(&self, choice: &Choice, outputs: &[usize]) -> Option<Vec<usize>> {
+        #[derive(Clone, Copy, PartialEq)]
+        enum State {
+            New,
+            Open,
+            Done,
+        }
+        let mut order = Vec::new();
+        let mut state = vec![State::New; self.ids.len()];
         for output in outputs {
-            let mut stack = vec![(egraph.find(*output), 0)];
+            let mut stack = vec![(*output, 0)];
             while let Some((class, next)) = stack.pop() {
                 if next == 0 {
-                    match state.get(&class) {
-                        Some(true) => continue,
-                        Some(false) => return None,
-                        None => state.insert(class, false),
-                    };
+                    match state[class] {
+                        State::Done => continue,
+                        State::Open => return None,
+                        State::New => state[class] = State::Open,
+                    }
                 }
-                let children = &self.nodes[&class].children;
+                let children = &self.chosen(choice, class)?.children;
                 if next < children.len() {
                     stack.push((class, next + 1));
-                    let child = children[next];
-                    if state.get(&child) != Some(&true) {
-                        if state.get(&child) == Some(&false) {
-                            return None;
-                        }
-                        stack.push((child, 0));
+                    match state[children[next]] {
+                        State::Done => {}
+                        State::Open => return None,
+                        State::New => stack.push((children[next], 0)),
                     }
                 } else {
-                    state.insert(class, true);
+                    state[class] = State::Done;
                     order.push(class);
                 }
             }
         }
         Some(order)
     }
-}
 
-fn enode_cost(egraph: &EGraph<ENode, Facts>, class: Id, node: &ENode, cost: Cost) -> f64 {
-    let Some(op) = egraph.analysis.op(node.head) else { return 0.0 };
-    let operands: Vec<&TensorType> = node.children.iter().map(|c| &egraph[*c].data.types[0]).collect();
-    node_cost(&op, &operands, &egraph[class].data.types, cost)
-}
-
-/// The chosen program as a function with the arguments and outputs of `func`.
-pub fn rebuild(egraph: &EGraph<ENode, Facts>, choice: &Choice, func: &Func, classes: &BTreeMap<Value, Id>) -> Func {
-    let mut out = Func::new(&func.name);
-    let mut values: BTreeMap<Id, Vec<Value>> = BTreeMap::new();
-    for (i, (arg, _, ty)) in func.arg_values().enumerate() {
-        let v = out.arg(&arg.name, arg.role, ty.clone());
-        values.insert(egraph.find(classes[&func.arg_value(i)]), vec![v]);
-    }
-    let outputs: Vec<Id> = func.outputs.iter().map(|o| classes[&o.value]).collect();
-    let order = choice.order(egraph, &outputs).unwrap_or_else(|| base::bug!("the extracted program has a cycle"));
-    for class in order {
-        if values.contains_key(&class) {
-            continue;
-        }
-        let node = &choice.nodes[&class];
-        let results = match node.head {
-            Head::Arg(_) => base::bug!("an argument has its value already"),
-            Head::Result(i) => vec![values[&node.children[0]][i as usize]],
-            Head::Map(_) | Head::Op(_) => {
-                let fact = &egraph[class].data;
-                let op = egraph.analysis.op(node.head).expect("a head with an op");
-                let inputs = node.children.iter().map(|c| values[c][0]).collect();
-                let id: NodeId = out.nodes.push(Node { op, inputs, types: fact.types.clone(), origin: fact.origin });
-                (0..fact.types.len() as u32).map(|index| Value { node: id, index }).collect()
+    /// The cost of the classes the outputs need; infinite if a choice needs itself.
+    pub fn total(&self, choice: &Choice, outputs: &[usize]) -> f64 {
+        let Some(order) = self.order(choice, outputs) else { return f64::INFINITY };
+        let mut stored = vec![false; self.ids.len()];
+        let mut sum = 0.0;
+        for class in order {
+            let candidate = self.chosen(choice, class).expect("all that is needed is chosen");
+            sum += candidate.cost;
+            if candidate.place != Place::Memory {
+                continue;
             }
-        };
-        values.insert(class, results);
+            for child in &candidate.children {
+                let mut from = *child;
+                let mut below = self.chosen(choice, from).expect("all that is needed is chosen");
+                while below.place == Place::View {
+                    from = below.children[0];
+                    below = self.chosen(choice, from).expect("all that is needed is chosen");
+                }
+                if below.place == Place::OnTheFly && !std::mem::replace(&mut stored[from], true) {
+                    sum += self.store[from];
+                }
+            }
+        }
+        sum
     }
-    for (o, class) in func.outputs.iter().zip(outputs) {
-        out.output(&o.name, o.role, values[&egraph.find(class)][0]);
+
+    /// Local search; the choice and its cost.
+    fn improve(&self, mut best: Choice, outputs: &[usize], tries: &mut usize) -> (Choice, f64) {
+        let mut least = self.total(&best, outputs);
+        let groups: Vec<Vec<(usize, u32)>> = (0..self.ids.len()).map(|p| self.readers(p)).filter(|g| !g.is_empty()).collect();
+        loop {
+            let before = least;
+            let keep = |other: Choice, best: &mut Choice, least: &mut f64| {
+                let total = self.total(&other, outputs);
+                // Rounding of sums in another order is no gain.
+                if total < *least * (1.0 - 1e-12) {
+                    (*best, *least) = (other, total);
+                }
+            };
+            for group in &groups {
+                if *tries > 0 && group.iter().any(|(c, i)| best.0[*c] != Some(*i)) {
+                    *tries -= 1;
+                    let mut other = best.clone();
+                    group.iter().for_each(|(c, i)| other.0[*c] = Some(*i));
+                    keep(other, &mut best, &mut least);
+                }
+            }
+            let needed = self.order(&best, outputs).unwrap_or_default();
+            for class in needed {
+                for i in 0..self.options[class].len() as u32 {
+                    if *tries > 0 && best.0[class] != Some(i) {
+                        *tries -= 1;
+                        let mut other = best.clone();
+                        other.0[class] = Some(i);
+                        keep(other, &mut best, &mut least);
+                    }
+                }
+            }
+            if least >= before || *tries == 0 {
+                return (best, least);
+            }
+        }
     }
-    out
+
+    /// All choices that lead to one class through views alone: what can read it. None for a class that is not computed in memory.
+    fn readers(&self, class: usize) -> Vec<(usize, u32)> {
+        if self.options[class].iter().all(|c| c.place != Place::Memory) {
+            return Vec::new();
+        }
+        let mut reached = vec![class];
+        let mut found: Vec<(usize, u32)> = Vec::new();
+        let mut next = 0;
+        while next < reached.len() {
+            for (user, i) in &self.viewers[reached[next]] {
+                if !reached.contains(user) {
+                    reached.push(*user);
+                    found.push((*user, *i));
+                }
+            }
+            next += 1;
+        }
+        // Only where there is a choice to make.
+        found.retain(|(c, _)| self.options[*c].len() > 1);
+        found
+    }
+}
+
+/// A program that was extracted.
+pub struct Extracted {
+    /// The function.
+    pub func: Func,
+    /// The nodes that a rule made, with its place in the table.
+    pub by_rule: Vec<(NodeId, usize)>,
+}
+
+impl Space<'_> {
+    /// The same choice but for one class; `None` if it then needs itself.
+    #[cfg(test)]
+    pub fn force(&self, choice: &Choice, class: usize, option: usize) -> Option<Choice> {
+        let mut other = choice.clone();
+        other.0[class] = Some(option as u32);
+        self.order(&other, &[class]).is_some().then_some(other)
+    }
+
+    /// What the choice for a class is made by: a rule, or the source.
+    fn rules(&self) -> BTreeMap<ENode, usize> {
+        let mut rules = BTreeMap::new();
+        for (node, rule) in &self.egraph.analysis.made {
+            let mut node = node.clone();
+            node.children.iter_mut().for_each(|c| *c = self.egraph.find(*c));
+            rules.entry(node).or_insert(*rule);
+        }
+        rules
+    }
+
+    /// The chosen program: a function with the arguments of `func` and these outputs, of the classes.
+    pub fn rebuild(&self, choice: &Choice, func: &Func, args: &[usize], outputs: &[(&graph::Output, usize)]) -> Extracted {
+        let mut out = Func::new(&func.name);
+        let mut values: Vec<Vec<Value>> = vec![Vec::new(); self.ids.len()];
+        for ((arg, _, ty), class) in func.arg_values().zip(args) {
+            values[*class] = vec![out.arg(&arg.name, arg.role, ty.clone())];
+        }
+        let rules = self.rules();
+        let mut by_rule = Vec::new();
+        let roots: Vec<usize> = outputs.iter().map(|(_, c)| *c).collect();
+        let order = self.order(choice, &roots).unwrap_or_else(|| base::bug!("the extracted program has a cycle"));
+        for class in order {
+            if !values[class].is_empty() {
+                continue;
+            }
+            let candidate = self.chosen(choice, class).expect("all that is needed is chosen");
+            values[class] = match candidate.node.head {
+                Head::Arg(_) => base::bug!("an argument has its value already"),
+                Head::Result(i) => vec![values[candidate.children[0]][i as usize]],
+                Head::Map(_) | Head::Op(_) => {
+                    let fact = &self.egraph[self.ids[class]].data;
+                    let op = self.egraph.analysis.op(candidate.node.head).expect("a head with an op").into_owned();
+                    let inputs = candidate.children.iter().map(|c| values[*c][0]).collect();
+                    let node = out.nodes.push(Node { op, inputs, types: fact.types.clone(), origin: fact.origin });
+                    if let Some(rule) = rules.get(candidate.node) {
+                        by_rule.push((node, *rule));
+                    }
+                    (0..fact.types.len() as u32).map(|index| Value { node, index }).collect()
+                }
+            };
+        }
+        for (o, class) in outputs {
+            out.output(&o.name, o.role, values[*class][0]);
+        }
+        Extracted { func: out, by_rule }
+    }
+
+    /// For each class that is needed, computed in memory and could be computed otherwise: the class, what the program costs with each other
+    /// choice, and the rule that the choice is by (`None`: as written).
+    pub fn alternatives(&self, choice: &Choice, outputs: &[usize]) -> Vec<Alternative> {
+        let rules = self.rules();
+        let mut found = Vec::new();
+        for class in self.order(choice, outputs).unwrap_or_default() {
+            for (i, candidate) in self.options[class].iter().enumerate() {
+                let mut other = choice.clone();
+                other.0[class] = Some(i as u32);
+                let cost = self.total(&other, outputs);
+                if other == *choice || candidate.place == Place::View || cost.is_infinite() {
+                    continue;
+                }
+                let op = self.egraph.analysis.op(candidate.node.head).map_or("result", |op| op.name());
+                let origin = self.egraph[self.ids[class]].data.origin;
+                found.push(Alternative { origin, op, rule: rules.get(candidate.node).copied(), cost });
+            }
+        }
+        found
+    }
+}
+
+/// What could have been chosen instead.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alternative {
+    /// The source text of the value.
+    pub origin: Option<Span>,
+    /// The op that would compute it.
+    pub op: &'static str,
+    /// The place of the rule that found it; `None` if it is as written.
+    pub rule: Option<usize>,
+    /// What the whole function would cost.
+    pub cost: f64,
 }

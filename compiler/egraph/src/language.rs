@@ -1,11 +1,12 @@
 //! E-nodes and what is known of each class. An e-node wraps a graph op; there is no second list of ops.
 
-use base::{Span, TensorType};
+use base::{Dim, DimEnv, Span, TensorType};
 use egg::{Analysis, DidMerge, EGraph, FromOp, Id, Language};
 use graph::{
     Op,
-    op::{self, MapFn},
+    op::{self, MapFn, Scalar},
 };
+use std::{borrow::Cow, collections::BTreeMap};
 
 /// What an e-node applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,67 +57,116 @@ impl FromOp for ENode {
     }
 }
 
-/// The e-graph's memory beside its nodes: ops by number, types of arguments.
+/// The e-graph's memory beside its nodes: ops by number, types of arguments, what rules have added.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// The ops that heads refer to.
     pub ops: Vec<Op>,
+    /// Their places by name, so that equal ones are found.
+    pub by_name: BTreeMap<&'static str, Vec<u32>>,
     /// The types of the function's arguments.
     pub args: Vec<TensorType>,
     /// The source text of nodes being added.
     pub origin: Option<Span>,
+    /// What run-time dims are taken to be where a premise compares sizes.
+    pub sizes: DimEnv,
+    /// The rule that is being applied, by its place in the table.
+    pub rule: Option<usize>,
+    /// The e-nodes that rules added, as they were then.
+    pub made: Vec<(ENode, usize)>,
 }
+
+/// What a run-time dim is taken to be if nothing is said of it.
+pub const RUN_TIME_DIM: i64 = 64;
 
 impl Facts {
     /// The head of `op`, the same for equal ops.
     pub fn intern(&mut self, op: &Op) -> Head {
-        let at = self.ops.iter().position(|x| x == op).unwrap_or_else(|| {
+        if let Op::Map(f) = op {
+            return Head::Map(*f);
+        }
+        let same = self.by_name.entry(op.name()).or_default();
+        let at = same.iter().copied().find(|i| self.ops[*i as usize] == *op).unwrap_or_else(|| {
+            let at = u32::try_from(self.ops.len()).expect("fewer than 2^32 ops");
             self.ops.push(op.clone());
-            self.ops.len() - 1
+            same.push(at);
+            at
         });
-        Head::Op(u32::try_from(at).expect("fewer than 2^32 ops"))
+        Head::Op(at)
     }
     /// The op of a head; `None` for [`Head::Result`].
-    pub fn op(&self, head: Head) -> Option<Op> {
+    pub fn op(&self, head: Head) -> Option<Cow<'_, Op>> {
         match head {
-            Head::Arg(i) => Some(Op::Arg(i)),
-            Head::Map(f) => Some(Op::Map(f)),
-            Head::Op(i) => Some(self.ops[i as usize].clone()),
+            Head::Arg(i) => Some(Cow::Owned(Op::Arg(i))),
+            Head::Map(f) => Some(Cow::Owned(Op::Map(f))),
+            Head::Op(i) => Some(Cow::Borrowed(&self.ops[i as usize])),
             Head::Result(_) => None,
         }
     }
+    /// An extent as a number.
+    pub fn size(&self, d: &Dim) -> f64 {
+        let fixed = d.substitute(&|name| Some(Dim::from(self.sizes.get(name).copied().unwrap_or(RUN_TIME_DIM))));
+        fixed.known().unwrap_or_else(|| base::bug!("{d} has no value")) as f64
+    }
 }
 
-/// What is known of a class.
+/// What is known of a class; what is equal has one fact, so facts of joined classes have to agree or add up.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fact {
     /// The types of its results: one, but for the class of an op with several.
     pub types: Vec<TensorType>,
     /// The source text of the first node that was added.
     pub origin: Option<Span>,
+    /// The one value that all its elements have, if known.
+    pub splat: Option<Scalar>,
+    /// Whether it is an argument of the function, all of it: perhaps of another dtype, shape or order of axes. To join or scale it is
+    /// a copy, and no computation is done twice.
+    pub whole_arg: bool,
 }
 
 impl Analysis<ENode> for Facts {
     type Data = Fact;
 
     fn make(egraph: &mut EGraph<ENode, Self>, enode: &ENode, _: Id) -> Fact {
+        let below = |i: usize| &egraph[enode.children[i]].data;
         let facts = &egraph.analysis;
+        let (mut splat, mut whole_arg) = (None, false);
         let types = match enode.head {
-            Head::Arg(i) => vec![facts.args[i as usize].clone()],
-            Head::Result(i) => vec![egraph[enode.children[0]].data.types[i as usize].clone()],
+            Head::Arg(i) => {
+                whole_arg = true;
+                vec![facts.args[i as usize].clone()]
+            }
+            Head::Result(i) => vec![below(0).types[i as usize].clone()],
             Head::Map(_) | Head::Op(_) => {
-                let operands: Vec<&TensorType> = enode.children.iter().map(|c| &egraph[*c].data.types[0]).collect();
+                let operands: Vec<&TensorType> = (0..enode.children.len()).map(|i| &below(i).types[0]).collect();
                 let op = facts.op(enode.head).expect("a head with an op");
+                match &*op {
+                    Op::Const(x, dtype) if dtype.is_float() => splat = Some(Scalar::new(dtype.round(x.get()))),
+                    Op::Broadcast { .. } | Op::Slice { .. } => splat = below(0).splat,
+                    Op::Reshape(_) | Op::Transpose(_) => (splat, whole_arg) = (below(0).splat, below(0).whole_arg),
+                    Op::Cast(_) => whole_arg = below(0).whole_arg,
+                    _ => {}
+                }
                 op::infer(&op, &operands).unwrap_or_else(|e| base::bug!("a rule made an ill-typed {}: {e}", op.name()))
             }
         };
-        Fact { types, origin: facts.origin }
+        let origin = facts.origin;
+        if let Some(rule) = facts.rule {
+            egraph.analysis.made.push((enode.clone(), rule));
+        }
+        Fact { types, origin, splat, whole_arg }
     }
 
     fn merge(&mut self, a: &mut Fact, b: Fact) -> DidMerge {
         assert_eq!(a.types, b.types, "a rule joined values of different types");
-        let (had, has) = (a.origin, a.origin.into_iter().chain(b.origin).min());
-        a.origin = has;
-        DidMerge(had != has, b.origin != has)
+        let joined = Fact {
+            types: b.types.clone(),
+            origin: a.origin.into_iter().chain(b.origin).min(),
+            splat: a.splat.or(b.splat),
+            whole_arg: a.whole_arg || b.whole_arg,
+        };
+        let did = DidMerge(*a != joined, b != joined);
+        *a = joined;
+        did
     }
 }

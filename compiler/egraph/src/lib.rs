@@ -5,20 +5,25 @@
 //! randomness, no hash order: the same module gives the same result.
 //! # Source: egg (Willsey et al., POPL 2021); extraction over shared nodes as in `docs/adr/0002-egraph-scope.md`.
 
+mod contraction;
 mod extract;
 mod language;
 mod merge;
+mod rewrite;
 pub mod rules;
 
-use base::TensorType;
-use egg::{EGraph, Id, Runner, SimpleScheduler};
-use extract::Choice;
+pub use language::RUN_TIME_DIM;
+
+use base::{DimEnv, Span, TensorType};
+use egg::{EGraph, Id};
+use extract::Space;
 use graph::{Func, Module, Op, Value};
 use language::{ENode, Facts, Head};
-use rules::Class;
+use rules::{Class, How, Rule};
 use std::collections::BTreeMap;
 
-/// What an op costs: op, operand types, result types. # Units: any, the same for all.
+/// What an op costs: op, operand types, result types. Storing a value that is otherwise computed where it is read is asked for as a
+/// `concat` of one operand. # Units: any, the same for all.
 pub type Cost<'a> = &'a dyn Fn(&Op, &[&TensorType], &[TensorType]) -> f64;
 
 /// Limits and permissions.
@@ -30,11 +35,15 @@ pub struct Options {
     pub node_limit: usize,
     /// Rounds of rewriting.
     pub iteration_limit: usize,
+    /// What run-time dims are taken to be where a rule compares sizes: the shape bucket that the program is for. Others are [`RUN_TIME_DIM`].
+    pub sizes: DimEnv,
+    /// Whether reports say what else could have been chosen.
+    pub explain: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { class: Class::Reassociates, node_limit: 20_000, iteration_limit: 8 }
+        Self { class: Class::Reassociates, node_limit: 20_000, iteration_limit: 8, sizes: DimEnv::new(), explain: false }
     }
 }
 
@@ -45,89 +54,183 @@ pub struct Report {
     pub func: String,
     /// Cost before and after.
     pub cost: (f64, f64),
-    /// E-nodes at the end.
-    pub num_nodes: usize,
-    /// How often each rule added something, in the order of the table.
+    /// E-nodes before and at the end.
+    pub num_nodes: (usize, usize),
+    /// How often each rule said something new, in the order of the table.
     pub fired: Vec<(String, usize)>,
+    /// Ops of the result that a rule made, in order: the rule, the op, the source text that it computes.
+    pub chosen: Vec<Step>,
+    /// With [`Options::explain`], what else could have been chosen, and what the function would cost then.
+    pub alternatives: Vec<Alternative>,
+}
+
+/// An op of the result that a rule made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// The rule.
+    pub rule: &'static str,
+    /// The op.
+    pub op: &'static str,
+    /// The source text.
+    pub origin: Option<Span>,
+}
+
+/// An op that could compute a value instead.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alternative {
+    /// The rule that found it; `None` if it is as written.
+    pub rule: Option<&'static str>,
+    /// The op.
+    pub op: &'static str,
+    /// The source text of the value.
+    pub origin: Option<Span>,
+    /// What the function would cost with it.
+    pub cost: f64,
 }
 
 /// Optimises every function of a module.
 pub fn optimize(module: &Module, cost: Cost, options: &Options) -> (Module, Vec<Report>) {
-    let mut reports = Vec::new();
+    let table = rules::all().into_iter().filter(|r| r.class <= options.class).collect();
+    let mut run = Run { table, cost, options, bodies: Vec::new(), reports: Vec::new() };
     let mut out = module.clone();
     for func in &mut out.funcs {
         let name = func.name.clone();
-        *func = optimize_func(func, &name, cost, options, &mut reports);
+        *func = run.func(func, &name);
     }
-    (out, reports)
+    (out, run.reports)
 }
 
-fn optimize_func(func: &Func, name: &str, cost: Cost, options: &Options, reports: &mut Vec<Report>) -> Func {
-    let mut func = func.clone();
-    for node in func.nodes.values_mut() {
-        if let Op::Repeat(r) = &mut node.op {
-            r.body = optimize_func(&r.body, &format!("{name}/body"), cost, options, reports);
+/// What is the same for all functions of a module.
+struct Run<'a> {
+    table: Vec<Rule>,
+    cost: Cost<'a>,
+    options: &'a Options,
+    /// Bodies of loops as they came and as they became, with their reports: equal layers are optimised once.
+    bodies: Vec<(Func, Func, Vec<Report>)>,
+    reports: Vec<Report>,
+}
+
+impl Run<'_> {
+    fn func(&mut self, func: &Func, name: &str) -> Func {
+        let mut func = func.clone();
+        for node in func.nodes.values_mut() {
+            let Op::Repeat(r) = &mut node.op else { continue };
+            let body_name = format!("{name}/body");
+            if let Some((_, after, reports)) = self.bodies.iter().find(|(before, ..)| *before == r.body) {
+                let again =
+                    |r: &Report| Report { func: r.func.replacen(&reports[reports.len() - 1].func, &body_name, 1), ..r.clone() };
+                self.reports.extend(reports.iter().map(again));
+                r.body = after.clone();
+                continue;
+            }
+            let first = self.reports.len();
+            let after = self.func(&r.body, &body_name);
+            let before = std::mem::replace(&mut r.body, after.clone());
+            self.bodies.push((before, after, self.reports[first..].to_vec()));
+        }
+        let (func, report) = optimize_func(func, name, self);
+        self.reports.push(report);
+        func
+    }
+}
+
+fn optimize_func(func: Func, name: &str, run: &Run) -> (Func, Report) {
+    let (table, cost, options) = (&run.table, run.cost, run.options);
+    let Built { mut egraph, classes, nodes } = build(&func, options);
+    let nodes_before = egraph.total_size();
+    let fired = grow(&mut egraph, table, options);
+    let space = Space::new(&egraph, cost);
+    let at = |v: Value| space.at(classes[&v]);
+    let outputs: Vec<usize> = func.outputs.iter().map(|o| at(o.value)).collect();
+    let args: Vec<usize> = (0..func.args.len()).map(|i| at(func.arg_value(i))).collect();
+    let choice = space.cheapest(&outputs, &nodes);
+    let named: Vec<_> = func.outputs.iter().zip(outputs.iter().copied()).collect();
+    let result = space.rebuild(&choice, &func, &args, &named);
+    let cost = (extract::program_cost(&func, cost), extract::program_cost(&result.func, cost));
+    let gains = cost.1 < cost.0;
+    let mut report = Report {
+        func: name.into(),
+        cost: (cost.0, cost.1.min(cost.0)),
+        num_nodes: (nodes_before, egraph.total_size()),
+        fired: table.iter().zip(fired).filter(|(_, n)| *n > 0).map(|(r, n)| (r.name.to_string(), n)).collect(),
+        chosen: Vec::new(),
+        alternatives: Vec::new(),
+    };
+    if options.explain {
+        let name = |a: extract::Alternative| Alternative {
+            rule: a.rule.map(|r| table[r].name),
+            op: a.op,
+            origin: a.origin,
+            cost: a.cost,
+        };
+        report.alternatives = space.alternatives(&choice, &outputs).into_iter().map(name).collect();
+    }
+    if gains {
+        let step = |(id, rule): &(graph::NodeId, usize)| {
+            let node = &result.func.nodes[*id];
+            Step { rule: table[*rule].name, op: node.op.name(), origin: node.origin }
+        };
+        report.chosen = result.by_rule.iter().map(step).collect();
+    }
+    (if gains { result.func } else { func }, report)
+}
+
+/// Applies the rules, then the joins; how often each fired.
+fn grow(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], options: &Options) -> Vec<usize> {
+    let mut fired = rewrite::saturate(egraph, table, options.iteration_limit, options.node_limit);
+    let join = |name| table.iter().position(|r| r.name == name && matches!(r.how, How::Join));
+    let joins = [join("contract-of-shared-operand"), join("grouped-contract-of-shared-operand")];
+    for (rule, count) in joins.into_iter().zip(merge::shared_operand(egraph, joins)) {
+        if let Some(rule) = rule {
+            fired[rule] += count;
         }
     }
-    let (egraph, roots) = build(&func);
-    let table = rules::all().into_iter().filter(|r| r.class <= options.class);
-    let rewrites: Vec<_> = table.map(|r| r.rewrite).collect();
-    let mut runner = Runner::<ENode, Facts, ()>::new(Facts::default())
-        .with_egraph(egraph)
-        .with_scheduler(SimpleScheduler)
-        .with_node_limit(options.node_limit)
-        .with_iter_limit(options.iteration_limit)
-        .with_time_limit(std::time::Duration::MAX)
-        .run(&rewrites);
-    let mut fired: BTreeMap<String, usize> = BTreeMap::new();
-    for (rule, count) in runner.iterations.iter().flat_map(|i| &i.applied) {
-        *fired.entry(rule.to_string()).or_default() += count;
-    }
-    let groups = merge::shared_operand(&mut runner.egraph, &func, &roots);
-    if !groups.is_empty() {
-        fired.insert("contract-of-shared-operand".into(), groups.len());
-    }
-    let before = extract::program_cost(&func, cost);
-    let choice = Choice::cheapest(&runner.egraph, &outputs(&func, &roots), &groups, cost);
-    let result = extract::rebuild(&runner.egraph, &choice, &func, &roots);
-    let after = extract::program_cost(&result, cost);
-    let result = if after <= before { result } else { func };
-    let fired = rules::names().into_iter().filter_map(|n| fired.remove(n).map(|k| (n.to_string(), k))).collect();
-    reports.push(Report { func: name.into(), cost: (before, after.min(before)), num_nodes: runner.egraph.total_size(), fired });
-    result
+    fired
 }
 
-/// The e-graph of a function, and the class of each value.
-fn build(func: &Func) -> (EGraph<ENode, Facts>, BTreeMap<Value, Id>) {
-    let mut egraph = EGraph::new(Facts::default());
-    let mut roots: BTreeMap<Value, Id> = BTreeMap::new();
+/// A function as an e-graph.
+struct Built {
+    egraph: EGraph<ENode, Facts>,
+    /// The class of each value.
+    classes: BTreeMap<Value, Id>,
+    /// The e-nodes as they came, with their classes.
+    nodes: Vec<(Id, ENode)>,
+}
+
+fn build(func: &Func, options: &Options) -> Built {
+    let mut egraph = EGraph::new(Facts { sizes: options.sizes.clone(), ..Facts::default() });
+    let mut classes: BTreeMap<Value, Id> = BTreeMap::new();
+    let mut nodes = Vec::new();
     for (id, node) in func.nodes.iter() {
-        let children: Vec<Id> = node.inputs.iter().map(|v| roots[v]).collect();
+        let children: Vec<Id> = node.inputs.iter().map(|v| classes[v]).collect();
         egraph.analysis.origin = node.origin;
         let head = match &node.op {
             Op::Arg(i) => {
                 egraph.analysis.args.push(node.types[0].clone());
                 Head::Arg(*i)
             }
-            Op::Map(f) => Head::Map(*f),
             op => egraph.analysis.intern(op),
         };
-        let class = egraph.add(ENode { head, children });
+        let whole = ENode { head, children };
+        let class = egraph.add(whole.clone());
+        nodes.push((class, whole));
         for index in 0..node.types.len() as u32 {
             let value = Value { node: id, index };
             let class = match node.types.len() {
                 1 => class,
-                _ => egraph.add(ENode { head: Head::Result(index), children: vec![class] }),
+                _ => {
+                    let part = ENode { head: Head::Result(index), children: vec![class] };
+                    let of = egraph.add(part.clone());
+                    nodes.push((of, part));
+                    of
+                }
             };
-            roots.insert(value, class);
+            classes.insert(value, class);
         }
     }
+    egraph.analysis.origin = None;
     egraph.rebuild();
-    (egraph, roots)
-}
-
-fn outputs(func: &Func, roots: &BTreeMap<Value, Id>) -> Vec<Id> {
-    func.outputs.iter().map(|o| roots[&o.value]).collect()
+    Built { egraph, classes, nodes }
 }
 
 #[cfg(test)]

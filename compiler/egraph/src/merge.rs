@@ -1,73 +1,104 @@
-//! Contractions that share an operand become one: QKV, gate and up, router. Done once, outside saturation, as a join on the shared
-//! operand, so that the rule never sees its own result.
+//! Products that share an operand become one: QKV, gate and up, router and shared expert. Done once, outside saturation, as a join on the
+//! shared operand, so that the rule never sees its own result.
 //!
 //! x·w₁, x·w₂ → slices of x·[w₁ w₂]. Exact: each result element sums the same products in the same order.
 
-use crate::language::{ENode, Facts, Head};
+use crate::{
+    language::{ENode, Facts},
+    rewrite::{self, Term, classes, sorted},
+};
 use base::Dim;
 use egg::{EGraph, Id};
-use graph::{Func, Op, Value, op::Contract};
-use std::collections::BTreeMap;
+use graph::{Op, op::Contract};
 
-/// One way to compute several classes together.
-pub struct Group {
-    /// The classes and the e-nodes (slices of the common product) to choose for them.
-    pub members: Vec<(Id, ENode)>,
+/// What members of a set have in common beside the shared operand.
+#[derive(PartialEq)]
+enum Form {
+    /// `x·w` with one column axis in w, last in the result.
+    Contract(Contract),
+    /// Each row by its group's matrix, with these offsets.
+    Grouped { transposed: bool, offsets: Id },
 }
 
-/// Adds the merged product of each set of contractions `x·w` with one x and weights that are arguments of the function.
-pub fn shared_operand(egraph: &mut EGraph<ENode, Facts>, func: &Func, classes: &BTreeMap<Value, Id>) -> Vec<Group> {
-    // By shared operand and form: the contractions, in order.
-    let mut sets: Vec<(Value, Contract, Vec<(Value, Value)>)> = Vec::new();
-    for (id, node) in func.nodes.iter() {
-        let Op::Contract(spec) = &node.op else { continue };
-        // A plain product: one column axis in the weight, last in the result.
-        let cols = spec.cols();
-        let plain = spec.batch().is_empty() && cols.len() == 1 && spec.out.last() == cols.first() && spec.rhs.len() == 2;
-        if !plain || !is_weight(func, node.inputs[1]) {
-            continue;
-        }
-        let entry = (Value { node: id, index: 0 }, node.inputs[1]);
-        match sets.iter_mut().find(|(x, s, _)| *x == node.inputs[0] && s == spec) {
-            Some((_, _, members)) => members.push(entry),
-            None => sets.push((node.inputs[0], spec.clone(), vec![entry])),
-        }
+/// A set: the shared operand, the form, and the products with their weights.
+struct Set {
+    x: Id,
+    form: Form,
+    members: Vec<(Id, Id)>,
+}
+
+/// Adds the joined product of each set of two and more products `x·w` of one x and weights that are arguments. Returns the number of sets of
+/// contractions and of grouped contractions. `rules` are their places in the table; a form without one is left alone.
+pub fn shared_operand(egraph: &mut EGraph<ENode, Facts>, rules: [Option<usize>; 2]) -> [usize; 2] {
+    let mut counts = [0, 0];
+    for set in sets(egraph).into_iter().filter(|s| s.members.len() > 1) {
+        let grouped = usize::from(matches!(set.form, Form::Grouped { .. }));
+        let Some(rule) = rules[grouped] else { continue };
+        egraph.analysis.rule = Some(rule);
+        egraph.analysis.origin = set.members.iter().filter_map(|(result, _)| egraph[*result].data.origin).min();
+        join(egraph, &set);
+        counts[grouped] += 1;
     }
-    let mut groups = Vec::new();
-    for (x, spec, members) in sets.into_iter().filter(|(_, _, m)| m.len() > 1) {
-        let axis = spec.rhs.iter().position(|c| spec.cols().contains(c)).expect("the weight has the column axis");
-        let weights: Vec<Id> = members.iter().map(|(_, w)| classes[w]).collect();
-        let joined = add(egraph, &Op::Concat(axis), weights);
-        let product = add(egraph, &Op::Contract(spec.clone()), vec![classes[&x], joined]);
-        let mut start = Dim::from(0);
-        let mut group = Group { members: Vec::new() };
-        for (result, _) in &members {
-            let ty = func.ty(*result);
-            let last = ty.rank() - 1;
-            let len = ty.shape[last].clone();
-            let op = Op::Slice { axis: last, start: start.clone(), len: len.clone(), step: 1 };
-            let node = ENode { head: egraph.analysis.intern(&op), children: vec![product] };
-            let slice = egraph.add(node.clone());
-            egraph.union(classes[result], slice);
-            group.members.push((classes[result], node));
-            start = start + len;
-        }
-        groups.push(group);
-    }
+    (egraph.analysis.rule, egraph.analysis.origin) = (None, None);
     egraph.rebuild();
-    groups
+    counts
 }
 
-fn add(egraph: &mut EGraph<ENode, Facts>, op: &Op, children: Vec<Id>) -> Id {
-    let head: Head = egraph.analysis.intern(op);
-    egraph.add(ENode { head, children })
+fn sets(egraph: &EGraph<ENode, Facts>) -> Vec<Set> {
+    let mut sets: Vec<Set> = Vec::new();
+    for class in classes(egraph) {
+        for node in sorted(egraph, class) {
+            let Some(op) = egraph.analysis.op(node.head) else { continue };
+            let form = match &*op {
+                Op::Contract(spec) if is_plain(spec) => Form::Contract(spec.clone()),
+                Op::GroupedContract { transposed } => {
+                    Form::Grouped { transposed: *transposed, offsets: egraph.find(node.children[2]) }
+                }
+                _ => continue,
+            };
+            let (x, w) = (egraph.find(node.children[0]), egraph.find(node.children[1]));
+            // A transposed argument is joined as it is stored, by the contraction that names its axes.
+            let is_transpose = |n: &ENode| egraph.analysis.op(n.head).is_some_and(|op| matches!(&*op, Op::Transpose(_)));
+            if !egraph[w].data.whole_arg || egraph[w].nodes.iter().any(is_transpose) {
+                continue;
+            }
+            match sets.iter_mut().find(|s| s.x == x && s.form == form) {
+                Some(set) if set.members.iter().all(|(c, v)| *c != class && *v != w) => set.members.push((class, w)),
+                Some(_) => {}
+                None => sets.push(Set { x, form, members: vec![(class, w)] }),
+            }
+        }
+    }
+    sets
 }
 
-/// Whether a value is an argument, or an argument cast to another dtype: then joining it costs a copy and no recomputation.
-fn is_weight(func: &Func, v: Value) -> bool {
-    match func.def(v).op {
-        Op::Arg(_) => true,
-        Op::Cast(_) => is_weight(func, func.def(v).inputs[0]),
-        _ => false,
+/// Whether a product has no batch axes, and one column axis, last in the result.
+fn is_plain(spec: &Contract) -> bool {
+    let cols = spec.cols();
+    spec.batch().is_empty() && spec.rhs.len() == 2 && cols.len() == 1 && spec.out.last() == cols.first()
+}
+
+fn join(egraph: &mut EGraph<ENode, Facts>, set: &Set) {
+    let weights = set.members.iter().map(|(_, w)| Term::from(*w)).collect();
+    let product = match &set.form {
+        Form::Contract(spec) => {
+            let axis = spec.rhs.iter().position(|c| spec.cols().contains(c)).expect("the weight has the column axis");
+            Term::Op(Op::Contract(spec.clone()), vec![set.x.into(), Term::Op(Op::Concat(axis), weights)])
+        }
+        Form::Grouped { transposed, offsets } => {
+            let axis = if *transposed { 1 } else { 2 };
+            let joined = Term::Op(Op::Concat(axis), weights);
+            Term::Op(Op::GroupedContract { transposed: *transposed }, vec![set.x.into(), joined, (*offsets).into()])
+        }
+    };
+    let mut start = Dim::from(0);
+    for (result, _) in &set.members {
+        let shape = &egraph[*result].data.types[0].shape;
+        let axis = shape.len() - 1;
+        let len = shape[axis].clone();
+        let slice = Term::of(Op::Slice { axis, start: start.clone(), len: len.clone(), step: 1 }, product.clone());
+        let slice = rewrite::add(egraph, &slice);
+        egraph.union(*result, slice);
+        start = start + len;
     }
 }

@@ -1,15 +1,23 @@
-//! The rules: a table per family. A rule is a line with its law above it; it never makes things worse, and commuting for its own
-//! sake is not a rule.
+//! The rules: a table per family. A rule is a line or a function with its law above it; it never makes things worse, and commuting for its own
+//! sake is not a rule. `docs/optimiser.md` lists them; a test holds both lists against each other.
 
+mod algebra;
+mod attention;
 mod fusion;
+mod heads;
+mod layout;
+mod precision;
 
-use crate::language::{ENode, Facts};
+use crate::{
+    language::{ENode, Facts},
+    rewrite::{Site, Term},
+};
 use egg::Rewrite;
 
 /// What a rule does to rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
-    /// Bit-equal results.
+    /// Bit-equal results, up to the sign of a zero.
     Exact,
     /// Sums or products are taken in another order or form, in the same precision.
     Reassociates,
@@ -17,23 +25,79 @@ pub enum Class {
     ChangesIntermediate,
 }
 
+/// A family of rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// Products re-associated, scales and factors moved.
+    Algebra,
+    /// Attention: absorbed projections, shared heads, scales.
+    Attention,
+    /// Elementwise chains with a function of their own.
+    Fusion,
+    /// What follows the last layer.
+    Heads,
+    /// Transposes, reshapes, slices and broadcasts pushed away from products.
+    Layout,
+    /// Several ops that share an operand become one.
+    Merging,
+    /// Casts placed where they are cheap.
+    Precision,
+}
+
+impl Family {
+    /// Every family.
+    pub const ALL: &[Family] =
+        &[Family::Algebra, Family::Attention, Family::Fusion, Family::Heads, Family::Layout, Family::Merging, Family::Precision];
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Algebra => "algebra",
+            Family::Attention => "attention",
+            Family::Fusion => "fusion",
+            Family::Heads => "heads",
+            Family::Layout => "layout",
+            Family::Merging => "merging",
+            Family::Precision => "precision",
+        }
+    }
+}
+
 /// A rule.
 pub struct Rule {
     /// Root op first.
     pub name: &'static str,
+    /// Where it belongs.
+    pub family: Family,
     /// What it does to rounding.
     pub class: Class,
-    /// The rewrite.
-    pub rewrite: Rewrite<ENode, Facts>,
+    /// What it does.
+    pub how: How,
+}
+
+/// How a rule finds what is equal.
+pub enum How {
+    /// A pattern of elementwise functions.
+    Pattern(Rewrite<ENode, Facts>),
+    /// The name of the root op, and the terms that equal it at a site.
+    Directed(&'static str, fn(&Site) -> Vec<Term>),
+    /// Done once after all others, see `merge`.
+    Join,
 }
 
 /// Every rule, by family.
 pub fn all() -> Vec<Rule> {
-    fusion::rules()
+    let join = |name| Rule { name, family: Family::Merging, class: Class::Exact, how: How::Join };
+    let mut all = layout::rules();
+    all.extend(algebra::rules());
+    all.extend(attention::rules());
+    all.extend(fusion::rules());
+    all.extend(heads::rules());
+    all.extend(precision::rules());
+    all.extend([join("contract-of-shared-operand"), join("grouped-contract-of-shared-operand")]);
+    all
 }
 
-/// The names of all rules, and of those that are not patterns, in order.
-pub fn names() -> Vec<&'static str> {
-    let patterns = all().into_iter().map(|r| r.name);
-    patterns.chain(["contract-of-shared-operand"]).collect()
+/// A line of a table of directed rules.
+fn directed(name: &'static str, family: Family, class: Class, root: &'static str, f: fn(&Site) -> Vec<Term>) -> Rule {
+    Rule { name, family, class, how: How::Directed(root, f) }
 }

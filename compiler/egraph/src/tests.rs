@@ -1,21 +1,34 @@
-//! Each rule on both sides by the interpreter, what must not fire, and that nothing gets dearer or differs from run to run.
+//! Each rule on both sides by the interpreter, every choice of small programs, what must not fire, and that nothing gets dearer or differs from
+//! run to run. A rule is tested at every shape, dtype and set of values that its instance is drawn at.
+
+mod instances;
+mod models;
+mod source;
 
 use super::*;
-use base::{DType, Dim, DimEnv};
+use base::{DType, Dim};
+use extract::Choice;
 use graph::{
-    Role,
+    Output, Role,
     build::Builder,
-    interp::{self, Options as Interp, Tensor},
-    op::{MapFn, ReduceFn},
+    interp::bounds::{Bounded, Roundoff, bounds},
+    op::MapFn,
+    random::{self, Random},
     text::print,
 };
+use instances::INSTANCES;
 
 /// A unit an element; a product its multiplications; a fixed charge a step.
 fn cost(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> f64 {
-    let elems = |t: &TensorType| t.elems().substitute(&|_| Some(Dim::from(8))).known().expect("all dims have a value") as f64;
+    let size = |d: &Dim| d.substitute(&|_| Some(Dim::from(8))).known().expect("all dims have a value") as f64;
+    let elems = |t: &TensorType| size(&t.elems());
     match op {
         Op::Arg(_) | Op::Slice { .. } | Op::Reshape(_) | Op::Transpose(_) | Op::Broadcast { .. } => 0.0,
-        Op::Contract(_) => 1000.0 + elems(&results[0]) * elems(operands[0]).sqrt(),
+        Op::Contract(c) => {
+            let own = c.rhs.iter().zip(&operands[1].shape).filter(|(x, _)| !c.lhs.contains(x));
+            1000.0 + elems(operands[0]) * own.map(|(_, d)| size(d)).product::<f64>()
+        }
+        Op::Attend(_) => 1000.0 + (elems(operands[0]) + elems(&results[0])) * size(&operands[1].shape[1]),
         Op::Concat(_) => 10.0 + elems(&results[0]) / 10.0,
         _ => 10.0 + elems(&results[0]),
     }
@@ -23,146 +36,161 @@ fn cost(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> f64 {
 
 type Build = fn(&mut Builder, &[Value]) -> Vec<Value>;
 
-/// For each rule a program where it has to fire: operand types as text, and the program.
-const INSTANCES: &[(&str, &[&str], Build)] = &[
-    ("mul-of-sigmoid", &["f32 B 3"], |b, a| {
-        let s = b.map(MapFn::Sigmoid, &[a[0]]);
-        vec![b.mul(a[0], s)]
-    }),
-    ("mul-of-sigmoid-left", &["f64 B 3"], |b, a| {
-        let s = b.map(MapFn::Sigmoid, &[a[0]]);
-        vec![b.mul(s, a[0])]
-    }),
-    ("mul-of-silu", &["f32 B 3", "f32 B 3"], |b, a| {
-        let s = b.map(MapFn::Silu, &[a[0]]);
-        vec![b.mul(s, a[1])]
-    }),
-    ("mul-of-silu-right", &["f32 5", "f32 5"], |b, a| {
-        let s = b.map(MapFn::Silu, &[a[1]]);
-        vec![b.mul(a[0], s)]
-    }),
-    ("neg-of-neg", &["i32 B"], |b, a| {
-        let n = b.map(MapFn::Neg, &[a[0]]);
-        let n = b.map(MapFn::Neg, &[n]);
-        vec![b.add(n, a[0])]
-    }),
-    ("add-of-neg", &["f32 B 2", "f32 B 2"], |b, a| {
-        let n = b.map(MapFn::Neg, &[a[1]]);
-        vec![b.add(a[0], n)]
-    }),
-    ("not-of-not", &["i32 B", "i32 B"], |b, a| {
-        let c = b.map(MapFn::Lt, a);
-        let n = b.map(MapFn::Not, &[c]);
-        let n = b.map(MapFn::Not, &[n]);
-        vec![b.map(MapFn::Select, &[n, a[0], a[1]])]
-    }),
-    ("contract-of-shared-operand", &["f32 B 4", "f32 4 3", "f32 4 5"], |b, a| {
-        vec![b.contract("bd,df->bf", a[0], a[1]), b.contract("bd,df->bf", a[0], a[2])]
-    }),
-];
+/// What the letters in the types of instances stand for: `B` and `T` are run-time dims, others constants, and `float` a dtype.
+struct Draw {
+    float: DType,
+    constants: Vec<(char, i64)>,
+    dims: DimEnv,
+}
 
-fn func(types: &[&str], build: Build) -> Func {
-    let mut f = Func::new("f");
-    let args: Vec<Value> = types
-        .iter()
-        .enumerate()
-        .map(|(i, t)| {
-            let mut words = t.split(' ');
-            let dtype: DType = words.next().expect("a dtype").parse().expect("a dtype");
-            let shape: Vec<Dim> = words.map(|d| d.parse().expect("a dim")).collect();
-            f.arg(&format!("a{i}"), Role::Input, TensorType::new(dtype, shape))
-        })
-        .collect();
-    let outputs = build(&mut Builder::new(&mut f), &args);
-    outputs.into_iter().enumerate().for_each(|(i, v)| f.output(&format!("o{i}"), Role::Result, v));
-    f
+impl Draw {
+    /// The first is what instances are written for: every constant another prime, so that no extents are equal by chance.
+    fn first() -> Draw {
+        let constants = "KLMNHG".chars().zip([5, 7, 4, 6, 3, 2]).collect();
+        Draw { float: DType::F32, constants, dims: [("B".into(), 3), ("T".into(), 4)].into_iter().collect() }
+    }
+    fn random(random: &mut Random) -> Draw {
+        let float = [DType::F64, DType::F32, DType::BF16, DType::F16][random.below(4)];
+        let constants = "KLMNHG".chars().map(|c| (c, [1, 1, 2, 3, 4, 8][random.below(6)])).collect();
+        let dims = ["B", "T"].map(|d| (d.into(), [0, 1, 2, 5][random.below(4)]));
+        Draw { float, constants, dims: dims.into_iter().collect() }
+    }
+    fn ty(&self, text: &str) -> TensorType {
+        let mut words = text.split(' ');
+        let dtype = match words.next().expect("a dtype") {
+            "float" => self.float,
+            word => word.parse().expect("a dtype"),
+        };
+        let dim = |word: &str| match self.constants.iter().find(|(c, _)| word == c.to_string()) {
+            Some((_, n)) => Dim::from(*n),
+            None => word.parse().expect("a dim"),
+        };
+        TensorType::new(dtype, words.map(dim).collect::<Vec<_>>())
+    }
+    fn func(&self, types: &[&str], build: Build) -> Func {
+        let mut f = Func::new("f");
+        let args: Vec<Value> = types.iter().enumerate().map(|(i, t)| f.arg(&format!("a{i}"), Role::Input, self.ty(t))).collect();
+        let outputs = build(&mut Builder::new(&mut f), &args);
+        outputs.into_iter().enumerate().for_each(|(i, v)| f.output(&format!("o{i}"), Role::Result, v));
+        f
+    }
+}
+
+fn module_of(f: &Func) -> Module {
+    Module { name: "m".into(), params: Vec::new(), funcs: vec![f.clone()] }
 }
 
 fn optimized(f: &Func, class: Class) -> (Module, Report) {
-    let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f.clone()] };
+    let module = module_of(f);
     assert_eq!(graph::verify::verify(&module), []);
     let (out, mut reports) = optimize(&module, &cost, &Options { class, ..Options::default() });
     assert_eq!(graph::verify::verify(&out), []);
     (out, reports.pop().expect("a report a function"))
 }
 
-/// Both on random data, for several sizes of `B`.
-fn assert_equal(name: &str, before: &Func, after: &Func) {
-    let mut seed = 11u64;
-    for b in [0, 1, 2, 7] {
-        let dims: DimEnv = [("B".into(), b)].into_iter().collect();
-        let data = before.arg_values().map(|(_, _, t)| {
-            let shape = t.eval(&dims).expect("extents");
-            let value = |_| {
-                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                let x = (seed >> 40) as f64 / 2f64.powi(21) - 4.0;
-                if t.dtype.is_float() { f64::from(x as f32) } else { x.floor() }
-            };
-            Tensor::new(t.dtype, &shape, (0..shape.iter().product::<i64>()).map(value).collect())
-        });
-        let data: Vec<Tensor> = data.collect();
-        let eval = |f: &Func| interp::eval(f, &data, &dims, Interp::EXACT).expect("it evaluates");
-        for (x, y) in eval(before).iter().zip(&eval(after)) {
-            assert_eq!((x.dtype, &x.shape), (y.dtype, &y.shape), "{name}");
-            for (x, y) in x.data.iter().zip(&y.data) {
-                assert!((x - y).abs() <= 1e-12 * (1.0 + x.abs()), "{name}, B = {b}: {x} became {y}");
-            }
+/// Fails unless both are equal up to what rounding in f64 can do to either.
+fn assert_agree(what: &str, want: &[Bounded], got: &[Bounded]) {
+    for (want, got) in want.iter().zip(got) {
+        assert_eq!((want.value.dtype, &want.value.shape), (got.value.dtype, &got.value.shape), "{what}");
+        let mut want = want.clone();
+        want.error.iter_mut().zip(&got.error).for_each(|(e, other)| *e += other);
+        if let Some((at, got, want, error)) = want.disagreement(&got.value.data) {
+            panic!("{what}: element {at} is {got:e}, not {want:e} ± {error:.1e}");
+        }
+    }
+}
+
+fn run(f: &Func, dims: &DimEnv, seed: u64) -> Vec<Bounded> {
+    bounds(f, &random::args(f, dims, seed), dims, Roundoff::Exact).unwrap_or_else(|e| panic!("{e}:\n{}", print(&module_of(f))))
+}
+
+/// Compares every e-node of every class with the others of its class. Returns how often each rule fired and how many were compared.
+fn check_all_choices(what: &str, func: &Func, class: Class, dims: &DimEnv, seed: u64) -> (Vec<(&'static str, usize)>, usize) {
+    let options = Options { class, ..Options::default() };
+    let table: Vec<Rule> = rules::all().into_iter().filter(|r| r.class <= class).collect();
+    let Built { mut egraph, classes, .. } = build(func, &options);
+    let fired = grow(&mut egraph, &table, &options);
+    let space = Space::new(&egraph, &cost);
+    let at = |v: Value| space.at(classes[&v]);
+    let outputs: Vec<usize> = func.outputs.iter().map(|o| at(o.value)).collect();
+    let args: Vec<usize> = (0..func.args.len()).map(|i| at(func.arg_value(i))).collect();
+    let choice = space.greedy(&outputs);
+    let output = Output { name: "o".into(), role: Role::Result, value: Value { node: base::arena::Id::new(0), index: 0 } };
+    let value = |choice: &Choice, class: usize| {
+        let extracted = space.rebuild(choice, func, &args, &[(&output, class)]).func;
+        assert_eq!(graph::verify_func(&extracted), [], "{what}");
+        (run(&extracted, dims, seed), extracted)
+    };
+    let mut compared = 0;
+    for (class, count) in space.num_options().into_iter().enumerate().filter(|(c, n)| *n > 1 && !args.contains(c)) {
+        // What has several results is compared by each of them.
+        let forced = (0..count).filter(|_| space.is_single(class)).filter_map(|i| space.force(&choice, class, i));
+        let values: Vec<_> = forced.map(|c| value(&c, class)).collect();
+        for (other, f) in values.iter().skip(1) {
+            assert_agree(
+                &format!("{what}: in place of\n{}\n{}", print(&module_of(&values[0].1)), print(&module_of(f))),
+                &values[0].0,
+                other,
+            );
+            compared += 1;
+        }
+    }
+    (table.iter().zip(fired).map(|(r, n)| (r.name, n)).collect(), compared)
+}
+
+#[test]
+fn every_rule_fires_and_both_sides_are_equal() {
+    for rule in rules::all() {
+        let name = rule.name;
+        let (_, types, build) = INSTANCES.iter().find(|(n, ..)| *n == name).unwrap_or_else(|| panic!("no instance of {name}"));
+        let f = Draw::first().func(types, *build);
+        // With its own class and stricter ones: a rule that says it is exact does not lean on others.
+        let (fired, compared) = check_all_choices(name, &f, rule.class, &Draw::first().dims, 1);
+        assert!(
+            fired.iter().any(|(n, count)| *n == name && *count > 0),
+            "{name} did not fire: {fired:?}\n{}",
+            print(&module_of(&f))
+        );
+        let mut random = Random::new(7);
+        for seed in 0..24 {
+            let draw = Draw::random(&mut random);
+            check_all_choices(name, &draw.func(types, *build), Class::ChangesIntermediate, &draw.dims, seed);
+        }
+        let (out, report) = optimized(&f, Class::ChangesIntermediate);
+        // A value that is equal to a part of itself has no second program; then the result is what is compared.
+        assert!(compared > 0 || report.cost.1 < report.cost.0, "{name}: nothing to compare");
+        assert_agree(name, &run(&f, &Draw::first().dims, 3), &run(&out.funcs[0], &Draw::first().dims, 3));
+    }
+    assert_eq!(INSTANCES.len(), rules::all().len(), "an instance for a rule that is not there");
+}
+
+#[test]
+fn every_choice_of_random_programs_is_equal() {
+    let mut compared = 0;
+    for seed in 0..300 {
+        let p = random::program(seed, random::Options { ops: 14, max_elems: 200 });
+        compared += check_all_choices(&format!("seed {seed}"), p.func(), Class::ChangesIntermediate, &p.dims, seed).1;
+    }
+    assert!(compared > 100, "only {compared} choices");
+}
+
+#[test]
+fn what_only_looks_alike_is_left_alone() {
+    for (name, forbidden, types, build) in instances::LOOK_ALIKES {
+        let f = Draw::first().func(types, *build);
+        let (fired, _) = check_all_choices(name, &f, Class::ChangesIntermediate, &Draw::first().dims, 5);
+        for (rule, count) in fired {
+            assert!(count == 0 || !forbidden.contains(&rule), "{name}: {rule} fired\n{}", print(&module_of(&f)));
+        }
+        for rule in *forbidden {
+            assert!(rules::all().iter().any(|r| r.name == *rule), "{name}: no rule '{rule}'");
         }
     }
 }
 
 #[test]
-fn every_rule_fires_and_keeps_the_meaning() {
-    for name in rules::names() {
-        let (_, types, build) = INSTANCES.iter().find(|(n, ..)| *n == name).unwrap_or_else(|| panic!("no instance of {name}"));
-        let f = func(types, *build);
-        let (out, report) = optimized(&f, Class::ChangesIntermediate);
-        assert!(report.fired.iter().any(|(n, count)| n == name && *count > 0), "{name} did not fire: {report:?}");
-        assert!(report.cost.1 < report.cost.0, "{name} gains nothing: {report:?}");
-        assert_equal(name, &f, &out.funcs[0]);
-    }
-    assert_eq!(INSTANCES.len(), rules::names().len(), "an instance for a rule that is not there");
-}
-
-#[test]
-fn what_only_looks_alike_is_left_alone() {
-    let alike: &[(&str, &[&str], Build)] = &[
-        ("another operand's sigmoid", &["f32 B", "f32 B"], |b, a| {
-            let s = b.map(MapFn::Sigmoid, &[a[0]]);
-            vec![b.mul(a[1], s)]
-        }),
-        ("x·x, summed", &["f32 B 4"], |b, a| {
-            let x = b.mul(a[0], a[0]);
-            vec![b.sum(x, &[1])]
-        }),
-        ("x − (−y) is no difference", &["f32 B", "f32 B"], |b, a| {
-            let n = b.map(MapFn::Neg, &[a[1]]);
-            vec![b.map(MapFn::Sub, &[a[0], n])]
-        }),
-        ("the sum of a silu", &["f32 B", "f32 B"], |b, a| {
-            let s = b.map(MapFn::Silu, &[a[0]]);
-            vec![b.add(s, a[1])]
-        }),
-        ("products of two left operands", &["f32 B 4", "f32 B 4", "f32 4 3", "f32 4 5"], |b, a| {
-            vec![b.contract("bd,df->bf", a[0], a[2]), b.contract("bd,df->bf", a[1], a[3])]
-        }),
-        ("a product that needs another's result", &["f32 4 4", "f32 4 4"], |b, a| {
-            let x = b.contract("bd,df->bf", a[0], a[1]);
-            let y = b.contract("bd,df->bf", a[0], x);
-            vec![b.op(Op::Reduce(ReduceFn::Max, vec![0]), &[y])]
-        }),
-    ];
-    for (name, types, build) in alike {
-        let f = func(types, *build);
-        let (out, report) = optimized(&f, Class::ChangesIntermediate);
-        assert!(report.fired.is_empty(), "{name}: {report:?}");
-        assert_eq!(print(&out), print(&Module { name: "m".into(), params: Vec::new(), funcs: vec![f] }), "{name}");
-    }
-}
-
-#[test]
 fn the_gate_and_the_value_of_swiglu_are_not_swapped() {
-    let f = func(&["f64 4", "f64 4"], |b, a| {
+    let f = Draw::first().func(&["f64 4", "f64 4"], |b, a| {
         let s = b.map(MapFn::Silu, &[a[0]]);
         vec![b.mul(a[1], s)]
     });
@@ -173,15 +201,17 @@ fn the_gate_and_the_value_of_swiglu_are_not_swapped() {
 
 #[test]
 fn rules_of_a_looser_class_are_off_when_not_asked_for() {
-    let (_, types, build) = INSTANCES[0];
-    let (_, report) = optimized(&func(types, build), Class::Exact);
-    assert!(report.fired.is_empty(), "{report:?}");
+    for rule in rules::all().into_iter().filter(|r| r.class > Class::Exact) {
+        let (_, types, build) = INSTANCES.iter().find(|(n, ..)| *n == rule.name).expect("tested above");
+        let (_, report) = optimized(&Draw::first().func(types, *build), Class::Exact);
+        assert!(report.fired.iter().all(|(n, _)| n != rule.name), "{report:?}");
+    }
 }
 
 #[test]
 fn the_same_program_gives_the_same_text() {
     for (_, types, build) in INSTANCES {
-        let f = func(types, *build);
+        let f = Draw::first().func(types, *build);
         let run = || print(&optimized(&f, Class::ChangesIntermediate).0);
         assert_eq!(run(), run());
     }
@@ -190,10 +220,10 @@ fn the_same_program_gives_the_same_text() {
 #[test]
 fn nothing_gets_dearer() {
     // Where merging costs more than it brings, the products stay.
-    let f = func(&["f32 B 4", "f32 4 3", "f32 4 5"], |b, a| {
+    let f = Draw::first().func(&["f32 B 4", "f32 4 3", "f32 4 5"], |b, a| {
         vec![b.contract("bd,df->bf", a[0], a[1]), b.contract("bd,df->bf", a[0], a[2])]
     });
-    let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f] };
+    let module = module_of(&f);
     let dear = |op: &Op, operands: &[&TensorType], results: &[TensorType]| match op {
         Op::Concat(_) => 1e9,
         op => cost(op, operands, results),
@@ -201,4 +231,42 @@ fn nothing_gets_dearer() {
     let (out, reports) = optimize(&module, &dear, &Options::default());
     assert_eq!(reports[0].cost.0, reports[0].cost.1);
     assert_eq!(print(&out), print(&module));
+    // And of random programs none does, with a cost that has nothing to do with what the rules are for.
+    for seed in 0..200 {
+        let p = random::program(seed, random::Options { ops: 30, max_elems: 500 });
+        let odd = |op: &Op, _: &[&TensorType], _: &[TensorType]| op.name().bytes().map(f64::from).sum::<f64>() % 17.0;
+        for (name, cost) in [("real", &cost as Cost), ("odd", &odd)] {
+            for r in optimize(&p.module, cost, &Options::default()).1 {
+                assert!(r.cost.1 <= r.cost.0, "seed {seed}, {name}: {r:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_node_limit_stops_growth_and_the_result_stays_whole() {
+    let m = source::module("llama", "");
+    let limited = Options { node_limit: 120, ..Options::default() };
+    let (out, reports) = optimize(&m, &cost, &limited);
+    assert_eq!(graph::verify::verify(&out), []);
+    // A term is added whole, and joins add a few nodes after the limit.
+    assert!(
+        reports.iter().all(|r| r.num_nodes.1 <= r.num_nodes.0.max(120) + 40),
+        "{:?}",
+        reports.iter().map(|r| r.num_nodes).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn what_made_an_op_and_what_else_there_was() {
+    let (_, types, build) = INSTANCES.iter().find(|(n, ..)| *n == "contract-of-shared-operand").expect("it is there");
+    let module = module_of(&Draw::first().func(types, *build));
+    let (_, reports) = optimize(&module, &cost, &Options { explain: true, ..Options::default() });
+    let r = &reports[0];
+    let made: Vec<(&str, &str)> = r.chosen.iter().map(|s| (s.rule, s.op)).collect();
+    let rule = "contract-of-shared-operand";
+    assert_eq!(made, [(rule, "concat"), (rule, "contract"), (rule, "slice"), (rule, "slice")]);
+    assert_eq!(r.alternatives.len(), 2, "{:?}", r.alternatives);
+    // One product by itself beside the joined one is dearer than what was chosen.
+    assert!(r.alternatives.iter().all(|a| a.rule.is_none() && a.op == "contract" && a.cost > r.cost.1), "{:?}", r.alternatives);
 }

@@ -20,7 +20,9 @@ pub fn definitions(modules: &Modules, diags: &mut Diags) {
 
 /// Checks every function and block of a file.
 pub(crate) fn definitions_of(modules: &Modules, file: base::FileId, diags: &mut Diags) {
-    let own = modules.scopes[&file].funcs.values().filter(|d| d.file == file && d.func.kind != ast::FuncKind::Model);
+    let scope = &modules.scopes[&file];
+    let own = scope.funcs.values().filter(|d| d.file == file && d.func.kind != ast::FuncKind::Model && !d.is_broken);
+    let own = own.filter(|_| !scope.has_gaps);
     for def in own {
         let mut e = Elaborator::new(modules, diags);
         e.opaque = true;

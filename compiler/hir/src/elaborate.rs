@@ -104,7 +104,10 @@ pub(crate) fn program(modules: &Modules, diags: &mut Diags) -> Option<Program> {
     let model = modules.model.as_ref()?;
     let root = &modules.scopes[&modules.root];
     let mut module = graph::Module { name: model.func.name.node.clone(), params: Vec::new(), funcs: Vec::new() };
-    let outline = forward(Elaborator::new(modules, diags), model, &mut module);
+    if root.has_gaps {
+        return None;
+    }
+    let outline = if model.is_broken { None } else { forward(Elaborator::new(modules, diags), model, &mut module) };
     let mut settings = BTreeMap::new();
     if let Some(train) = &modules.train {
         crate::train::entries(modules, train, &mut module, &mut settings, diags);
@@ -266,6 +269,10 @@ impl<'a> Elaborator<'a> {
     }
     pub fn unknown<T>(&mut self, what: &'static str, name: &ast::Ident) -> Result<T, Stop> {
         let scope = self.scope();
+        // Told where it was to be defined.
+        if what == "function" && scope.lacks_functions {
+            return Err(Stop);
+        }
         let known: Vec<&str> = match what {
             "function" => scope.funcs.keys().map(String::as_str).chain(builtins::NAMES.iter().copied()).collect(),
             _ => {

@@ -26,6 +26,8 @@ pub struct Definition {
     pub func: Rc<ast::Func>,
     /// The file it stands in, whose names it sees.
     pub file: FileId,
+    /// Whether the parser told a mistake in it: it has no meaning, and its calls none, without a further word.
+    pub is_broken: bool,
 }
 
 /// A file's own and used names.
@@ -37,6 +39,10 @@ pub struct Scope {
     pub dims: Vec<String>,
     /// Config values.
     pub config: Vec<(String, Constant)>,
+    /// Whether functions may be missing, as the head of one cannot be read.
+    pub lacks_functions: bool,
+    /// Whether other names may be missing that a file with a mistake of syntax meant to define. Then nothing is said of its functions.
+    pub has_gaps: bool,
 }
 
 /// All that the program is made of.
@@ -72,6 +78,8 @@ struct Resolver<'a, 'l> {
     /// Files being resolved, to find circles.
     pending: Vec<FileId>,
     used_set: Vec<bool>,
+    /// Whether the root file has a model that cannot be read.
+    lost_model: bool,
 }
 
 /// Parses and resolves everything the root file uses.
@@ -89,9 +97,13 @@ pub fn resolve(root: FileId, sources: &mut Sources, load: &mut Loader, overrides
         told: RefCell::default(),
     };
     let used_set = vec![false; overrides.set.len()];
-    let mut r = Resolver { sources, load, diags, overrides, modules, pending: Vec::new(), used_set };
+    let mut r = Resolver { sources, load, diags, overrides, modules, pending: Vec::new(), used_set, lost_model: false };
     r.file(root);
     let start = Span::new(root, 0, 0);
+    if r.modules.scopes[&root].has_gaps {
+        return r.modules;
+    }
+    let lost_model = r.lost_model;
     for ((name, _), used) in overrides.set.iter().zip(&r.used_set) {
         if !used {
             let known: Vec<&str> = r.modules.scopes[&root].config.iter().map(|(n, _)| n.as_str()).collect();
@@ -100,7 +112,7 @@ pub fn resolve(root: FileId, sources: &mut Sources, load: &mut Loader, overrides
             r.diags.push(start, HirError::Config { name: name.clone(), why, help, at: start.into() });
         }
     }
-    if r.modules.model.is_none() {
+    if r.modules.model.is_none() && !lost_model {
         let help = "write `model name(tokens: i32[B, T]) -> […] { … }`";
         r.diags.push(start, HirError::Program { what: "the file has no model".into(), help, at: start.into() });
     }
@@ -113,7 +125,8 @@ impl Resolver<'_, '_> {
         let tree = syntax::parse(file, &text, self.diags);
         self.modules.texts.insert(file, text);
         self.pending.push(file);
-        let mut scope = Scope::default();
+        self.lost_model |= file == self.modules.root && tree.lost.contains(&ast::FuncKind::Model);
+        let mut scope = Scope { lacks_functions: !tree.lost.is_empty(), has_gaps: tree.has_gaps, ..Scope::default() };
         for item in tree.items {
             self.item(file, item, &mut scope);
         }
@@ -146,7 +159,7 @@ impl Resolver<'_, '_> {
                         self.duplicate(&p.name);
                     }
                 }
-                let def = Definition { func: Rc::new(func), file };
+                let def = Definition { func: Rc::new(func), file, is_broken: item.is_broken };
                 let is_model = is_root && def.func.kind == ast::FuncKind::Model;
                 if is_model && self.modules.model.replace(def.clone()).is_some() {
                     let help = "a file has one model; make the others blocks";
@@ -154,6 +167,7 @@ impl Resolver<'_, '_> {
                 }
                 self.define(&name, def, scope);
             }
+            ast::ItemKind::Train(_) if item.is_broken => {}
             ast::ItemKind::Train(train) if is_root => {
                 for (i, p) in train.params.iter().enumerate() {
                     if p.name.node == "weights" || train.params[..i].iter().any(|q| q.name.node == p.name.node) {
@@ -245,6 +259,8 @@ impl Resolver<'_, '_> {
             }
             match self.modules.scopes[&file].funcs.get(&name.node).cloned() {
                 Some(def) => self.define(name, def, scope),
+                None if self.modules.scopes[&file].has_gaps => scope.has_gaps = true,
+                None if self.modules.scopes[&file].lacks_functions => scope.lacks_functions = true,
                 None => {
                     let known: Vec<&String> =
                         self.modules.scopes[&file].funcs.iter().filter(|(_, d)| d.file == file).map(|(n, _)| n).collect();

@@ -11,6 +11,7 @@ use graph::{
 
 mod attention;
 mod basic;
+mod broken;
 mod elaborate;
 mod language;
 mod mistakes;

@@ -30,6 +30,10 @@ pub struct Path {
 pub struct File {
     /// The items in order.
     pub items: Vec<Item>,
+    /// Functions that the tree does not have, as their heads cannot be read; nor can their names be relied on.
+    pub lost: Vec<FuncKind>,
+    /// Whether other names may be missing: an item is none of the tree's, or one that is no function has a mistake.
+    pub has_gaps: bool,
 }
 
 /// A top-level item.
@@ -41,6 +45,8 @@ pub struct Item {
     pub doc: Option<String>,
     /// The whole text.
     pub span: Span,
+    /// Whether a mistake was told in it: the tree is what could be made of it, and not what was meant.
+    pub is_broken: bool,
 }
 
 /// The kinds of items.

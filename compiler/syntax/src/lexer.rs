@@ -108,7 +108,8 @@ pub(crate) fn lex_covered(file: FileId, text: &str, diags: &mut Diags) -> (Vec<(
         let (told, mistakes) = (sink.covered.len(), sink.diags.len());
         let Some((tok, len)) = token(rest, start, &mut sink) else {
             at += unknown(rest, start, &mut sink);
-            cover_line(text, line, at, &mut sink);
+            let from = sink.tokens.last().map_or(line, |t| t.2.min(line));
+            cover_line(text, from, at, &mut sink);
             continue;
         };
         at += len;
@@ -139,8 +140,10 @@ pub(crate) fn lex_covered(file: FileId, text: &str, diags: &mut Diags) -> (Vec<(
                 if !nesting.close(c, place, &mut sink) {
                     let span = Span::new(file, start, at);
                     sink.diags.push(span, SyntaxError::Unopened { close: c, at: span.into() });
-                    // Statements behind a surplus brace are outside of their body.
-                    let from = if c == '}' { sink.tokens.get(item).map_or(line, |t| t.0) } else { line };
+                    // Statements behind a surplus brace are outside of their body; a partner that was forgotten is of this statement.
+                    let ends = |t: &&(usize, Tok, usize)| matches!(t.1, Tok::Newline | Tok::Punct("{" | "}" | ";"));
+                    let statement = sink.tokens[item..].iter().rev().find(ends).map_or(line, |t| t.2.min(line));
+                    let from = if c == '}' { sink.tokens.get(item).map_or(line, |t| t.0) } else { statement };
                     cover_line(text, from, at, &mut sink);
                     continue;
                 }
@@ -171,7 +174,7 @@ pub(crate) fn lex_covered(file: FileId, text: &str, diags: &mut Diags) -> (Vec<(
             cover_line(text, line, at, &mut sink);
         }
         if sink.covered.len() > told && c == '"' {
-            nesting.end_line(line, at, &mut sink);
+            nesting.end_line(line, at, text[start..at].matches('}').count(), &mut sink);
         }
     }
     nesting.begin_item(text.len(), &mut sink);

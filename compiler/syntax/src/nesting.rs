@@ -119,10 +119,12 @@ impl Nesting {
         }
     }
 
-    /// A string without its end: it took along the parentheses that close what this line, from `line` on, opened.
-    pub fn end_line(&mut self, line: usize, at: usize, sink: &mut Sink<'_>) {
-        while self.open.last().is_some_and(|o| o.bracket != '{' && o.start >= line) {
+    /// A string without its end: it took along the parentheses that close what this line, from `line` on, opened, and of braces as many
+    /// as it holds.
+    pub fn end_line(&mut self, line: usize, at: usize, mut braces: usize, sink: &mut Sink<'_>) {
+        while self.open.last().is_some_and(|o| o.start >= line && (o.bracket != '{' || braces > 0)) {
             let Some(open) = self.pop() else { return };
+            braces -= usize::from(open.bracket == '{');
             sink.tokens.push((at, Tok::Punct(closing(open.bracket)), at));
         }
     }

@@ -22,6 +22,7 @@ pub type Misuse = (String, &'static str, Span);
 /// Parses a file: always a tree; what is wrong is reported. A mistake is told once: each item is parsed by itself, so that none reaches
 /// into the next one, and what only follows from a mistake told already is left out.
 pub fn parse(file: FileId, text: &str, diags: &mut Diags) -> File {
+    let first = diags.len();
     let (tokens, covered) = lex_covered(file, text, diags);
     let mut tree = File::default();
     let mut starts: Vec<usize> = Vec::new();
@@ -37,10 +38,28 @@ pub fn parse(file: FileId, text: &str, diags: &mut Diags) -> File {
     }
     let mut from = 0;
     for to in starts.into_iter().filter(|i| *i > 0).chain([tokens.len()]).filter(|_| !tokens.is_empty()) {
-        let item = Chunk { file, text, tokens: &tokens, from, to, covered: &covered };
-        tree.items.extend(item.parse(diags));
+        let item = Chunk { file, text, tokens: &tokens, from, to, covered: &covered }.parse(diags);
+        // Up to the next item: a bracket that closes nothing stands behind its item, and no token is left of it.
+        let begin = if from == 0 { 0 } else { tokens[from].0 };
+        let end = tokens.get(to).map_or(text.len() + 1, |t| t.0);
+        let is_broken = diags.spans_from(first).any(|s| (begin..end).contains(&(s.start as usize)));
+        match item {
+            Some(item) => {
+                tree.has_gaps |= is_broken && !matches!(item.kind, ItemKind::Func(_) | ItemKind::Train(_));
+                tree.items.push(Item { is_broken, ..item });
+            }
+            None => match tokens[from..to].iter().find(|t| !matches!(t.1, Tok::Doc(_))).map(|t| &t.1) {
+                Some(Tok::Keyword("fn")) => tree.lost.push(FuncKind::Fn),
+                Some(Tok::Keyword("block")) => tree.lost.push(FuncKind::Block),
+                Some(Tok::Keyword("model")) => tree.lost.push(FuncKind::Model),
+                Some(Tok::Keyword("train")) => {}
+                _ => tree.has_gaps = true,
+            },
+        }
         from = to;
     }
+    // Nothing but mistakes.
+    tree.has_gaps |= tokens.is_empty() && diags.len() > first;
     tree
 }
 

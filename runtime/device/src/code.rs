@@ -30,6 +30,17 @@ impl SharedObject {
     }
 }
 
+impl SharedObject {
+    /// The number that a data symbol of 8 bytes holds.
+    ///
+    /// # Safety
+    /// The symbol, if it is there, is of 8 bytes, aligned.
+    pub unsafe fn number(&self, symbol: &str) -> Option<u64> {
+        // SAFETY: the caller vouches for the symbol's type.
+        unsafe { self.library.get::<*const u64>(symbol.as_bytes()).ok().map(|p| **p) }
+    }
+}
+
 impl Code for SharedObject {
     fn kernel(&self, symbol: &str) -> Option<KernelFn> {
         // SAFETY: symbols of kernel libraries have this type.

@@ -4,7 +4,6 @@ use crate::{
     ExecError, HostTensor, Session,
     plan::{self, size},
     resolve::flatten,
-    session::is_stored,
     tensor,
 };
 use base::DimEnv;
@@ -80,7 +79,7 @@ impl Session {
     fn held_before(&self, e: &library::Entry, inputs: &[(&str, &HostTensor)]) -> Option<String> {
         let bad = |dtype, bytes: &[u8]| tensor::not_finite(dtype, bytes).filter(|x| x.is_nan() || *x > 0.0);
         e.args.iter().filter(|p| p.dtype.is_float()).find_map(|p| {
-            let x = if is_stored(p.role) {
+            let x = if p.role.is_stored() {
                 let slot = self.store.get(p.role, &p.name)?;
                 bad(slot.dtype, slot.memory.bytes())?
             } else {

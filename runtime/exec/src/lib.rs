@@ -9,6 +9,7 @@ pub mod error;
 pub mod generate;
 mod metrics;
 pub mod npy;
+pub mod open;
 pub mod plan;
 pub mod random;
 mod resolve;

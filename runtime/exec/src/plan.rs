@@ -4,6 +4,10 @@
 //! from turn to turn anew; one that is touched outside as well lives through the whole loop. Places are found largest first, at the
 //! lowest offset free over that time.
 
+mod text;
+
+pub use text::{Described, describe, parse, print, verify};
+
 use crate::ExecError;
 use base::{Dim, DimEnv};
 use library::{Entry, GroupedGemm, Role, Step, View};
@@ -107,27 +111,6 @@ fn place(entry: &Entry, dims: &DimEnv, share: bool) -> Result<Plan, ExecError> {
     }
     let life = (0..bytes.len()).map(|b| lives.get(&b).copied()).collect();
     Ok(Plan { dims: dims.clone(), bytes, offset, life, arena_bytes })
-}
-
-/// The text of a plan: dims, the arena, and of each buffer its size, place, life and what it is to the caller.
-pub fn print(entry: &Entry, plan: &Plan) -> String {
-    let dims = shown(&plan.dims);
-    let mut out = format!("plan {}({dims}) arena {} bytes\n", entry.name, plan.arena_bytes);
-    out.push_str("  buffer        bytes       offset  life\n");
-    for (i, b) in entry.buffers.iter().enumerate() {
-        let place = match plan.offset[i] {
-            Some(at) => at.to_string(),
-            None if b.external => "caller".into(),
-            None => "unused".into(),
-        };
-        let life = plan.life[i].map_or("never".into(), |(from, to)| format!("{from}..={to}"));
-        let port = entry.args.iter().chain(&entry.outputs).find(|p| p.buffer == i);
-        let port = port.map(|p| format!("  {} {}", format!("{:?}", p.role).to_lowercase(), p.name)).unwrap_or_default();
-        let line = format!("  {i:>6} {:>12} {place:>12}  {life}{port}", plan.bytes[i]);
-        out.push_str(line.trim_end());
-        out.push('\n');
-    }
-    out
 }
 
 /// Every extent of an entry.

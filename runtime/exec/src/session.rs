@@ -75,14 +75,6 @@ impl Profile {
     }
 }
 
-/// Roles whose tensors live in the store.
-pub(crate) fn is_stored(role: Role) -> bool {
-    match role {
-        Role::Param | Role::State | Role::Grad | Role::Moment | Role::Tally => true,
-        Role::Input | Role::Scalar | Role::Result | Role::Inner => false,
-    }
-}
-
 impl Session {
     /// A session on `threads` threads, or one a core.
     ///
@@ -118,7 +110,7 @@ impl Session {
         let wrong = |name: &str, why: String| ExecError::Input { name: name.into(), why };
         let mut ports = Vec::new();
         for (name, shape) in inputs {
-            let port = entry.args.iter().find(|p| p.name == *name && !is_stored(p.role));
+            let port = entry.args.iter().find(|p| p.name == *name && !p.role.is_stored());
             let port = port.ok_or_else(|| wrong(name, format!("it is unknown; there are {}", listed(entry))))?;
             if port.shape.len() != shape.len() {
                 return Err(wrong(name, format!("it has {} axes, the model takes {:?}", shape.len(), port.shape)));
@@ -162,7 +154,7 @@ impl Session {
             peak.activations = peak.activations.max(plan.arena_bytes as u64);
             for p in entry.args.iter().chain(&entry.outputs) {
                 let bytes = plan.bytes[p.buffer] as u64;
-                if is_stored(p.role) {
+                if p.role.is_stored() {
                     stored.insert((p.role, &p.name), bytes);
                 } else {
                     *peak.by_role.entry(p.role).or_insert(0) += bytes;
@@ -260,7 +252,7 @@ impl Session {
         let mut own = BTreeMap::new();
         let mut bases = vec![std::ptr::null_mut::<u8>(); e.buffers.len()];
         for p in e.args.iter().chain(&e.outputs) {
-            bases[p.buffer] = if is_stored(p.role) {
+            bases[p.buffer] = if p.role.is_stored() {
                 let shape = shape(p, &plan.dims);
                 let slot = self.store.slot(p.role, &p.name, p.dtype, &shape)?;
                 if slot.dtype != p.dtype || slot.shape != shape {
@@ -297,7 +289,7 @@ impl Session {
     pub(crate) fn write_inputs(&mut self, key: &Key, entry: &str, inputs: &[(&str, &HostTensor)]) -> Result<(), ExecError> {
         let e = self.manifest.entries.iter().find(|e| e.name == entry).expect("it was prepared");
         let wrong = |name: &str, why: String| ExecError::Input { name: name.into(), why };
-        let is_input = |p: &&Port| !is_stored(p.role);
+        let is_input = |p: &&Port| !p.role.is_stored();
         if let Some((name, _)) = inputs.iter().find(|(n, _)| !e.args.iter().filter(is_input).any(|p| p.name == *n)) {
             return Err(wrong(name, format!("it is unknown; there are {}", listed(e))));
         }
@@ -321,7 +313,7 @@ impl Session {
     }
     fn read_outputs(&self, key: &Key, entry: &str) -> Result<Vec<(String, HostTensor)>, ExecError> {
         let prepared = &self.prepared[key];
-        let results = self.entry(entry)?.outputs.iter().filter(|p| !is_stored(p.role));
+        let results = self.entry(entry)?.outputs.iter().filter(|p| !p.role.is_stored());
         let tensor = |p: &Port| {
             let bytes = prepared.own[&p.buffer].bytes().to_vec();
             (p.name.clone(), HostTensor { dtype: p.dtype, shape: shape(p, &prepared.plan.dims), bytes })
@@ -340,7 +332,7 @@ fn shape(p: &Port, dims: &DimEnv) -> Vec<i64> {
 }
 
 fn listed(e: &Entry) -> String {
-    e.args.iter().filter(|p| !is_stored(p.role)).map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ")
+    e.args.iter().filter(|p| !p.role.is_stored()).map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

@@ -25,6 +25,10 @@ pub struct Slot {
     pub memory: Memory,
 }
 
+/// A parameter's name, and that of the tensor that stands for it where a weight file lacks it: in Hugging Face's files a tied head has no
+/// tensor of its own.
+pub const TIED: &[(&str, &str)] = &[("lm_head.weight", "model.embed_tokens.weight")];
+
 /// Tensors by role and name.
 #[derive(Debug, Default)]
 pub struct Store {

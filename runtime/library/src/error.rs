@@ -29,6 +29,9 @@ pub enum LibraryError {
     #[diagnostic(code(E0607), help("build it with `--target {wanted}`"))]
     Target { name: String, built: String, wanted: String },
     #[error("{path} is there and is no library")]
-    #[diagnostic(code(E0608), help("it may be a source: name another folder with -o, or remove it"))]
+    #[diagnostic(code(E0608), help("name another folder with -o, or remove it"))]
     Overwrite { path: String },
+    #[error("{path} cannot be used: {why}")]
+    #[diagnostic(code(E0609), help("`lode build` writes it beside its .lodelib: keep the two together"))]
+    Object { path: String, why: String },
 }

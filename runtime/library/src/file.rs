@@ -2,7 +2,11 @@
 //! a crash.
 
 use crate::{LibraryError, Manifest};
-use std::{fs, io::Read, path::Path};
+use std::{
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 /// A manifest and the code its kernels are in: host objects or PTX.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +20,17 @@ pub struct Library {
 const MAGIC: &[u8; 8] = b"LODELIB\n";
 /// The format that this version writes and reads.
 const FORMAT: u32 = 1;
+
+/// A file's extension.
+pub const EXTENSION: &str = "lodelib";
+/// The symbol of a shared object whose value, 8 bytes, is [`Library::build`].
+pub const BUILD_SYMBOL: &str = "lode_build";
+
+/// The shared object that belongs to a library: `lib<stem>.so` beside `<stem>.lodelib`.
+pub fn object_path(library: &Path) -> PathBuf {
+    let stem = library.file_stem().unwrap_or_default().to_string_lossy();
+    library.with_file_name(format!("lib{stem}.so"))
+}
 
 /// 64-bit FNV-1a. # Source: Fowler, Noll, Vo; RFC 9923.
 pub fn checksum(bytes: &[u8]) -> u64 {
@@ -41,6 +56,11 @@ impl Library {
             return Ok(());
         }
         Err(LibraryError::Target { name: name.clone(), built: built.clone(), wanted: target.into() })
+    }
+    /// What tells this library's code from that of another build: a shared object carries it as [`BUILD_SYMBOL`].
+    pub fn build(&self) -> u64 {
+        let parts: Vec<u8> = self.code.iter().flat_map(|part| checksum(part).to_le_bytes()).collect();
+        checksum(&[self.manifest.name.as_bytes(), &parts].concat())
     }
     /// The file's bytes; the same library gives the same bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -240,6 +260,16 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn builds_differ_by_their_code() {
+        let (a, mut b) = (sample(), sample());
+        assert_eq!(a.build(), b.build());
+        // Where one part ends and the next begins counts too.
+        b.code = vec![b"cod".to_vec(), b"e".to_vec()];
+        assert_ne!(a.build(), b.build());
+        assert_eq!(object_path(Path::new("out/m.v2.lodelib")), Path::new("out/libm.v2.so"));
+    }
+
+    #[test]
     fn a_library_is_of_one_target() {
         assert!(sample().expect_target("host").is_ok());
         assert!(matches!(sample().expect_target("sm_90a"), Err(LibraryError::Target { .. })));
@@ -247,14 +277,14 @@ pub(crate) mod tests {
 
     #[test]
     fn files_that_are_not_there_are_named() {
-        let path = std::env::temp_dir().join("lode-no-such-folder").join("x.lode");
+        let path = std::env::temp_dir().join("lode-no-such-folder").join("x.lodelib");
         assert!(matches!(Library::read(&path), Err(LibraryError::Io { .. })));
         assert!(matches!(sample().write(&path), Err(LibraryError::Io { .. })));
     }
 
     #[test]
-    fn a_source_is_not_overwritten() {
-        let path = std::env::temp_dir().join(format!("lode-library-{}.lode", std::process::id()));
+    fn what_is_no_library_is_not_overwritten() {
+        let path = std::env::temp_dir().join(format!("lode-library-{}.lodelib", std::process::id()));
         for old in ["", "model", "model m(x: [B]) -> [B] { x }"] {
             fs::write(&path, old).expect("it writes");
             assert!(matches!(sample().write(&path), Err(LibraryError::Overwrite { .. })));

@@ -3,6 +3,7 @@
 
 pub mod error;
 pub mod file;
+pub mod header;
 pub mod manifest;
 pub mod names;
 mod validate;

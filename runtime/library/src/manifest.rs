@@ -71,6 +71,16 @@ pub enum Role {
     Inner,
 }
 
+impl Role {
+    /// Whether such a tensor outlives a call: the run-time keeps it by role and name.
+    pub fn is_stored(self) -> bool {
+        match self {
+            Role::Param | Role::State | Role::Grad | Role::Moment | Role::Tally => true,
+            Role::Input | Role::Scalar | Role::Result | Role::Inner => false,
+        }
+    }
+}
+
 /// A compiled kernel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -2,11 +2,13 @@
 
 use super::common::{self, FAILED, USAGE};
 use crate::{
-    cli::{Build, MessageFormat, Model},
+    cli::{Binding, Build, MessageFormat, Model},
+    link,
     pipeline::{self, Options},
+    put, putln,
 };
-use crate::{put, putln};
 use base::Diags;
+use library::{Library, file};
 use std::{path::Path, time::Instant};
 
 /// The stages that can be printed, in order.
@@ -49,6 +51,10 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
     let host = args.target == "host";
     if !host && args.emit.is_empty() {
         eprintln!("for {} there are stages to print, with --emit, and no library yet", args.target);
+        return Err(USAGE);
+    }
+    if args.emit.is_empty() && args.out.as_os_str() == "-" {
+        eprintln!("a library is files: name a folder with -o");
         return Err(USAGE);
     }
     let stem =
@@ -126,14 +132,39 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
     if args.emit.is_empty() {
         let library = pipeline::library(program, &module, &lowered, &front.sources).map_err(back)?;
         clock.lap("codegen");
-        let path = args.out.join(format!("{stem}.{}", common::LIBRARY));
-        std::fs::create_dir_all(&args.out).map_err(|e| {
-            eprintln!("{}: {e}", args.out.display());
-            FAILED
-        })?;
-        library.write(&path).map_err(|e| common::fail_with(&e))?;
-        putln!("{}", path.display());
+        write(args, &library, &stem)?;
+        clock.lap("link");
     }
+    Ok(())
+}
+
+/// Writes the library and what binds it to C; prints the paths.
+fn write(args: &Build, library: &Library, stem: &str) -> Result<(), u8> {
+    let path = args.out.join(format!("{stem}.{}", file::EXTENSION));
+    let failed = |path: &Path, e: &std::io::Error| common::fail_with(&exec::ExecError::io(path, e));
+    std::fs::create_dir_all(&args.out).map_err(|e| failed(&args.out, &e))?;
+    library.write(&path).map_err(|e| common::fail_with(&e))?;
+    putln!("{}", path.display());
+    if args.lib == Some(Binding::None) {
+        return Ok(());
+    }
+    let object = file::object_path(&path);
+    match link::link(library, &object) {
+        Ok(()) => putln!("{}", object.display()),
+        Err(e) if args.lib.is_none() && e.is_no_compiler() => {
+            // What an earlier build left would be of another build.
+            let _ = std::fs::remove_file(&object);
+            eprintln!("note: {e}; C programs need {}, `lode` does not", object.display());
+            return Ok(());
+        }
+        Err(e) => {
+            eprintln!("error: {e}");
+            return Err(FAILED);
+        }
+    }
+    let header = args.out.join(format!("{stem}.h"));
+    std::fs::write(&header, library::header::print(&library.manifest, stem)).map_err(|e| failed(&header, &e))?;
+    putln!("{}", header.display());
     Ok(())
 }
 

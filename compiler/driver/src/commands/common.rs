@@ -116,12 +116,9 @@ pub fn fail_with(e: &(dyn miette::Diagnostic + Send + Sync)) -> u8 {
     FAILED
 }
 
-/// The extension of built libraries.
-pub const LIBRARY: &str = "lodelib";
-
 /// The library of a model: read, if its file is one that `lode build` wrote, else checked and compiled.
 pub fn library(model: &Model, options: &Options, format: MessageFormat) -> Result<Library, u8> {
-    if model.file.extension().is_none_or(|e| e != LIBRARY) {
+    if model.file.extension().is_none_or(|e| e != library::file::EXTENSION) {
         return compile(&front(model, options, format)?, options);
     }
     if !model.set.is_empty() || model.config.is_some() {

@@ -6,7 +6,7 @@ use crate::{
     cli::{Generate, MessageFormat},
     pipeline::Options,
 };
-use exec::{ExecError, Session, checkpoint, generate};
+use exec::{ExecError, Session, checkpoint, generate, store::TIED};
 use std::io::Write;
 
 /// Continues a prompt on standard output.
@@ -23,8 +23,7 @@ fn start(args: &Generate, format: MessageFormat) -> Result<(), u8> {
     if let Some(path) = &args.weights {
         // A folder stands for its newest checkpoint.
         let path = if path.is_dir() { checkpoint::list(path).first().cloned().unwrap_or(path.clone()) } else { path.clone() };
-        let tied = [("lm_head.weight", "model.embed_tokens.weight")];
-        session.store.load_weights(&manifest, &path, &tied).map_err(failed)?;
+        session.store.load_weights(&manifest, &path, TIED).map_err(failed)?;
     }
     let o = generate::Options {
         length: args.length,

@@ -1,4 +1,4 @@
-//! `lode opt`: graph text in, passes, graph text out; tile text in, verified, out.
+//! `lode opt`: graph text in, passes, graph text out; tile text and plans in, verified, out.
 
 use crate::cli::Opt;
 use crate::put;
@@ -16,8 +16,17 @@ pub fn run(args: &Opt) -> u8 {
         eprintln!("{}: {e}", args.file.display());
         return 1;
     }
+    let of = |what: &str| {
+        if !args.passes.is_empty() {
+            eprintln!("passes are of graphs; {} is {what}", args.file.display());
+        }
+        !args.passes.is_empty()
+    };
     if text.contains("\"tile.kernel\"") {
-        return tile_text(args, &text);
+        return if of("tile text") { 2 } else { tile_text(args, &text) };
+    }
+    if text.starts_with("plan ") {
+        return if of("a plan") { 2 } else { plan_text(args, &text) };
     }
     let mut module = match graph::text::parse(&text) {
         Ok(module) => module,
@@ -42,10 +51,6 @@ pub fn run(args: &Opt) -> u8 {
 
 /// Verifies kernels and prints them.
 fn tile_text(args: &Opt, text: &str) -> u8 {
-    if !args.passes.is_empty() {
-        eprintln!("passes are of graphs; {} is tile text", args.file.display());
-        return 2;
-    }
     let kernels = match tile::text::parse(text) {
         Ok(kernels) => kernels,
         Err(e) => {
@@ -57,5 +62,21 @@ fn tile_text(args: &Opt, text: &str) -> u8 {
         kernels.iter().flat_map(|k| tile::verify(k).into_iter().map(|v| format!("{}: {v}", k.name))).collect();
     violations.iter().for_each(|v| eprintln!("{v}"));
     put!("{}", tile::text::print(&kernels));
+    u8::from(!violations.is_empty())
+}
+
+/// Verifies plans and prints them.
+fn plan_text(args: &Opt, text: &str) -> u8 {
+    let plans = match exec::plan::parse(text) {
+        Ok(plans) => plans,
+        Err(e) => {
+            eprintln!("{}:{e}", args.file.display());
+            return 1;
+        }
+    };
+    let violations: Vec<String> =
+        plans.iter().flat_map(|p| exec::plan::verify(&p.plan).into_iter().map(|v| format!("{}: {v}", p.entry))).collect();
+    violations.iter().for_each(|v| eprintln!("{v}"));
+    plans.iter().for_each(|p| put!("{p}"));
     u8::from(!violations.is_empty())
 }

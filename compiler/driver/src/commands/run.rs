@@ -6,7 +6,7 @@ use crate::{
     cli::{Backend, MessageFormat, Run},
     pipeline::{self, Options},
 };
-use exec::{HostTensor, npy};
+use exec::{HostTensor, npy, store::TIED};
 use graph::interp;
 use library::Role;
 use std::path::Path;
@@ -32,7 +32,7 @@ fn read(pairs: &[String]) -> Result<Vec<(String, HostTensor)>, u8> {
 fn call(args: &Run, format: MessageFormat) -> Result<u8, u8> {
     let options = Options { overrides: common::overrides(&args.model)?, ..Options::default() };
     let (inputs, expected) = (read(&args.input)?, read(&args.expect)?);
-    let built = args.model.file.extension().is_some_and(|e| e == common::LIBRARY);
+    let built = args.model.file.extension().is_some_and(|e| e == library::file::EXTENSION);
     if built && args.backend == Backend::Ref {
         eprintln!("the interpreter takes a source, not a library");
         return Err(USAGE);
@@ -42,9 +42,7 @@ fn call(args: &Run, format: MessageFormat) -> Result<u8, u8> {
     let manifest = session.manifest.clone();
     session.store.initialise(&manifest, args.seed).map_err(failed)?;
     if let Some(path) = &args.weights {
-        // A tied head has no tensor of its own in the file.
-        let tied = [("lm_head.weight", "model.embed_tokens.weight")];
-        session.store.load_weights(&manifest, path, &tied).map_err(failed)?;
+        session.store.load_weights(&manifest, path, TIED).map_err(failed)?;
     }
     let shapes: Vec<(&str, &[i64])> = inputs.iter().map(|(n, t)| (n.as_str(), &t.shape[..])).collect();
     let dims = session.bind(&args.entry, &shapes).map_err(failed)?;

@@ -25,7 +25,7 @@ fn split(text: &str) -> (String, Vec<(usize, usize, usize, String)>) {
 
 /// Fails unless exactly the marked mistakes are found, in order.
 #[track_caller]
-fn check(text: &str) {
+pub(super) fn check(text: &str) {
     let (source, want) = split(text);
     let mut sources = Sources::default();
     let root = sources.add("t.lode", &source);

@@ -208,6 +208,9 @@ fn sharing_memory_changes_nothing() {
         assert_eq!(got, want, "program {seed}: {:#?}", entry.steps);
         let plan = plan::plan(&entry, &DimEnv::new()).expect("it fits");
         shared += plan.arena_bytes;
+        assert_eq!(plan::verify(&plan), Vec::<String>::new());
+        let text = plan::print(&entry, &plan);
+        assert_eq!(plan::parse(&text), Ok(vec![plan::describe(&entry, &plan)]), "{text}");
         apart += plan::plan_apart(&entry, &DimEnv::new()).expect("it fits").arena_bytes;
         assert_eq!(plan, plan::plan(&entry, &DimEnv::new()).expect("it fits"));
     }

@@ -1,0 +1,382 @@
+//! For each rule a program where it has to fire, and programs that only look alike. In types `B` and `T` are run-time dims, `K L M N H G`
+//! constants, `float` a dtype that are drawn.
+
+use super::Build;
+use base::{DType, Dim};
+use graph::{
+    Op, Value,
+    build::Builder,
+    op::{Attend, Domain, MapFn, ReduceFn, Scalar},
+};
+
+fn shape(b: &Builder, v: Value) -> Vec<Dim> {
+    b.func.ty(v).shape.clone()
+}
+
+/// x·c for a number.
+fn scaled(b: &mut Builder, x: Value, c: f64) -> Value {
+    let c = b.full_like(x, c);
+    b.mul(x, c)
+}
+
+/// x·f with f repeated along all axes but `axes`.
+fn scaled_along(b: &mut Builder, x: Value, f: Value, axes: &[usize]) -> Value {
+    let shape = shape(b, x);
+    let f = b.broadcast(f, &shape, axes);
+    b.mul(x, f)
+}
+
+fn slice(b: &mut Builder, x: Value, axis: usize, start: i64, len: i64) -> Value {
+    b.op(Op::Slice { axis, start: Dim::from(start), len: Dim::from(len), step: 1 }, &[x])
+}
+
+fn attend(b: &mut Builder, domain: Domain, operands: &[Value]) -> Vec<Value> {
+    b.node(Op::Attend(Attend { domain, scale: Scalar::new(0.5) }), operands)
+}
+
+/// `[b, s, d]` for each of the heads of q.
+fn for_heads(b: &mut Builder, x: Value, q: Value) -> Value {
+    let (s, h) = (shape(b, x), shape(b, q)[2].clone());
+    b.broadcast(x, &[s[0].clone(), s[1].clone(), h, s[2].clone()], &[0, 1, 3])
+}
+
+/// For each rule a program where it has to fire: operand types as text, and the program.
+pub const INSTANCES: &[(&str, &[&str], Build)] = &[
+    ("contract-of-transpose", &["float B K", "float N K"], |b, a| {
+        let w = b.transpose(a[1], &[1, 0]);
+        vec![b.contract("bk,kn->bn", a[0], w)]
+    }),
+    ("contract-of-reshape", &["float B T K H", "float M N", "float K H N"], |b, a| {
+        let (s, last) = (shape(b, a[0]), shape(b, a[1])[1].clone());
+        let x = b.reshape(a[0], &[s[0].clone() * s[1].clone(), s[2].clone() * s[3].clone()]);
+        let w = b.reshape(a[2], &[s[2].clone() * s[3].clone(), last]);
+        vec![b.contract("rk,kn->rn", x, w)]
+    }),
+    ("transpose-of-contract", &["float B K", "float K N"], |b, a| {
+        let y = b.contract("bk,kn->bn", a[0], a[1]);
+        vec![b.transpose(y, &[1, 0])]
+    }),
+    ("reshape-of-contract", &["float B T K", "float K 6"], |b, a| {
+        let y = b.contract("btk,kn->btn", a[0], a[1]);
+        let s = shape(b, y);
+        vec![b.reshape(y, &[s[0].clone(), s[1].clone(), Dim::from(3), Dim::from(2)])]
+    }),
+    ("slice-of-contract", &["float B K", "float K 9"], |b, a| {
+        let y = b.contract("bk,kn->bn", a[0], a[1]);
+        vec![slice(b, y, 1, 2, 4)]
+    }),
+    ("concat-of-broadcast", &["float B K", "float B L", "float H"], |b, a| {
+        let h = shape(b, a[2])[0].clone();
+        let wide = |b: &mut Builder, x| {
+            let s = shape(b, x);
+            b.broadcast(x, &[s[0].clone(), h.clone(), s[1].clone()], &[0, 2])
+        };
+        let (x, y) = (wide(b, a[0]), wide(b, a[1]));
+        vec![b.op(Op::Concat(2), &[x, y])]
+    }),
+    // A narrow middle: through it is cheaper, whichever way it was written.
+    ("contract-of-contract", &["float B K", "float 20 2", "float 2 N", "float 20 K"], |b, a| {
+        let w = b.contract("kr,rn->kn", a[1], a[2]);
+        let x = b.contract("bk,jk->bj", a[0], a[3]);
+        vec![b.contract("bk,kn->bn", x, w)]
+    }),
+    ("contract-of-mul-by-row", &["float B T K", "float B T", "float K N"], |b, a| {
+        let x = scaled_along(b, a[0], a[1], &[0, 1]);
+        vec![b.contract("btk,kn->btn", x, a[2])]
+    }),
+    ("contract-of-mul-by-summed", &["float B T K", "float K", "float K N"], |b, a| {
+        let x = scaled_along(b, a[0], a[1], &[2]);
+        vec![b.contract("btk,kn->btn", x, a[2])]
+    }),
+    ("contract-of-mul-by-constant", &["float B T 90", "float 90 N"], |b, a| {
+        let x = scaled(b, a[0], 0.75);
+        vec![b.contract("btk,kn->btn", x, a[1])]
+    }),
+    ("add-of-contracts", &["float B K", "float K N", "float B L", "float L N", "float B M", "float M N"], |b, a| {
+        let parts = [(a[0], a[1]), (a[2], a[3]), (a[4], a[5])].map(|(x, w)| b.contract("bk,kn->bn", x, w));
+        let sum = b.add(parts[0], parts[1]);
+        vec![b.add(sum, parts[2])]
+    }),
+    ("add-of-contracts-of-shared-operand", &["float B K", "float B K", "float K N"], |b, a| {
+        let (x, y) = (b.contract("bk,kn->bn", a[0], a[2]), b.contract("bk,kn->bn", a[1], a[2]));
+        vec![b.add(x, y)]
+    }),
+    ("mul-of-mul-by-constant", &["float B K"], |b, a| {
+        let x = scaled(b, a[0], 0.75);
+        vec![scaled(b, x, 2.0)]
+    }),
+    ("div-by-constant", &["float B K"], |b, a| {
+        let c = b.full_like(a[0], 8.0);
+        vec![b.map(MapFn::Div, &[a[0], c])]
+    }),
+    // Keys of each head from a latent, with a part besides that all heads have: DeepSeek's.
+    (
+        "attend-of-projected-keys",
+        &["float B T H K", "float B T H L", "float B T N", "float H K N", "float B T L", "float B T H M"],
+        |b, a| {
+            let q = b.op(Op::Concat(3), &[a[0], a[1]]);
+            let k = b.contract("bsl,hkl->bshk", a[2], a[3]);
+            let shared = for_heads(b, a[4], q);
+            let k = b.op(Op::Concat(3), &[k, shared]);
+            attend(b, Domain::Causal, &[q, k, a[5]])
+        },
+    ),
+    ("attend-of-projected-values", &["float B T H K", "float B T H K", "float B T N", "float N L H"], |b, a| {
+        let v = b.contract("bsl,lvh->bshv", a[2], a[3]);
+        attend(b, Domain::Causal, &[a[0], a[1], v])
+    }),
+    ("attend-of-repeated-heads", &["float B T 6 K", "float B T 2 K", "float B T 2 M"], |b, a| {
+        let repeat = |b: &mut Builder, x| {
+            let s = shape(b, x);
+            let five = [s[0].clone(), s[1].clone(), Dim::from(2), Dim::from(3), s[3].clone()];
+            let x = b.broadcast(x, &five, &[0, 1, 2, 4]);
+            b.reshape(x, &[s[0].clone(), s[1].clone(), Dim::from(6), s[3].clone()])
+        };
+        let (k, v) = (repeat(b, a[1]), repeat(b, a[2]));
+        attend(b, Domain::And(Box::new(Domain::Causal), Box::new(Domain::Window(2))), &[a[0], k, v])
+    }),
+    ("attend-of-scaled-query", &["float B T H K", "float B T H K", "float B T H M"], |b, a| {
+        let (q, k) = (scaled(b, a[0], 0.75), scaled(b, a[1], -2.0));
+        attend(b, Domain::Full, &[q, k, a[2]])
+    }),
+    ("attend-of-scaled-values", &["float B T H K", "float B T H K", "float B T H M"], |b, a| {
+        let v = scaled(b, a[2], 3.0);
+        attend(b, Domain::Causal, &[a[0], a[1], v])
+    }),
+    ("mul-of-sigmoid", &["float B K"], |b, a| {
+        let s = b.map(MapFn::Sigmoid, &[a[0]]);
+        vec![b.mul(a[0], s)]
+    }),
+    ("mul-of-sigmoid-left", &["float B K"], |b, a| {
+        let s = b.map(MapFn::Sigmoid, &[a[0]]);
+        vec![b.mul(s, a[0])]
+    }),
+    ("mul-of-silu", &["float B K", "float B K"], |b, a| {
+        let s = b.map(MapFn::Silu, &[a[0]]);
+        vec![b.mul(s, a[1])]
+    }),
+    ("mul-of-silu-right", &["float K", "float K"], |b, a| {
+        let s = b.map(MapFn::Silu, &[a[1]]);
+        vec![b.mul(a[0], s)]
+    }),
+    ("neg-of-neg", &["i32 B"], |b, a| {
+        let n = b.map(MapFn::Neg, &[a[0]]);
+        let n = b.map(MapFn::Neg, &[n]);
+        vec![b.add(n, a[0])]
+    }),
+    ("add-of-neg", &["float B K", "float B K"], |b, a| {
+        let n = b.map(MapFn::Neg, &[a[1]]);
+        vec![b.add(a[0], n)]
+    }),
+    ("add-of-neg-left", &["float B K", "float B K"], |b, a| {
+        let n = b.map(MapFn::Neg, &[a[1]]);
+        vec![b.add(n, a[0])]
+    }),
+    ("sub-of-neg", &["float B K", "float B K"], |b, a| {
+        let n = b.map(MapFn::Neg, &[a[1]]);
+        vec![b.map(MapFn::Sub, &[a[0], n])]
+    }),
+    ("neg-of-sub", &["float B K", "float B K"], |b, a| {
+        let d = b.map(MapFn::Sub, a);
+        vec![b.map(MapFn::Neg, &[d])]
+    }),
+    ("not-of-not", &["i32 B", "i32 B"], |b, a| {
+        let c = b.map(MapFn::Lt, a);
+        let n = b.map(MapFn::Not, &[c]);
+        let n = b.map(MapFn::Not, &[n]);
+        vec![b.map(MapFn::Select, &[n, a[0], a[1]])]
+    }),
+    // Indices outside are among those drawn.
+    ("gather-of-contract", &["float B T K", "float K N", "i32 B T 2"], |b, a| {
+        let y = b.contract("btk,kn->btn", a[0], a[1]);
+        vec![b.op(Op::Gather { batch: 2 }, &[y, a[2]])]
+    }),
+    ("gather-of-map", &["float B T K", "float B T", "i32 B T 2"], |b, a| {
+        let s = shape(b, a[0]);
+        let lse = b.broadcast(a[1], &s, &[0, 1]);
+        let p = b.map(MapFn::Sub, &[a[0], lse]);
+        let p = b.map(MapFn::Neg, &[p]);
+        vec![b.op(Op::Gather { batch: 2 }, &[p, a[2]])]
+    }),
+    ("cast-of-layout", &["float K", "float B T N"], |b, a| {
+        let (s, k) = (shape(b, a[1]), shape(b, a[0])[0].clone());
+        let wide = b.broadcast(a[0], &[s[0].clone(), k], &[1]);
+        let turned = b.transpose(a[1], &[2, 0, 1]);
+        vec![b.cast(wide, DType::I32), b.cast(turned, DType::I32)]
+    }),
+    ("cast-of-cast", &["bf16 B K", "i32 B K"], |b, a| {
+        let wide = b.cast(a[0], DType::F32);
+        let wider = b.cast(a[1], DType::F64);
+        vec![b.cast(wide, DType::BF16), b.cast(wider, DType::I32)]
+    }),
+    ("slice-of-cast", &["float B 9"], |b, a| {
+        let y = b.cast(a[0], DType::I32);
+        vec![slice(b, y, 1, 2, 4)]
+    }),
+    ("gather-of-cast", &["float N K", "i32 B"], |b, a| {
+        let y = b.cast(a[0], DType::I32);
+        vec![b.op(Op::Gather { batch: 0 }, &[y, a[1]])]
+    }),
+    ("contract-of-shared-operand", &["float B K", "float K M", "float K N"], |b, a| {
+        vec![b.contract("bd,df->bf", a[0], a[1]), b.contract("bd,df->bf", a[0], a[2])]
+    }),
+    ("grouped-contract-of-shared-operand", &["float B K", "float 3 M K", "float 3 N K", "i32 B 1"], |b, a| {
+        let route = b.node(Op::Route { groups: 3 }, &[a[3]]);
+        let op = Op::GroupedContract { transposed: true };
+        [a[1], a[2]].map(|w| b.op(op.clone(), &[a[0], w, route[0]])).to_vec()
+    }),
+];
+
+/// Programs that only look alike, with the rules that must not fire there.
+pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
+    ("another operand's sigmoid", &["mul-of-sigmoid", "mul-of-sigmoid-left"], &["f32 B", "f32 B"], |b, a| {
+        let s = b.map(MapFn::Sigmoid, &[a[0]]);
+        vec![b.mul(a[1], s)]
+    }),
+    (
+        "x·x, summed",
+        &["contract-of-contract", "contract-of-mul-by-summed", "mul-of-silu", "contract-of-shared-operand"],
+        &["f32 B 4"],
+        |b, a| {
+            let x = b.mul(a[0], a[0]);
+            vec![b.sum(x, &[1])]
+        },
+    ),
+    ("the sum of a silu", &["mul-of-silu", "mul-of-silu-right"], &["f32 B", "f32 B"], |b, a| {
+        let s = b.map(MapFn::Silu, &[a[0]]);
+        vec![b.add(s, a[1])]
+    }),
+    ("−y − x is not x − y", &["neg-of-sub", "add-of-neg"], &["f32 B", "f32 B"], |b, a| {
+        let n = b.map(MapFn::Neg, &[a[1]]);
+        vec![b.map(MapFn::Sub, &[n, a[0]])]
+    }),
+    ("products of two left operands", &["contract-of-shared-operand"], &["f32 B 4", "f32 B 4", "f32 4 3", "f32 4 5"], |b, a| {
+        vec![b.contract("bd,df->bf", a[0], a[2]), b.contract("bd,df->bf", a[1], a[3])]
+    }),
+    (
+        "a product that needs another's result",
+        &["contract-of-shared-operand", "contract-of-contract"],
+        &["f32 4 4", "f32 4 4"],
+        |b, a| {
+            let x = b.contract("bd,df->bf", a[0], a[1]);
+            let y = b.contract("bd,df->bf", a[0], x);
+            vec![b.op(Op::Reduce(ReduceFn::Max, vec![0]), &[y])]
+        },
+    ),
+    ("weights of different axes", &["contract-of-shared-operand"], &["f32 B 4", "f32 4 3", "f32 5 4"], |b, a| {
+        vec![b.contract("bd,df->bf", a[0], a[1]), b.contract("bd,fd->bf", a[0], a[2])]
+    }),
+    (
+        "two values and no weight",
+        &["contract-of-shared-operand", "contract-of-mul-by-row"],
+        &["f32 B 4", "f32 4 3", "f32 4 5"],
+        |b, a| {
+            let (u, w) = (b.map(MapFn::Exp, &[a[1]]), b.map(MapFn::Exp, &[a[2]]));
+            vec![b.contract("bd,df->bf", a[0], u), b.contract("bd,df->bf", a[0], w)]
+        },
+    ),
+    (
+        "experts of different tokens",
+        &["grouped-contract-of-shared-operand"],
+        &["f32 B 4", "f32 3 2 4", "f32 3 5 4", "i32 B 1", "i32 B 1"],
+        |b, a| {
+            let routes = [a[3], a[4]].map(|idx| b.node(Op::Route { groups: 3 }, &[idx])[0]);
+            let op = Op::GroupedContract { transposed: true };
+            [(a[1], routes[0]), (a[2], routes[1])].map(|(w, r)| b.op(op.clone(), &[a[0], w, r])).to_vec()
+        },
+    ),
+    ("a factor of rows is none of columns", &["contract-of-mul-by-summed"], &["f32 B K", "f32 B", "f32 K N"], |b, a| {
+        let x = scaled_along(b, a[0], a[1], &[0]);
+        vec![b.contract("bk,kn->bn", x, a[2])]
+    }),
+    (
+        "a factor of both rows and columns",
+        &["contract-of-mul-by-summed", "contract-of-mul-by-row"],
+        &["f32 B T K", "f32 T K", "f32 K N"],
+        |b, a| {
+            let x = scaled_along(b, a[0], a[1], &[1, 2]);
+            vec![b.contract("btk,kn->btn", x, a[2])]
+        },
+    ),
+    ("re-associated, it would be dearer", &["contract-of-contract"], &["f32 B 20", "f32 20 2", "f32 2 20"], |b, a| {
+        let x = b.contract("bk,kr->br", a[0], a[1]);
+        vec![b.contract("br,rn->bn", x, a[2])]
+    }),
+    ("x/3 is not x·(1/3)", &["div-by-constant"], &["f32 B K"], |b, a| {
+        let c = b.full_like(a[0], 3.0);
+        vec![b.map(MapFn::Div, &[a[0], c])]
+    }),
+    ("0.1 · 0.1 is no number of the dtype", &["mul-of-mul-by-constant"], &["f32 B K"], |b, a| {
+        let x = scaled(b, a[0], 0.1);
+        vec![scaled(b, x, 0.1)]
+    }),
+    ("rounded between", &["cast-of-cast"], &["f32 B K", "f32 B"], |b, a| {
+        let x = b.cast(a[0], DType::BF16);
+        let n = b.cast(a[1], DType::I32);
+        vec![b.cast(x, DType::F32), b.cast(n, DType::F32)]
+    }),
+    ("a reshape across axes of a product", &["reshape-of-contract"], &["f32 B 4", "f32 4 6"], |b, a| {
+        let y = b.contract("bk,kn->bn", a[0], a[1]);
+        let s = shape(b, y);
+        vec![b.reshape(y, &[s[0].clone() * Dim::from(2), Dim::from(3)])]
+    }),
+    ("a slice of a batch axis", &["slice-of-contract"], &["f32 9 B K", "f32 9 K N"], |b, a| {
+        let y = b.contract("hbk,hkn->hbn", a[0], a[1]);
+        vec![slice(b, y, 0, 2, 4)]
+    }),
+    ("joined along the repeated axis", &["concat-of-broadcast"], &["f32 B K", "f32 B K"], |b, a| {
+        let wide = [a[0], a[1]].map(|x| {
+            let s = shape(b, x);
+            b.broadcast(x, &[s[0].clone(), Dim::from(3), s[1].clone()], &[0, 2])
+        });
+        vec![b.op(Op::Concat(1), &wide)]
+    }),
+    (
+        "keys chosen for each head",
+        &["attend-of-repeated-heads"],
+        &["f32 B T 2 K", "f32 B T K", "f32 B T M", "i32 B T 2 1"],
+        |b, a| {
+            let (k, v) = (for_heads(b, a[1], a[0]), for_heads(b, a[2], a[0]));
+            attend(b, Domain::And(Box::new(Domain::Tokens(0)), Box::new(Domain::Causal)), &[a[0], k, v, a[3]])
+        },
+    ),
+    (
+        "heads that share projected keys",
+        &["attend-of-projected-keys", "attend-of-projected-values"],
+        &["f32 B T 6 K", "f32 B T N", "f32 2 K N", "f32 2 M N"],
+        |b, a| {
+            let k = b.contract("bsl,hkl->bshk", a[1], a[2]);
+            let v = b.contract("bsl,hkl->bshk", a[1], a[3]);
+            attend(b, Domain::Causal, &[a[0], k, v])
+        },
+    ),
+    (
+        "a scale of each query",
+        &["attend-of-scaled-query", "attend-of-scaled-values"],
+        &["f32 B T 2 K", "f32 B T 2 K", "f32 B T 2 M", "f32 B T"],
+        |b, a| {
+            let q = scaled_along(b, a[0], a[3], &[0, 1]);
+            attend(b, Domain::Full, &[q, a[1], a[2]])
+        },
+    ),
+    ("a pick along the rows", &["gather-of-contract"], &["f32 T K", "f32 K N", "i32 2"], |b, a| {
+        let y = b.contract("tk,kn->tn", a[0], a[1]);
+        vec![b.op(Op::Gather { batch: 0 }, &[y, a[2]])]
+    }),
+    ("outside, e⁰ is not 0", &["gather-of-map"], &["f32 K N", "i32 B"], |b, a| {
+        let y = b.map(MapFn::Exp, &[a[0]]);
+        vec![b.op(Op::Gather { batch: 0 }, &[y, a[1]])]
+    }),
+    ("a transpose of no product", &["transpose-of-contract"], &["f32 B K"], |b, a| {
+        let y = b.map(MapFn::Exp, &[a[0]]);
+        vec![b.transpose(y, &[1, 0])]
+    }),
+    ("a sum of products of different forms", &["add-of-contracts"], &["f32 B K", "f32 K N", "f32 B L", "f32 N L"], |b, a| {
+        let (x, y) = (b.contract("bk,kn->bn", a[0], a[1]), b.contract("bk,nk->bn", a[2], a[3]));
+        vec![b.add(x, y)]
+    }),
+    ("a difference of products", &["add-of-contracts-of-shared-operand"], &["f32 B K", "f32 B K", "f32 K N"], |b, a| {
+        let (x, y) = (b.contract("bk,kn->bn", a[0], a[2]), b.contract("bk,kn->bn", a[1], a[2]));
+        vec![b.map(MapFn::Sub, &[x, y])]
+    }),
+];

@@ -1,0 +1,107 @@
+//! What fires in the shipped models, and what it gives.
+
+use super::*;
+use rules::Family;
+
+#[test]
+fn every_family_fires_in_a_shipped_model_and_none_gets_dearer() {
+    let mut fired: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, set) in source::MODELS {
+        let module = source::module(name, set);
+        let (out, reports) = optimize(&module, &tile::cost::op_cost, &Options::default());
+        assert_eq!(graph::verify::verify(&out), [], "{name}");
+        for r in &reports {
+            assert!(r.cost.1 <= r.cost.0, "{name}: {r:?}");
+            assert!(r.num_nodes.1 < Options::default().node_limit, "{name}: {:?}", r.num_nodes);
+            for (rule, _) in &r.fired {
+                let rule = rules::all().into_iter().find(|x| x.name == rule).expect("reports name rules of the table");
+                let models = fired.entry(rule.family.name()).or_default();
+                if !models.contains(name) {
+                    models.push(name);
+                }
+            }
+        }
+        let again = optimize(&module, &tile::cost::op_cost, &Options::default());
+        assert_eq!((print(&out), reports), (print(&again.0), again.1), "{name}");
+    }
+    // The shipped models compute in f32, so their casts are of integers; this is a layer that does not.
+    let module = source::compile(MIXED, "");
+    let (_, reports) = optimize(&module, &tile::cost::op_cost, &Options::default());
+    if reports.iter().flat_map(|r| &r.fired).any(|(rule, _)| rule == "slice-of-cast") {
+        fired.entry(Family::Precision.name()).or_default().push("mixed");
+    }
+    for family in Family::ALL {
+        assert!(fired.contains_key(family.name()), "no rule of {} fires in a model: {fired:?}", family.name());
+    }
+}
+
+/// A layer in bf16 that widens what it does not need.
+const MIXED: &str = "
+dims B, T
+config { d = 64, n = 16 }
+model mixed(x: bf16[B, T, d]) -> f32[B, T, n] { cast(x, f32)[:, :, 0:n] * 2.0 }
+";
+
+/// Latent attention of some queries over a cache of latents, as written: keys and values of each head are computed.
+const LATENT: &str = "
+dims B, T, S
+config { heads = 128, nope = 128, rope_dim = 64, v_dim = 128, rank = 512 }
+model latent(a: [B, T, heads, nope], r: [B, T, heads, rope_dim], cache: [B, S, rank], shared: [B, S, rope_dim])
+  -> [B, T, heads, v_dim] {
+  let kv = rearrange(cache @ (param kv_b: [heads * (nope + v_dim), rank] = normal(0.02))^T, \"b s (h k) -> b s h k\", h: heads)
+  let (k, v) = split(kv, [nope, v_dim])
+  let k = concat(k, broadcast(shared[:, :, new, :], [B, S, heads, rope_dim]))
+  attend(concat(a, r), k, v, causal(), scale: 0.07)
+}
+";
+
+/// Floating-point operations of products and attention.
+fn flops(f: &Func, sizes: &DimEnv) -> f64 {
+    let size = |d: &Dim| d.eval(sizes).expect("every dim has a size") as f64;
+    let elems = |t: &TensorType| size(&t.elems());
+    let of = |node: &graph::Node| {
+        let operand = |i: usize| f.ty(node.inputs[i]);
+        match &node.op {
+            Op::Contract(c) => {
+                let own = c.rhs.iter().zip(&operand(1).shape).filter(|(x, _)| !c.lhs.contains(x));
+                2.0 * elems(operand(0)) * own.map(|(_, d)| size(d)).product::<f64>()
+            }
+            Op::Attend(_) => 2.0 * (elems(operand(0)) + elems(&node.types[0])) * size(&operand(1).shape[1]),
+            _ => 0.0,
+        }
+    };
+    f.nodes.values().map(of).sum()
+}
+
+#[test]
+fn latent_attention_is_absorbed_for_one_query_and_expanded_for_many() {
+    let module = source::compile(LATENT, "");
+    let at = |t: i64, s: i64| {
+        let sizes: DimEnv = [("B".into(), 1), ("T".into(), t), ("S".into(), s)].into_iter().collect();
+        let cost = |op: &Op, x: &[&TensorType], y: &[TensorType]| tile::cost::op_cost_at(&sizes, op, x, y);
+        let options = Options { sizes: sizes.clone(), ..Options::default() };
+        let (out, reports) = optimize(&module, &cost, &options);
+        assert_eq!(graph::verify::verify(&out), []);
+        let ratio = flops(&out.funcs[0], &sizes) / flops(&module.funcs[0], &sizes);
+        (ratio, reports[0].chosen.iter().map(|s| s.rule).collect::<Vec<_>>())
+    };
+    let (ratio, rules) = at(1, 4096);
+    assert!(ratio < 0.02, "{ratio} of the operations: {rules:?}");
+    for rule in ["attend-of-projected-keys", "attend-of-projected-values", "attend-of-repeated-heads"] {
+        assert!(rules.contains(&rule), "{rule} is not among {rules:?}");
+    }
+    let (ratio, rules) = at(4096, 4096);
+    assert!(ratio == 1.0 && !rules.contains(&"attend-of-projected-keys"), "{ratio} of the operations: {rules:?}");
+}
+
+#[test]
+fn absorbed_attention_means_the_same() {
+    let module = source::compile(LATENT, "heads=2 nope=3 rope_dim=2 v_dim=4 rank=5");
+    let f = &module.funcs[0];
+    let mut fired = Vec::new();
+    for (seed, t, s) in [(0, 1, 4), (1, 3, 5), (2, 2, 2)] {
+        let dims = [("B".into(), 2), ("T".into(), t), ("S".into(), s)].into_iter().collect();
+        fired = check_all_choices("latent", f, Class::Reassociates, &dims, seed).0;
+    }
+    assert!(fired.iter().any(|(r, n)| *r == "attend-of-projected-keys" && *n > 0), "{fired:?}");
+}
