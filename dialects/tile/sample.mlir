@@ -219,6 +219,18 @@
   %113 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %114 = "tile.const"() {value = 1.0 : f64} : () -> i64
   "tile.dot"(%b1, %b9, %s0, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114) {accumulate = false} : (!tile.buffer<f32, "2*T", "read">, !tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  %115 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %116 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %117 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %118 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %119 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy"(%b9, %s0, %115, %116, %v0, %117, %118, %119) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64) -> ()
+  %120 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %121 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %122 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %123 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %124 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy"(%s0, %b9, %120, %121, %v0, %122, %123, %124) {rows = 4 : i64, cols = 16 : i64} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write">, i64, i64, i64, i64, i64, i64) -> ()
   "vector.yield"() : () -> ()
 }) {sym_name = "every_op", grid = "B*floordiv(T + 63, 64)", dims = ["T"], buffers = ["f64", "f32", "bf16", "f16", "e4m3", "i64", "i32", "bool", "odd \"name\"", "z"], scratch = ["s"], vars = [i64, f64, f32, f32, f32, f32, i64, i32, i1, f32, f64, f32, f64, f32, f64, f32, f64, f32, f32, f32, f32, f32, i64, i64, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, i1, i1, i1, i1, i1, i1, i1, i1, f32, f64, f32, f32, f32, f32, i64, i32, i1, f32, i64, i64, i64, i64, i64, i64]} : () -> ()
 "tile.kernel"() ({

@@ -244,6 +244,20 @@ irdl.dialect @tile {
     irdl.operands(cond: %i1)
     irdl.regions(then: %then, otherwise: %otherwise)
   }
+  // A rectangle between a buffer and scratch; for each axis of the buffer extent, stride and the first index.
+  irdl.operation @copy {
+    %from_buffer = irdl.base @tile::@buffer
+    %from_scratch = irdl.base @tile::@scratch
+    %from = irdl.any_of(%from_buffer, %from_scratch)
+    %to_buffer = irdl.base @tile::@buffer
+    %to_scratch = irdl.base @tile::@scratch
+    %to = irdl.any_of(%to_buffer, %to_scratch)
+    %i64 = irdl.is i64
+    %a_rows = irdl.base "#builtin.integer"
+    %a_cols = irdl.base "#builtin.integer"
+    irdl.operands(from: %from, to: %to, axes: variadic %i64)
+    irdl.attributes {"rows" = %a_rows, "cols" = %a_cols}
+  }
   // A product of tiles.
   irdl.operation @dot {
     %a_buffer = irdl.base @tile::@buffer

@@ -1,11 +1,18 @@
 //! PTX of tile programs, for `gpu_check` of the tile crate, and how long it takes:
 //! `cargo run --release -p codegen --example ptx -- FOLDER model.tile… maps`. Reads what `lode build --emit=tile` prints; `maps` stands for a kernel of
-//! every function of f32 and of every conversion. Writes `.tile`, `.ptx` and `.launch` of each into the folder.
+//! every function of f32 and of every conversion, `products` for products of many shapes, `large_products` for those that are timed. Writes `.tile`, `.ptx` and `.launch` of each into the folder.
 
 use base::{DType, Dim};
+use codegen::gpu::Extent;
 use graph::op::{MapFn, map::Kind};
 use std::{fmt::Write, path::Path, time::Instant};
-use tile::{Expr, Kernel, LoopKind, kernels::build::Build};
+use tile::{
+    Expr, Kernel, LoopKind,
+    kernels::{
+        build::Build,
+        gpu_product::{Grouped, Product, Tiling, gpu_grouped, gpu_product},
+    },
+};
 
 fn main() {
     let mut args = std::env::args().skip(1);
@@ -13,6 +20,10 @@ fn main() {
     for path in args {
         let kernels = if path == "maps" {
             maps()
+        } else if path == "products" {
+            products()
+        } else if path == "large_products" {
+            large_products()
         } else {
             let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
             tile::text::parse(&text).unwrap_or_else(|e| panic!("{path}: {e}"))
@@ -32,7 +43,16 @@ fn main() {
         );
         let mut launches = String::new();
         for k in &ptx.kernels {
-            let _ = writeln!(launches, "{}\t{}\t{}\t{}\t{}", k.symbol, k.threads, k.grid, k.dynamic_shared, k.workspace);
+            let _ = write!(launches, "{}\t{}\t{}\t{}\t{}", k.symbol, k.threads, k.grid, k.dynamic_shared, k.workspace);
+            for m in &k.maps {
+                let extent = |e: &Extent| match e {
+                    Extent::Const(n) => n.to_string(),
+                    Extent::Dim(i) => format!("d{i}"),
+                };
+                let axes: Vec<String> = m.axes.iter().map(|(e, s)| format!("{} {}", extent(e), extent(s))).collect();
+                let _ = write!(launches, "\t{} {} {} {} {}", m.buffer, m.dtype, m.rows, m.cols, axes.join(" "));
+            }
+            launches.push('\n');
         }
         let name = Path::new(&path).file_stem().expect("a file").to_string_lossy();
         for (ending, text) in [("tile", &tile::text::print(&kernels)), ("ptx", &ptx.text), ("launch", &launches)] {
@@ -40,6 +60,65 @@ fn main() {
             std::fs::write(&file, text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         }
     }
+}
+
+/// A product with rows of both operands as they are named: `turned` says that neighbours are along the axis that is not summed for a, and along
+/// the summed one for b.
+fn product(dtype: DType, m: Dim, [n, k]: [i64; 2], turned: [bool; 2], batch: i64, accumulate: bool, t: Option<Tiling>) -> Kernel {
+    let [one, n, k] = [1, n, k].map(Dim::from);
+    let a = if turned[0] { [one.clone(), m.clone()] } else { [k.clone(), one.clone()] };
+    let b = if turned[1] { [one.clone(), k.clone()] } else { [n.clone(), one.clone()] };
+    let strides = [&a[0], &a[1], &b[0], &b[1], &n, &one].map(Dim::clone);
+    let by = [m.clone() * k.clone(), k.clone() * n.clone(), m.clone() * n.clone()];
+    let batch = if batch > 1 { vec![(Dim::from(batch), by)] } else { Vec::new() };
+    gpu_product(&Product { dtype, extents: [m, n, k], strides, batch, accumulate, aligned: [true; 3] }, t)
+}
+
+const ORDERS: [[bool; 2]; 4] = [[false, false], [false, true], [true, false], [true, true]];
+
+/// Every order of operands, every tiling, a batch, extents that do not fit, sums into what is there.
+fn products() -> Vec<Kernel> {
+    let mut all = Vec::new();
+    for turned in ORDERS {
+        let m = if turned[0] { Dim::from(200) } else { Dim::sym("M") };
+        all.push(product(DType::BF16, m.clone(), [264, 200], turned, 1, false, None));
+        all.push(product(DType::F16, m.clone(), [72, 136], turned, 3, true, None));
+        all.push(product(DType::BF16, m.clone(), [50, 30], turned, 2, true, None));
+        all.push(product(DType::F32, m, [50, 30], turned, 2, false, None));
+    }
+    for t in Tiling::LEGAL {
+        for turned in [[false, true], [true, false]] {
+            all.push(product(DType::BF16, Dim::from(2 * t.m + 8), [t.n + 8, 3 * t.k + 8], turned, 1, false, Some(t)));
+        }
+    }
+    all.push(product(DType::F64, Dim::sym("M"), [50, 30], [false, true], 1, false, None));
+    all.push(product(DType::BF16, Dim::sym("M"), [2112, 1024], [false, true], 1, false, None));
+    for (dtype, k) in [(DType::BF16, 136), (DType::F32, 30)] {
+        for rows in [Some(false), Some(true), None] {
+            let extents = [Dim::from(5), Dim::sym("M"), Dim::from(k), Dim::from(72)];
+            all.push(gpu_grouped(&Grouped { dtype, extents, rows, aligned: true }, None));
+        }
+    }
+    numbered(all)
+}
+
+/// Shapes of DeepSeek-V3 and a square, as `y = x·wᵀ`, `dx = dy·w` and `dw = dyᵀ·x`.
+fn large_products() -> Vec<Kernel> {
+    let mut all = Vec::new();
+    for [n, k] in [[2112, 7168], [24576, 1536], [7168, 16384], [4096, 7168], [7168, 2048], [8192, 8192]] {
+        all.push(product(DType::BF16, Dim::sym("M"), [n, k], [false, true], 1, false, None));
+    }
+    all.push(product(DType::BF16, Dim::sym("M"), [8192, 8192], [false, false], 1, false, None));
+    all.push(product(DType::BF16, Dim::from(8192), [8192, 8192], [true, false], 1, false, None));
+    for t in &Tiling::LEGAL[..3] {
+        all.push(product(DType::BF16, Dim::sym("M"), [4096, 7168], [false, true], 1, false, Some(*t)));
+    }
+    numbered(all)
+}
+
+fn numbered(mut all: Vec<Kernel>) -> Vec<Kernel> {
+    all.iter_mut().enumerate().for_each(|(i, k)| k.name = format!("{}_{i}", k.name));
+    all
 }
 
 /// y[i] = f(x[i], …) of f32, and each dtype to each other.

@@ -92,7 +92,8 @@ fn expand(k: &mut Kernel, body: Vec<Stmt>, whole: bool, with: Expand<'_>) -> Vec
                 let (then, otherwise) = (expand(k, then, whole, with), expand(k, otherwise, whole, with));
                 out.push(Stmt::If { cond, then, otherwise });
             }
-            s @ (Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. }) => {
+            s
+            @ (Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } | Stmt::Copy(_)) => {
                 out.push(s);
             }
         }

@@ -6,6 +6,7 @@
 
 mod convert;
 mod float;
+mod hopper;
 mod math;
 mod product;
 mod reduce;
@@ -14,7 +15,7 @@ mod text;
 mod tiles;
 mod trig;
 
-use crate::dot::expand_dot;
+use crate::{copy::expand_copies, dot::expand_dot, gpu::hopper::is_load};
 use base::DType;
 use convert::memory_type;
 use graph::op::MapFn;
@@ -31,7 +32,7 @@ pub(crate) fn module(kernels: &[Kernel]) -> String {
     let mut out = String::from("module {\n");
     let mut helpers = BTreeSet::new();
     for k in kernels {
-        let k = expand_dot(k);
+        let k = expand_dot(&expand_copies(k, &|_, _| false));
         let mut e = Emitter::new(&k);
         out.push_str(&e.kernel());
         helpers.append(&mut e.w.helpers);
@@ -147,6 +148,9 @@ impl<'k> Emitter<'k> {
     // --- statements ---
 
     fn stmts(&mut self, body: &[Stmt], kind: LoopKind) {
+        if self.simt.as_ref().is_some_and(|t| t.plan.hopper.is_some() && t.is_team()) && body.iter().any(is_load) {
+            return self.staged(body);
+        }
         body.iter().for_each(|s| self.stmt(s, kind));
     }
     /// A new stack slot.
@@ -232,6 +236,7 @@ impl<'k> Emitter<'k> {
                 self.w.line("}");
             }
             Stmt::Dot(d) => self.product(d),
+            Stmt::Copy(_) => base::bug!("a copy in {} is not expanded", self.k.name),
         }
     }
     /// Turn after turn.

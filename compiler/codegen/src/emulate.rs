@@ -3,16 +3,16 @@
 //! too early or too late differs.
 
 use crate::{
-    CodegenError, Jit, Options, dot,
+    CodegenError, Jit, Options,
     emit::{Machine, block_module},
-    gpu::plan::{Limits, Plan},
+    gpu::plan::{Limits, Plan, prepare},
     llvm, mlir,
 };
 use std::sync::{Condvar, Mutex};
 use tile::Kernel;
 
 /// Small, so that small problems have several warps and blocks, and scratch that does not fit.
-const LIMITS: Limits = Limits { warp: 4, threads: (8, 16), shared_bytes: 4 << 10 };
+const LIMITS: Limits = Limits { warp: 4, threads: (8, 16), shared_bytes: 4 << 10, hopper: false };
 const ALIGN: usize = 128;
 
 /// Kernels compiled for threads of the host.
@@ -129,8 +129,8 @@ impl Emulated {
     /// # Errors
     /// What MLIR, LLVM or the linker refuses.
     pub fn load(kernels: &[Kernel]) -> Result<Emulated, CodegenError> {
-        let spread: Vec<Kernel> = kernels.iter().map(dot::spread_dot).collect();
-        let planned: Vec<(&Kernel, Plan)> = spread.iter().map(|k| (k, Plan::new(k, LIMITS))).collect();
+        let prepared: Vec<(Kernel, Plan)> = kernels.iter().map(|k| prepare(k, LIMITS)).collect();
+        let planned: Vec<(&Kernel, Plan)> = prepared.iter().map(|(k, p)| (k, p.clone())).collect();
         let (text, sums) = block_module(&planned, Machine::Emulated);
         let object = mlir::with_llvm(&text, |module| {
             llvm::optimise(module, &Options::default())?;

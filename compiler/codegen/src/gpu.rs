@@ -7,17 +7,19 @@
 //! How a tile program is spread over threads: `plan.rs` and `emit/simt.rs`.
 
 pub(crate) mod access;
+pub(crate) mod hopper;
 pub(crate) mod plan;
 pub(crate) mod unit;
 
 use crate::{
-    CodegenError, PARTS, dot,
+    CodegenError, PARTS,
     emit::{Machine, block_module},
     llvm, mlir, on_all_cores,
 };
 use access::{exprs, visit};
 use base::{DType, Dim};
 use graph::op::MapFn;
+pub use hopper::{Extent, TensorMap};
 use plan::{Limits, Plan};
 use std::collections::BTreeSet;
 use tile::{Expr, Kernel, Stmt};
@@ -53,6 +55,8 @@ pub struct GpuKernel {
     pub dynamic_shared: usize,
     /// Global memory that each launched block needs, one block's after the other's, aligned to 128. # Units: bytes.
     pub workspace: usize,
+    /// The tensor maps that follow the other parameters, each 128 bytes by value.
+    pub maps: Vec<TensorMap>,
 }
 
 /// The PTX of a module, and how its kernels are launched.
@@ -65,7 +69,7 @@ pub struct Ptx {
 }
 
 /// Of a Hopper GPU: 227 KiB of shared memory a block, of which reductions may take 3.
-const LIMITS: Limits = Limits { warp: 32, threads: (128, 256), shared_bytes: 224 << 10 };
+const LIMITS: Limits = Limits { warp: 32, threads: (128, 256), shared_bytes: 224 << 10, hopper: true };
 
 /// The MLIR text of the kernels as GPU code, as it is before lowering.
 ///
@@ -100,16 +104,17 @@ pub fn emit_ptx(kernels: &[Kernel], options: &GpuOptions) -> Result<Ptx, Codegen
 
 fn module(kernels: &[Kernel]) -> Result<(String, Vec<GpuKernel>), CodegenError> {
     kernels.iter().try_for_each(check)?;
-    let spread: Vec<Kernel> = kernels.iter().map(dot::spread_dot).collect();
-    let planned: Vec<(&Kernel, Plan)> = spread.iter().map(|k| (k, Plan::new(k, LIMITS))).collect();
+    let prepared: Vec<(Kernel, Plan)> = kernels.iter().map(|k| plan::prepare(k, LIMITS)).collect();
+    let planned: Vec<(&Kernel, Plan)> = prepared.iter().map(|(k, p)| (k, p.clone())).collect();
     let (text, reductions) = block_module(&planned, Machine::Gpu);
     let launch = |((k, plan), sums): (&(&Kernel, Plan), usize)| GpuKernel {
         symbol: k.name.clone(),
-        threads: plan.threads,
+        threads: plan.launched(),
         grid: plan.grid.clone(),
         static_shared: sums,
-        dynamic_shared: plan.shared_bytes,
+        dynamic_shared: plan.shared_bytes + plan.hopper.as_ref().map_or(0, |h| h.shared_bytes),
         workspace: plan.workspace_bytes,
+        maps: plan.hopper.as_ref().map_or_else(Vec::new, |h| h.maps.clone()),
     };
     Ok((text, planned.iter().zip(reductions).map(launch).collect()))
 }
@@ -137,7 +142,13 @@ fn each_expr(body: &[Stmt], see: &mut dyn FnMut(&Expr)) {
         match s {
             Stmt::For { body, .. } | Stmt::While { body, .. } => each_expr(body, see),
             Stmt::If { then, otherwise, .. } => [then, otherwise].into_iter().for_each(|b| each_expr(b, see)),
-            Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } | Stmt::Dot(_) => {}
+            Stmt::Let(..)
+            | Stmt::Var(..)
+            | Stmt::Assign(..)
+            | Stmt::Accumulate(..)
+            | Stmt::Store { .. }
+            | Stmt::Dot(_)
+            | Stmt::Copy(_) => {}
         }
     }
 }

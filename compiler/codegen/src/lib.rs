@@ -3,6 +3,7 @@
 //! In: kernels that verify. Out: a relocatable object, or functions in memory. Each kernel is two functions: the block, whose buffers
 //! are `noalias` arguments, and the entry point, which runs blocks `begin..end`.
 
+mod copy;
 mod dot;
 mod emit;
 pub mod emulate;

@@ -279,7 +279,7 @@ pub fn tiles(case: &Case) -> Answer {
     guarded(|| {
         let want = reference(case, Roundoff::Dtype)?;
         for (fuse, parts) in [(true, false), (true, true), (false, false)] {
-            let lowered = lowered(&case.module, tile::Options { fuse, parts })?;
+            let lowered = lowered(&case.module, tile::Options { fuse, parts, products: parts })?;
             for ((f, entry), want) in case.module.funcs.iter().zip(&lowered.entries).zip(&want) {
                 let args = random::args(f, &case.dims, case.seed).into_iter().map(|t| t.data).collect::<Vec<_>>();
                 let how = || format!("fuse {fuse}, parts {parts}");

@@ -91,7 +91,8 @@ pub fn middle(program: &Program, options: &Options) -> Result<(Module, Vec<egrap
 
 /// graph → tile: kernels, buffers and steps.
 pub fn lower(module: &Module, options: &Options) -> Result<Lowered, BackError> {
-    tile::lower(module, tile::Options { fuse: !options.by_definition, parts: options.gpu }).map_err(BackError::Target)
+    tile::lower(module, tile::Options { fuse: !options.by_definition, parts: options.gpu, products: options.gpu })
+        .map_err(BackError::Target)
 }
 
 /// tile → mlir → llvm → object → library.

@@ -106,7 +106,7 @@ fn takes_strides(op: &Op) -> bool {
 
 /// Decides for the whole function. Without `fuse` every value that some arithmetic makes is stored; with `parts` every reduction that is taken in
 /// parts.
-pub fn group(func: &Func, Options { fuse, parts }: Options) -> Grouping {
+pub fn group(func: &Func, Options { fuse, parts, .. }: Options) -> Grouping {
     let n = func.nodes.len();
     let mut g = Grouping { root: vec![false; n], reads: vec![Vec::new(); n] };
     // Full recomputation costs, as if nothing were stored below.

@@ -7,7 +7,7 @@
 //! turns of a vector loop that do.
 
 use crate::{
-    ir::{Access, Dot, Expr, Kernel, LoopKind, Mem, Stmt, TileRef, compute_dtype},
+    ir::{Access, Copy, Dot, Expr, Kernel, LoopKind, Mem, Stmt, TileRef, compute_dtype},
     verify::verify,
 };
 use base::{DType, DimEnv};
@@ -421,6 +421,7 @@ impl Machine<'_> {
                 self.list(branch)?;
             }
             Stmt::Dot(d) => self.dot(d)?,
+            Stmt::Copy(c) => self.copy(c)?,
         }
         Ok(())
     }
@@ -447,10 +448,36 @@ impl Machine<'_> {
                     self.stores(otherwise, written);
                 }
                 Stmt::Dot(d) => written[self.id(d.c.mem)] = true,
+                Stmt::Copy(c) => written[self.id(c.to)] = true,
             }
         }
     }
 
+    fn copy(&mut self, c: &Copy) -> Result<(), InterpError> {
+        let axis = |m: &mut Self, a: &crate::ir::Axis| Ok([m.int(&a.extent)?, m.int(&a.stride)?, m.int(&a.at)?]);
+        let axes = c.axes.iter().map(|a| axis(self, a)).collect::<Result<Vec<_>, InterpError>>()?;
+        for (r, col) in (0..c.rows).flat_map(|r| (0..c.cols).map(move |col| (r, col))) {
+            let (mut inside, mut index) = (true, 0);
+            for (back, [extent, stride, at]) in axes.iter().rev().enumerate() {
+                let i = at + [col, r].get(back).unwrap_or(&0);
+                inside &= (0..*extent).contains(&i);
+                index += i * stride;
+            }
+            let place = r * c.cols + col;
+            match c.to {
+                Mem::Scratch(_) => {
+                    let value = if inside { self.read(c.from, index)? } else { 0.0 };
+                    self.write(c.to, place, value)?;
+                }
+                Mem::Buffer(_) if inside => {
+                    let value = self.read(c.from, place)?;
+                    self.write(c.to, index, value)?;
+                }
+                Mem::Buffer(_) => {}
+            }
+        }
+        Ok(())
+    }
     fn dot(&mut self, d: &Dot) -> Result<(), InterpError> {
         let [m, n, k] = [self.int(&d.m)?, self.int(&d.n)?, self.int(&d.k)?];
         let a = self.tile(&d.a, m, k)?;

@@ -141,6 +141,55 @@ pub enum Stmt {
     },
     /// c[i·m + j] (+)= Σ_k a[i, k]·b[k, j] in f32 (f64 if c is): the tile-level product.
     Dot(Dot),
+    /// A rectangle of a buffer to scratch, or back.
+    Copy(Copy),
+}
+
+/// A rectangle of a buffer to scratch or back. Elements of scratch are row-major; element `(r, c)` is at index `at_a` of each axis of the buffer, `r` further
+/// along the last but one and `c` further along the last. Where an index is outside of its axis, scratch becomes 0, and a buffer stays as
+/// it was. Values are widened and rounded as by a load and a store.
+///
+/// The buffer and all strides but the last, which is 1, are multiples of 16 bytes, and so is the last extent: neighbours move together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Copy {
+    /// A buffer or scratch.
+    pub from: Mem,
+    /// The other.
+    pub to: Mem,
+    /// Rows of the rectangle.
+    pub rows: i64,
+    /// Columns of the rectangle.
+    pub cols: i64,
+    /// The buffer's axes, two or more.
+    pub axes: Vec<Axis>,
+}
+
+/// An axis of a buffer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Axis {
+    /// Indices, i64.
+    pub extent: Expr,
+    /// Elements from one to the next, i64.
+    pub stride: Expr,
+    /// The rectangle's first, i64; may be outside.
+    pub at: Expr,
+}
+
+/// What a rectangle's rows begin at multiples of. # Units: bytes.
+pub const COPY_ALIGN: i64 = 16;
+
+impl Copy {
+    /// The buffer and the scratch memory.
+    pub fn sides(&self) -> Option<(usize, usize)> {
+        match (self.from, self.to) {
+            (Mem::Buffer(b), Mem::Scratch(s)) | (Mem::Scratch(s), Mem::Buffer(b)) => Some((b, s)),
+            (Mem::Buffer(_), Mem::Buffer(_)) | (Mem::Scratch(_), Mem::Scratch(_)) => None,
+        }
+    }
+    /// Its expressions.
+    pub fn exprs(&self) -> impl Iterator<Item = &Expr> {
+        self.axes.iter().flat_map(|a| [&a.extent, &a.stride, &a.at])
+    }
 }
 
 /// A product of tiles: `c[i, j] = init + Σ_k a[i, k]·b[k, j]`, `init` being `c[i, j]` if `accumulate`, else 0.

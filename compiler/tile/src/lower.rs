@@ -9,7 +9,8 @@ use crate::{
     fused::{Fused, Scene, fuse, fuse_parts, num_parts},
     gemm::gemm,
     group::{Grouping, group, is_layout},
-    ir::Kernel,
+    ir::{COPY_ALIGN, Kernel},
+    kernels::gpu_product::{Grouped, Product, gpu_grouped, gpu_product, is_multiple},
     view::StridedView,
 };
 use base::{DType, Dim, TensorType};
@@ -52,11 +53,13 @@ pub struct Options {
     /// Whether reductions of many elements to few are taken in parts, by many blocks, and those summed by another kernel: for a device of many
     /// processors.
     pub parts: bool,
+    /// Whether products are kernels; else they are steps for the device's library.
+    pub products: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { fuse: true, parts: false }
+        Options { fuse: true, parts: false, products: false }
     }
 }
 
@@ -294,15 +297,10 @@ impl Lowerer<'_> {
                 let n = b.func.ty(value(0)).shape[1].clone();
                 let extents = [ws.shape[0].clone(), xs.shape[0].clone(), xs.shape[1].clone(), n];
                 let (dtype, transposed) = (xs.dtype, *transposed);
-                b.steps.push(Step::GroupedGemm(GroupedGemm::Rows {
-                    dtype,
-                    x: x.at,
-                    w: w.at,
-                    offsets: offsets.at,
-                    y: y.at.clone(),
-                    extents,
-                    transposed,
-                }));
+                let step =
+                    GroupedGemm::Rows { dtype, x: x.at, w: w.at, offsets: offsets.at, y: y.at.clone(), extents, transposed };
+                let step = self.grouped(step, node.origin);
+                b.steps.push(step);
                 self.finish(b, value(0), y, add);
             }
             Op::GroupedOuter => {
@@ -311,14 +309,9 @@ impl Lowerer<'_> {
                 let (xs, ws) = (b.func.ty(node.inputs[0]), b.func.ty(value(0)));
                 let extents = [ws.shape[0].clone(), xs.shape[0].clone(), ws.shape[1].clone(), ws.shape[2].clone()];
                 let dtype = xs.dtype;
-                b.steps.push(Step::GroupedGemm(GroupedGemm::Outer {
-                    dtype,
-                    x: x.at,
-                    y: y.at,
-                    offsets: offsets.at,
-                    w: w.at.clone(),
-                    extents,
-                }));
+                let step = GroupedGemm::Outer { dtype, x: x.at, y: y.at, offsets: offsets.at, w: w.at.clone(), extents };
+                let step = self.grouped(step, node.origin);
+                b.steps.push(step);
                 self.finish(b, value(0), w, add);
             }
             Op::Repeat(_) => self.repeat(b, id)?,
@@ -453,7 +446,32 @@ impl Lowerer<'_> {
             let copied = graph::op::Contract { lhs: to_lhs, rhs: to_rhs, out: spec.out.clone() };
             gemm(&copied, dtype, &a, &r, c, add).unwrap_or_else(|| base::bug!("{copied} of contiguous operands"))
         });
-        b.steps.push(Step::Gemm(product));
+        let step = self.product(product, node.origin);
+        b.steps.push(step);
+    }
+    /// The step of a dense product.
+    fn product(&mut self, g: library::Gemm, origin: Option<base::Span>) -> Step {
+        if !self.options.products {
+            return Step::Gemm(g);
+        }
+        let aligned = [&g.a, &g.b, &g.c].map(|v| is_aligned(v, g.dtype));
+        let extents = [g.m, g.n, g.k];
+        let p = Product { dtype: g.dtype, extents, strides: g.strides, batch: g.batch, accumulate: g.accumulate, aligned };
+        self.launch(gpu_product(&p, None), vec![g.a, g.b, g.c], origin)
+    }
+    /// The step of a product over ragged rows.
+    fn grouped(&mut self, g: GroupedGemm, origin: Option<base::Span>) -> Step {
+        if !self.options.products {
+            return Step::GroupedGemm(g);
+        }
+        let (dtype, extents, rows, views) = match g {
+            GroupedGemm::Rows { dtype, x, w, offsets, y, extents, transposed } => {
+                (dtype, extents, Some(transposed), vec![x, w, offsets, y])
+            }
+            GroupedGemm::Outer { dtype, x, y, offsets, w, extents } => (dtype, extents, None, vec![x, y, offsets, w]),
+        };
+        let aligned = [0, 1, 3].iter().all(|i| is_aligned(&views[*i], dtype));
+        self.launch(gpu_grouped(&Grouped { dtype, extents, rows, aligned }, None), views, origin)
     }
     /// A contiguous copy with its axes in another order.
     fn reorder(&mut self, b: &mut Body, view: &StridedView, from: &[char], to: &[char], dtype: DType) -> StridedView {
@@ -599,6 +617,12 @@ impl Lowerer<'_> {
         }
         Step::Launch { kernel: index, buffers, dims, grid }
     }
+}
+
+/// Whether a view begins at a multiple of what copies of rectangles take; buffers do.
+fn is_aligned(v: &View, dtype: DType) -> bool {
+    let n = COPY_ALIGN / dtype.bytes() as i64;
+    v.turn.iter().chain([&v.offset]).all(|d| is_multiple(d, n))
 }
 
 /// The view inside one more loop, at the same place each turn.

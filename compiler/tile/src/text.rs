@@ -7,7 +7,7 @@ mod parse;
 
 pub use parse::parse;
 
-use crate::ir::{Access, Dot, Expr, Kernel, LoopKind, Mem, Stmt, TileRef, VarId};
+use crate::ir::{Access, Copy, Dot, Expr, Kernel, LoopKind, Mem, Stmt, TileRef, VarId};
 use base::{
     DType,
     text::{Attr, Block, Region, TextOp, TextValue, Type},
@@ -176,8 +176,16 @@ impl Printer<'_> {
                 TextOp { operands, regions, ..TextOp::new("tile.if") }
             }
             Stmt::Dot(d) => self.dot(d, ops),
+            Stmt::Copy(c) => self.copy(c, ops),
         };
         ops.push(op);
+    }
+    fn copy(&mut self, c: &Copy, ops: &mut Vec<TextOp>) -> TextOp {
+        let mut operands: Vec<TextValue> = [c.from, c.to].map(|m| self.mem(m)).into();
+        for e in c.exprs() {
+            operands.push(self.expr(e, ops));
+        }
+        TextOp { operands, attrs: named([("rows", Attr::i64(c.rows)), ("cols", Attr::i64(c.cols))]), ..TextOp::new("tile.copy") }
     }
     fn dot(&mut self, d: &Dot, ops: &mut Vec<TextOp>) -> TextOp {
         let mut operands: Vec<TextValue> = [&d.a, &d.b, &d.c].map(|t| self.mem(t.mem)).into();

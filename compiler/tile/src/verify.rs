@@ -1,7 +1,7 @@
 //! Looks for what no tile program may do: dtypes that do not fit, variables out of scope or set twice, stores to read-only buffers,
 //! and vector loops whose turns plainly depend on each other. The interpreter finds what only shows when it runs.
 
-use crate::ir::{Access, Dot, Expr, Kernel, LoopKind, Mem, Stmt, VarId, compute_dtype};
+use crate::ir::{Access, COPY_ALIGN, Copy, Dot, Expr, Kernel, LoopKind, Mem, Stmt, VarId, compute_dtype};
 use base::DType;
 use graph::op::map::Kind;
 use std::collections::BTreeSet;
@@ -158,7 +158,41 @@ impl Verifier<'_> {
                 self.list(otherwise);
             }
             Stmt::Dot(d) => self.dot(d),
+            Stmt::Copy(c) => self.copy(c),
         }
+    }
+    fn copy(&mut self, c: &Copy) {
+        for e in c.exprs() {
+            self.expect("a number of a copy", e, Some(DType::I64));
+        }
+        let dtypes = [c.from, c.to].map(|m| self.mem(m).map(compute_dtype));
+        if let [Some(from), Some(to)] = dtypes
+            && from != to
+        {
+            self.found.push(format!("a copy of {from} to {to}"));
+        }
+        match c.sides() {
+            None => self.found.push("a copy that is not between a buffer and scratch".into()),
+            Some((_, s)) => {
+                let elems = self.kernel.scratch.get(s).map_or(0, |s| s.elems as i64);
+                if c.rows < 1 || c.cols < 1 || c.rows.saturating_mul(c.cols) > elems {
+                    self.found.push(format!("a copy of {} by {} of scratch with {elems} elements", c.rows, c.cols));
+                }
+            }
+        }
+        if c.axes.len() < 2 {
+            self.found.push("a copy of fewer than two axes".into());
+        }
+        if let (Some((b, _)), Some((last, outer))) = (c.sides(), c.axes.split_last()) {
+            let bytes = self.kernel.buffers.get(b).map_or(1, |b| b.dtype.bytes() as i64);
+            let aligned = |e: &Expr| e.known().is_none_or(|n| (n * bytes) % COPY_ALIGN == 0);
+            if last.stride.known() != Some(1) || !outer.iter().all(|a| aligned(&a.stride)) {
+                self.found.push("a copy of what does not begin at multiples of 16 bytes".into());
+            }
+        }
+        self.written(c.to);
+        let at: Vec<&Expr> = c.axes.iter().map(|a| &a.at).collect();
+        self.each_turn_its_own(c.to, &at);
     }
     fn dot(&mut self, d: &Dot) {
         for e in [&d.m, &d.n, &d.k].into_iter().chain([&d.a, &d.b, &d.c].into_iter().flat_map(|t| [&t.base, &t.row, &t.col])) {

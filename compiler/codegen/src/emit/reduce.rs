@@ -119,7 +119,7 @@ pub(super) fn reductions(body: &[Stmt], found: &mut Vec<(VarId, ReduceFn)>) {
                 reductions(then, found);
                 reductions(otherwise, found);
             }
-            Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Store { .. } | Stmt::Dot(_) => {}
+            Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Store { .. } | Stmt::Dot(_) | Stmt::Copy(_) => {}
         }
     }
 }

@@ -13,6 +13,7 @@
 use super::{
     Emitter, Slot,
     convert::memory_type,
+    hopper::Turn,
     host_function, pointer,
     reduce::{neutral, reductions},
     text::Helper,
@@ -48,6 +49,8 @@ pub(super) struct Simt {
     pub(super) copied: BTreeSet<usize>,
     /// Whether there may be such copies.
     copies: bool,
+    /// Where it is in the rings of copies.
+    pub(super) turn: Turn,
     /// What the team did since it last waited.
     since: Access,
     /// Whether the memory of reductions was read since.
@@ -73,6 +76,7 @@ impl Simt {
                 Place::Shared(_) => "!llvm.ptr<3>",
                 Place::Workspace(_) => "!llvm.ptr<1>",
                 Place::Thread | Place::Held => "!llvm.ptr",
+                Place::Ring => "!llvm.ptr<3>",
             },
         }
     }
@@ -145,6 +149,7 @@ pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], machine: Machine) -> (St
             elem: None,
             copied: BTreeSet::new(),
             copies,
+            turn: Turn::default(),
             since,
             combined,
             partial: Vec::new(),
@@ -185,7 +190,8 @@ impl Emitter<'_> {
                 self.stmts(&plan.body, LoopKind::Serial);
                 self.rows(rows);
             }
-            None => self.blocks(&plan.body),
+            None if plan.hopper.is_some() => self.warp_groups(&plan.body),
+            None => self.blocks(&plan.body, |e| e.stmts(&plan.body, LoopKind::Serial)),
         }
         let body = std::mem::take(&mut self.w.out);
         let reductions = self.simt().passed * (plan.threads / plan.warp) as usize * 8;
@@ -201,7 +207,9 @@ impl Emitter<'_> {
             String::new()
         };
         let attributes = match self.simt().machine {
-            Machine::Gpu => format!(" attributes {{nvvm.kernel, nvvm.maxntid = array<i32: {}>}}", plan.threads),
+            Machine::Gpu => {
+                format!(" attributes {{nvvm.kernel, nvvm.maxntid = array<i32: {}>, nvvm.minctasm = 1 : i32}}", plan.launched())
+            }
             Machine::Emulated => String::new(),
         };
         (
@@ -229,7 +237,10 @@ impl Emitter<'_> {
         let buffers = k.buffers.iter().enumerate().map(buffer);
         let dims = (0..k.dims.len()).map(|i| format!("%d{i}: i64"));
         let rest = ["%grid: i64".to_string(), "%workspace: !llvm.ptr<1>".to_string()];
-        buffers.chain(dims).chain(rest).collect::<Vec<_>>().join(", ")
+        let maps = plan.hopper.as_ref().map_or(0, |h| h.maps.len());
+        let attributes = "llvm.byval = !llvm.array<128 x i8>, llvm.align = 64 : i64, nvvm.grid_constant";
+        let maps = (0..maps).map(|i| format!("%map{i}: !llvm.ptr {{{attributes}}}"));
+        buffers.chain(dims).chain(rest).chain(maps).collect::<Vec<_>>().join(", ")
     }
 
     /// What each thread finds out first: who it is, and where its memory is.
@@ -241,7 +252,7 @@ impl Emitter<'_> {
                     self.w.line(&format!("%{name}_i32 = nvvm.read.ptx.sreg.{register} : i32"));
                     self.w.line(&format!("%{name} = arith.extui %{name}_i32 : i32 to i64"));
                 }
-                if plan.shared_bytes > 0 {
+                if plan.shared_bytes > 0 || plan.hopper.is_some() {
                     self.w.line("%shared = llvm.mlir.addressof @lode_shared : !llvm.ptr<3>");
                 }
                 if reductions > 0 {
@@ -272,6 +283,7 @@ impl Emitter<'_> {
             match place {
                 Place::Shared(at) => self.w.line(&format!("{p} = llvm.getelementptr %shared[{at}] : ({ty}) -> {ty}, i8")),
                 Place::Workspace(at) => self.w.line(&format!("{p} = llvm.getelementptr %own[{at}] : ({ty}) -> {ty}, i8")),
+                Place::Ring => {}
                 Place::Thread => {
                     let _ = writeln!(self.w.head, "    {p} = llvm.alloca {elems} x {element} : (i64) -> !llvm.ptr");
                 }
@@ -296,6 +308,9 @@ impl Emitter<'_> {
             let low = self.w.bin("andi", &bits.expect("a buffer"), &mask, "i64");
             self.w.line(&format!("%aligned = arith.cmpi eq, {low}, {zero} : i64"));
         }
+        if plan.hopper.is_some() {
+            self.rings_begin(plan.shared_bytes);
+        }
         let warp = self.w.int(i64::from(plan.warp), "i64");
         self.w.line(&format!("%lane = arith.remui %tid, {warp} : i64"));
         self.w.line(&format!("%warp = arith.divui %tid, {warp} : i64"));
@@ -309,7 +324,7 @@ impl Emitter<'_> {
     // --- the grid ---
 
     /// Blocks of the tile program, as many apart as there are blocks of threads.
-    fn blocks(&mut self, body: &[Stmt]) {
+    pub(super) fn blocks(&mut self, body: &[Stmt], inside: impl FnOnce(&mut Self)) {
         let block = self.w.fresh();
         self.vars[0] = Slot::Value(block.clone());
         self.natural[0] = true;
@@ -318,7 +333,7 @@ impl Emitter<'_> {
             // What scratch held for the last block may still be read.
             e.simt_mut().since = scratch_only(Access::of(body));
             e.simt_mut().combined = true;
-            e.stmts(body, LoopKind::Serial);
+            inside(e);
         });
         self.w.line("}");
     }
@@ -469,7 +484,15 @@ impl Emitter<'_> {
             Stmt::Dot(d) => {
                 access.join(&Access::of(std::slice::from_ref(s)));
                 self.wait_before(&access);
+                if self.simt().plan.hopper.is_some() {
+                    return self.wgmma(d);
+                }
                 self.tile_product(d);
+            }
+            Stmt::Copy(c) => {
+                access.join(&Access::of(std::slice::from_ref(s)));
+                self.wait_before(&access);
+                self.put(c);
             }
         }
     }
@@ -503,6 +526,7 @@ impl Emitter<'_> {
     fn wait(&mut self) {
         match (self.simt().machine, self.simt().team) {
             (_, Team::Thread) => {}
+            (Machine::Gpu, Team::Block) if self.simt().plan.hopper.is_some() => self.wait_consumers(),
             (Machine::Gpu, Team::Block) => {
                 if self.simt().copies {
                     self.w.line(
@@ -723,7 +747,7 @@ impl Emitter<'_> {
                 Stmt::For { lo, hi, kind: LoopKind::Vector, body, .. } if self.is_spread(lo, hi, body) => true,
                 Stmt::For { body, .. } | Stmt::While { body, .. } => self.only_spread(body, v),
                 Stmt::If { then, otherwise, .. } => self.only_spread(then, v) && self.only_spread(otherwise, v),
-                Stmt::Let(..) | Stmt::Var(..) | Stmt::Store { .. } | Stmt::Dot(_) => true,
+                Stmt::Let(..) | Stmt::Var(..) | Stmt::Store { .. } | Stmt::Dot(_) | Stmt::Copy(_) => true,
             })
     }
     /// Starts reductions from nothing in each thread, but those that are under way; returns what they go into.
@@ -877,6 +901,12 @@ fn has_vector_loop(body: &[Stmt]) -> bool {
         Stmt::For { kind: LoopKind::Vector, .. } => true,
         Stmt::For { body, .. } | Stmt::While { body, .. } => has_vector_loop(body),
         Stmt::If { then, otherwise, .. } => has_vector_loop(then) || has_vector_loop(otherwise),
-        Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } | Stmt::Dot(_) => false,
+        Stmt::Let(..)
+        | Stmt::Var(..)
+        | Stmt::Assign(..)
+        | Stmt::Accumulate(..)
+        | Stmt::Store { .. }
+        | Stmt::Dot(_)
+        | Stmt::Copy(_) => false,
     })
 }

@@ -20,7 +20,11 @@ use crate::{
 };
 use base::DType;
 use graph::op::MapFn;
-use tile::{Access as BufferAccess, Expr, Kernel, LoopKind, Mem, Stmt, VarId, ir::Dot};
+use std::collections::BTreeMap;
+use tile::{
+    Access as BufferAccess, Expr, Kernel, LoopKind, Mem, Stmt, VarId,
+    ir::{Copy, Dot},
+};
 
 /// The element of a held tile that a thread is at.
 #[derive(Clone, Debug)]
@@ -78,9 +82,13 @@ pub(super) fn has_chunks(k: &Kernel, body: &[Stmt]) -> bool {
             || match s {
                 Stmt::For { body, .. } | Stmt::While { body, .. } => has_chunks(k, body),
                 Stmt::If { then, otherwise, .. } => has_chunks(k, then) || has_chunks(k, otherwise),
-                Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } | Stmt::Dot(_) => {
-                    false
-                }
+                Stmt::Let(..)
+                | Stmt::Var(..)
+                | Stmt::Assign(..)
+                | Stmt::Accumulate(..)
+                | Stmt::Store { .. }
+                | Stmt::Dot(_)
+                | Stmt::Copy(_) => false,
             }
     })
 }
@@ -189,7 +197,8 @@ impl Emitter<'_> {
     /// The first row and column of this warp's part of a tile, and its extents.
     fn warp_tile(&mut self, [m, n]: [i64; 2]) -> [(String, i64); 4] {
         let warps = self.simt().plan.threads / self.simt().plan.warp;
-        let [down, across] = warp_grid([m, n], warps).expect("the plan says that it fits");
+        let grid = if self.simt().plan.hopper.is_some() { Some([i64::from(warps), 1]) } else { warp_grid([m, n], warps) };
+        let [down, across] = grid.expect("the plan says that it fits");
         let (tall, wide) = (m / down, n / across);
         let count = self.w.int(across, "i64");
         let (i, j) = (self.w.bin("divui", "%warp", &count, "i64"), self.w.bin("remui", "%warp", &count, "i64"));
@@ -253,6 +262,95 @@ impl Emitter<'_> {
             }
         });
         self.gather(partial);
+    }
+
+    /// Elements of a held tile into a buffer. On tensor cores two neighbours go at once.
+    pub(super) fn put(&mut self, c: &Copy) {
+        let Some((buffer, scratch)) = c.sides() else { base::bug!("a copy to a buffer in {}", self.k.name) };
+        let dtype = self.k.buffers[buffer].dtype;
+        let axes: Vec<[String; 3]> = c.axes.iter().map(|a| [&a.extent, &a.stride, &a.at].map(|e| self.expr(e))).collect();
+        let (outer, [row_axis, col_axis]) = axes.split_at(axes.len() - 2) else { base::bug!("a copy of two axes") };
+        let mut base: Option<String> = None;
+        let mut inside: Option<String> = None;
+        for [extent, stride, at] in outer {
+            let within = self.w.cmpi("ult", at, extent, "i64");
+            inside = Some(inside.map_or(within.clone(), |x| self.w.op(&format!("arith.andi {x}, {within} : i1"))));
+            let by = self.w.bin("muli", at, stride, "i64");
+            base = Some(match base {
+                Some(b) => self.w.bin("addi", &b, &by, "i64"),
+                None => by,
+            });
+        }
+        let pairs = self.simt().on_tensor_cores() && matches!(dtype, DType::F32 | DType::BF16 | DType::F16);
+        let shares = self.shares([c.rows, c.cols]);
+        let mut rows: BTreeMap<String, [String; 2]> = BTreeMap::new();
+        let mut cols: BTreeMap<String, [String; 2]> = BTreeMap::new();
+        for (row, col) in &shares {
+            if !rows.contains_key(row) {
+                let [extent, stride, at] = row_axis;
+                let i = self.w.bin("addi", at, row, "i64");
+                let within = self.w.cmpi("ult", &i, extent, "i64");
+                let within = inside.as_ref().map_or(within.clone(), |x| self.w.op(&format!("arith.andi {x}, {within} : i1")));
+                let start = self.w.bin("muli", &i, stride, "i64");
+                let start = base.as_ref().map_or(start.clone(), |b| self.w.bin("addi", b, &start, "i64"));
+                rows.insert(row.clone(), [start, within]);
+            }
+            if !cols.contains_key(col) {
+                let [extent, _, at] = col_axis;
+                let i = self.w.bin("addi", at, col, "i64");
+                let within = self.w.cmpi("ult", &i, extent, "i64");
+                cols.insert(col.clone(), [i, within]);
+            }
+        }
+        // A thread whose elements are all inside asks once.
+        let all = rows.values().chain(cols.values()).map(|[_, w]| w.clone()).collect::<Vec<_>>();
+        let all = all.into_iter().reduce(|a, b| self.w.op(&format!("arith.andi {a}, {b} : i1"))).expect("it has elements");
+        let held = self.simt().plan.held[scratch].is_some();
+        if !held {
+            base::bug!("a copy of what is not held in {}", self.k.name);
+        }
+        let step = if pairs { 2 } else { 1 };
+        let store = |e: &mut Self, slot: usize, asks: bool| {
+            let (row, col) = &shares[slot];
+            let ([start, row_in], [i, col_in]) = (&rows[row], &cols[col]);
+            if asks {
+                let within = e.w.op(&format!("arith.andi {row_in}, {col_in} : i1"));
+                e.w.line(&format!("scf.if {within} {{"));
+            }
+            e.inside(|e| {
+                let from = e.k.scratch[scratch].dtype;
+                let values: Vec<String> = (slot..slot + step)
+                    .map(|slot| {
+                        let p = e.held_address(scratch, slot);
+                        let v = e.w.op(&format!("llvm.load {p} : !llvm.ptr -> {}", memory_type(from)));
+                        e.w.widen(v, from)
+                    })
+                    .collect();
+                let index = e.w.bin("addi", start, i, "i64");
+                let to = e.address(Mem::Buffer(buffer), &index, dtype);
+                let space = e.pointer_type(Mem::Buffer(buffer));
+                let narrow: Vec<String> = values.into_iter().map(|v| e.w.narrow(v, dtype)).collect();
+                let ty = memory_type(dtype);
+                let (value, ty, aligned) = if let [a, b] = narrow.as_slice() {
+                    let pair = e.w.op(&format!("llvm.mlir.undef : vector<2x{ty}>"));
+                    let [zero, one] = [0, 1].map(|n| e.w.int(n, "i32"));
+                    let pair = e.w.op(&format!("llvm.insertelement {a}, {pair}[{zero} : i32] : vector<2x{ty}>"));
+                    let pair = e.w.op(&format!("llvm.insertelement {b}, {pair}[{one} : i32] : vector<2x{ty}>"));
+                    (pair, format!("vector<2x{ty}>"), 2 * dtype.bytes())
+                } else {
+                    (narrow[0].clone(), ty.to_string(), dtype.bytes())
+                };
+                e.w.line(&format!("llvm.store {value}, {to} {{alignment = {aligned} : i64}} : {ty}, {space}"));
+            });
+            if asks {
+                e.w.line("}");
+            }
+        };
+        self.w.line(&format!("scf.if {all} {{"));
+        self.inside(|e| (0..shares.len()).step_by(step).for_each(|slot| store(e, slot, false)));
+        self.w.line("} else {");
+        self.inside(|e| (0..shares.len()).step_by(step).for_each(|slot| store(e, slot, true)));
+        self.w.line("}");
     }
 
     // --- products ---
@@ -343,9 +441,17 @@ impl Emitter<'_> {
         // a: rows of the tile by bit 3, terms by bit 4; b: terms by bit 3, columns by bit 4. Where the neighbours are along the first of these, the row
         // inside a matrix is along the second.
         let a_turned = t.a.col != 1;
-        let (ai, al) = if a_turned { (bit3.clone(), self.w.bin("addi", &bit4, &inner, "i64")) } else { (self.w.bin("addi", &bit3, &inner, "i64"), bit4.clone()) };
+        let (ai, al) = if a_turned {
+            (bit3.clone(), self.w.bin("addi", &bit4, &inner, "i64"))
+        } else {
+            (self.w.bin("addi", &bit3, &inner, "i64"), bit4.clone())
+        };
         let b_turned = t.b.row != 1;
-        let (bl, bj) = if b_turned { (self.w.bin("addi", &bit3, &inner, "i64"), bit4) } else { (bit3, self.w.bin("addi", &bit4, &inner, "i64")) };
+        let (bl, bj) = if b_turned {
+            (self.w.bin("addi", &bit3, &inner, "i64"), bit4)
+        } else {
+            (bit3, self.w.bin("addi", &bit4, &inner, "i64"))
+        };
         let ai = self.w.bin("addi", &row0.0, &ai, "i64");
         let bj = self.w.bin("addi", &col0.0, &bj, "i64");
         let a_start = self.shared_address(&t.a, &ai, &al);
@@ -406,7 +512,13 @@ fn loads_first(body: &[Stmt]) -> bool {
         match s {
             Stmt::Store { mem, .. } => stored.push(*mem),
             Stmt::Let(..) | Stmt::Accumulate(..) => {}
-            Stmt::Var(..) | Stmt::Assign(..) | Stmt::For { .. } | Stmt::While { .. } | Stmt::If { .. } | Stmt::Dot(_) => fits = false,
+            Stmt::Var(..)
+            | Stmt::Assign(..)
+            | Stmt::For { .. }
+            | Stmt::While { .. }
+            | Stmt::If { .. }
+            | Stmt::Dot(_)
+            | Stmt::Copy(_) => fits = false,
         }
         fits
     })

@@ -55,6 +55,10 @@ impl Access {
                 }
                 self.written.insert(d.c.mem);
             }
+            Stmt::Copy(c) => {
+                self.read.insert(c.from);
+                self.written.insert(c.to);
+            }
             Stmt::For { body, .. } | Stmt::While { body, .. } => body.iter().for_each(|s| self.stmt(s)),
             Stmt::If { then, otherwise, .. } => then.iter().chain(otherwise).for_each(|s| self.stmt(s)),
             Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) => {}
@@ -73,6 +77,7 @@ pub(crate) fn exprs<'s>(s: &'s Stmt, see: &mut dyn FnMut(&'s Expr)) {
             let places = [&d.a, &d.b, &d.c].into_iter().flat_map(|t| [&t.base, &t.row, &t.col]);
             [&d.m, &d.n, &d.k].into_iter().chain(places).for_each(see);
         }
+        Stmt::Copy(c) => c.exprs().for_each(see),
     }
 }
 
@@ -102,6 +107,6 @@ pub(crate) fn stmt_uses(s: &Stmt, is: &dyn Fn(VarId) -> bool) -> bool {
             Stmt::Assign(v, _) | Stmt::Accumulate(v, ..) => is(*v),
             Stmt::For { body, .. } | Stmt::While { body, .. } => body.iter().any(|s| stmt_uses(s, is)),
             Stmt::If { then, otherwise, .. } => then.iter().chain(otherwise).any(|s| stmt_uses(s, is)),
-            Stmt::Let(..) | Stmt::Var(..) | Stmt::Store { .. } | Stmt::Dot(_) => false,
+            Stmt::Let(..) | Stmt::Var(..) | Stmt::Store { .. } | Stmt::Dot(_) | Stmt::Copy(_) => false,
         }
 }

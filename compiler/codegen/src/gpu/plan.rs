@@ -5,11 +5,17 @@
 //! neighbouring lanes of a warp, or all threads of a block, by how much work a row holds in vector loops. In any other kernel a block of the
 //! tile program is a block of threads.
 
-use super::access::{Access, expr_uses, exprs, stmt_uses, visit};
-use crate::dot::{Matrix, Tiled};
+use super::{
+    access::{Access, expr_uses, exprs, stmt_uses, visit},
+    hopper::{self, Hopper},
+};
+use crate::{
+    copy::expand_copies,
+    dot::{Matrix, Tiled, spread_dot},
+};
 use base::Dim;
 use graph::op::MapFn;
-use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId};
+use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId, ir::Copy};
 
 /// The threads that run a statement together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +37,8 @@ pub(crate) enum Place {
     Workspace(usize),
     /// Each thread has its own.
     Thread,
+    /// In a ring of [`Hopper`].
+    Ring,
     /// The threads of a block hold it among them, each the elements that [`Held`] says.
     Held,
 }
@@ -51,6 +59,8 @@ pub(crate) struct Limits {
     pub threads: (u32, u32),
     /// Shared memory of a block for scratch. # Units: bytes.
     pub shared_bytes: usize,
+    /// Whether there are warp groups with products of their own, and copies that threads do not carry.
+    pub hopper: bool,
 }
 
 /// Rows that are dealt out over the grid.
@@ -89,6 +99,8 @@ pub(crate) struct Plan {
     pub held: Vec<Option<Held>>,
     /// Whether products run on tensor cores: all are of bf16 or f16. What else the kernel does is as exact as that.
     pub tensor: bool,
+    /// Whether it runs on warp groups; then `threads` are those that compute.
+    pub hopper: Option<Hopper>,
 }
 
 /// Elements that a thread holds of all tiles, at most, if there may be more threads.
@@ -100,7 +112,27 @@ const LARGE_ROW: i64 = 4096;
 /// Scratch memories start at multiples of this. # Units: bytes.
 const ALIGN: usize = 128;
 
+/// A kernel as it is emitted, and its plan: products and copies that the threads of a block do not share are loops.
+pub(crate) fn prepare(kernel: &Kernel, limits: Limits) -> (Kernel, Plan) {
+    let k = spread_dot(kernel);
+    let plan = Plan::new(&k, limits);
+    let stays = |c: &Copy| match c.to {
+        Mem::Scratch(_) => plan.hopper.is_some(),
+        Mem::Buffer(_) => c.sides().and_then(|(_, s)| plan.held[s]).is_some_and(|h| h.extents == [c.rows, c.cols]),
+    };
+    let expanded = expand_copies(&k, &|_, c| stays(c));
+    if expanded == k {
+        return (k, plan);
+    }
+    let plan = Plan::new(&expanded, limits);
+    (expanded, plan)
+}
+
 impl Plan {
+    /// Threads of a block, those that only copy among them.
+    pub(crate) fn launched(&self) -> u32 {
+        self.threads + if self.hopper.is_some() { hopper::GROUP } else { 0 }
+    }
     /// Decides for a kernel without products but those that are [`Tiled`].
     pub(crate) fn new(k: &Kernel, limits: Limits) -> Plan {
         let mut body = k.body.clone();
@@ -126,13 +158,17 @@ impl Plan {
             let elems: i64 = held.iter().flatten().map(|h| h.extents[0] * h.extents[1]).sum();
             if elems > MAX_HELD * i64::from(least) { most } else { least }
         };
-        let (places, shared_bytes, workspace_bytes) = place(k, &own.unwrap_or_default(), &held, limits.shared_bytes);
+        let is_held: Vec<bool> = held.iter().map(Option::is_some).collect();
+        let hopper = if limits.hopper && rows.is_none() { Hopper::new(k, &is_held, limits.shared_bytes) } else { None };
+        let threads = hopper.as_ref().map_or(threads, |h| h.consumers * hopper::GROUP);
+        let (places, shared_bytes, workspace_bytes) =
+            place(k, &own.unwrap_or_default(), &held, hopper.as_ref(), limits.shared_bytes);
         let shared = |m: &Matrix| matches!(places[m.scratch], Place::Shared(_));
         let fits = |t: &Tiled| {
             let [m, n, _] = t.extents;
             t.fits_tensor_cores(k) && [&t.a, &t.b].into_iter().all(shared) && warp_grid([m, n], threads / WARP).is_some()
         };
-        let tensor = limits.warp == WARP && !products.is_empty() && products.iter().all(fits);
+        let tensor = hopper.is_some() || limits.warp == WARP && !products.is_empty() && products.iter().all(fits);
         let grid = match &rows {
             None => k.grid.clone(),
             Some(r) => {
@@ -145,7 +181,7 @@ impl Plan {
                 extent(k, &r.count).ceil_div(&Dim::from(per_block))
             }
         };
-        Plan { threads, warp: limits.warp, body, rows, places, shared_bytes, workspace_bytes, grid, held, tensor }
+        Plan { threads, warp: limits.warp, body, rows, places, shared_bytes, workspace_bytes, grid, held, tensor, hopper }
     }
 }
 
@@ -227,7 +263,13 @@ fn widest_list(body: &[Stmt]) -> Option<Option<i64>> {
             Stmt::If { then, otherwise, .. } => {
                 [then, otherwise].into_iter().filter_map(|l| widest_list(l)).for_each(&mut join);
             }
-            Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } | Stmt::Dot(_) => {}
+            Stmt::Let(..)
+            | Stmt::Var(..)
+            | Stmt::Assign(..)
+            | Stmt::Accumulate(..)
+            | Stmt::Store { .. }
+            | Stmt::Dot(_)
+            | Stmt::Copy(_) => {}
         }
     }
     found
@@ -239,16 +281,23 @@ fn place(
     k: &Kernel,
     own: &std::collections::BTreeSet<Mem>,
     held: &[Option<Held>],
+    hopper: Option<&Hopper>,
     limit: usize,
 ) -> (Vec<Place>, usize, usize) {
     let bytes = |i: usize| (k.scratch[i].elems.max(1) * k.scratch[i].dtype.bytes()).next_multiple_of(ALIGN);
     let mut order: Vec<usize> = (0..k.scratch.len()).collect();
     order.sort_by_key(|i| (bytes(*i), *i));
     let mut places = vec![Place::Thread; k.scratch.len()];
+    // Rings are placed already, from the next multiple of their alignment on.
+    let limit = limit - hopper.map_or(0, |h| h.shared_bytes);
     let (mut shared, mut workspace) = (0, 0);
     for i in order.into_iter().filter(|i| !own.contains(&Mem::Scratch(*i))) {
         if held[i].is_some() {
             places[i] = Place::Held;
+            continue;
+        }
+        if hopper.is_some_and(|h| h.ring_of.contains_key(&i)) {
+            places[i] = Place::Ring;
             continue;
         }
         let (at, place): (&mut usize, fn(usize) -> Place) =
@@ -276,7 +325,9 @@ fn products(k: &Kernel, body: &[Stmt]) -> Vec<Tiled> {
         Stmt::Dot(d) => vec![Tiled::new(k, d).unwrap_or_else(|| base::bug!("a product in {} is not expanded", k.name))],
         Stmt::For { body, .. } | Stmt::While { body, .. } => products(k, body),
         Stmt::If { then, otherwise, .. } => [products(k, then), products(k, otherwise)].concat(),
-        Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } => Vec::new(),
+        Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } | Stmt::Copy(_) => {
+            Vec::new()
+        }
     };
     body.iter().flat_map(of).collect()
 }
@@ -325,6 +376,13 @@ impl Scan<'_> {
                 }
                 Stmt::For { body, .. } | Stmt::While { body, .. } => self.stmts(body, elems),
                 Stmt::If { then, otherwise, .. } => [then, otherwise].into_iter().for_each(|b| self.stmts(b, elems)),
+                Stmt::Copy(c) => {
+                    if let Some((_, s)) = c.sides()
+                        && self.held[s].is_some_and(|h| h.extents != [c.rows, c.cols])
+                    {
+                        self.refused[s] = true;
+                    }
+                }
                 Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Dot(_) => {}
             }
         }

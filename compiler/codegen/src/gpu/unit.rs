@@ -54,7 +54,13 @@ impl Units {
                 Stmt::Let(..) => {}
                 Stmt::Accumulate(..) => reduces = true,
                 Stmt::Store { mem, index, .. } => accesses.push((*mem, index)),
-                Stmt::Var(..) | Stmt::Assign(..) | Stmt::For { .. } | Stmt::While { .. } | Stmt::If { .. } | Stmt::Dot(_) => {
+                Stmt::Var(..)
+                | Stmt::Assign(..)
+                | Stmt::For { .. }
+                | Stmt::While { .. }
+                | Stmt::If { .. }
+                | Stmt::Dot(_)
+                | Stmt::Copy(_) => {
                     return None;
                 }
             }

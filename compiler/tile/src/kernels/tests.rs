@@ -2,6 +2,7 @@
 
 mod attend;
 mod index;
+mod product;
 
 use crate::{
     interp::{Options, run},

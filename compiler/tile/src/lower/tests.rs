@@ -50,7 +50,7 @@ fn compare(f: Func, dims: &[(&str, i64)]) -> lower::Lowered {
     assert!(violations.is_empty(), "{violations:?}");
     let data: Vec<Vec<f64>> = tensors.iter().map(|t| t.data.clone()).collect();
     let run = |fuse: bool, parts: bool| {
-        let lowered = lower::lower(&module, lower::Options { fuse, parts }).expect("it lowers");
+        let lowered = lower::lower(&module, lower::Options { fuse, parts, products: parts }).expect("it lowers");
         let got = simulate(&lowered, &lowered.entries[0], &data, &env).unwrap_or_else(|e| panic!("{e}\n{:#?}", lowered.kernels));
         for (i, (g, w)) in got.iter().zip(&want).enumerate() {
             assert_eq!(g.len(), w.data.len());
@@ -234,7 +234,7 @@ fn large_reductions_are_taken_in_parts() {
         f.output("y", Role::Result, y);
         compare(f.clone(), dims);
         let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f] };
-        let lowered = lower::lower(&module, lower::Options { fuse: true, parts: true }).expect("it lowers");
+        let lowered = lower::lower(&module, lower::Options { fuse: true, parts: true, products: false }).expect("it lowers");
         lowered.kernels.iter().map(|k| k.grid.to_string()).collect::<Vec<_>>()
     };
     // To one number, of one axis and of several; with what is computed from it and from what.

@@ -1,7 +1,7 @@
 //! Text to tile programs. What is read can be printed and verified; whether it verifies is not asked here.
 
 use super::YIELD;
-use crate::ir::{Access, Buffer, Dot, Expr, Kernel, LoopKind, Mem, Scratch, Stmt, TileRef, VarId};
+use crate::ir::{Access, Axis, Buffer, Copy, Dot, Expr, Kernel, LoopKind, Mem, Scratch, Stmt, TileRef, VarId};
 use base::{
     DType, Dim,
     text::{Attr, Block, TextError, TextOp, TextValue, Type},
@@ -279,6 +279,16 @@ impl Parser {
                 let tile = |mem, base, row, col| TileRef { mem, base, row, col };
                 let (a, b, c) = (tile(a, a0, ar, ac), tile(b, b0, br, bc), tile(c, c0, cr, cc));
                 Stmt::Dot(Dot { m, n, k, a, b, c, accumulate: op.get_bool("accumulate")? })
+            }
+            "tile.copy" => {
+                let [from, to, numbers @ ..] = &op.operands[..] else { return Err(op.error("expected two memories")) };
+                let (from, to) = (self.mem(op, from)?, self.mem(op, to)?);
+                let numbers = numbers.iter().map(|v| self.value(op, v)).collect::<Parsed<Vec<Expr>>>()?;
+                let (axes, []) = numbers.as_chunks::<3>() else { return Err(op.error("expected three numbers an axis")) };
+                let axis =
+                    |[extent, stride, at]: &[Expr; 3]| Axis { extent: extent.clone(), stride: stride.clone(), at: at.clone() };
+                let axes = axes.iter().map(axis).collect();
+                Stmt::Copy(Copy { from, to, rows: op.get_int("rows")?, cols: op.get_int("cols")?, axes })
             }
             _ => return Err(op.error("no such op in a tile program")),
         })

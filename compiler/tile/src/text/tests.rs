@@ -1,4 +1,5 @@
 use super::*;
+use crate::ir::Axis;
 use crate::kernels::{
     build::{Build, tile},
     domain::{Problem, Tiling},
@@ -57,7 +58,11 @@ fn all() -> Kernel {
     b.while_(Expr::lt(Expr::Var(sum), x.clone()), |b| b.assign(sum, Expr::Var(sum) + x.clone()));
     let at = |mem| tile(mem, Expr::int(0), 8);
     b.dot([8, 8, 8].map(Expr::int), at(reads[1]), at(s), at(z), true);
-    b.dot([Expr::int(8), Expr::int(8), t], at(reads[1]), at(z), at(s), false);
+    b.dot([Expr::int(8), Expr::int(8), t.clone()], at(reads[1]), at(z), at(s), false);
+    let axis = |extent: Expr, stride: i64, at: Expr| Axis { extent, stride: Expr::int(stride), at };
+    let axes = vec![axis(t, 8, b.block()), axis(Expr::int(8), 1, Expr::int(0))];
+    b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, axes: axes.clone() }));
+    b.push(Stmt::Copy(Copy { from: s, to: z, rows: 4, cols: 16, axes }));
     b.finish()
 }
 

@@ -1,0 +1,87 @@
+//! Copies of rectangles as loops.
+
+use base::DType;
+use graph::op::Scalar;
+use tile::{
+    Expr, Kernel, LoopKind, Mem, Stmt, VarId,
+    ir::{COPY_ALIGN, Copy, compute_dtype},
+};
+
+/// The kernel with loops for the copies that are not to be kept.
+pub(crate) fn expand_copies(kernel: &Kernel, keep: &dyn Fn(&Kernel, &Copy) -> bool) -> Kernel {
+    let mut k = kernel.clone();
+    let body = std::mem::take(&mut k.body);
+    k.body = list(&mut k, body, keep);
+    k
+}
+
+fn list(k: &mut Kernel, body: Vec<Stmt>, keep: &dyn Fn(&Kernel, &Copy) -> bool) -> Vec<Stmt> {
+    let mut out = Vec::new();
+    for s in body {
+        match s {
+            Stmt::Copy(c) if !keep(k, &c) => expand(k, c, &mut out),
+            Stmt::For { var, lo, hi, kind, body } => out.push(Stmt::For { var, lo, hi, kind, body: list(k, body, keep) }),
+            Stmt::While { cond, body } => out.push(Stmt::While { cond, body: list(k, body, keep) }),
+            Stmt::If { cond, then, otherwise } => {
+                let (then, otherwise) = (list(k, then, keep), list(k, otherwise, keep));
+                out.push(Stmt::If { cond, then, otherwise });
+            }
+            s => out.push(s),
+        }
+    }
+    out
+}
+
+/// A variable with a value.
+fn bind(k: &mut Kernel, out: &mut Vec<Stmt>, e: Expr) -> Expr {
+    let v = k.var(k.expr_dtype(&e));
+    out.push(Stmt::Let(v, e));
+    Expr::Var(v)
+}
+
+/// To scratch: a lane takes neighbours of 16 bytes, which are inside together. To a buffer: a lane takes an element.
+fn expand(k: &mut Kernel, c: Copy, out: &mut Vec<Stmt>) {
+    let load = matches!(c.to, Mem::Scratch(_));
+    let buffer = if load { c.from } else { c.to };
+    let bytes = k.mem_dtype(buffer).bytes() as i64;
+    let chunk = if load && c.cols % (COPY_ALIGN / bytes) == 0 { COPY_ALIGN / bytes } else { 1 };
+    let axes: Vec<[Expr; 3]> = c
+        .axes
+        .iter()
+        .map(|a| {
+            [a.extent.clone(), a.stride.clone(), if a.at.known().is_some() { a.at.clone() } else { bind(k, out, a.at.clone()) }]
+        })
+        .collect();
+    let e = k.var(DType::I64);
+    let mut body = Vec::new();
+    let across = c.cols / chunk;
+    let r = bind(k, &mut body, Expr::floor_div(Expr::Var(e), Expr::int(across)));
+    let col = bind(k, &mut body, Expr::rem(Expr::Var(e), Expr::int(across)) * Expr::int(chunk));
+    let (mut inside, mut index) = (None, Expr::int(0));
+    for (back, [extent, stride, at]) in axes.into_iter().rev().enumerate() {
+        let i = match back {
+            0 => bind(k, &mut body, at + col.clone()),
+            1 => bind(k, &mut body, at + r.clone()),
+            _ => at,
+        };
+        let within = Expr::and(Expr::le(Expr::int(0), i.clone()), Expr::lt(i.clone(), extent));
+        inside = Some(inside.map_or(within.clone(), |x| Expr::and(x, within)));
+        index = i * stride + index;
+    }
+    let inside = bind(k, &mut body, inside.expect("it has axes"));
+    let place = bind(k, &mut body, r * Expr::int(c.cols) + col);
+    if load {
+        // What is outside is not looked at, but its place has to exist.
+        let from = bind(k, &mut body, Expr::select(inside.clone(), index, Expr::int(0)));
+        let j = k.var(DType::I64);
+        let zero = Expr::Const(Scalar::new(0.0), compute_dtype(k.mem_dtype(c.to)));
+        let value = Expr::select(inside, Expr::load(c.from, from + Expr::Var(j)), zero);
+        let store = Stmt::Store { mem: c.to, index: place + Expr::Var(j), value };
+        body.push(Stmt::For { var: j, lo: Expr::int(0), hi: Expr::int(chunk), kind: LoopKind::Serial, body: vec![store] });
+    } else {
+        let store = Stmt::Store { mem: c.to, index, value: Expr::load(c.from, place) };
+        body.push(Stmt::If { cond: inside, then: vec![store], otherwise: Vec::new() });
+    }
+    let lanes = |var: VarId, n: i64, body| Stmt::For { var, lo: Expr::int(0), hi: Expr::int(n), kind: LoopKind::Vector, body };
+    out.push(lanes(e, c.rows * across, body));
+}

@@ -1,0 +1,412 @@
+//! What runs on warp groups: barriers, copies by the tensor memory accelerator, products by `wgmma`. What for: `gpu/hopper.rs`.
+
+use super::Emitter;
+use crate::{
+    dot::{Matrix, Tiled},
+    gpu::{
+        access::Access,
+        hopper::{GROUP, GROUP_ROWS, Hopper, Ring, STRIP, STRIP_BYTES, is_load, runs},
+    },
+};
+use base::DType;
+use std::collections::BTreeMap;
+use tile::{
+    LoopKind, Mem, Stmt,
+    ir::{Copy, Dot},
+};
+
+/// Where a thread is in the rings.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Turn {
+    /// Stack slots of the stage at hand and of its barriers' phase, by ring.
+    slots: Vec<[String; 2]>,
+    /// The stage that a consumer has: its number, and its first byte in shared memory (i32).
+    current: BTreeMap<usize, [String; 2]>,
+}
+
+/// Registers that producers keep and consumers get, by the number of consumers.
+fn registers(consumers: u32) -> Option<[u32; 2]> {
+    match consumers {
+        2 => Some([40, 232]),
+        3 => Some([32, 160]),
+        _ => None,
+    }
+}
+
+impl Emitter<'_> {
+    fn hopper(&self) -> &Hopper {
+        self.simt().plan.hopper.as_ref().expect("it runs on warp groups")
+    }
+    fn asm(&mut self, text: &str, constraints: &str, operands: &str, types: &str) {
+        let memory = if constraints.is_empty() { "~{memory}" } else { ",~{memory}" };
+        self.w.line(&format!(
+            "llvm.inline_asm has_side_effects asm_dialect = att \"{text}\", \"{constraints}{memory}\" {operands} : ({types}) -> ()"
+        ));
+    }
+    /// `a + n` of i32.
+    fn plus32(&mut self, a: &str, n: i64) -> String {
+        if n == 0 {
+            return a.to_string();
+        }
+        let n = self.w.int(n, "i32");
+        self.w.bin("addi", a, &n, "i32")
+    }
+
+    /// What every thread finds out first: where the rings begin.
+    pub(super) fn rings_begin(&mut self, shared_bytes: usize) {
+        let start = self.w.op("llvm.ptrtoint %shared : !llvm.ptr<3> to i32");
+        let past = self.plus32(&start, shared_bytes as i64 + 1023);
+        let mask = self.w.int(-1024, "i32");
+        self.w.line(&format!("%rings = arith.andi {past}, {mask} : i32"));
+    }
+
+    /// The program for both kinds of threads.
+    pub(super) fn warp_groups(&mut self, body: &[Stmt]) {
+        let h = self.hopper().clone();
+        let threads = self.simt().plan.threads;
+        let zero = self.w.int(0, "i64");
+        let first = self.w.cmpi("eq", "%tid", &zero, "i64");
+        self.w.line(&format!("scf.if {first} {{"));
+        self.inside(|e| {
+            for r in &h.rings {
+                for stage in 0..r.stages {
+                    let count = [1, threads / 32];
+                    for (side, count) in count.into_iter().enumerate() {
+                        let at = e.plus32("%rings", (r.barriers + 8 * (side * r.stages + stage)) as i64);
+                        e.asm(&format!("mbarrier.init.shared::cta.b64 [$0], {count};"), "r", &at, "i32");
+                    }
+                }
+            }
+            e.asm("fence.mbarrier_init.release.cluster;", "", "", "");
+        });
+        self.w.line("}");
+        self.asm("bar.sync 0;", "", "", "");
+        let count = self.w.int(i64::from(threads), "i64");
+        let computes = self.w.cmpi("slt", "%tid", &count, "i64");
+        let registers = registers(h.consumers);
+        self.w.line(&format!("scf.if {computes} {{"));
+        self.inside(|e| {
+            if let Some([_, more]) = registers {
+                e.asm(&format!("setmaxnreg.inc.sync.aligned.u32 {more};"), "", "", "");
+            }
+            e.begin_rings(&h);
+            e.blocks(body, |e| e.stmts(body, LoopKind::Serial));
+        });
+        self.w.line("} else {");
+        self.inside(|e| {
+            if let Some([fewer, _]) = registers {
+                e.asm(&format!("setmaxnreg.dec.sync.aligned.u32 {fewer};"), "", "", "");
+            }
+            let elected = e.w.cmpi("eq", "%tid", &count, "i64");
+            e.w.line(&format!("scf.if {elected} {{"));
+            e.inside(|e| {
+                e.begin_rings(&h);
+                e.alone(|e| e.blocks(body, |e| e.produce(body)));
+            });
+            e.w.line("}");
+        });
+        self.w.line("}");
+    }
+    fn begin_rings(&mut self, h: &Hopper) {
+        let zero = self.w.int(0, "i32");
+        let slots: Vec<[String; 2]> = h.rings.iter().map(|_| [self.slot("i32"), self.slot("i32")]).collect();
+        for p in slots.iter().flatten() {
+            self.store(&zero, p, "i32");
+        }
+        self.simt_mut().turn = Turn { slots, current: BTreeMap::new() };
+    }
+    /// Waits until the barrier's phase of this parity is over.
+    fn wait_barrier(&mut self, at: &str, parity: &str) {
+        self.asm(
+            "{ .reg .pred done; again: mbarrier.try_wait.parity.shared::cta.b64 done, [$0], $1; @!done bra again; }",
+            "r,r",
+            &format!("{at}, {parity}"),
+            "i32, i32",
+        );
+    }
+    /// The stage at hand: its number, its phase, and where its barrier of this side is.
+    fn stage(&mut self, ring: usize, r: &Ring, side: usize) -> [String; 3] {
+        let [slot, phase] = self.simt().turn.slots[ring].clone();
+        let (slot, phase) = (self.load(&slot, "i32"), self.load(&phase, "i32"));
+        let barrier = self.barrier(r, side, &slot);
+        [slot, phase, barrier]
+    }
+    fn barrier(&mut self, r: &Ring, side: usize, slot: &str) -> String {
+        let eight = self.w.int(8, "i32");
+        let by = self.w.bin("muli", slot, &eight, "i32");
+        let first = self.plus32("%rings", (r.barriers + 8 * side * r.stages) as i64);
+        self.w.bin("addi", &first, &by, "i32")
+    }
+    /// Where a stage begins.
+    fn stage_start(&mut self, r: &Ring, slot: &str) -> String {
+        let bytes = self.w.int(r.bytes as i64, "i32");
+        let by = self.w.bin("muli", slot, &bytes, "i32");
+        let first = self.plus32("%rings", r.start as i64);
+        self.w.bin("addi", &first, &by, "i32")
+    }
+    /// Goes on to the next stage.
+    fn advance(&mut self, ring: usize, r: &Ring, slot: &str) {
+        let [slot_at, phase_at] = self.simt().turn.slots[ring].clone();
+        let phase = self.load(&phase_at, "i32");
+        let [zero, one, stages] = [0, 1, r.stages as i64].map(|n| self.w.int(n, "i32"));
+        let next = self.w.bin("addi", slot, &one, "i32");
+        let around = self.w.cmpi("eq", &next, &stages, "i32");
+        let next = self.w.select(&around, &zero, &next, "i32");
+        let flipped = self.w.bin("xori", &phase, &one, "i32");
+        let phase = self.w.select(&around, &flipped, &phase, "i32");
+        self.store(&next, &slot_at, "i32");
+        self.store(&phase, &phase_at, "i32");
+    }
+
+    // --- the producer ---
+
+    /// The copies of statements, and what decides about them.
+    fn produce(&mut self, body: &[Stmt]) {
+        let runs = runs(body);
+        for (i, s) in body.iter().enumerate() {
+            if let Some(run) = runs.iter().find(|r| r.start == i) {
+                self.start_copies(&body[run.clone()]);
+            }
+            match s {
+                s if is_load(s) => {}
+                Stmt::For { var, lo, hi, body, .. } if has_loads(body) => {
+                    self.natural[var.0 as usize] = self.not_negative(lo);
+                    let (lo, hi) = (self.expr(lo), self.expr(hi));
+                    let (i, one) = (self.w.fresh(), self.w.int(1, "i64"));
+                    self.vars[var.0 as usize] = super::Slot::Value(i.clone());
+                    self.w.line(&format!("scf.for {i} = {lo} to {hi} step {one} : i64 {{"));
+                    self.inside(|e| e.produce(body));
+                    self.w.line("}");
+                }
+                Stmt::While { cond, body } if has_loads(body) => {
+                    self.w.line("scf.while : () -> () {");
+                    self.inside(|e| {
+                        let c = e.expr(cond);
+                        e.w.line(&format!("scf.condition({c})"));
+                    });
+                    self.w.line("} do {");
+                    self.inside(|e| {
+                        e.produce(body);
+                        e.w.line("scf.yield");
+                    });
+                    self.w.line("}");
+                }
+                Stmt::If { cond, then, otherwise } if has_loads(then) || has_loads(otherwise) => {
+                    let c = self.expr(cond);
+                    self.w.line(&format!("scf.if {c} {{"));
+                    self.inside(|e| e.produce(then));
+                    self.w.line("} else {");
+                    self.inside(|e| e.produce(otherwise));
+                    self.w.line("}");
+                }
+                s => {
+                    // What touches a block's memory, or writes, is for the consumers.
+                    let a = Access::of(std::slice::from_ref(s));
+                    let private = a.read.iter().any(|m| matches!(m, Mem::Scratch(_)));
+                    if !private && a.written.is_empty() {
+                        self.stmt(s, LoopKind::Serial);
+                    }
+                }
+            }
+        }
+    }
+    /// Starts neighbouring copies when their stage is empty.
+    fn start_copies(&mut self, run: &[Stmt]) {
+        let h = self.hopper().clone();
+        let copies: Vec<&Copy> = run.iter().filter_map(|s| if let Stmt::Copy(c) = s { Some(c) } else { None }).collect();
+        let ring = ring_of(&h, copies[0]);
+        let r = &h.rings[ring];
+        let [slot, phase, empty] = self.stage(ring, r, 1);
+        let one = self.w.int(1, "i32");
+        let before = self.w.bin("xori", &phase, &one, "i32");
+        self.wait_barrier(&empty, &before);
+        let full = self.barrier(r, 0, &slot);
+        let bytes: i64 = copies.iter().map(|c| c.rows * c.cols * 2).sum();
+        self.asm(&format!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {bytes};"), "r", &full, "i32");
+        let start = self.stage_start(r, &slot);
+        for c in copies {
+            let Mem::Scratch(scratch) = c.to else { base::bug!("a copy to scratch") };
+            let map = h.map_of(self.k, c);
+            let coordinates: Vec<String> = c.axes.iter().map(|a| self.expr(&a.at)).collect();
+            let coordinates: Vec<String> =
+                coordinates.iter().map(|x| self.w.op(&format!("arith.trunci {x} : i64 to i32"))).collect();
+            let (last, outer) = coordinates.split_last().expect("it has axes");
+            for strip in 0..c.cols / STRIP {
+                let to = self.plus32(&start, r.offsets[&scratch] as i64 + strip * c.rows * STRIP_BYTES);
+                let first = self.plus32(last, strip * STRIP);
+                let n = c.axes.len();
+                let places: Vec<String> = (0..n).map(|i| format!("${}", 3 + i)).collect();
+                let inner_first = [first].into_iter().chain(outer.iter().rev().cloned()).collect::<Vec<_>>().join(", ");
+                let text = format!(
+                    "cp.async.bulk.tensor.{n}d.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1, {{{}}}], [$2];",
+                    places.join(", ")
+                );
+                let constraints = ["r,l,r", &",r".repeat(n)].concat();
+                let types = ["i32, !llvm.ptr, i32", &", i32".repeat(n)].concat();
+                self.asm(&text, &constraints, &format!("{to}, %map{map}, {full}, {inner_first}"), &types);
+            }
+        }
+        self.advance(ring, r, &slot);
+    }
+
+    // --- consumers ---
+
+    /// A list of statements: each run of copies is waited for where it stands, and its memory given back after its last use.
+    pub(super) fn staged(&mut self, body: &[Stmt]) {
+        let h = self.hopper().clone();
+        let runs = runs(body);
+        let rings: Vec<usize> = runs
+            .iter()
+            .map(|r| if let Stmt::Copy(c) = &body[r.start] { ring_of(&h, c) } else { base::bug!("a run of copies") })
+            .collect();
+        let last_use = |ring: usize| {
+            let touches = |s: &Stmt| {
+                let a = Access::of(std::slice::from_ref(s));
+                a.read.iter().any(|m| matches!(m, Mem::Scratch(i) if h.ring_of.get(i) == Some(&ring)))
+            };
+            body.iter().rposition(touches)
+        };
+        for (i, s) in body.iter().enumerate() {
+            for (run, ring) in runs.iter().zip(&rings).filter(|(r, _)| r.start == i) {
+                let r = &h.rings[*ring];
+                let [slot, phase, full] = self.stage(*ring, r, 0);
+                self.wait_barrier(&full, &phase);
+                let start = self.stage_start(r, &slot);
+                self.simt_mut().turn.current.insert(*ring, [slot, start]);
+                if last_use(*ring).is_none_or(|last| last < run.end) {
+                    self.release(*ring, r);
+                }
+            }
+            if is_load(s) {
+                continue;
+            }
+            self.stmt(s, LoopKind::Serial);
+            for (_, ring) in runs.iter().zip(&rings).filter(|(_, ring)| last_use(**ring) == Some(i)) {
+                self.release(*ring, &h.rings[*ring]);
+            }
+        }
+    }
+    fn release(&mut self, ring: usize, r: &Ring) {
+        let [slot, _] = self.simt_mut().turn.current.remove(&ring).expect("it was waited for");
+        let empty = self.barrier(r, 1, &slot);
+        let zero = self.w.int(0, "i64");
+        let first = self.w.cmpi("eq", "%lane", &zero, "i64");
+        self.w.line(&format!("scf.if {first} {{"));
+        self.inside(|e| e.asm("mbarrier.arrive.shared::cta.b64 _, [$0];", "r", &empty, "i32"));
+        self.w.line("}");
+        self.advance(ring, r, &slot);
+    }
+    /// All consumers wait for each other.
+    pub(super) fn wait_consumers(&mut self) {
+        let threads = self.simt().plan.threads;
+        self.asm(&format!("bar.sync 1, {threads};"), "", "", "");
+    }
+
+    // --- products ---
+
+    /// Where a matrix begins for this warp group, what the hardware is told of how its pieces lie, and how far each sixteen terms are from the first.
+    /// `terms` is the summed extent, `own` says that warp groups take 64 rows each.
+    fn operand(&mut self, x: &Matrix, other: i64, terms: i64, terms_inside: bool, own: bool) -> Operand {
+        let h = self.hopper();
+        let ring = h.ring_of[&x.scratch];
+        let offset = h.rings[ring].offsets[&x.scratch] as i64;
+        let Some([_, start]) = self.simt().turn.current.get(&ring).cloned() else {
+            base::bug!("a product of what was not waited for")
+        };
+        let mut start = self.plus32(&start, offset);
+        if own {
+            let group = self.w.int(i64::from(GROUP), "i64");
+            let group = self.w.bin("divui", "%tid", &group, "i64");
+            let group = self.w.op(&format!("arith.trunci {group} : i64 to i32"));
+            let by = self.w.int(STRIP_BYTES * if terms_inside { GROUP_ROWS } else { terms }, "i32");
+            let by = self.w.bin("muli", &group, &by, "i32");
+            start = self.w.bin("addi", &start, &by, "i32");
+        }
+        // Strips of 64 terms, or of 64 of the other axis; eight rows of a strip are 1024 bytes apart.
+        let strip = STRIP_BYTES * if terms_inside { other } else { terms };
+        let step = move |sixteen: i64| match terms_inside {
+            true => sixteen / 4 * strip + sixteen % 4 * 32,
+            false => sixteen * 16 * STRIP_BYTES,
+        };
+        let steps = (0..terms / 16).map(|i| step(i) >> 4).collect();
+        let leading = if terms_inside { 1 } else { strip >> 4 };
+        let (sixteenth, mask) = (self.w.int(4, "i32"), self.w.int(0x3FFF, "i32"));
+        let start = self.w.bin("shrui", &start, &sixteenth, "i32");
+        let start = self.w.bin("andi", &start, &mask, "i32");
+        let start = self.w.op(&format!("arith.extui {start} : i32 to i64"));
+        let rest = self.w.int((1 << 62) | ((8 * STRIP_BYTES >> 4) << 32) | (leading << 16), "i64");
+        Operand { first: self.w.bin("ori", &start, &rest, "i64"), steps, turned: !terms_inside }
+    }
+    /// A product of the warp groups.
+    pub(super) fn wgmma(&mut self, d: &Dot) {
+        let t = Tiled::new(self.k, d).unwrap_or_else(|| base::bug!("a product in {} is not expanded", self.k.name));
+        let [m, n, terms] = t.extents;
+        let a = self.operand(&t.a, m, terms, t.a.col == 1, true);
+        let b = self.operand(&t.b, n, terms, t.b.row == 1, false);
+        let dtype = if self.k.scratch[t.a.scratch].dtype == DType::BF16 { "bf16" } else { "f16" };
+        let count = usize::try_from(n / 2).expect("it is small");
+        let places: Vec<String> = (0..count).map(|slot| self.held_address(t.c.scratch, slot)).collect();
+        let zero = self.w.float(0.0, "f32");
+        let sums: Vec<String> = places.iter().map(|p| if d.accumulate { self.load(p, "f32") } else { zero.clone() }).collect();
+        let list = (0..count).map(|i| format!("${i}")).collect::<Vec<_>>().join(",");
+        let (x, y) = (2 * count, 2 * count + 1);
+        let mut text = format!(
+            "{{ .reg .pred add; .reg .b64 a, b; setp.ne.b32 add, {}, 0; wgmma.fence.sync.aligned; ",
+            i32::from(d.accumulate)
+        );
+        for (i, (da, db)) in a.steps.iter().zip(&b.steps).enumerate() {
+            if i == 1 && !d.accumulate {
+                text.push_str("setp.ne.b32 add, 1, 0; ");
+            }
+            text.push_str(&format!(
+                "add.s64 a, ${x}, {da}; add.s64 b, ${y}, {db}; \
+                 wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{dtype}.{dtype} {{{list}}}, a, b, add, 1, 1, {}, {}; ",
+                i32::from(a.turned),
+                i32::from(b.turned)
+            ));
+        }
+        text.push_str("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; }");
+        let outs = vec!["=f"; count].join(",");
+        let ins = (0..count).map(|i| i.to_string()).collect::<Vec<_>>().join(",");
+        let types = vec!["f32"; count].join(", ");
+        let all = self.w.op(&format!(
+            "llvm.inline_asm has_side_effects asm_dialect = att \"{text}\", \"{outs},{ins},l,l,~{{memory}}\" {}, {}, {} : \
+             ({types}, i64, i64) -> !llvm.struct<({types})>",
+            sums.join(", "),
+            a.first,
+            b.first
+        ));
+        for (i, p) in places.iter().enumerate() {
+            let sum = self.w.op(&format!("llvm.extractvalue {all}[{i}] : !llvm.struct<({types})>"));
+            self.store(&sum, p, "f32");
+        }
+    }
+}
+
+/// A matrix as the hardware takes it.
+struct Operand {
+    /// The descriptor of the first sixteen terms.
+    first: String,
+    /// What to add to it for each sixteen.
+    steps: Vec<i64>,
+    /// Whether neighbours are along the axis that is not summed.
+    turned: bool,
+}
+
+fn has_loads(body: &[Stmt]) -> bool {
+    body.iter().any(|s| {
+        is_load(s)
+            || match s {
+                Stmt::For { body, .. } | Stmt::While { body, .. } => has_loads(body),
+                Stmt::If { then, otherwise, .. } => has_loads(then) || has_loads(otherwise),
+                _ => false,
+            }
+    })
+}
+
+fn ring_of(h: &Hopper, c: &Copy) -> usize {
+    match c.to {
+        Mem::Scratch(i) => h.ring_of[&i],
+        Mem::Buffer(_) => base::bug!("a copy to scratch"),
+    }
+}

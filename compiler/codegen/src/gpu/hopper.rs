@@ -1,0 +1,226 @@
+//! Kernels whose tiles come through the tensor memory accelerator and whose products run on warp groups.
+//!
+//! A tile program that copies rectangles of bf16 or f16 to scratch that only products read is run by two kinds of threads. One thread of the last
+//! warp group, the producer, walks the program for its copies alone and starts them as soon as there is room; the other warp groups, the
+//! consumers, walk it for all the rest and wait for each copy where it stands. Neighbouring copies of a list of statements are a ring: there is
+//! memory for some turns of them, and two barriers for each, full and empty.
+//!
+//! In shared memory a matrix is cut into strips of 64 columns, each row of a strip 128 bytes, with the pieces of 16 bytes permuted as the accelerator
+//! and `wgmma` agree (128-byte swizzle).
+//!
+//! # Source: PTX ISA 8.6, sections 9.7.9.27 (cp.async.bulk.tensor), 9.7.13 (mbarrier), 9.7.15 (wgmma).
+
+use super::access::Access;
+use crate::dot::{Matrix, Tiled};
+use base::DType;
+use std::collections::{BTreeMap, BTreeSet};
+use tile::{
+    Expr, Kernel, LoopKind, Mem, Stmt,
+    ir::{Axis, Copy, Dot},
+};
+
+/// Threads of a warp group.
+pub(crate) const GROUP: u32 = 128;
+/// Rows of a warp group's product.
+pub(crate) const GROUP_ROWS: i64 = 64;
+/// Columns of a strip.
+pub(crate) const STRIP: i64 = 64;
+/// A row of a strip. # Units: bytes.
+pub(crate) const STRIP_BYTES: i64 = 128;
+/// Rings begin at multiples of eight rows of a strip. # Units: bytes.
+const ALIGN: usize = 1024;
+/// Turns of a ring.
+const MAX_STAGES: usize = 8;
+/// What the barriers may take. # Units: bytes.
+const BARRIER_BYTES: usize = 1024;
+
+/// An extent or stride of a map: a constant or a dim of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Extent {
+    /// A number.
+    Const(i64),
+    /// The kernel's dim of this number.
+    Dim(usize),
+}
+
+/// A buffer as a tensor whose rectangles are copied: what `cuTensorMapEncodeTiled` is told. Elements outside are 0; neighbours are permuted within 128
+/// bytes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TensorMap {
+    /// The kernel's buffer.
+    pub buffer: usize,
+    /// Its dtype: bf16 or f16.
+    pub dtype: DType,
+    /// Extent and stride (in elements) of each axis, outermost first; the last stride is 1.
+    pub axes: Vec<(Extent, Extent)>,
+    /// Rows of a rectangle, along the last axis but one.
+    pub rows: u32,
+    /// Columns of a rectangle, along the last axis.
+    pub cols: u32,
+}
+
+/// Neighbouring copies, and memory for some turns of them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Ring {
+    /// Where each copy's scratch lies in a stage. # Units: bytes.
+    pub offsets: BTreeMap<usize, usize>,
+    /// A stage. # Units: bytes.
+    pub bytes: usize,
+    /// How many.
+    pub stages: usize,
+    /// Where the first is in shared memory. # Units: bytes.
+    pub start: usize,
+    /// Where its barriers are: full, then empty, one of each a stage. # Units: bytes.
+    pub barriers: usize,
+}
+
+/// How a kernel runs on warp groups.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Hopper {
+    /// Warp groups that compute.
+    pub consumers: u32,
+    /// Each copied scratch memory's ring.
+    pub ring_of: BTreeMap<usize, usize>,
+    /// The rings.
+    pub rings: Vec<Ring>,
+    /// The tensor maps that the kernel is passed.
+    pub maps: Vec<TensorMap>,
+    /// Shared memory from a multiple of 1024 bytes on. # Units: bytes.
+    pub shared_bytes: usize,
+}
+
+/// Whether a statement copies to scratch.
+pub(crate) fn is_load(s: &Stmt) -> bool {
+    matches!(s, Stmt::Copy(Copy { to: Mem::Scratch(_), .. }))
+}
+
+/// The runs of neighbouring copies to scratch in a list, as ranges.
+pub(crate) fn runs(body: &[Stmt]) -> Vec<std::ops::Range<usize>> {
+    let mut out: Vec<std::ops::Range<usize>> = Vec::new();
+    for i in (0..body.len()).filter(|i| is_load(&body[*i])) {
+        match out.last_mut().filter(|r| r.end == i) {
+            Some(r) => r.end += 1,
+            None => out.push(i..i + 1),
+        }
+    }
+    out
+}
+
+impl Hopper {
+    /// If the kernel is one. `limit` is the shared memory that is left. # Units: bytes.
+    pub(crate) fn new(k: &Kernel, held: &[bool], limit: usize) -> Option<Hopper> {
+        let mut found = Found::default();
+        found.list(&k.body, false);
+        let consumers = found.dots.iter().map(|d| consumers_of(k, held, d)).collect::<Option<BTreeSet<u32>>>()?;
+        let (Some(consumers), 1, false) = (consumers.first().copied(), consumers.len(), found.runs.is_empty()) else {
+            return None;
+        };
+        let copied: BTreeSet<Mem> = found.runs.iter().flat_map(|(run, _)| run.iter().map(|c| c.to)).collect();
+        let same_dtype = |c: &&Copy| k.mem_dtype(c.from) == k.mem_dtype(c.to);
+        let private = found.touched.is_disjoint(&copied) && found.runs.iter().all(|(run, _)| run.iter().all(same_dtype));
+        if !private || !found.dots.iter().all(|d| copied.contains(&d.a.mem) && copied.contains(&d.b.mem)) {
+            return None;
+        }
+        let mut h = Hopper { consumers, ring_of: BTreeMap::new(), rings: Vec::new(), maps: Vec::new(), shared_bytes: 0 };
+        let mut single = 0;
+        for (run, staged) in &found.runs {
+            let (mut offsets, mut bytes) = (BTreeMap::new(), 0);
+            for c in run {
+                let (buffer, scratch) = c.sides()?;
+                if h.ring_of.insert(scratch, h.rings.len()).is_some() || k.scratch[scratch].elems as i64 != c.rows * c.cols {
+                    return None;
+                }
+                offsets.insert(scratch, bytes);
+                bytes += usize::try_from(c.rows * c.cols * 2).ok()?.next_multiple_of(ALIGN);
+                h.maps.push(tensor_map(k, buffer, c)?);
+            }
+            single += if *staged { 0 } else { bytes };
+            let stages = usize::from(!staged);
+            h.rings.push(Ring { offsets, bytes, stages, start: 0, barriers: 0 });
+        }
+        h.maps.sort_unstable();
+        h.maps.dedup();
+        // Rings of loops share what is left.
+        let staged: usize = h.rings.iter().filter(|r| r.stages == 0).map(|r| r.bytes).sum();
+        let left = limit.checked_sub(BARRIER_BYTES + ALIGN + single)?;
+        let stages = left.checked_div(staged).unwrap_or(1).min(MAX_STAGES);
+        if stages < 2 && staged > 0 {
+            return None;
+        }
+        let mut barriers = 0;
+        let mut start = BARRIER_BYTES;
+        for r in &mut h.rings {
+            r.stages = if r.stages == 0 { stages } else { 1 };
+            (r.start, r.barriers) = (start, barriers);
+            start += r.bytes * r.stages;
+            barriers += 16 * r.stages;
+        }
+        h.shared_bytes = start + ALIGN;
+        (barriers <= BARRIER_BYTES).then_some(h)
+    }
+    /// The number of a copy's tensor map.
+    pub(crate) fn map_of(&self, k: &Kernel, c: &Copy) -> usize {
+        let map = c.sides().and_then(|(buffer, _)| tensor_map(k, buffer, c));
+        map.and_then(|m| self.maps.iter().position(|x| *x == m))
+            .unwrap_or_else(|| base::bug!("a copy without a map in {}", k.name))
+    }
+}
+
+fn tensor_map(k: &Kernel, buffer: usize, c: &Copy) -> Option<TensorMap> {
+    let extent = |e: &Expr| match (e, e.known()) {
+        (_, Some(n)) => Some(Extent::Const(n)),
+        (Expr::Dim(i), None) => Some(Extent::Dim(*i)),
+        _ => None,
+    };
+    let axes = c.axes.iter().map(|Axis { extent: e, stride, .. }| Some((extent(e)?, extent(stride)?)));
+    let axes = axes.collect::<Option<Vec<_>>>()?;
+    let rows = u32::try_from(c.rows).ok().filter(|r| *r <= 256)?;
+    let fits = axes.len() <= 5 && c.cols % STRIP == 0;
+    fits.then_some(TensorMap { buffer, dtype: k.buffers[buffer].dtype, axes, rows, cols: STRIP as u32 })
+}
+
+/// What is found on the way.
+#[derive(Default)]
+struct Found<'k> {
+    /// Runs of copies, and whether a loop is around each.
+    runs: Vec<(Vec<&'k Copy>, bool)>,
+    /// Products.
+    dots: Vec<&'k Dot>,
+    /// What the other statements touch.
+    touched: BTreeSet<Mem>,
+}
+
+impl<'k> Found<'k> {
+    fn list(&mut self, body: &'k [Stmt], in_loop: bool) {
+        for run in runs(body) {
+            let copies = body[run].iter().filter_map(|s| if let Stmt::Copy(c) = s { Some(c) } else { None });
+            self.runs.push((copies.collect(), in_loop));
+        }
+        for s in body {
+            match s {
+                Stmt::Dot(d) => self.dots.push(d),
+                s if is_load(s) => {}
+                Stmt::For { body, kind: LoopKind::Serial, .. } | Stmt::While { body, .. } => self.list(body, true),
+                Stmt::If { then, otherwise, .. } => [then, otherwise].into_iter().for_each(|b| self.list(b, in_loop)),
+                s => {
+                    let a = Access::of(std::slice::from_ref(s));
+                    self.touched.extend(a.read.union(&a.written));
+                }
+            }
+        }
+    }
+}
+
+/// The warp groups that share a product, if it is one for them: held sums of 64 rows a group, operands that lie as they are copied.
+fn consumers_of(k: &Kernel, held: &[bool], d: &Dot) -> Option<u32> {
+    let t = Tiled::new(k, d)?;
+    let [m, n, depth] = t.extents;
+    let lies = |x: &Matrix, rows: i64, cols: i64| match (x.row, x.col) {
+        (r, 1) => r == cols && cols % STRIP == 0,
+        (1, c) => c == rows && rows % STRIP == 0,
+        _ => false,
+    };
+    let fits = m % GROUP_ROWS == 0 && (1..=3).contains(&(m / GROUP_ROWS)) && n % 8 == 0 && n <= 256 && depth % 16 == 0;
+    let lies = lies(&t.a, m, depth) && lies(&t.b, depth, n);
+    (fits && lies && held[t.c.scratch] && t.fits_tensor_cores(k)).then_some((m / GROUP_ROWS) as u32)
+}

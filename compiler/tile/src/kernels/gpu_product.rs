@@ -1,0 +1,397 @@
+//! Products for a device of many processors: dense ones of any strides, and over ragged rows. Buffers: a, b, c; or x, w (or y), offsets, result.
+//!
+//! A block makes tiles of the result one after the other, each the sum over pieces of the summed axis that come to scratch as rectangles:
+//!
+//! ```text
+//! C = 0
+//! for each piece of k: A ← a[rows, piece], B ← b[piece, columns], C += A·B
+//! c[rows, columns] = C (+ c)
+//! ```
+//!
+//! Which tile a block makes goes down some rows of tiles before it goes on to the next columns, so that blocks at work share what they read. What
+//! cannot be copied as rectangles (see [`Copy`]) is loaded element by element. Outside of the operands scratch is 0.
+//!
+//! Memory map: A [m, k] or [k, m], B [k, n] or [n, k], whichever neighbours in memory are neighbours in; C [m, n] in the accumulator's dtype.
+//!
+//! # Source: the order of tiles: CUTLASS's documentation, "threadblock rasterization". Tested on the shapes of `tests.rs`.
+
+use super::build::{Build, tile, transposed};
+use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, Mem, Stmt, TileRef};
+use base::{DType, Dim};
+
+/// A dense product: `c[i, j] (+)= Σ_l a[i, l]·b[l, j]` for each index of the batch.
+#[derive(Clone, Debug)]
+pub struct Product {
+    /// Of all three.
+    pub dtype: DType,
+    /// Rows, columns, the summed extent.
+    pub extents: [Dim; 3],
+    /// a along rows and terms, b along terms and columns, c along rows and columns.
+    pub strides: [Dim; 6],
+    /// Extents of the batch, and strides in a, b and c.
+    pub batch: Vec<(Dim, [Dim; 3])>,
+    /// Whether to add to c.
+    pub accumulate: bool,
+    /// Whether a, b and c begin at multiples of [`COPY_ALIGN`].
+    pub aligned: [bool; 3],
+}
+
+/// A product over ragged rows; see `library::GroupedGemm`.
+#[derive(Clone, Debug)]
+pub struct Grouped {
+    /// Of all three.
+    pub dtype: DType,
+    /// Groups, rows, k, n.
+    pub extents: [Dim; 4],
+    /// Rows into y `[rows, n]`, w being `[groups, n, k]` if that is `Some(true)`; else outer products into w.
+    pub rows: Option<bool>,
+    /// Whether all begin at multiples of [`COPY_ALIGN`].
+    pub aligned: bool,
+}
+
+/// Sizes of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiling {
+    /// Rows of a tile.
+    pub m: i64,
+    /// Columns of a tile.
+    pub n: i64,
+    /// Terms of a piece.
+    pub k: i64,
+    /// Rows of tiles before the next columns.
+    pub down: i64,
+}
+
+impl Tiling {
+    const fn new(m: i64, n: i64, k: i64) -> Tiling {
+        Tiling { m, n, k, down: 16 }
+    }
+    /// All that the kernel is built for.
+    pub const LEGAL: [Tiling; 10] = [
+        Tiling::new(128, 256, 64),
+        Tiling::new(128, 192, 64),
+        Tiling::new(128, 128, 64),
+        Tiling::new(128, 64, 64),
+        Tiling::new(64, 256, 64),
+        Tiling::new(64, 128, 64),
+        Tiling::new(64, 64, 64),
+        Tiling::new(128, 128, 32),
+        Tiling::new(64, 64, 16),
+        Tiling::new(16, 16, 16),
+    ];
+    /// The one used unless another is asked for: of the widest columns that waste the least.
+    pub fn choose(dtype: DType, m: &Dim, n: &Dim, copies: bool) -> Tiling {
+        let fits = |t: &&Tiling| match (dtype, copies) {
+            (DType::F64, _) => t.m == 16,
+            (DType::BF16 | DType::F16, true) => t.k == 64,
+            (DType::BF16 | DType::F16 | DType::E4M3, _) => t.k == 32 || t.m == 64 && t.n == 64 && t.k == 64,
+            _ => t.m == 64 && t.k == 16,
+        };
+        let covered = |d: &Dim, by: i64| d.known().map_or(0, |d| (d + by - 1) / by * by);
+        let waste = |t: &&Tiling| (covered(n, t.n), covered(m, t.m), -t.m * t.n);
+        *Tiling::LEGAL.iter().filter(fits).min_by_key(waste).expect("there is one for every dtype")
+    }
+}
+
+/// Whether the extent is a multiple of `n` for certain.
+pub fn is_multiple(d: &Dim, n: i64) -> bool {
+    d.try_div(&Dim::from(n)).is_some()
+}
+
+/// An operand as axes of a buffer: those of the batch, then the two of the matrix.
+struct Matrix {
+    mem: Mem,
+    /// Extent and stride, and the place in the batch.
+    batch: Vec<(Expr, Expr, usize)>,
+    /// Extent and stride of the two axes.
+    axes: [(Expr, Expr); 2],
+    /// The axis along which elements are neighbours.
+    inner: usize,
+    /// Whether rectangles can be copied.
+    copies: bool,
+}
+
+/// What is known of a matrix before it has expressions.
+struct Shape<'a> {
+    extents: [&'a Dim; 2],
+    strides: [&'a Dim; 2],
+    batch: Vec<(&'a Dim, &'a Dim)>,
+    aligned: bool,
+}
+
+impl Shape<'_> {
+    fn inner(&self) -> usize {
+        usize::from(!(self.strides[0].is(1) && !self.strides[1].is(1)))
+    }
+    fn copies(&self, dtype: DType) -> bool {
+        let n = COPY_ALIGN / dtype.bytes() as i64;
+        let (inner, outer) = (self.inner(), 1 - self.inner());
+        let strides = [self.strides[outer]].into_iter().chain(self.batch.iter().map(|(_, s)| *s));
+        let moved = self.batch.iter().filter(|(_, s)| !s.is(0)).count();
+        self.aligned
+            && self.strides[inner].is(1)
+            && is_multiple(self.extents[inner], n)
+            && strides.into_iter().all(|s| is_multiple(s, n))
+            && moved <= 3
+    }
+    /// Elements up to the last.
+    fn elems(&self) -> Dim {
+        let axes = self.extents.iter().zip(&self.strides).map(|(e, s)| (*e, *s)).chain(self.batch.iter().copied());
+        axes.fold(Dim::from(1), |n, (e, s)| n + (e.clone() - Dim::from(1)) * s.clone())
+    }
+    fn matrix(&self, b: &mut Build, mem: Mem, copies: bool) -> Matrix {
+        let batch = self.batch.iter().enumerate().filter(|(_, (_, s))| !s.is(0));
+        let batch = batch.map(|(i, (e, s))| (b.dim(e), b.dim(s), i)).collect();
+        let axes = [0, 1].map(|i| (b.dim(self.extents[i]), b.dim(self.strides[i])));
+        Matrix { mem, batch, axes, inner: self.inner(), copies }
+    }
+}
+
+impl Matrix {
+    /// Scratch of `sizes` of it: row-major along the inner axis.
+    fn tile(&self, scratch: Mem, sizes: [i64; 2]) -> TileRef {
+        if self.inner == 1 { tile(scratch, Expr::int(0), sizes[1]) } else { transposed(scratch, Expr::int(0), sizes[0]) }
+    }
+    /// The rectangle of `sizes` at `at` to scratch or from it; in the latter case `limit` bounds the axes.
+    fn copy(&self, b: &mut Build, scratch: Mem, sizes: [i64; 2], at: [&Expr; 2], batch: &[Expr], store: bool) {
+        let (inner, outer) = (self.inner, 1 - self.inner);
+        if self.copies {
+            let mut axes: Vec<Axis> = self
+                .batch
+                .iter()
+                .map(|(extent, stride, i)| Axis { extent: extent.clone(), stride: stride.clone(), at: batch[*i].clone() })
+                .collect();
+            for i in [outer, inner] {
+                let (extent, stride) = self.axes[i].clone();
+                axes.push(Axis { extent, stride, at: at[i].clone() });
+            }
+            let (from, to) = if store { (scratch, self.mem) } else { (self.mem, scratch) };
+            return b.push(Stmt::Copy(Copy { from, to, rows: sizes[outer], cols: sizes[inner], axes }));
+        }
+        b.each(Expr::int(sizes[0] * sizes[1]), |b, e| {
+            let (inside, index) = self.element(b, &e, sizes, at, batch);
+            if store {
+                b.if_(inside, |b| b.store(self.mem, index, Expr::load(scratch, e)));
+                return;
+            }
+            // What is outside is not looked at, but its place has to exist.
+            let from = b.bind(Expr::select(inside.clone(), index, Expr::int(0)));
+            let zero = Build::f(crate::ir::compute_dtype(b.kernel.mem_dtype(scratch)), 0.0);
+            b.store(scratch, e, Expr::select(inside, Expr::load(self.mem, from), zero));
+        });
+    }
+    /// Whether element `e` of a row-major rectangle along the inner axis is inside, and where it is.
+    fn element(&self, b: &mut Build, e: &Expr, sizes: [i64; 2], at: [&Expr; 2], batch: &[Expr]) -> (Expr, Expr) {
+        let (inner, outer) = (self.inner, 1 - self.inner);
+        let width = Expr::int(sizes[inner]);
+        let mut i = [Expr::int(0), Expr::int(0)];
+        i[outer] = b.bind(at[outer].clone() + Expr::floor_div(e.clone(), width.clone()));
+        i[inner] = b.bind(at[inner].clone() + Expr::rem(e.clone(), width));
+        let inside = Expr::and(Expr::lt(i[0].clone(), self.axes[0].0.clone()), Expr::lt(i[1].clone(), self.axes[1].0.clone()));
+        let inside = b.bind(inside);
+        let moved = self.batch.iter().fold(Expr::int(0), |n, (_, stride, i)| n + batch[*i].clone() * stride.clone());
+        let [r, c] = i;
+        let index = moved + r * self.axes[0].1.clone() + c * self.axes[1].1.clone();
+        (inside, b.bind(index))
+    }
+}
+
+/// The dtype of operands in scratch.
+fn scratch_dtype(dtype: DType) -> DType {
+    if dtype == DType::E4M3 { DType::BF16 } else { dtype }
+}
+
+/// The kernel of a dense product.
+pub fn gpu_product(p: &Product, tiling: Option<Tiling>) -> Kernel {
+    let mut b = Build::new("product");
+    let [m, n, k] = &p.extents;
+    let batch = |i: usize| p.batch.iter().map(|(e, s)| (e, &s[i])).collect::<Vec<_>>();
+    // Between the elements of an axis of one there is any stride.
+    let any = Dim::from(COPY_ALIGN);
+    let stride = |i: usize, extent: &Dim| if extent.is(1) { &any } else { &p.strides[i] };
+    let strides = |i: usize| {
+        let extents = [[m, k], [k, n], [m, n]][i];
+        [stride(2 * i, extents[0]), stride(2 * i + 1, extents[1])]
+    };
+    let a = Shape { extents: [m, k], strides: strides(0), batch: batch(0), aligned: p.aligned[0] };
+    let bb = Shape { extents: [k, n], strides: strides(1), batch: batch(1), aligned: p.aligned[1] };
+    let c = Shape { extents: [m, n], strides: strides(2), batch: batch(2), aligned: p.aligned[2] };
+    let copies = a.copies(p.dtype) && bb.copies(p.dtype);
+    let t = tiling.unwrap_or_else(|| Tiling::choose(p.dtype, m, n, copies));
+    let mems = [b.read("a", p.dtype, a.elems()), b.read("b", p.dtype, bb.elems())];
+    let c_mem = if p.accumulate { b.update("c", p.dtype, c.elems()) } else { b.write("c", p.dtype, c.elems()) };
+    let store = c.copies(p.dtype) && c.inner() == 1;
+    let (a, bb) = (a.matrix(&mut b, mems[0], copies), bb.matrix(&mut b, mems[1], copies));
+    let mut c = c.matrix(&mut b, c_mem, store);
+    // Sums lie by rows, whichever way the result does.
+    c.inner = 1;
+    let tiles = [m.ceil_div(&Dim::from(t.m)), n.ceil_div(&Dim::from(t.n))];
+    let count = p.batch.iter().fold(Dim::from(1), |n, (e, _)| n * e.clone());
+    b.kernel.grid = count * tiles[0].clone() * tiles[1].clone();
+    let tiles = tiles.map(|d| b.dim(&d));
+    let block = b.block();
+    let each = b.bind(tiles[0].clone() * tiles[1].clone());
+    let mut rest = b.bind(Expr::floor_div(block.clone(), each.clone()));
+    let mut index = vec![Expr::int(0); p.batch.len()];
+    for (i, (extent, _)) in p.batch.iter().enumerate().rev() {
+        let extent = b.dim(extent);
+        index[i] = if i == 0 { rest.clone() } else { b.bind(Expr::rem(rest.clone(), extent.clone())) };
+        rest = if i == 0 { rest } else { b.bind(Expr::floor_div(rest, extent)) };
+    }
+    let number = if p.batch.is_empty() { block } else { b.bind(Expr::rem(block, each)) };
+    let [row, col] = raster(&mut b, number, tiles, t);
+    let sums = b.scratch("c", p.dtype.accumulator(), t.m * t.n);
+    let zero = Build::f(p.dtype.accumulator(), 0.0);
+    b.fill(sums, Expr::int(t.m * t.n), zero.clone());
+    let [at, bt] = [("a", t.m), ("b", t.n)].map(|(name, n)| b.scratch(name, scratch_dtype(p.dtype), n * t.k));
+    let pieces = k.ceil_div(&Dim::from(t.k));
+    let pieces = b.dim(&pieces);
+    b.range(pieces, |b, piece| {
+        let l = b.bind(piece * Expr::int(t.k));
+        a.copy(b, at, [t.m, t.k], [&row, &l], &index, false);
+        bb.copy(b, bt, [t.k, t.n], [&l, &col], &index, false);
+        let extents = [t.m, t.n, t.k].map(Expr::int);
+        b.dot(extents, a.tile(at, [t.m, t.k]), bb.tile(bt, [t.k, t.n]), tile(sums, Expr::int(0), t.n), true);
+    });
+    if p.accumulate {
+        b.each(Expr::int(t.m * t.n), |b, e| {
+            let (inside, at) = c.element(b, &e, [t.m, t.n], [&row, &col], &index);
+            // The tile's first element is this block's in any case.
+            let (_, first) = c.element(b, &Expr::int(0), [t.m, t.n], [&row, &col], &index);
+            let from = b.bind(Expr::select(inside.clone(), at, first));
+            let old = Expr::select(inside, Expr::load(c.mem, from), zero);
+            b.store(sums, e.clone(), Expr::load(sums, e) + old);
+        });
+    }
+    c.copy(&mut b, sums, [t.m, t.n], [&row, &col], &index, true);
+    b.finish()
+}
+
+/// The first row and column of tile `number`.
+fn raster(b: &mut Build, number: Expr, [tall, wide]: [Expr; 2], t: Tiling) -> [Expr; 2] {
+    let down = Expr::int(t.down);
+    let per = b.bind(down.clone() * wide);
+    let strip = b.bind(Expr::floor_div(number.clone(), per.clone()));
+    let inside = b.bind(Expr::rem(number, per));
+    let first = b.bind(strip * down.clone());
+    let height = b.bind(Expr::minimum(tall - first.clone(), down));
+    let row = b.bind((first + Expr::rem(inside.clone(), height.clone())) * Expr::int(t.m));
+    let col = b.bind(Expr::floor_div(inside, height) * Expr::int(t.n));
+    [row, col]
+}
+
+/// The kernel of a product over ragged rows.
+pub fn gpu_grouped(p: &Grouped, tiling: Option<Tiling>) -> Kernel {
+    match p.rows {
+        Some(transposed) => rows(p, transposed, tiling),
+        None => outer(p, tiling),
+    }
+}
+
+/// `y[r] = x[r]·w[group of r]`. Tiles are of rows of one group; what no group has is 0.
+fn rows(p: &Grouped, transposed: bool, tiling: Option<Tiling>) -> Kernel {
+    let mut b = Build::new("grouped");
+    let [groups, rows, k, n] = &p.extents;
+    let one = Dim::from(1);
+    let matrix = k.clone() * n.clone();
+    let x = Shape { extents: [rows, k], strides: [k, &one], batch: Vec::new(), aligned: p.aligned };
+    let strides = if transposed { [&one, k] } else { [n, &one] };
+    let w = Shape { extents: [k, n], strides, batch: vec![(groups, &matrix)], aligned: p.aligned };
+    let y = Shape { extents: [rows, n], strides: [n, &one], batch: Vec::new(), aligned: p.aligned };
+    let copies = x.copies(p.dtype) && w.copies(p.dtype);
+    let t = tiling.unwrap_or_else(|| Tiling::choose(p.dtype, rows, n, copies));
+    let (xm, wm) = (b.read("x", p.dtype, x.elems()), b.read("w", p.dtype, w.elems()));
+    let offsets = b.read("offsets", DType::I32, groups.clone() + Dim::from(1));
+    let ym = b.write("y", p.dtype, y.elems());
+    let (x, w) = (x.matrix(&mut b, xm, copies), w.matrix(&mut b, wm, copies));
+    let store = y.copies(p.dtype);
+    let mut y = y.matrix(&mut b, ym, store);
+    let wide = n.ceil_div(&Dim::from(t.n));
+    // Every group, and the rows of none, may end in a tile that is not full.
+    let tall = rows.ceil_div(&Dim::from(t.m)) + groups.clone() + Dim::from(1);
+    b.kernel.grid = tall * wide.clone();
+    let (wide, groups, total) = (b.dim(&wide), b.dim(groups), b.dim(rows));
+    let tile_row = b.bind(Expr::floor_div(b.block(), wide.clone()));
+    let col = b.bind(Expr::rem(b.block(), wide) * Expr::int(t.n));
+    // The group whose tiles this one is among.
+    let (group, before) = (b.var(DType::I64, Expr::int(-1)), b.var(DType::I64, Expr::int(0)));
+    let (start, end) = (b.var(DType::I64, Expr::int(0)), b.var(DType::I64, Expr::int(0)));
+    let next = b.var(DType::I64, Expr::int(0));
+    let v = Expr::Var;
+    b.while_(Expr::and(Expr::le(v(next), tile_row.clone()), Expr::lt(v(group), groups.clone())), |b| {
+        b.assign(before, v(next));
+        b.assign(group, v(group) + Expr::int(1));
+        b.assign(start, v(end));
+        let last = b.bind(Expr::lt(v(group), groups.clone()));
+        let at = b.bind(Expr::minimum(v(group) + Expr::int(1), groups.clone()));
+        let offset = Expr::load(offsets, at).cast(DType::I64);
+        b.assign(end, Expr::select(last, offset, total.clone()));
+        b.assign(next, v(next) + Expr::floor_div(v(end) - v(start) + Expr::int(t.m - 1), Expr::int(t.m)));
+    });
+    let (group, limit) = (b.bind(v(group) + Expr::int(0)), b.bind(v(end) + Expr::int(0)));
+    let row = b.bind(v(start) + (tile_row.clone() - v(before)) * Expr::int(t.m));
+    let work = b.bind(Expr::lt(tile_row, v(next)));
+    y.axes[0].0 = limit;
+    let pieces = k.ceil_div(&Dim::from(t.k));
+    let pieces = b.dim(&pieces);
+    let pieces = b.bind(Expr::select(Expr::lt(group.clone(), groups), pieces, Expr::int(0)));
+    let sums = b.scratch("c", p.dtype.accumulator(), t.m * t.n);
+    let [at, bt] = [("a", t.m), ("b", t.n)].map(|(name, n)| b.scratch(name, scratch_dtype(p.dtype), n * t.k));
+    b.if_(work, |b| {
+        b.fill(sums, Expr::int(t.m * t.n), Build::f(p.dtype.accumulator(), 0.0));
+        b.range(pieces, |b, piece| {
+            let l = b.bind(piece * Expr::int(t.k));
+            let batch = [group.clone()];
+            x.copy(b, at, [t.m, t.k], [&row, &l], &batch, false);
+            w.copy(b, bt, [t.k, t.n], [&l, &col], &batch, false);
+            let extents = [t.m, t.n, t.k].map(Expr::int);
+            b.dot(extents, x.tile(at, [t.m, t.k]), w.tile(bt, [t.k, t.n]), tile(sums, Expr::int(0), t.n), true);
+        });
+        y.copy(b, sums, [t.m, t.n], [&row, &col], &[], true);
+    });
+    b.finish()
+}
+
+/// `w[g] = Σ_{r of g} x[r]ᵀ·y[r]`.
+fn outer(p: &Grouped, tiling: Option<Tiling>) -> Kernel {
+    let mut b = Build::new("grouped_outer");
+    let [groups, rows, k, n] = &p.extents;
+    let one = Dim::from(1);
+    let matrix = k.clone() * n.clone();
+    let x = Shape { extents: [k, rows], strides: [&one, k], batch: Vec::new(), aligned: p.aligned };
+    let y = Shape { extents: [rows, n], strides: [n, &one], batch: Vec::new(), aligned: p.aligned };
+    let w = Shape { extents: [k, n], strides: [n, &one], batch: vec![(groups, &matrix)], aligned: p.aligned };
+    let copies = x.copies(p.dtype) && y.copies(p.dtype);
+    let t = tiling.unwrap_or_else(|| Tiling::choose(p.dtype, k, n, false));
+    let (xm, ym) = (b.read("x", p.dtype, x.elems()), b.read("y", p.dtype, y.elems()));
+    let offsets = b.read("offsets", DType::I32, groups.clone() + Dim::from(1));
+    let wm = b.write("w", p.dtype, w.elems());
+    let (mut x, mut y) = (x.matrix(&mut b, xm, copies), y.matrix(&mut b, ym, copies));
+    let store = w.copies(p.dtype);
+    let w = w.matrix(&mut b, wm, store);
+    let tiles = [k.ceil_div(&Dim::from(t.m)), n.ceil_div(&Dim::from(t.n))];
+    b.kernel.grid = groups.clone() * tiles[0].clone() * tiles[1].clone();
+    let tiles = tiles.map(|d| b.dim(&d));
+    let each = b.bind(tiles[0].clone() * tiles[1].clone());
+    let group = b.bind(Expr::floor_div(b.block(), each.clone()));
+    let number = b.bind(Expr::rem(b.block(), each));
+    let [row, col] = raster(&mut b, number, tiles, t);
+    let start = b.bind(Expr::load(offsets, group.clone()).cast(DType::I64));
+    let end = b.bind(Expr::load(offsets, group.clone() + Expr::int(1)).cast(DType::I64));
+    // Rows of the next group are outside.
+    x.axes[1].0 = end.clone();
+    y.axes[0].0 = end.clone();
+    let sums = b.scratch("c", p.dtype.accumulator(), t.m * t.n);
+    let [at, bt] = [("a", t.m), ("b", t.n)].map(|(name, n)| b.scratch(name, scratch_dtype(p.dtype), n * t.k));
+    b.fill(sums, Expr::int(t.m * t.n), Build::f(p.dtype.accumulator(), 0.0));
+    let pieces = b.bind(Expr::floor_div(end - start.clone() + Expr::int(t.k - 1), Expr::int(t.k)));
+    b.range(pieces, |b, piece| {
+        let l = b.bind(start + piece * Expr::int(t.k));
+        x.copy(b, at, [t.m, t.k], [&row, &l], &[], false);
+        y.copy(b, bt, [t.k, t.n], [&l, &col], &[], false);
+        let extents = [t.m, t.n, t.k].map(Expr::int);
+        b.dot(extents, x.tile(at, [t.m, t.k]), y.tile(bt, [t.k, t.n]), tile(sums, Expr::int(0), t.n), true);
+    });
+    w.copy(&mut b, sums, [t.m, t.n], [&row, &col], &[group], true);
+    b.finish()
+}

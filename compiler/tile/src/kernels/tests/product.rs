@@ -1,0 +1,152 @@
+//! Products of a device of many processors, against plain loops.
+
+use super::{Random, assert_near};
+use crate::{
+    interp::{Options, run},
+    ir::{Kernel, Stmt},
+    kernels::gpu_product::{Grouped, Product, Tiling, gpu_grouped, gpu_product},
+};
+use base::{DType, Dim, DimEnv};
+
+/// What the kernel leaves in its last buffer.
+fn last(k: &Kernel, mut buffers: Vec<Vec<f64>>, dims: &DimEnv) -> Vec<f64> {
+    let mut other = buffers.clone();
+    run(k, &mut buffers, dims, Options::default()).unwrap_or_else(|e| panic!("{}: {e}", k.name));
+    run(k, &mut other, dims, Options { seed: 5, ..Options::default() }).unwrap_or_else(|e| panic!("{}: {e}", k.name));
+    let result = buffers.pop().expect("a result");
+    assert_eq!(Some(&result), other.last(), "the order of blocks shows");
+    result
+}
+
+fn copies(body: &[Stmt]) -> usize {
+    body.iter()
+        .map(|s| match s {
+            Stmt::Copy(_) => 1,
+            Stmt::For { body, .. } => copies(body),
+            Stmt::If { then, .. } => copies(then),
+            _ => 0,
+        })
+        .sum()
+}
+
+/// A product of `m n k` with each of the four orders of operands; the number of copies.
+fn dense(
+    dtype: DType,
+    [m, n, k]: [i64; 3],
+    turned: [bool; 2],
+    batch: &[(i64, [i64; 3])],
+    accumulate: bool,
+    t: Option<Tiling>,
+) -> usize {
+    let mut random = Random::new((m * 31 + n * 7 + k) as u64);
+    let a = if turned[0] { [1, m] } else { [k, 1] };
+    let b = if turned[1] { [1, k] } else { [n, 1] };
+    let strides = [a[0], a[1], b[0], b[1], n, 1];
+    // The batch may be a dim of the run-time's.
+    let sizes: Vec<(Dim, [Dim; 3])> = batch.iter().map(|(e, s)| (Dim::from(*e), s.map(Dim::from))).collect();
+    let m_dim = if m % 3 == 0 { Dim::sym("M") } else { Dim::from(m) };
+    let p = Product {
+        dtype,
+        extents: [m_dim, Dim::from(n), Dim::from(k)],
+        strides: strides.map(Dim::from),
+        batch: sizes,
+        accumulate,
+        aligned: [true; 3],
+    };
+    let kernel = gpu_product(&p, t);
+    let dims: DimEnv = [("M".into(), m)].into_iter().collect();
+    let elems = |i: usize| kernel.buffers[i].elems.eval(&dims).expect("a number") as usize;
+    let mut fill = |n: usize| (0..n).map(|_| dtype.round(random.float())).collect::<Vec<f64>>();
+    let (x, y) = (fill(elems(0)), fill(elems(1)));
+    let z = if accumulate { fill(elems(2)) } else { vec![f64::NAN; elems(2)] };
+    let mut want = z.clone();
+    let mut starts = vec![[0i64; 3]];
+    for (extent, by) in batch {
+        let moved = |s: [i64; 3], i: i64| [0, 1, 2].map(|o| s[o] + i * by[o]);
+        starts = starts.into_iter().flat_map(|s| (0..*extent).map(move |i| moved(s, i))).collect();
+    }
+    for [a0, b0, c0] in starts {
+        for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+            let at = (c0 + i * strides[4] + j * strides[5]) as usize;
+            let first = if accumulate { z[at] } else { 0.0 };
+            let term =
+                |l: i64| x[(a0 + i * strides[0] + l * strides[1]) as usize] * y[(b0 + l * strides[2] + j * strides[3]) as usize];
+            want[at] = dtype.round(first + (0..k).map(term).sum::<f64>());
+        }
+    }
+    // Sums in f32 may round a result to its neighbour.
+    let near = if dtype == DType::BF16 || dtype == DType::F16 { 1e-2 } else { 1e-5 };
+    assert_near("c", &last(&kernel, vec![x, y, z], &dims), &want, near);
+    copies(&kernel.body)
+}
+
+#[test]
+fn products_in_every_order() {
+    for turned in [[false, false], [false, true], [true, false], [true, true]] {
+        assert_eq!(dense(DType::BF16, [72, 80, 136], turned, &[], false, None), if turned[0] { 1 } else { 3 });
+        assert_eq!(dense(DType::F32, [33, 20, 17], turned, &[], true, None), 1);
+        dense(DType::F64, [5, 3, 40], turned, &[], false, None);
+    }
+}
+
+#[test]
+fn products_with_every_tiling() {
+    for t in Tiling::LEGAL {
+        dense(DType::F16, [t.m + 8, t.n + 8, t.k + 8], [false, true], &[], true, Some(t));
+    }
+}
+
+#[test]
+fn products_of_a_batch_and_of_nothing() {
+    // Heads in the middle, one operand for all, results turned.
+    assert_eq!(dense(DType::BF16, [24, 16, 64], [false, false], &[(2, [24 * 64, 0, 24 * 16]), (1, [8, 8, 8])], false, None), 3);
+    // Extents that are no multiples: nothing to copy.
+    assert_eq!(dense(DType::BF16, [24, 13, 9], [false, false], &[(3, [24 * 9, 9 * 13, 24 * 13])], true, None), 0);
+    dense(DType::F32, [4, 5, 0], [false, false], &[], false, None);
+    dense(DType::F32, [0, 5, 3], [false, false], &[], false, None);
+}
+
+#[test]
+fn ragged_rows_with_empty_groups_and_all_in_one() {
+    let (k, n) = (24, 40);
+    for (offsets, rows) in [(vec![0, 5, 5, 130, 200], 203), (vec![0, 0, 0, 150, 150], 150), (vec![0, 0, 0, 0, 0], 7)] {
+        for (dtype, transposed) in [(DType::BF16, false), (DType::BF16, true), (DType::F32, false), (DType::F32, true)] {
+            let mut random = Random::new(rows as u64);
+            let groups = offsets.len() - 1;
+            let p = Grouped {
+                dtype,
+                extents: [Dim::from(groups as i64), Dim::sym("R"), Dim::from(k), Dim::from(n)],
+                rows: Some(transposed),
+                aligned: true,
+            };
+            let dims: DimEnv = [("R".into(), rows)].into_iter().collect();
+            let mut fill = |n: i64| (0..n).map(|_| dtype.round(random.float())).collect::<Vec<f64>>();
+            let (x, w, y) = (fill(rows * k), fill(groups as i64 * k * n), fill(rows * n));
+            let of = |r: i64| (0..groups).find(|g| (offsets[*g]..offsets[g + 1]).contains(&r));
+            let weight = |g: usize, l: i64, j: i64| {
+                let g = g as i64;
+                w[(if transposed { (g * n + j) * k + l } else { (g * k + l) * n + j }) as usize]
+            };
+            let mut want = vec![0.0; (rows * n) as usize];
+            let mut sums = vec![0.0; groups * (k * n) as usize];
+            for (r, g) in (0..rows).filter_map(|r| Some((r, of(r)?))) {
+                for j in 0..n {
+                    let sum: f64 = (0..k).map(|l| x[(r * k + l) as usize] * weight(g, l, j)).sum();
+                    want[(r * n + j) as usize] = dtype.round(sum);
+                    for l in 0..k {
+                        sums[g * (k * n) as usize + (l * n + j) as usize] += x[(r * k + l) as usize] * y[(r * n + j) as usize];
+                    }
+                }
+            }
+            let at: Vec<f64> = offsets.iter().map(|o| *o as f64).collect();
+            let near = if dtype == DType::BF16 { 1e-2 } else { 1e-5 };
+            let kernel = gpu_grouped(&p, None);
+            let got = last(&kernel, vec![x.clone(), w.clone(), at.clone(), vec![f64::NAN; want.len()]], &dims);
+            assert_near("y", &got, &want, near);
+            let kernel = gpu_grouped(&Grouped { rows: None, ..p }, None);
+            let sums: Vec<f64> = sums.into_iter().map(|x| dtype.round(x)).collect();
+            let got = last(&kernel, vec![x, y, at, vec![f64::NAN; sums.len()]], &dims);
+            assert_near("w", &got, &sums, near);
+        }
+    }
+}
