@@ -94,8 +94,7 @@ fn eval(d: &Dim, env: &DimEnv) -> i64 {
 
 /// Runs a kernel in the interpreter and as threads. Whether its operands could be made up.
 fn agrees(threads: &Emulated, k: &Kernel, env: &DimEnv) -> bool {
-    let given: Vec<Vec<f64>> =
-        k.buffers.iter().enumerate().map(|(i, b)| numbers(b, eval(&b.elems, env) as usize, i)).collect();
+    let given: Vec<Vec<f64>> = k.buffers.iter().enumerate().map(|(i, b)| numbers(b, eval(&b.elems, env) as usize, i)).collect();
     let mut want = given.clone();
     if interp::run(k, &mut want, env, interp::Options::default()).is_err() {
         return false;

@@ -276,8 +276,7 @@ fn numbers(b: &tile::ir::Buffer, n: usize, seed: usize, wide: bool) -> Vec<f64> 
 /// What is wrong with a kernel, if anything is.
 fn check(d: &Driver, module: *mut c_void, k: &Kernel, l: &Launch, env: &DimEnv, wide: bool) -> Result<bool, String> {
     let sizes: Vec<usize> = k.buffers.iter().map(|b| eval(&b.elems, env) as usize).collect();
-    let given: Vec<Vec<f64>> =
-        k.buffers.iter().zip(&sizes).enumerate().map(|(i, (b, n))| numbers(b, *n, i, wide)).collect();
+    let given: Vec<Vec<f64>> = k.buffers.iter().zip(&sizes).enumerate().map(|(i, (b, n))| numbers(b, *n, i, wide)).collect();
     let mut want = given.clone();
     if interp::run(k, &mut want, env, interp::Options::default()).is_err() {
         return Ok(false);

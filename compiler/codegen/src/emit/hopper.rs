@@ -22,6 +22,8 @@ pub(super) struct Turn {
     slots: Vec<[String; 2]>,
     /// The stage that a consumer has: its number, and its first byte in shared memory (i32).
     current: BTreeMap<usize, [String; 2]>,
+    /// A stack slot of the barrier to give back when the product under way is done, 0 for none; while one may be under way.
+    under_way: Option<String>,
 }
 
 /// Registers that producers keep and consumers get, by the number of consumers.
@@ -113,7 +115,7 @@ impl Emitter<'_> {
         for p in slots.iter().flatten() {
             self.store(&zero, p, "i32");
         }
-        self.simt_mut().turn = Turn { slots, current: BTreeMap::new() };
+        self.simt_mut().turn = Turn { slots, current: BTreeMap::new(), under_way: None };
     }
     /// Waits until the barrier's phase of this parity is over.
     fn wait_barrier(&mut self, at: &str, parity: &str) {
@@ -280,11 +282,64 @@ impl Emitter<'_> {
             if is_load(s) {
                 continue;
             }
+            if let (Some(under_way), Stmt::Dot(d)) = (self.simt().turn.under_way.clone(), s) {
+                self.wgmma(d, 1);
+                // The product before is done, and what it read is free.
+                self.give_back(&under_way);
+                let [ring] = rings[..] else { base::bug!("one run of copies") };
+                let (r, current) = (&h.rings[ring], self.simt_mut().turn.current.remove(&ring));
+                let [slot, _] = current.expect("it was waited for");
+                let empty = self.barrier(r, 1, &slot);
+                self.store(&empty, &under_way, "i32");
+                self.advance(ring, r, &slot);
+                continue;
+            }
             self.stmt(s, LoopKind::Serial);
             for (_, ring) in runs.iter().zip(&rings).filter(|(_, ring)| last_use(**ring) == Some(i)) {
                 self.release(*ring, &h.rings[*ring]);
             }
         }
+    }
+    /// A loop of copies and one product of them: the product of a turn runs while the next is prepared.
+    pub(super) fn loop_of_products(&mut self, body: &[Stmt], emit: impl FnOnce(&mut Self)) {
+        let Some(d) = only_product(body) else { return emit(self) };
+        let (under_way, zero) = (self.slot("i32"), self.w.int(0, "i32"));
+        self.store(&zero, &under_way, "i32");
+        self.simt_mut().turn.under_way = Some(under_way.clone());
+        emit(self);
+        self.simt_mut().turn.under_way = None;
+        self.settle(d);
+        self.give_back(&under_way);
+    }
+    /// Waits for products; the sums are there then.
+    fn settle(&mut self, d: &Dot) {
+        let t = Tiled::new(self.k, d).unwrap_or_else(|| base::bug!("a product in {} is not expanded", self.k.name));
+        let count = usize::try_from(t.extents[1] / 2).expect("it is small");
+        let places: Vec<String> = (0..count).map(|slot| self.held_address(t.c.scratch, slot)).collect();
+        let sums: Vec<String> = places.iter().map(|p| self.load(p, "f32")).collect();
+        let outs = vec!["=f"; count].join(",");
+        let ins = (0..count).map(|i| i.to_string()).collect::<Vec<_>>().join(",");
+        let types = vec!["f32"; count].join(", ");
+        let all = self.w.op(&format!(
+            "llvm.inline_asm has_side_effects asm_dialect = att \"wgmma.wait_group.sync.aligned 0;\", \
+             \"{outs},{ins},~{{memory}}\" {} : ({types}) -> !llvm.struct<({types})>",
+            sums.join(", ")
+        ));
+        for (i, p) in places.iter().enumerate() {
+            let sum = self.w.op(&format!("llvm.extractvalue {all}[{i}] : !llvm.struct<({types})>"));
+            self.store(&sum, p, "f32");
+        }
+    }
+    /// Gives back what a slot names, if it names something.
+    fn give_back(&mut self, slot: &str) {
+        let empty = self.load(slot, "i32");
+        let (zero, none) = (self.w.int(0, "i64"), self.w.int(0, "i32"));
+        let first = self.w.cmpi("eq", "%lane", &zero, "i64");
+        let some = self.w.cmpi("ne", &empty, &none, "i32");
+        let first = self.w.op(&format!("arith.andi {first}, {some} : i1"));
+        self.w.line(&format!("scf.if {first} {{"));
+        self.inside(|e| e.asm("mbarrier.arrive.shared::cta.b64 _, [$0];", "r", &empty, "i32"));
+        self.w.line("}");
     }
     fn release(&mut self, ring: usize, r: &Ring) {
         let [slot, _] = self.simt_mut().turn.current.remove(&ring).expect("it was waited for");
@@ -334,11 +389,11 @@ impl Emitter<'_> {
         let start = self.w.bin("shrui", &start, &sixteenth, "i32");
         let start = self.w.bin("andi", &start, &mask, "i32");
         let start = self.w.op(&format!("arith.extui {start} : i32 to i64"));
-        let rest = self.w.int((1 << 62) | ((8 * STRIP_BYTES >> 4) << 32) | (leading << 16), "i64");
+        let rest = self.w.int((1 << 62) | (((8 * STRIP_BYTES) >> 4) << 32) | (leading << 16), "i64");
         Operand { first: self.w.bin("ori", &start, &rest, "i64"), steps, turned: !terms_inside }
     }
-    /// A product of the warp groups.
-    pub(super) fn wgmma(&mut self, d: &Dot) {
+    /// A product of the warp groups; waits until no more than `under_way` are.
+    pub(super) fn wgmma(&mut self, d: &Dot, under_way: u32) {
         let t = Tiled::new(self.k, d).unwrap_or_else(|| base::bug!("a product in {} is not expanded", self.k.name));
         let [m, n, terms] = t.extents;
         let a = self.operand(&t.a, m, terms, t.a.col == 1, true);
@@ -365,7 +420,7 @@ impl Emitter<'_> {
                 i32::from(b.turned)
             ));
         }
-        text.push_str("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; }");
+        text.push_str(&format!("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned {under_way}; }}"));
         let outs = vec!["=f"; count].join(",");
         let ins = (0..count).map(|i| i.to_string()).collect::<Vec<_>>().join(",");
         let types = vec!["f32"; count].join(", ");
@@ -391,6 +446,13 @@ struct Operand {
     steps: Vec<i64>,
     /// Whether neighbours are along the axis that is not summed.
     turned: bool,
+}
+
+/// The product of a loop that has nothing else but a run of copies and scalars, and adds to its sums.
+fn only_product(body: &[Stmt]) -> Option<&Dot> {
+    let (Stmt::Dot(d), before) = body.split_last()? else { return None };
+    let simple = before.iter().all(|s| is_load(s) || matches!(s, Stmt::Let(..)));
+    (simple && d.accumulate && runs(body).len() == 1).then_some(d)
 }
 
 fn has_loads(body: &[Stmt]) -> bool {

@@ -442,9 +442,16 @@ impl Emitter<'_> {
                 self.vars[var.0 as usize] = Slot::Value(i.clone());
                 let deferred = self.deferred(body);
                 let partial = self.begin(deferred);
-                self.w.line(&format!("scf.for {i} = {lo} to {hi} step {one} : i64 {{"));
-                self.repeated(&Access::of(body), |e| e.inside(|e| e.stmts(body, LoopKind::Serial)));
-                self.w.line("}");
+                let turns = |e: &mut Self| {
+                    e.w.line(&format!("scf.for {i} = {lo} to {hi} step {one} : i64 {{"));
+                    e.repeated(&Access::of(body), |e| e.inside(|e| e.stmts(body, LoopKind::Serial)));
+                    e.w.line("}");
+                };
+                if self.simt().plan.hopper.is_some() {
+                    self.loop_of_products(body, turns);
+                } else {
+                    turns(self);
+                }
                 self.gather(partial);
             }
             Stmt::While { cond, body } => {
@@ -485,7 +492,7 @@ impl Emitter<'_> {
                 access.join(&Access::of(std::slice::from_ref(s)));
                 self.wait_before(&access);
                 if self.simt().plan.hopper.is_some() {
-                    return self.wgmma(d);
+                    return self.wgmma(d, 0);
                 }
                 self.tile_product(d);
             }

@@ -309,6 +309,9 @@ impl Emitter<'_> {
         if !held {
             base::bug!("a copy of what is not held in {}", self.k.name);
         }
+        if pairs && dtype != DType::F32 && c.cols % 32 == 0 {
+            return self.put_pieces(buffer, scratch, dtype, &shares, [&rows, &cols], (&col_axis[0], &all));
+        }
         let step = if pairs { 2 } else { 1 };
         let store = |e: &mut Self, slot: usize, asks: bool| {
             let (row, col) = &shares[slot];
@@ -351,6 +354,103 @@ impl Emitter<'_> {
         self.w.line("} else {");
         self.inside(|e| (0..shares.len()).step_by(step).for_each(|slot| store(e, slot, true)));
         self.w.line("}");
+    }
+
+    /// Elements of a held tile into a buffer of bf16 or f16, sixteen bytes at once: of 32 columns, the four lanes that have two neighbours of each eight
+    /// exchange them so that each has eight neighbours.
+    fn put_pieces(
+        &mut self,
+        buffer: usize,
+        scratch: usize,
+        dtype: DType,
+        shares: &[(String, String)],
+        [rows, cols]: [&BTreeMap<String, [String; 2]>; 2],
+        (columns, all): (&str, &str),
+    ) {
+        let (from, ty) = (self.k.scratch[scratch].dtype, if dtype == DType::BF16 { "bf16" } else { "f16" });
+        let (one, two, zero) = (self.w.int(1, "i64"), self.w.int(2, "i64"), self.w.int(0, "i64"));
+        let bits = [one, two].map(|bit| {
+            let of_lane = self.w.bin("andi", "%lane", &bit, "i64");
+            self.w.cmpi("ne", &of_lane, &zero, "i64")
+        });
+        let mut pieces = Vec::new();
+        for first in (0..shares.len()).step_by(16) {
+            for down in [0, 2] {
+                let mut x: Vec<String> = (0..4)
+                    .map(|j| {
+                        let pair: Vec<String> = (0..2)
+                            .map(|i| {
+                                let p = self.held_address(scratch, first + 4 * j + down + i);
+                                let v = self.w.op(&format!("llvm.load {p} : !llvm.ptr -> {}", memory_type(from)));
+                                self.w.widen(v, from)
+                            })
+                            .collect();
+                        self.packed(&pair, ty)
+                    })
+                    .collect();
+                for (bit, apart) in [(0, 1), (1, 2)] {
+                    for low in (0..4).filter(|j| j & apart == 0) {
+                        let high = low + apart;
+                        let gives = self.w.select(&bits[bit], &x[low], &x[high], "i32");
+                        let gets = self.swap(&gives, apart);
+                        x[low] = self.w.select(&bits[bit], &gets, &x[low], "i32");
+                        x[high] = self.w.select(&bits[bit], &x[high], &gets, "i32");
+                    }
+                }
+                pieces.push((first, down, x));
+            }
+        }
+        // A lane has the eight columns that its place among the four says; a pair's columns begin at twice that.
+        let store = |e: &mut Self, (first, down, x): &(usize, usize, Vec<String>), asks: bool| {
+            let (row, col) = &shares[first + down];
+            let ([start, row_in], [i, _]) = (&rows[row], &cols[col]);
+            let (three, six) = (e.w.int(3, "i64"), e.w.int(6, "i64"));
+            let place = e.w.bin("andi", "%lane", &three, "i64");
+            let by = e.w.bin("muli", &place, &six, "i64");
+            let i = e.w.bin("addi", i, &by, "i64");
+            if asks {
+                // Columns are inside by eights: if the first is.
+                let within = e.w.cmpi("ult", &i, columns, "i64");
+                let within = e.w.op(&format!("arith.andi {row_in}, {within} : i1"));
+                e.w.line(&format!("scf.if {within} {{"));
+            }
+            e.inside(|e| {
+                let index = e.w.bin("addi", start, &i, "i64");
+                let to = e.address(Mem::Buffer(buffer), &index, dtype);
+                let space = e.pointer_type(Mem::Buffer(buffer));
+                let mut v = e.w.op("llvm.mlir.undef : vector<4xi32>");
+                for (j, x) in x.iter().enumerate() {
+                    let at = e.w.int(j as i64, "i32");
+                    v = e.w.op(&format!("llvm.insertelement {x}, {v}[{at} : i32] : vector<4xi32>"));
+                }
+                e.w.line(&format!("llvm.store {v}, {to} {{alignment = 16 : i64}} : vector<4xi32>, {space}"));
+            });
+            if asks {
+                e.w.line("}");
+            }
+        };
+        self.w.line(&format!("scf.if {all} {{"));
+        self.inside(|e| pieces.iter().for_each(|p| store(e, p, false)));
+        self.w.line("} else {");
+        self.inside(|e| pieces.iter().for_each(|p| store(e, p, true)));
+        self.w.line("}");
+    }
+    /// Two of f32 as two of a narrow float in one register.
+    fn packed(&mut self, pair: &[String], ty: &str) -> String {
+        let mut v = self.w.op("llvm.mlir.undef : vector<2xf32>");
+        for (i, x) in pair.iter().enumerate() {
+            let at = self.w.int(i as i64, "i32");
+            v = self.w.op(&format!("llvm.insertelement {x}, {v}[{at} : i32] : vector<2xf32>"));
+        }
+        let v = self.w.op(&format!("llvm.fptrunc {v} : vector<2xf32> to vector<2x{ty}>"));
+        self.w.op(&format!("llvm.bitcast {v} : vector<2x{ty}> to i32"))
+    }
+    /// What the lane whose number differs by this bit has.
+    fn swap(&mut self, x: &str, bit: usize) -> String {
+        let [all, bit, last] = [-1, bit as i64, 31].map(|n| self.w.int(n, "i32"));
+        self.w.op(&format!(
+            "llvm.call_intrinsic \"llvm.nvvm.shfl.sync.bfly.i32\"({all}, {x}, {bit}, {last}) : (i32, i32, i32, i32) -> i32"
+        ))
     }
 
     // --- products ---

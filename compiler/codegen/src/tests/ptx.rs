@@ -1,12 +1,15 @@
 //! What small kernels are as PTX.
 
 use super::map_kernel;
-use crate::{GpuKernel, GpuOptions, emit_objects, emit_ptx};
+use crate::{GpuKernel, GpuOptions, emit_objects, emit_ptx, gpu::Extent};
 use base::{DType, Dim};
 use graph::op::{MapFn, ReduceFn};
 use tile::{
     Expr, Kernel,
-    kernels::build::{Build, tile},
+    kernels::{
+        build::{Build, tile},
+        gpu_product::{Product, gpu_product},
+    },
 };
 
 fn ptx(k: &Kernel) -> (String, GpuKernel) {
@@ -154,4 +157,46 @@ fn the_same_kernels_give_the_same_text() {
     let first = emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles");
     emit_objects(&kernels).expect("it compiles");
     assert_eq!(first, emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles"));
+}
+
+fn dense(dtype: DType, [m, n, k]: [i64; 3], aligned: bool) -> Kernel {
+    let strides = [k, 1, 1, k, n, 1].map(Dim::from);
+    let p = Product {
+        dtype,
+        extents: [m, n, k].map(Dim::from),
+        strides,
+        batch: Vec::new(),
+        accumulate: false,
+        aligned: [aligned; 3],
+    };
+    gpu_product(&p, None)
+}
+
+#[test]
+fn large_products_run_on_warp_groups() {
+    let (text, launch) = ptx(&dense(DType::BF16, [256, 512, 1024], true));
+    check(
+        &text,
+        "check: mbarrier.init
+         check: setmaxnreg.inc.sync.aligned.u32 232
+         check: mbarrier.try_wait
+         check: wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16
+         check: wgmma.wait_group.sync.aligned 1
+         check: shfl.sync.bfly
+         check: st.global.v4.b32
+         check: setmaxnreg.dec.sync.aligned.u32 40
+         check: cp.async.bulk.tensor.2d
+         not: ld.global",
+    );
+    assert_eq!((launch.threads, launch.maps.len(), launch.workspace), (384, 2, 0));
+    let [a, b] = &launch.maps[..] else { panic!("two maps") };
+    assert_eq!(((a.buffer, a.rows, a.cols), (b.buffer, b.rows, b.cols)), ((0, 128, 64), (1, 256, 64)));
+    assert_eq!(a.axes, [(Extent::Const(256), Extent::Const(1024)), (Extent::Const(1024), Extent::Const(1))]);
+
+    // What begins anywhere is loaded by threads, and multiplied from shared memory.
+    let (text, launch) = ptx(&dense(DType::BF16, [256, 512, 1024], false));
+    check(&text, "check: ld.global\ncheck: mma.sync.aligned.m16n8k16\nnot: wgmma");
+    assert!(launch.maps.is_empty());
+    let (text, _) = ptx(&dense(DType::F32, [64, 64, 64], true));
+    check(&text, "check: cp.async.cg\ncheck: fma.rn.f32\nnot: mma");
 }

@@ -121,7 +121,7 @@ struct Shape<'a> {
 
 impl Shape<'_> {
     fn inner(&self) -> usize {
-        usize::from(!(self.strides[0].is(1) && !self.strides[1].is(1)))
+        usize::from(!self.strides[0].is(1) || self.strides[1].is(1))
     }
     fn copies(&self, dtype: DType) -> bool {
         let n = COPY_ALIGN / dtype.bytes() as i64;
