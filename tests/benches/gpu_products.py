@@ -19,8 +19,13 @@ def best_ms(run, times=20, rounds=5):
     return best
 
 
-for m in (4096, 8192):
-    for n, k in SHAPES:
-        x, w = (torch.rand(r, k, device="cuda", dtype=torch.bfloat16) * 2 - 1 for r in (m, n))
-        ms = best_ms(lambda: x @ w.t())
-        print(f"m={m} n={n} k={k}: {ms * 1e3:.1f} us {2 * m * n * k / ms / 1e9:.1f} TFLOP/s", flush=True)
+def main():
+    for m in (4096, 8192):
+        for n, k in SHAPES:
+            x, w = (torch.rand(r, k, device="cuda", dtype=torch.bfloat16) * 2 - 1 for r in (m, n))
+            ms = best_ms(lambda: x @ w.t())
+            print(f"m={m} n={n} k={k}: {ms * 1e3:.1f} us {2 * m * n * k / ms / 1e9:.1f} TFLOP/s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

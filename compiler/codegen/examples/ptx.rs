@@ -1,8 +1,9 @@
 //! PTX of tile programs, for `gpu_check` of the tile crate, and how long it takes:
 //! `cargo run --release -p codegen --example ptx -- FOLDER model.tile… maps`. Reads what `lode build --emit=tile` prints; `maps` stands for a kernel of
-//! every function of f32 and of every conversion, `products` for products of many shapes, `large_products` for those that are timed. Writes `.tile`, `.ptx` and `.launch` of each into the folder.
+//! every function of f32 and of every conversion, `products` for products of many shapes, `attends` for attention,
+//! `large_products` and `large_attends` for those that are timed. Writes `.tile`, `.ptx` and `.launch` of each into the folder.
 
-use base::{DType, Dim};
+use base::{DType, Dim, TensorType};
 use codegen::gpu::Extent;
 use graph::op::{MapFn, map::Kind};
 use std::{fmt::Write, path::Path, time::Instant};
@@ -10,6 +11,8 @@ use tile::{
     Expr, Kernel, LoopKind,
     kernels::{
         build::Build,
+        domain::Problem,
+        gpu_attend::{self, gpu_attend},
         gpu_product::{Grouped, Product, Tiling, gpu_grouped, gpu_product},
     },
 };
@@ -22,6 +25,10 @@ fn main() {
             maps()
         } else if path == "products" {
             products()
+        } else if path == "attends" {
+            attends()
+        } else if path == "large_attends" {
+            large_attends()
         } else if path == "large_products" {
             large_products()
         } else {
@@ -113,6 +120,37 @@ fn large_products() -> Vec<Kernel> {
     for t in &Tiling::LEGAL[..3] {
         all.push(product(DType::BF16, Dim::sym("M"), [4096, 7168], [false, true], 1, false, Some(*t)));
     }
+    numbered(all)
+}
+
+fn attend(dtype: DType, heads: [i64; 2], [dk, dv]: [i64; 2], domain: &str, t: Option<gpu_attend::Tiling>) -> Kernel {
+    let [b, t_dim, s] = ["B", "T", "T"].map(Dim::sym);
+    let segments = TensorType::new(DType::I32, vec![b.clone(), t_dim.clone()]);
+    let domain: graph::op::Domain = domain.parse().expect("a domain");
+    let operands = vec![segments; domain.num_operands()];
+    let scale = 1.0 / (dk as f64).sqrt();
+    let p = Problem { dtype, b, t: t_dim, s, h: heads[0], g: heads[1], dk, dv, domain, scale, operands };
+    gpu_attend(&p, t.unwrap_or_else(|| gpu_attend::Tiling::choose(&p)))
+}
+
+fn attends() -> Vec<Kernel> {
+    let mut all = Vec::new();
+    for domain in ["full", "causal", "causal & window(40)", "segments(0, 0)", "causal & (window(3) | ends_before(8, 16))"] {
+        for (dtype, n) in [(DType::BF16, [128, 128]), (DType::F16, [64, 64]), (DType::F32, [64, 32])] {
+            all.push(attend(dtype, [4, 2], n, domain, None));
+        }
+    }
+    all.push(attend(DType::BF16, [2, 1], [192, 128], "causal", None));
+    all.push(attend(DType::BF16, [2, 1], [256, 256], "causal", None));
+    all.push(attend(DType::BF16, [2, 1], [32, 16], "causal", None));
+    numbered(all)
+}
+
+fn large_attends() -> Vec<Kernel> {
+    let all = [[128, 128], [64, 64], [192, 128], [256, 256]];
+    let mut all: Vec<Kernel> = all.map(|n| attend(DType::BF16, [16, 16], n, "causal", None)).into();
+    all.push(attend(DType::BF16, [16, 16], [128, 128], "full", None));
+    all.push(attend(DType::BF16, [16, 16], [128, 128], "causal", Some(gpu_attend::Tiling::LEGAL[1])));
     numbered(all)
 }
 

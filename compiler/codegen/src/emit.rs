@@ -76,6 +76,11 @@ struct Emitter<'k> {
     simt: Option<simt::Simt>,
 }
 
+/// Whether it is the constant log 2.
+fn is_log_2(e: &Expr) -> bool {
+    matches!(e, Expr::Const(c, DType::F32) if c.get() == std::f64::consts::LN_2)
+}
+
 /// The MLIR type of values of a compute dtype.
 fn value_type(d: DType) -> &'static str {
     match compute_dtype(d) {
@@ -148,7 +153,7 @@ impl<'k> Emitter<'k> {
     // --- statements ---
 
     fn stmts(&mut self, body: &[Stmt], kind: LoopKind) {
-        if self.simt.as_ref().is_some_and(|t| t.plan.hopper.is_some() && t.is_team()) && body.iter().any(is_load) {
+        if self.simt.as_ref().is_some_and(|t| t.plan.hopper.is_some() && t.is_team()) && body.iter().any(|s| is_load(s) || matches!(s, Stmt::Dot(_))) {
             return self.staged(body);
         }
         body.iter().for_each(|s| self.stmt(s, kind));
@@ -311,6 +316,22 @@ impl<'k> Emitter<'k> {
                     return part;
                 }
                 let dtype = self.k.expr_dtype(&args[args.len() - 1]);
+                if dtype == DType::F32 && self.simt.as_ref().is_some_and(simt::Simt::on_tensor_cores) {
+                    match (f, &args[0]) {
+                        // a·b - c.
+                        (MapFn::Sub, Expr::Map(MapFn::Mul, factors)) => {
+                            let values = [&factors[0], &factors[1], &args[1]].map(|e| self.expr(e));
+                            let c = self.w.neg(&values[2], "f32");
+                            return self.w.fma(&values[0], &values[1], &c, "f32");
+                        }
+                        // e^(x·log 2) = 2^x.
+                        (MapFn::Exp, Expr::Map(MapFn::Mul, factors)) if is_log_2(&factors[1]) => {
+                            let x = self.expr(&factors[0]);
+                            return self.w.fast_exp2(&x);
+                        }
+                        _ => {}
+                    }
+                }
                 let values: Vec<String> = args.iter().map(|a| self.expr(a)).collect();
                 if matches!(f, MapFn::FloorDiv | MapFn::Rem) {
                     let ty = value_type(dtype);

@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod domain;
+pub mod gpu_attend;
 pub mod gpu_product;
 pub mod host_attend;
 pub mod host_attend_grad;

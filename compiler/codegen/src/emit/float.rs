@@ -98,7 +98,11 @@ impl Writer {
     pub fn fast_exp(&mut self, x: &str) -> String {
         let factor = self.float(LOG2_E, "f32");
         let power = self.bin("mulf", x, &factor, "f32");
-        self.op(&format!("llvm.call_intrinsic \"llvm.nvvm.ex2.approx.ftz.f\"({power}) : (f32) -> f32"))
+        self.fast_exp2(&power)
+    }
+    /// 2^x of f32 by the processor. On a GPU.
+    pub fn fast_exp2(&mut self, x: &str) -> String {
+        self.op(&format!("llvm.call_intrinsic \"llvm.nvvm.ex2.approx.ftz.f\"({x}) : (f32) -> f32"))
     }
     /// e^x·2^`shift` as bits, which are right where that is a normal number.
     fn exp_bits(&mut self, x: &str, shift: i64) -> String {

@@ -24,6 +24,20 @@ pub(super) struct Turn {
     current: BTreeMap<usize, [String; 2]>,
     /// A stack slot of the barrier to give back when the product under way is done, 0 for none; while one may be under way.
     under_way: Option<String>,
+    /// Products under way, the first first.
+    pending: Vec<Pending>,
+}
+
+/// A product under way.
+#[derive(Clone, Debug)]
+struct Pending {
+    dot: Dot,
+    /// The held memories that it touches.
+    access: Access,
+    /// The registers that are its first operand.
+    first: Vec<String>,
+    /// The barriers of the stages that are free when it is done.
+    frees: Vec<String>,
 }
 
 /// Registers that producers keep and consumers get, by the number of consumers.
@@ -115,7 +129,7 @@ impl Emitter<'_> {
         for p in slots.iter().flatten() {
             self.store(&zero, p, "i32");
         }
-        self.simt_mut().turn = Turn { slots, current: BTreeMap::new(), under_way: None };
+        self.simt_mut().turn = Turn { slots, current: BTreeMap::new(), under_way: None, pending: Vec::new() };
     }
     /// Waits until the barrier's phase of this parity is over.
     fn wait_barrier(&mut self, at: &str, parity: &str) {
@@ -253,29 +267,29 @@ impl Emitter<'_> {
 
     // --- consumers ---
 
-    /// A list of statements: each run of copies is waited for where it stands, and its memory given back after its last use.
+    /// A list of statements: each run of copies is waited for where it stands, and its memory given back after its last use. Products run on until
+    /// a statement touches their sums, or writes what they read, or the list ends.
     pub(super) fn staged(&mut self, body: &[Stmt]) {
         let h = self.hopper().clone();
         let runs = runs(body);
-        let rings: Vec<usize> = runs
-            .iter()
-            .map(|r| if let Stmt::Copy(c) = &body[r.start] { ring_of(&h, c) } else { base::bug!("a run of copies") })
-            .collect();
-        let last_use = |ring: usize| {
-            let touches = |s: &Stmt| {
-                let a = Access::of(std::slice::from_ref(s));
-                a.read.iter().any(|m| matches!(m, Mem::Scratch(i) if h.ring_of.get(i) == Some(&ring)))
-            };
-            body.iter().rposition(touches)
+        let rings: Vec<usize> =
+            runs.iter().map(|r| if let Stmt::Copy(c) = &body[r.start] { ring_of(&h, c) } else { base::bug!("a run of copies") }).collect();
+        // The last use before the same memory is copied to again.
+        let last_use = |run: usize| {
+            let of_ring = |m: &Mem| matches!(m, Mem::Scratch(i) if h.ring_of.get(i) == Some(&rings[run]));
+            let access = |s: &Stmt| Access::of(std::slice::from_ref(s));
+            let rest = body.iter().enumerate().skip(runs[run].end).take_while(|(_, s)| !access(s).written.iter().any(of_ring));
+            rest.filter(|(_, s)| access(s).read.iter().any(of_ring)).map(|(i, _)| i).last()
         };
+        let before = self.simt().turn.pending.len();
         for (i, s) in body.iter().enumerate() {
-            for (run, ring) in runs.iter().zip(&rings).filter(|(r, _)| r.start == i) {
+            for (run, ring) in rings.iter().enumerate().filter(|(run, _)| runs[*run].start == i) {
                 let r = &h.rings[*ring];
                 let [slot, phase, full] = self.stage(*ring, r, 0);
                 self.wait_barrier(&full, &phase);
                 let start = self.stage_start(r, &slot);
                 self.simt_mut().turn.current.insert(*ring, [slot, start]);
-                if last_use(*ring).is_none_or(|last| last < run.end) {
+                if last_use(run).is_none() {
                     self.release(*ring, r);
                 }
             }
@@ -283,7 +297,7 @@ impl Emitter<'_> {
                 continue;
             }
             if let (Some(under_way), Stmt::Dot(d)) = (self.simt().turn.under_way.clone(), s) {
-                self.wgmma(d, 1);
+                self.wgmma(d, Some(1));
                 // The product before is done, and what it read is free.
                 self.give_back(&under_way);
                 let [ring] = rings[..] else { base::bug!("one run of copies") };
@@ -294,11 +308,50 @@ impl Emitter<'_> {
                 self.advance(ring, r, &slot);
                 continue;
             }
-            self.stmt(s, LoopKind::Serial);
-            for (_, ring) in runs.iter().zip(&rings).filter(|(_, ring)| last_use(**ring) == Some(i)) {
-                self.release(*ring, &h.rings[*ring]);
+            let access = Access::of(std::slice::from_ref(s));
+            if let Some(last) = self.simt().turn.pending.iter().rposition(|p| p.access.conflicts(&access)) {
+                self.settle_pending(last + 1);
             }
+            let done: Vec<usize> = (0..rings.len()).filter(|run| last_use(*run) == Some(i)).map(|run| rings[run]).collect();
+            if let Stmt::Dot(d) = s {
+                let first = self.wgmma(d, None);
+                let frees = done.iter().map(|ring| self.pass(*ring, &h.rings[*ring])).collect();
+                let copied = |m: &Mem| matches!(m, Mem::Scratch(i) if h.ring_of.contains_key(i));
+                let mut access = access;
+                access.read.retain(|m| !copied(m));
+                self.simt_mut().turn.pending.push(Pending { dot: d.clone(), access, first, frees });
+                continue;
+            }
+            self.stmt(s, LoopKind::Serial);
+            done.into_iter().for_each(|ring| self.release(ring, &h.rings[ring]));
         }
+        let pending = self.simt().turn.pending.len();
+        if pending > before {
+            self.settle_pending(pending);
+        }
+    }
+    /// Waits for the first `count` products under way.
+    fn settle_pending(&mut self, count: usize) {
+        let all = std::mem::take(&mut self.simt_mut().turn.pending);
+        for (i, p) in all[..count].iter().enumerate() {
+            self.settle(&p.dot, all.len() - 1 - i, &p.first);
+            p.frees.iter().for_each(|empty| self.arrive(empty));
+        }
+        self.simt_mut().turn.pending = all[count..].to_vec();
+    }
+    /// Goes on to a ring's next stage; the barrier that gives this one back.
+    fn pass(&mut self, ring: usize, r: &Ring) -> String {
+        let [slot, _] = self.simt_mut().turn.current.remove(&ring).expect("it was waited for");
+        let empty = self.barrier(r, 1, &slot);
+        self.advance(ring, r, &slot);
+        empty
+    }
+    fn arrive(&mut self, empty: &str) {
+        let zero = self.w.int(0, "i64");
+        let first = self.w.cmpi("eq", "%lane", &zero, "i64");
+        self.w.line(&format!("scf.if {first} {{"));
+        self.inside(|e| e.asm("mbarrier.arrive.shared::cta.b64 _, [$0];", "r", empty, "i32"));
+        self.w.line("}");
     }
     /// A loop of copies and one product of them: the product of a turn runs while the next is prepared.
     pub(super) fn loop_of_products(&mut self, body: &[Stmt], emit: impl FnOnce(&mut Self)) {
@@ -308,11 +361,11 @@ impl Emitter<'_> {
         self.simt_mut().turn.under_way = Some(under_way.clone());
         emit(self);
         self.simt_mut().turn.under_way = None;
-        self.settle(d);
+        self.settle(d, 0, &[]);
         self.give_back(&under_way);
     }
-    /// Waits for products; the sums are there then.
-    fn settle(&mut self, d: &Dot) {
+    /// Waits until no more than `under_way` products are; the sums of `d` are there then. Registers that it read were `first`.
+    fn settle(&mut self, d: &Dot, under_way: usize, first: &[String]) {
         let t = Tiled::new(self.k, d).unwrap_or_else(|| base::bug!("a product in {} is not expanded", self.k.name));
         let count = usize::try_from(t.extents[1] / 2).expect("it is small");
         let places: Vec<String> = (0..count).map(|slot| self.held_address(t.c.scratch, slot)).collect();
@@ -320,10 +373,11 @@ impl Emitter<'_> {
         let outs = vec!["=f"; count].join(",");
         let ins = (0..count).map(|i| i.to_string()).collect::<Vec<_>>().join(",");
         let types = vec!["f32"; count].join(", ");
+        let (kept, kept_types) = (",r".repeat(first.len()), ", i32".repeat(first.len()));
         let all = self.w.op(&format!(
-            "llvm.inline_asm has_side_effects asm_dialect = att \"wgmma.wait_group.sync.aligned 0;\", \
-             \"{outs},{ins},~{{memory}}\" {} : ({types}) -> !llvm.struct<({types})>",
-            sums.join(", ")
+            "llvm.inline_asm has_side_effects asm_dialect = att \"wgmma.wait_group.sync.aligned {under_way};\", \
+             \"{outs},{ins}{kept},~{{memory}}\" {} : ({types}{kept_types}) -> !llvm.struct<({types})>",
+            sums.iter().chain(first).cloned().collect::<Vec<_>>().join(", ")
         ));
         for (i, p) in places.iter().enumerate() {
             let sum = self.w.op(&format!("llvm.extractvalue {all}[{i}] : !llvm.struct<({types})>"));
@@ -342,14 +396,8 @@ impl Emitter<'_> {
         self.w.line("}");
     }
     fn release(&mut self, ring: usize, r: &Ring) {
-        let [slot, _] = self.simt_mut().turn.current.remove(&ring).expect("it was waited for");
-        let empty = self.barrier(r, 1, &slot);
-        let zero = self.w.int(0, "i64");
-        let first = self.w.cmpi("eq", "%lane", &zero, "i64");
-        self.w.line(&format!("scf.if {first} {{"));
-        self.inside(|e| e.asm("mbarrier.arrive.shared::cta.b64 _, [$0];", "r", &empty, "i32"));
-        self.w.line("}");
-        self.advance(ring, r, &slot);
+        let empty = self.pass(ring, r);
+        self.arrive(&empty);
     }
     /// All consumers wait for each other.
     pub(super) fn wait_consumers(&mut self) {
@@ -392,49 +440,73 @@ impl Emitter<'_> {
         let rest = self.w.int((1 << 62) | (((8 * STRIP_BYTES) >> 4) << 32) | (leading << 16), "i64");
         Operand { first: self.w.bin("ori", &start, &rest, "i64"), steps, turned: !terms_inside }
     }
-    /// A product of the warp groups; waits until no more than `under_way` are.
-    pub(super) fn wgmma(&mut self, d: &Dot, under_way: u32) {
+    /// A product of the warp groups; then waits until no more than `under_way` are, if that is said. The registers that are its first operand.
+    pub(super) fn wgmma(&mut self, d: &Dot, under_way: Option<u32>) -> Vec<String> {
         let t = Tiled::new(self.k, d).unwrap_or_else(|| base::bug!("a product in {} is not expanded", self.k.name));
         let [m, n, terms] = t.extents;
-        let a = self.operand(&t.a, m, terms, t.a.col == 1, true);
+        let held = self.simt().plan.held.tiles[t.a.scratch].is_some();
+        let a = (!held).then(|| self.operand(&t.a, m, terms, t.a.col == 1, true));
         let b = self.operand(&t.b, n, terms, t.b.row == 1, false);
-        let dtype = if self.k.scratch[t.a.scratch].dtype == DType::BF16 { "bf16" } else { "f16" };
+        let dtype = if self.k.scratch[t.b.scratch].dtype == DType::BF16 { "bf16" } else { "f16" };
         let count = usize::try_from(n / 2).expect("it is small");
         let places: Vec<String> = (0..count).map(|slot| self.held_address(t.c.scratch, slot)).collect();
         let zero = self.w.float(0.0, "f32");
-        let sums: Vec<String> = places.iter().map(|p| if d.accumulate { self.load(p, "f32") } else { zero.clone() }).collect();
-        let list = (0..count).map(|i| format!("${i}")).collect::<Vec<_>>().join(",");
-        let (x, y) = (2 * count, 2 * count + 1);
+        let sums: Vec<String> =
+            places.iter().map(|p| if d.accumulate { self.load(p, "f32") } else { zero.clone() }).collect();
+        // Two neighbours a register, as they are held: of sixteen columns the four pairs of a thread.
+        let pairs = if held { usize::try_from(terms / 4).expect("it is small") } else { 0 };
+        let first: Vec<String> = (0..pairs)
+            .map(|i| {
+                let p = self.held_address(t.a.scratch, 2 * i);
+                self.w.op(&format!("llvm.load {p} {{alignment = 2 : i64}} : !llvm.ptr -> i32"))
+            })
+            .collect();
+        let list = |from: usize, n: usize| (from..from + n).map(|i| format!("${i}")).collect::<Vec<_>>().join(",");
+        let (x, y) = (2 * count, 2 * count + usize::from(!held) + pairs);
         let mut text = format!(
             "{{ .reg .pred add; .reg .b64 a, b; setp.ne.b32 add, {}, 0; wgmma.fence.sync.aligned; ",
             i32::from(d.accumulate)
         );
-        for (i, (da, db)) in a.steps.iter().zip(&b.steps).enumerate() {
+        for (i, db) in b.steps.iter().enumerate() {
             if i == 1 && !d.accumulate {
                 text.push_str("setp.ne.b32 add, 1, 0; ");
             }
+            let (left, turned) = match &a {
+                Some(a) => {
+                    text.push_str(&format!("add.s64 a, ${x}, {}; ", a.steps[i]));
+                    ("a".to_string(), format!("{}, ", i32::from(a.turned)))
+                }
+                None => (format!("{{{}}}", list(x + 4 * i, 4)), String::new()),
+            };
             text.push_str(&format!(
-                "add.s64 a, ${x}, {da}; add.s64 b, ${y}, {db}; \
-                 wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{dtype}.{dtype} {{{list}}}, a, b, add, 1, 1, {}, {}; ",
-                i32::from(a.turned),
+                "add.s64 b, ${y}, {db}; wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{dtype}.{dtype} {{{}}}, {left}, b, add, 1, 1, {turned}{}; ",
+                list(0, count),
                 i32::from(b.turned)
             ));
         }
-        text.push_str(&format!("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned {under_way}; }}"));
+        text.push_str("wgmma.commit_group.sync.aligned; ");
+        if let Some(n) = under_way {
+            text.push_str(&format!("wgmma.wait_group.sync.aligned {n}; "));
+        }
+        text.push('}');
         let outs = vec!["=f"; count].join(",");
         let ins = (0..count).map(|i| i.to_string()).collect::<Vec<_>>().join(",");
         let types = vec!["f32"; count].join(", ");
+        let (left, left_constraint, left_type) = match &a {
+            Some(a) => (a.first.clone(), "l".to_string(), "i64".to_string()),
+            None => (first.join(", "), vec!["r"; pairs].join(","), vec!["i32"; pairs].join(", ")),
+        };
         let all = self.w.op(&format!(
-            "llvm.inline_asm has_side_effects asm_dialect = att \"{text}\", \"{outs},{ins},l,l,~{{memory}}\" {}, {}, {} : \
-             ({types}, i64, i64) -> !llvm.struct<({types})>",
+            "llvm.inline_asm has_side_effects asm_dialect = att \"{text}\", \"{outs},{ins},{left_constraint},l,~{{memory}}\" {}, {left}, {} : \
+             ({types}, {left_type}, i64) -> !llvm.struct<({types})>",
             sums.join(", "),
-            a.first,
             b.first
         ));
         for (i, p) in places.iter().enumerate() {
             let sum = self.w.op(&format!("llvm.extractvalue {all}[{i}] : !llvm.struct<({types})>"));
             self.store(&sum, p, "f32");
         }
+        first
     }
 }
 

@@ -17,12 +17,12 @@ use super::{
     host_function, pointer,
     reduce::{neutral, reductions},
     text::Helper,
-    tiles::{Elem, has_chunks},
+    tiles::{Elem, Row, has_chunks},
     trig,
 };
 use crate::gpu::{
     access::{Access, expr_uses, exprs},
-    plan::{Place, Plan, Team, widest},
+    plan::{Place, Plan, Team, is_row_loop, widest},
     unit::Units,
 };
 use graph::op::{MapFn, ReduceFn};
@@ -42,9 +42,11 @@ pub(crate) enum Machine {
 pub(super) struct Simt {
     pub(super) machine: Machine,
     pub(super) plan: Plan,
-    team: Team,
+    pub(super) team: Team,
     /// The element of held tiles that a thread is at.
     pub(super) elem: Option<Elem>,
+    /// The row of held tiles that it is at.
+    pub(super) row: Option<Row>,
     /// The buffers of which chunks are copied past the registers.
     pub(super) copied: BTreeSet<usize>,
     /// Whether there may be such copies.
@@ -94,7 +96,10 @@ impl Simt {
     }
     /// The place of the element at hand among those that a thread holds of a memory.
     pub(super) fn held_slot(&self, scratch: usize) -> Option<usize> {
-        self.plan.held[scratch].and(self.elem.as_ref()).map(|e| e.slot)
+        if self.plan.held.rows[scratch] {
+            return self.elem.as_ref().map(|e| e.row_slot).or(self.row.as_ref().map(|r| r.slot));
+        }
+        self.plan.held.tiles[scratch].and(self.elem.as_ref()).map(|e| e.slot)
     }
     /// The row or the column of the element at hand, where that is asked for.
     pub(super) fn part_of_elem(&self, f: MapFn, args: &[Expr]) -> Option<String> {
@@ -147,6 +152,7 @@ pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], machine: Machine) -> (St
             plan,
             team: Team::Block,
             elem: None,
+            row: None,
             copied: BTreeSet::new(),
             copies,
             turn: Turn::default(),
@@ -288,8 +294,11 @@ impl Emitter<'_> {
                     let _ = writeln!(self.w.head, "    {p} = llvm.alloca {elems} x {element} : (i64) -> !llvm.ptr");
                 }
                 Place::Held => {
-                    let extents = plan.held[i].expect("it is held").extents;
-                    let elems = self.w.int(self.num_held(extents), "i64");
+                    let elems = match plan.held.tiles[i] {
+                        Some(h) => self.num_held(h.extents),
+                        None => k.scratch[i].elems as i64 / i64::from(plan.threads / plan.row_lanes),
+                    };
+                    let elems = self.w.int(elems, "i64");
                     let _ = writeln!(self.w.head, "    {p} = llvm.alloca {elems} x {element} : (i64) -> !llvm.ptr");
                 }
             }
@@ -413,10 +422,28 @@ impl Emitter<'_> {
             Stmt::Store { mem, .. } => {
                 access.written.insert(*mem);
                 self.wait_before(&access);
+                if matches!(mem, Mem::Scratch(i) if self.simt().plan.held.rows[*i]) {
+                    return self.alone(|e| e.stmt(s, LoopKind::Serial));
+                }
                 self.first_thread(|e| e.stmt(s, LoopKind::Serial));
             }
             Stmt::For { var, lo, hi, kind, body } => {
                 if *kind == LoopKind::Vector {
+                    if self.simt().row.is_some()
+                        && let Some(columns) = hi.known()
+                    {
+                        access.join(&Access::of(body));
+                        self.wait_before(&access);
+                        return self.each_column_held(*var, columns, body);
+                    }
+                    let held = &self.simt().plan.held;
+                    if self.simt().team == Team::Block
+                        && let Some(rows) = held.row_loops.filter(|r| is_row_loop(held, Some(*r), hi, body))
+                    {
+                        access.join(&Access::of(body));
+                        self.wait_before(&access);
+                        return self.each_row_held(*var, rows, body);
+                    }
                     if self.simt().team == Team::Block
                         && let Some(extents) = self.held_by(body)
                     {
@@ -491,9 +518,6 @@ impl Emitter<'_> {
             Stmt::Dot(d) => {
                 access.join(&Access::of(std::slice::from_ref(s)));
                 self.wait_before(&access);
-                if self.simt().plan.hopper.is_some() {
-                    return self.wgmma(d, 0);
-                }
                 self.tile_product(d);
             }
             Stmt::Copy(c) => {

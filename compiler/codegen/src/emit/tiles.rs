@@ -15,7 +15,7 @@ use crate::{
     dot::{Matrix, Tiled},
     gpu::{
         access::{Access, expr_uses, exprs, visit},
-        plan::warp_grid,
+        plan::{Team, warp_grid},
     },
 };
 use base::DType;
@@ -38,6 +38,17 @@ pub(super) struct Elem {
     /// Its column.
     pub col: String,
     /// Its place among the thread's elements.
+    pub slot: usize,
+    /// Its row's place among the thread's rows.
+    pub row_slot: usize,
+}
+
+/// The row of held tiles that a thread is at.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    /// How many rows there are.
+    pub rows: i64,
+    /// Its place among the thread's rows.
     pub slot: usize,
 }
 
@@ -180,7 +191,7 @@ impl Emitter<'_> {
             }
             return all;
         }
-        let across = threads.min(16);
+        let across = threads.min(16).min(i64::from(self.simt().plan.warp));
         let width = self.w.int(across, "i64");
         let (ty, tx) = (self.w.bin("divui", "%tid", &width, "i64"), self.w.bin("remui", "%tid", &width, "i64"));
         rows = (0..m / (threads / across)).map(|i| (ty.clone(), i * (threads / across))).collect();
@@ -197,7 +208,8 @@ impl Emitter<'_> {
     /// The first row and column of this warp's part of a tile, and its extents.
     fn warp_tile(&mut self, [m, n]: [i64; 2]) -> [(String, i64); 4] {
         let warps = self.simt().plan.threads / self.simt().plan.warp;
-        let grid = if self.simt().plan.hopper.is_some() { Some([i64::from(warps), 1]) } else { warp_grid([m, n], warps) };
+        let by_rows = self.simt().plan.hopper.is_some() || self.simt().plan.held.row_loops.is_some();
+        let grid = if by_rows { Some([i64::from(warps), 1]) } else { warp_grid([m, n], warps) };
         let [down, across] = grid.expect("the plan says that it fits");
         let (tall, wide) = (m / down, n / across);
         let count = self.w.int(across, "i64");
@@ -223,7 +235,7 @@ impl Emitter<'_> {
     pub(super) fn held_by(&self, body: &[Stmt]) -> Option<[i64; 2]> {
         let access = Access::of(body);
         access.read.iter().chain(&access.written).find_map(|m| match m {
-            Mem::Scratch(i) => self.simt().plan.held[*i].map(|h| h.extents),
+            Mem::Scratch(i) => self.simt().plan.held.tiles[*i].map(|h| h.extents),
             Mem::Buffer(_) => None,
         })
     }
@@ -237,33 +249,88 @@ impl Emitter<'_> {
         let columns = extents[1];
         let width = self.w.int(columns, "i64");
         let apart = loads_first(body);
+        let row_slots = row_slots(&shares);
         self.alone(|e| {
             let mut stores = Vec::new();
             for (slot, (row, col)) in shares.into_iter().enumerate() {
                 let first = e.w.bin("muli", &row, &width, "i64");
                 let at = e.w.bin("addi", &first, &col, "i64");
                 e.vars[var.0 as usize] = Slot::Value(at);
-                e.simt_mut().elem = Some(Elem { var, columns, row, col, slot });
+                e.simt_mut().elem = Some(Elem { var, columns, row, col, slot, row_slot: row_slots[slot] });
                 for s in body {
                     match s {
                         Stmt::Store { mem, index, value } if apart => {
                             let dtype = e.k.mem_dtype(*mem);
                             let (value, index) = (e.expr(value), e.expr(index));
-                            let (value, p) = (e.w.narrow(value, dtype), e.address(*mem, &index, dtype));
-                            stores.push((value, p, memory_type(dtype), e.pointer_type(*mem)));
+                            let held = matches!(mem, Mem::Scratch(i) if e.simt().held_slot(*i).is_some());
+                            let p = e.address(*mem, &index, dtype);
+                            stores.push((value, p, dtype, e.pointer_type(*mem), held));
                         }
                         s => e.stmt(s, LoopKind::Serial),
                     }
                 }
             }
             e.simt_mut().elem = None;
-            for (value, p, ty, space) in stores {
-                e.w.line(&format!("llvm.store {value}, {p} : {ty}, {space}"));
+            let narrow = |d: DType| matches!(d, DType::BF16 | DType::F16);
+            let pairs = e.simt().on_tensor_cores() && stores.iter().all(|(_, _, d, _, held)| *held && narrow(*d));
+            if pairs {
+                for two in stores.chunks(2) {
+                    let ty = if two[0].2 == DType::BF16 { "bf16" } else { "f16" };
+                    let pair = e.packed(&[two[0].0.clone(), two[1].0.clone()], ty);
+                    e.w.line(&format!("llvm.store {pair}, {} {{alignment = 2 : i64}} : i32, !llvm.ptr", two[0].1));
+                }
+                return;
+            }
+            for (value, p, dtype, space, _) in stores {
+                let value = e.w.narrow(value, dtype);
+                e.w.line(&format!("llvm.store {value}, {p} : {}, {space}", memory_type(dtype)));
             }
         });
         self.gather(partial);
     }
 
+    /// A loop over the rows of held tiles: the lanes that share a row take it together, each its columns.
+    pub(super) fn each_row_held(&mut self, var: VarId, rows: i64, body: &[Stmt]) {
+        let (lanes, threads) = (self.simt().plan.row_lanes, self.simt().plan.threads);
+        let count = rows / i64::from(threads / lanes);
+        // Any tile of these rows has the same.
+        let extents = [rows, 16];
+        let mut values: Vec<String> = Vec::new();
+        for (row, _) in self.shares(extents) {
+            if !values.contains(&row) {
+                values.push(row);
+            }
+        }
+        debug_assert_eq!(values.len() as i64, count, "each thread's rows");
+        self.natural[var.0 as usize] = true;
+        self.simt_mut().team = Team::Lanes(lanes);
+        for (slot, value) in values.into_iter().enumerate() {
+            self.vars[var.0 as usize] = Slot::Value(value);
+            self.simt_mut().row = Some(Row { rows, slot });
+            body.iter().for_each(|s| self.stmt(s, LoopKind::Serial));
+        }
+        self.simt_mut().row = None;
+        self.simt_mut().team = Team::Block;
+    }
+    /// A loop over the columns of a row.
+    pub(super) fn each_column_held(&mut self, var: VarId, columns: i64, body: &[Stmt]) {
+        let row = self.simt().row.clone().expect("a loop over rows is around it");
+        let mut found = Vec::new();
+        reductions(body, &mut found);
+        let partial = self.begin(found);
+        let shares = self.shares([row.rows, columns]);
+        let row_slots = row_slots(&shares);
+        self.natural[var.0 as usize] = true;
+        self.alone(|e| {
+            for (slot, (value, col)) in shares.into_iter().enumerate().filter(|(slot, _)| row_slots[*slot] == row.slot) {
+                e.vars[var.0 as usize] = Slot::Value(col.clone());
+                e.simt_mut().elem = Some(Elem { var: VarId(u32::MAX), columns, row: value, col, slot, row_slot: row.slot });
+                body.iter().for_each(|s| e.stmt(s, LoopKind::Serial));
+            }
+            e.simt_mut().elem = None;
+        });
+        self.gather(partial);
+    }
     /// Elements of a held tile into a buffer. On tensor cores two neighbours go at once.
     pub(super) fn put(&mut self, c: &Copy) {
         let Some((buffer, scratch)) = c.sides() else { base::bug!("a copy to a buffer in {}", self.k.name) };
@@ -305,7 +372,7 @@ impl Emitter<'_> {
         // A thread whose elements are all inside asks once.
         let all = rows.values().chain(cols.values()).map(|[_, w]| w.clone()).collect::<Vec<_>>();
         let all = all.into_iter().reduce(|a, b| self.w.op(&format!("arith.andi {a}, {b} : i1"))).expect("it has elements");
-        let held = self.simt().plan.held[scratch].is_some();
+        let held = self.simt().plan.held.tiles[scratch].is_some();
         if !held {
             base::bug!("a copy of what is not held in {}", self.k.name);
         }
@@ -460,7 +527,7 @@ impl Emitter<'_> {
         let t = Tiled::new(self.k, d).unwrap_or_else(|| base::bug!("a product in {} is not expanded", self.k.name));
         let [m, n, _] = t.extents;
         let shares = self.shares([m, n]);
-        let held = self.simt().plan.held[t.c.scratch].is_some();
+        let held = self.simt().plan.held.tiles[t.c.scratch].is_some();
         let places: Vec<String> = (0..shares.len())
             .map(|slot| {
                 let (row, col) = &shares[slot];
@@ -595,6 +662,18 @@ impl Emitter<'_> {
         ));
         [0, 1, 2, 3].map(|i| self.w.op(&format!("llvm.extractvalue {all}[{i}] : !llvm.struct<(i32, i32, i32, i32)>")))
     }
+}
+
+/// For each share the place of its row among the thread's rows.
+fn row_slots(shares: &[(String, String)]) -> Vec<usize> {
+    let mut rows: Vec<&String> = Vec::new();
+    let mut place = |row| {
+        rows.iter().position(|r| *r == row).unwrap_or_else(|| {
+            rows.push(row);
+            rows.len() - 1
+        })
+    };
+    shares.iter().map(|(row, _)| place(row)).collect()
 }
 
 /// Whether all that turns load may be loaded before any of them stores: simple statements, none of which reads what one before stored.

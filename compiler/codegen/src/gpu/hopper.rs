@@ -118,26 +118,34 @@ impl Hopper {
         let copied: BTreeSet<Mem> = found.runs.iter().flat_map(|(run, _)| run.iter().map(|c| c.to)).collect();
         let same_dtype = |c: &&Copy| k.mem_dtype(c.from) == k.mem_dtype(c.to);
         let private = found.touched.is_disjoint(&copied) && found.runs.iter().all(|(run, _)| run.iter().all(same_dtype));
-        if !private || !found.dots.iter().all(|d| copied.contains(&d.a.mem) && copied.contains(&d.b.mem)) {
+        let held_mem = |m: &Mem| matches!(m, Mem::Scratch(i) if held[*i]);
+        let brought = |d: &&Dot| (copied.contains(&d.a.mem) || held_mem(&d.a.mem)) && copied.contains(&d.b.mem);
+        if !private || !found.dots.iter().all(brought) {
             return None;
         }
         let mut h = Hopper { consumers, ring_of: BTreeMap::new(), rings: Vec::new(), maps: Vec::new(), shared_bytes: 0 };
-        let mut single = 0;
         for (run, staged) in &found.runs {
             let (mut offsets, mut bytes) = (BTreeMap::new(), 0);
             for c in run {
                 let (buffer, scratch) = c.sides()?;
-                if h.ring_of.insert(scratch, h.rings.len()).is_some() || k.scratch[scratch].elems as i64 != c.rows * c.cols {
+                if k.scratch[scratch].elems as i64 != c.rows * c.cols || offsets.insert(scratch, bytes).is_some() {
                     return None;
                 }
-                offsets.insert(scratch, bytes);
                 bytes += usize::try_from(c.rows * c.cols * 2).ok()?.next_multiple_of(ALIGN);
                 h.maps.push(tensor_map(k, buffer, c)?);
             }
-            single += if *staged { 0 } else { bytes };
+            // What is copied in several places has one ring.
             let stages = usize::from(!staged);
+            if let Some(known) = h.rings.iter_mut().find(|r| r.offsets == offsets) {
+                known.stages &= stages;
+                continue;
+            }
+            if offsets.keys().any(|s| h.ring_of.insert(*s, h.rings.len()).is_some()) {
+                return None;
+            }
             h.rings.push(Ring { offsets, bytes, stages, start: 0, barriers: 0 });
         }
+        let single: usize = h.rings.iter().filter(|r| r.stages == 1).map(|r| r.bytes).sum();
         h.maps.sort_unstable();
         h.maps.dedup();
         // Rings of loops share what is left.
@@ -221,6 +229,6 @@ fn consumers_of(k: &Kernel, held: &[bool], d: &Dot) -> Option<u32> {
         _ => false,
     };
     let fits = m % GROUP_ROWS == 0 && (1..=3).contains(&(m / GROUP_ROWS)) && n % 8 == 0 && n <= 256 && depth % 16 == 0;
-    let lies = lies(&t.a, m, depth) && lies(&t.b, depth, n);
+    let lies = (held[t.a.scratch] || lies(&t.a, m, depth)) && lies(&t.b, depth, n);
     (fits && lies && held[t.c.scratch] && t.fits_tensor_cores(k)).then_some((m / GROUP_ROWS) as u32)
 }

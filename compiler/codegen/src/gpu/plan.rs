@@ -13,7 +13,7 @@ use crate::{
     copy::expand_copies,
     dot::{Matrix, Tiled, spread_dot},
 };
-use base::Dim;
+use base::{DType, Dim};
 use graph::op::MapFn;
 use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId, ir::Copy};
 
@@ -95,8 +95,10 @@ pub(crate) struct Plan {
     pub workspace_bytes: usize,
     /// The number of blocks that have something to do.
     pub grid: Dim,
-    /// What is held by threads, by scratch memory.
-    pub held: Vec<Option<Held>>,
+    /// What is held by threads.
+    pub held: HeldMemories,
+    /// How many neighbouring lanes share a row of what is held.
+    pub row_lanes: u32,
     /// Whether products run on tensor cores: all are of bf16 or f16. What else the kernel does is as exact as that.
     pub tensor: bool,
     /// Whether it runs on warp groups; then `threads` are those that compute.
@@ -118,7 +120,7 @@ pub(crate) fn prepare(kernel: &Kernel, limits: Limits) -> (Kernel, Plan) {
     let plan = Plan::new(&k, limits);
     let stays = |c: &Copy| match c.to {
         Mem::Scratch(_) => plan.hopper.is_some(),
-        Mem::Buffer(_) => c.sides().and_then(|(_, s)| plan.held[s]).is_some_and(|h| h.extents == [c.rows, c.cols]),
+        Mem::Buffer(_) => c.sides().and_then(|(_, s)| plan.held.tiles[s]).is_some_and(|h| h.extents == [c.rows, c.cols]),
     };
     let expanded = expand_copies(&k, &|_, c| stays(c));
     if expanded == k {
@@ -151,24 +153,41 @@ impl Plan {
         };
         let own = rows.as_ref().filter(|r| r.team == Team::Thread).map(|r| Access::of(&r.body).written);
         let products = products(k, &body);
-        let held = if rows.is_some() { vec![None; k.scratch.len()] } else { held(k, &body, &products) };
+        let nothing = HeldMemories { tiles: vec![None; k.scratch.len()], rows: vec![false; k.scratch.len()], row_loops: None };
+        let holds = |first: bool| if rows.is_some() { nothing.clone() } else { held(k, &body, &products, first) };
+        // First operands are held by warp groups alone.
+        let mut held = holds(limits.hopper);
+        let is_held: Vec<bool> = held.tiles.iter().map(Option::is_some).collect();
+        let hopper = if limits.hopper && rows.is_none() { Hopper::new(k, &is_held, limits.shared_bytes) } else { None };
+        if hopper.is_none() {
+            held = holds(false);
+        }
         let threads = if products.is_empty() {
             threads
         } else {
-            let elems: i64 = held.iter().flatten().map(|h| h.extents[0] * h.extents[1]).sum();
+            let elems: i64 = held.tiles.iter().flatten().map(|h| h.extents[0] * h.extents[1]).sum();
             if elems > MAX_HELD * i64::from(least) { most } else { least }
         };
-        let is_held: Vec<bool> = held.iter().map(Option::is_some).collect();
-        let hopper = if limits.hopper && rows.is_none() { Hopper::new(k, &is_held, limits.shared_bytes) } else { None };
         let threads = hopper.as_ref().map_or(threads, |h| h.consumers * hopper::GROUP);
-        let (places, shared_bytes, workspace_bytes) =
-            place(k, &own.unwrap_or_default(), &held, hopper.as_ref(), limits.shared_bytes);
-        let shared = |m: &Matrix| matches!(places[m.scratch], Place::Shared(_));
-        let fits = |t: &Tiled| {
-            let [m, n, _] = t.extents;
-            t.fits_tensor_cores(k) && [&t.a, &t.b].into_iter().all(shared) && warp_grid([m, n], threads / WARP).is_some()
+        let own = own.unwrap_or_default();
+        let (mut places, mut shared_bytes, mut workspace_bytes) = place(k, &own, &held, hopper.as_ref(), limits.shared_bytes);
+        let is_tensor = |places: &[Place], by_rows: bool| {
+            let shared = |m: &Matrix| matches!(places[m.scratch], Place::Shared(_));
+            let fits = |t: &Tiled| {
+                let [m, n, _] = t.extents;
+                let grid = if by_rows { m % (16 * i64::from(threads / WARP)) == 0 } else { warp_grid([m, n], threads / WARP).is_some() };
+                t.fits_tensor_cores(k) && [&t.a, &t.b].into_iter().all(shared) && grid
+            };
+            hopper.is_some() || limits.warp == WARP && !products.is_empty() && products.iter().all(fits)
         };
-        let tensor = hopper.is_some() || limits.warp == WARP && !products.is_empty() && products.iter().all(fits);
+        let mut tensor = is_tensor(&places, held.row_loops.is_some());
+        // Rows are shared by the lanes that tensor cores have, or by neighbouring ones.
+        let row_lanes = if tensor { 4 } else { limits.warp.min(16) };
+        if held.row_loops.is_some_and(|m| m % i64::from(threads / row_lanes) != 0) {
+            held = nothing;
+            (places, shared_bytes, workspace_bytes) = place(k, &own, &held, None, limits.shared_bytes);
+            tensor = is_tensor(&places, false);
+        }
         let grid = match &rows {
             None => k.grid.clone(),
             Some(r) => {
@@ -181,7 +200,7 @@ impl Plan {
                 extent(k, &r.count).ceil_div(&Dim::from(per_block))
             }
         };
-        Plan { threads, warp: limits.warp, body, rows, places, shared_bytes, workspace_bytes, grid, held, tensor, hopper }
+        Plan { threads, warp: limits.warp, body, rows, places, shared_bytes, workspace_bytes, grid, held, row_lanes, tensor, hopper }
     }
 }
 
@@ -280,7 +299,7 @@ fn widest_list(body: &[Stmt]) -> Option<Option<i64>> {
 fn place(
     k: &Kernel,
     own: &std::collections::BTreeSet<Mem>,
-    held: &[Option<Held>],
+    held: &HeldMemories,
     hopper: Option<&Hopper>,
     limit: usize,
 ) -> (Vec<Place>, usize, usize) {
@@ -292,7 +311,7 @@ fn place(
     let limit = limit - hopper.map_or(0, |h| h.shared_bytes);
     let (mut shared, mut workspace) = (0, 0);
     for i in order.into_iter().filter(|i| !own.contains(&Mem::Scratch(*i))) {
-        if held[i].is_some() {
+        if held.tiles[i].is_some() || held.rows[i] {
             places[i] = Place::Held;
             continue;
         }
@@ -332,53 +351,130 @@ fn products(k: &Kernel, body: &[Stmt]) -> Vec<Tiled> {
     body.iter().flat_map(of).collect()
 }
 
-/// The scratch memories that threads can hold: sums of products, else only touched at element `e` by vector loops over all elements `e`.
-fn held(k: &Kernel, body: &[Stmt], products: &[Tiled]) -> Vec<Option<Held>> {
-    let mut held = vec![None; k.scratch.len()];
+/// What threads hold between them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HeldMemories {
+    /// Tiles, by scratch memory.
+    pub tiles: Vec<Option<Held>>,
+    /// Memories with an element for each row of the tiles: the lanes that share a row all have it.
+    pub rows: Vec<bool>,
+    /// The rows of all tiles, if there are loops over rows.
+    pub row_loops: Option<i64>,
+}
+
+/// The scratch memories that threads can hold: sums of products, if `first` is set also first operands of others, else only touched at element `e` by
+/// vector loops over all elements `e`, or at column `c` of row `r` by vector loops over `c` in vector loops over `r`.
+fn held(k: &Kernel, body: &[Stmt], products: &[Tiled], first: bool) -> HeldMemories {
+    let none = || HeldMemories { tiles: vec![None; k.scratch.len()], rows: vec![false; k.scratch.len()], row_loops: None };
+    let mut h = none();
     let mut refused = vec![false; k.scratch.len()];
+    let mut tile = |m: &Matrix, extents: [i64; 2]| {
+        let this = Held { extents };
+        let fits = m.row == extents[1] && m.col == 1 && k.scratch[m.scratch].elems as i64 == extents[0] * extents[1];
+        refused[m.scratch] |= !fits || h.tiles[m.scratch].replace(this).is_some_and(|other| other != this);
+    };
     for t in products {
         let [m, n, _] = t.extents;
-        let this = Held { extents: [m, n] };
-        let c = t.c.scratch;
-        let fits = t.c.row == n && t.c.col == 1 && k.scratch[c].elems as i64 == m * n;
-        refused[c] |= !fits || held[c].replace(this).is_some_and(|other| other != this);
-        refused[t.a.scratch] = true;
-        refused[t.b.scratch] = true;
+        tile(&t.c, [m, n]);
     }
-    let mut scan = Scan { held: &held, refused };
-    scan.stmts(body, None);
-    let refused = scan.refused;
-    held.iter().zip(refused).map(|(h, no)| h.filter(|_| !no)).collect()
+    let mut others = Vec::new();
+    for t in products {
+        let narrow = matches!(k.scratch[t.a.scratch].dtype, DType::BF16 | DType::F16);
+        if first && narrow && t.a.col == 1 && !is_copied(body, Mem::Scratch(t.a.scratch)) {
+            tile(&t.a, [t.extents[0], t.extents[2]]);
+        } else {
+            others.push(t.a.scratch);
+        }
+        others.push(t.b.scratch);
+    }
+    // Tiles of the same dtype and rows that only loops touch.
+    let rows = products.first().map(|t| t.extents[0]);
+    others.into_iter().for_each(|s| refused[s] = true);
+    let is_row = |i: usize| h.tiles[i].is_none() && k.scratch[i].dtype == DType::F32 && rows == Some(k.scratch[i].elems as i64);
+    h.rows = (0..k.scratch.len()).map(|i| is_row(i) && !refused[i]).collect();
+    let mut scan = Scan { held: &h, rows, refused, row_loops: false };
+    scan.stmts(body, At::Outside);
+    let (refused, row_loops) = (scan.refused, scan.row_loops);
+    let touched = |i: usize| h.tiles[i].is_some() || h.rows[i];
+    if row_loops && (0..k.scratch.len()).any(|i| touched(i) && refused[i]) || row_loops && products.iter().any(|t| Some(t.extents[0]) != rows) {
+        return none();
+    }
+    for (i, no) in refused.into_iter().enumerate() {
+        h.tiles[i] = h.tiles[i].filter(|_| !no);
+        h.rows[i] &= !no && row_loops;
+    }
+    h.row_loops = rows.filter(|_| row_loops);
+    h
+}
+
+fn is_copied(body: &[Stmt], mem: Mem) -> bool {
+    body.iter().any(|s| match s {
+        Stmt::Copy(c) => c.to == mem,
+        Stmt::For { body, .. } | Stmt::While { body, .. } => is_copied(body, mem),
+        Stmt::If { then, otherwise, .. } => is_copied(then, mem) || is_copied(otherwise, mem),
+        _ => false,
+    })
+}
+
+/// Whether a vector loop of so many turns is over the rows of held tiles: it touches what there is one of for each, or has loops over columns.
+pub(crate) fn is_row_loop(h: &HeldMemories, rows: Option<i64>, hi: &Expr, body: &[Stmt]) -> bool {
+    let access = Access::of(body);
+    let mut touched = access.read.union(&access.written);
+    let own = |m: &Mem| matches!(m, Mem::Scratch(i) if h.rows[*i]);
+    let tile = |m: &Mem| matches!(m, Mem::Scratch(i) if h.tiles[*i].is_some());
+    rows.is_some() && hi.known() == rows && touched.any(|m| own(m) || tile(m) && widest_list(body).is_some())
+}
+
+/// The loops over tiles around a statement.
+#[derive(Clone, Copy, PartialEq)]
+enum At {
+    Outside,
+    /// Elements, and how many.
+    Elems(VarId, i64),
+    /// A row.
+    Row(VarId),
+    /// A row, a column, and how many columns.
+    Column(VarId, VarId, i64),
 }
 
 /// Finds accesses that only a memory allows.
 struct Scan<'a> {
-    held: &'a [Option<Held>],
+    held: &'a HeldMemories,
+    rows: Option<i64>,
     refused: Vec<bool>,
+    row_loops: bool,
 }
 
 impl Scan<'_> {
-    fn stmts(&mut self, body: &[Stmt], elems: Option<(VarId, i64)>) {
+    fn stmts(&mut self, body: &[Stmt], at: At) {
         for s in body {
             exprs(s, &mut |e| {
                 visit(e, &mut |e| {
                     if let Expr::Load(mem, index) = e {
-                        self.touch(*mem, index, elems);
+                        self.touch(*mem, index, at);
                     }
                 });
             });
             match s {
-                Stmt::Store { mem, index, .. } => self.touch(*mem, index, elems),
-                Stmt::For { var, lo, hi, kind: LoopKind::Vector, body } if elems.is_none() => {
-                    let all = (lo.known() == Some(0)).then(|| hi.known()).flatten().unwrap_or(-1);
-                    self.stmts(body, Some((*var, all)));
-                    self.alike(body);
+                Stmt::Store { mem, index, .. } => self.touch(*mem, index, at),
+                Stmt::For { var, lo, hi, kind: LoopKind::Vector, body } if at == At::Outside && lo.known() == Some(0) => {
+                    if is_row_loop(self.held, self.rows, hi, body) {
+                        self.row_loops = true;
+                        self.stmts(body, At::Row(*var));
+                    } else {
+                        self.stmts(body, At::Elems(*var, hi.known().unwrap_or(-1)));
+                        self.alike(body);
+                    }
                 }
-                Stmt::For { body, .. } | Stmt::While { body, .. } => self.stmts(body, elems),
-                Stmt::If { then, otherwise, .. } => [then, otherwise].into_iter().for_each(|b| self.stmts(b, elems)),
+                Stmt::For { var, lo, hi, kind: LoopKind::Vector, body } => match at {
+                    At::Row(row) if lo.known() == Some(0) => self.stmts(body, At::Column(row, *var, hi.known().unwrap_or(-1))),
+                    _ => self.stmts(body, At::Elems(*var, -1)),
+                },
+                Stmt::For { body, .. } | Stmt::While { body, .. } => self.stmts(body, at),
+                Stmt::If { then, otherwise, .. } => [then, otherwise].into_iter().for_each(|b| self.stmts(b, at)),
                 Stmt::Copy(c) => {
                     if let Some((_, s)) = c.sides()
-                        && self.held[s].is_some_and(|h| h.extents != [c.rows, c.cols])
+                        && (self.held.rows[s] || self.held.tiles[s].is_some_and(|h| h.extents != [c.rows, c.cols]))
                     {
                         self.refused[s] = true;
                     }
@@ -387,17 +483,32 @@ impl Scan<'_> {
             }
         }
     }
-    fn touch(&mut self, mem: Mem, index: &Expr, elems: Option<(VarId, i64)>) {
+    fn touch(&mut self, mem: Mem, index: &Expr, at: At) {
         let Mem::Scratch(i) = mem else { return };
-        let Some(h) = self.held[i] else { return };
-        let own = elems.is_some_and(|(v, n)| *index == Expr::Var(v) && n == h.extents[0] * h.extents[1]);
+        let own = if let Some(Held { extents: [m, n] }) = self.held.tiles[i] {
+            match at {
+                At::Elems(v, count) => *index == Expr::Var(v) && count == m * n,
+                At::Column(r, c, count) => count == n && *index == Expr::Var(r) * Expr::int(n) + Expr::Var(c),
+                At::Outside | At::Row(_) => false,
+            }
+        } else if self.held.rows[i] {
+            match (at, index) {
+                (At::Row(r) | At::Column(r, ..), Expr::Var(v)) => r == *v,
+                (At::Elems(v, count), Expr::Map(MapFn::FloorDiv, args)) => {
+                    args[0] == Expr::Var(v) && args[1].known().is_some_and(|n| self.rows == Some(count / n) && count % n == 0)
+                }
+                _ => false,
+            }
+        } else {
+            return;
+        };
         self.refused[i] |= !own;
     }
     /// Refuses tiles that one loop touches and that have other extents.
     fn alike(&mut self, body: &[Stmt]) {
         let access = Access::of(body);
         let touched = access.read.union(&access.written).filter_map(|m| match m {
-            Mem::Scratch(i) => self.held[*i].map(|h| (*i, h)),
+            Mem::Scratch(i) => self.held.tiles[*i].map(|h| (*i, h)),
             Mem::Buffer(_) => None,
         });
         let touched: Vec<(usize, Held)> = touched.collect();

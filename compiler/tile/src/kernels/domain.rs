@@ -255,7 +255,7 @@ impl Scene<'_> {
         }
     }
     /// The range of keys that queries `first..=last` can see.
-    fn range(&self, b: &mut Build, d: &Domain, first: &Expr, last: &Expr) -> (Expr, Expr) {
+    pub fn range(&self, b: &mut Build, d: &Domain, first: &Expr, last: &Expr) -> (Expr, Expr) {
         let (lo, hi) = self.hull(d, first, last);
         (b.bind(Expr::maximum(lo, Expr::int(0))), b.bind(Expr::minimum(hi, self.s.clone())))
     }

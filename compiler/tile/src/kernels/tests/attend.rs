@@ -3,7 +3,7 @@
 use super::{Random, assert_near, i32s, oracle, results};
 use crate::kernels::{
     domain::{Problem, Tiling},
-    host_attend, host_attend_grad,
+    gpu_attend, host_attend, host_attend_grad,
 };
 use base::{DType, Dim, DimEnv};
 use graph::{
@@ -107,6 +107,43 @@ impl Case {
         let got = results(&host_attend_grad::host_attend_grad(&p, tiling), &args, &lens, &dims, rounded);
         for (i, x) in ["dq", "dk", "dv"].into_iter().enumerate() {
             assert_near(&name(x), &got[i], &want[i].data, self.tolerance);
+        }
+    }
+}
+
+impl Case {
+    /// The forward kernel for many processors.
+    fn check_many(&self, tiling: gpu_attend::Tiling) {
+        let scale = 1.0 / (self.size.dk as f64).sqrt();
+        let case = Case { dtype: DType::F32, operands: self.operands.clone(), domain: self.domain.clone(), data: None, ..*self };
+        let p = case.problem(scale);
+        assert!(gpu_attend::takes(&p, true));
+        let Size { b, t, s, .. } = case.size;
+        let dims: DimEnv = [("B", b), ("T", t), ("S", s)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
+        let args: Vec<Tensor> = case.random().into_iter().chain(case.operands.clone()).collect();
+        let want = oracle(&Op::Attend(Attend { domain: case.domain.clone(), scale: Scalar::new(scale) }), &args);
+        let lens: Vec<usize> = want.iter().map(|x| x.data.len()).collect();
+        let got = results(&gpu_attend::gpu_attend(&p, tiling), &args, &lens, &dims, true);
+        for (i, x) in ["o", "lse"].into_iter().enumerate() {
+            let name = format!("{x} of {} at {:?} with {tiling:?}", self.domain, self.size);
+            assert_near(&name, &got[i], &want[i].data, 2e-5);
+        }
+    }
+}
+
+#[test]
+fn tiles_for_many_processors() {
+    let size = Size { dk: 16, dv: 32, ..SMALL };
+    for tiling in &gpu_attend::Tiling::LEGAL[2..] {
+        for n in [1, 15, 64, 97] {
+            for domain in ["full", "causal", "causal & window(9)", "causal & (window(3) | ends_before(8, 16))"] {
+                Case::new(size.tokens(n), domain, &[]).check_many(*tiling);
+            }
+            // More keys than queries, and as many as end before the last query.
+            Case::new(Size { s: n + 21, ..size.tokens(n) }, "causal", &[]).check_many(*tiling);
+            Case::new(Size { s: (n / 4).max(1), ..size.tokens(n) }, "ends_before(4, 4)", &[]).check_many(*tiling);
+            let segments = i32s(&[2, n], (0..2 * n).map(|i| i % n / 11));
+            Case::new(size.tokens(n), "causal & segments(0, 0)", &[segments]).check_many(*tiling);
         }
     }
 }

@@ -1,0 +1,296 @@
+//! Softmax attention for a device of many processors, over domains that are ranges with tests. Buffers: q, k, v, domain operands…, o, lse.
+//!
+//! A block has a batch, a head and a tile of queries, its rows. Keys come a tile at a time, the scores of the next while those at hand are exponentials:
+//!
+//! ```text
+//! S = Q·K₀ᵀ
+//! for each tile j of keys but the last: S' = Q·Kⱼ₊₁ᵀ, step(j), S = S'
+//! step of the last
+//!
+//! step: m' = max(m, max S)     α = 2^(c·(m − m'))     P = 2^(c·S − c·m')     c = scale·log₂ e
+//!       l = α·l + ΣP           O = α·O + P·V
+//! o = O / l, lse = scale·m + log l      both 0 for a row that saw no key
+//! ```
+//!
+//! Memory map: Q [rows, dk], K [keys, dk], V [keys, dv] as they come; S, S', P [rows, keys] and O [rows, dv], of which each thread may hold its part; m, l, α
+//! [rows]. Values of keys that a row does not see have to be finite, if they are in a tile of which it sees another.
+//!
+//! # Source: Shah et al., FlashAttention-3, 2024, section 3.2. Tested on the domains and sizes of `tests/attend.rs`.
+
+use super::{
+    build::{Build, div, eq, exp, tile, transposed},
+    domain::{Problem, Scene, driving_list},
+    gpu_product::is_multiple,
+};
+use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, Mem, Stmt};
+use base::{DType, Dim};
+use graph::op::{Domain, MapFn, ReduceFn};
+
+/// Sizes of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiling {
+    /// Queries of a tile.
+    pub rows: i64,
+    /// Keys of a tile.
+    pub keys: i64,
+}
+
+impl Tiling {
+    /// All that the kernel is built for.
+    pub const LEGAL: [Tiling; 4] =
+        [Tiling { rows: 128, keys: 128 }, Tiling { rows: 128, keys: 64 }, Tiling { rows: 64, keys: 32 }, Tiling { rows: 16, keys: 16 }];
+    /// The one used unless another is asked for.
+    pub fn choose(p: &Problem) -> Tiling {
+        match p.dtype {
+            DType::BF16 | DType::F16 if p.dk.max(p.dv) <= 128 => Tiling::LEGAL[0],
+            DType::BF16 | DType::F16 => Tiling::LEGAL[1],
+            _ => Tiling::LEGAL[2],
+        }
+    }
+}
+
+/// Whether the kernel takes the problem: operands come as rectangles, no list says which keys a query sees.
+pub fn takes(p: &Problem, aligned: bool) -> bool {
+    let n = COPY_ALIGN / p.dtype.bytes() as i64;
+    let narrow = matches!(p.dtype, DType::BF16 | DType::F16 | DType::F32);
+    narrow && aligned && p.dk % n == 0 && p.dk % 16 == 0 && p.dv % 16 == 0 && p.dk.max(p.dv) <= 256 && !has_lists(&p.domain)
+}
+
+fn has_lists(d: &Domain) -> bool {
+    match d {
+        Domain::Blocks { .. } | Domain::Groups { .. } | Domain::Tokens(_) => true,
+        Domain::And(a, b) | Domain::Or(a, b) => has_lists(a) || has_lists(b),
+        Domain::Full | Domain::Causal | Domain::Window(_) | Domain::EndsBefore { .. } | Domain::EndsAt(_) | Domain::Segments(..) => false,
+    }
+}
+
+/// A tensor `[batch, positions, heads, n]` of which rectangles of positions and elements of a head are copied.
+pub(super) struct Heads {
+    mem: Mem,
+    axes: [(Expr, Expr); 4],
+    n: i64,
+}
+
+impl Heads {
+    pub(super) fn new(b: &mut Build, mem: Mem, batch: &Dim, positions: &Dim, heads: i64, n: i64) -> Heads {
+        let row = heads * n;
+        let of_batch = positions.clone() * Dim::from(row);
+        let axes = [
+            (b.dim(batch), b.dim(&of_batch)),
+            (Expr::int(heads), Expr::int(n)),
+            (b.dim(positions), Expr::int(row)),
+            (Expr::int(n), Expr::int(1)),
+        ];
+        Heads { mem, axes, n }
+    }
+    /// Positions from `first` on of a head, to scratch or from it.
+    pub(super) fn copy(&self, b: &mut Build, scratch: Mem, rows: i64, [batch, head, first]: [&Expr; 3], store: bool) {
+        let at = [batch.clone(), head.clone(), first.clone(), Expr::int(0)];
+        let axes = self.axes.iter().zip(at).map(|((extent, stride), at)| Axis { extent: extent.clone(), stride: stride.clone(), at });
+        let (from, to) = if store { (scratch, self.mem) } else { (self.mem, scratch) };
+        b.push(Stmt::Copy(Copy { from, to, rows, cols: self.n, axes: axes.collect() }));
+    }
+}
+
+/// The kernel.
+pub fn gpu_attend(p: &Problem, t: Tiling) -> Kernel {
+    debug_assert!(driving_list(&p.domain).is_none() && is_multiple(&Dim::from(p.dk), 8));
+    let mut b = Build::new("attend");
+    let [q_elems, k_elems, v_elems, o_elems, lse_elems] = p.elems();
+    let [q, k, v] = [("q", q_elems), ("k", k_elems), ("v", v_elems)].map(|(name, n)| b.read(name, p.dtype, n));
+    let operands = p.operands.iter().enumerate().map(|(i, t)| b.read(&format!("d{i}"), t.dtype, t.elems())).collect();
+    let (o, lse) = (b.write("o", p.dtype, o_elems), b.write("lse", p.sum_dtype(), lse_elems));
+    let q = Heads::new(&mut b, q, &p.b, &p.t, p.h, p.dk);
+    let k = Heads::new(&mut b, k, &p.b, &p.s, p.g, p.dk);
+    let v = Heads::new(&mut b, v, &p.b, &p.s, p.g, p.dv);
+    let o = Heads::new(&mut b, o, &p.b, &p.t, p.h, p.dv);
+
+    // Heads are neighbours, and the queries that see the most keys come first.
+    let num_tiles = p.t.ceil_div(&Dim::from(t.rows));
+    b.kernel.grid = num_tiles.clone() * p.b.clone() * Dim::from(p.h);
+    let (num_tiles, batches) = (b.dim(&num_tiles), b.dim(&p.b));
+    let heads = Expr::int(p.h);
+    let head = b.bind(Expr::rem(b.block(), heads.clone()));
+    let rest = b.bind(Expr::floor_div(b.block(), heads));
+    let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
+    let first = b.bind((num_tiles - Expr::int(1) - Expr::floor_div(rest, batches)) * Expr::int(t.rows));
+    let group = b.bind(Expr::floor_div(head.clone(), Expr::int(p.h / p.g)));
+    let (queries, keys) = (b.dim(&p.t), b.dim(&p.s));
+    let scene = Scene { problem: p, operands, t: queries, s: keys, batch: batch.clone(), group: group.clone() };
+    let a = Attend::new(&mut b, &scene, t, first);
+
+    q.copy(&mut b, a.q, t.rows, [&batch, &head, &a.first], false);
+    b.fill(a.out, Expr::int(t.rows * p.dv), a.f(0.0));
+    a.each_row(&mut b, |b, r| {
+        b.store(a.max, r.clone(), a.f(f64::NEG_INFINITY));
+        b.store(a.sum, r, a.f(0.0));
+    });
+    let last = b.bind(Expr::minimum(a.first.clone() + Expr::int(t.rows), scene.t.clone()) - Expr::int(1));
+    let (lo, hi) = scene.range(&mut b, &p.domain, &a.first, &last);
+    let pieces = b.bind(Expr::floor_div(hi - lo.clone() + Expr::int(t.keys - 1), Expr::int(t.keys)));
+    b.if_(Expr::lt(Expr::int(0), pieces.clone()), |b| {
+        k.copy(b, a.k, t.keys, [&batch, &group, &lo], false);
+        a.multiply_keys(b, a.scores);
+        b.range(pieces.clone() - Expr::int(1), |b, j| {
+            let start = b.bind(lo.clone() + j * Expr::int(t.keys));
+            let next = b.bind(start.clone() + Expr::int(t.keys));
+            k.copy(b, a.k, t.keys, [&batch, &group, &next], false);
+            a.multiply_keys(b, a.next);
+            a.step(b, &start, |b| v.copy(b, a.v, t.keys, [&batch, &group, &start], false));
+            b.each(Expr::int(t.rows * t.keys), |b, e| b.store(a.scores, e.clone(), Expr::load(a.next, e)));
+        });
+        let start = b.bind(lo + (pieces - Expr::int(1)) * Expr::int(t.keys));
+        a.step(b, &start, |b| v.copy(b, a.v, t.keys, [&batch, &group, &start], false));
+    });
+    a.finish(&mut b, lse, &head);
+    o.copy(&mut b, a.out, t.rows, [&batch, &head, &a.first], true);
+    b.finish()
+}
+
+/// A block's memory.
+struct Attend<'a> {
+    scene: &'a Scene<'a>,
+    tiling: Tiling,
+    /// The first query.
+    first: Expr,
+    dtype: DType,
+    q: Mem,
+    k: Mem,
+    v: Mem,
+    scores: Mem,
+    next: Mem,
+    p: Mem,
+    out: Mem,
+    max: Mem,
+    sum: Mem,
+    alpha: Mem,
+}
+
+impl<'a> Attend<'a> {
+    fn new(b: &mut Build, scene: &'a Scene, tiling: Tiling, first: Expr) -> Attend<'a> {
+        let (p, Tiling { rows, keys }) = (scene.problem, tiling);
+        let dtype = p.sum_dtype();
+        let q = b.scratch("q", p.dtype, rows * p.dk);
+        let (k, v) = (b.scratch("k", p.dtype, keys * p.dk), b.scratch("v", p.dtype, keys * p.dv));
+        let [scores, next] = ["scores", "next"].map(|name| b.scratch(name, dtype, rows * keys));
+        let (p_mem, out) = (b.scratch("p", p.dtype, rows * keys), b.scratch("out", dtype, rows * p.dv));
+        let [max, sum, alpha] = ["max", "sum", "alpha"].map(|name| b.scratch(name, dtype, rows));
+        Attend { scene, tiling, first, dtype, q, k, v, scores, next, p: p_mem, out, max, sum, alpha }
+    }
+    fn f(&self, x: f64) -> Expr {
+        Build::f(self.dtype, x)
+    }
+    fn each_row(&self, b: &mut Build, body: impl FnOnce(&mut Build, Expr)) {
+        b.each(Expr::int(self.tiling.rows), body);
+    }
+    /// S = Q·Kᵀ.
+    fn multiply_keys(&self, b: &mut Build, scores: Mem) {
+        let (Tiling { rows, keys }, dk) = (self.tiling, self.scene.problem.dk);
+        let zero = Expr::int(0);
+        let (q, k) = (tile(self.q, zero.clone(), dk), transposed(self.k, zero.clone(), dk));
+        b.dot([rows, keys, dk].map(Expr::int), q, k, tile(scores, zero, keys), false);
+    }
+    /// S becomes P; m, l and O follow.
+    fn step(&self, b: &mut Build, start: &Expr, load: impl FnOnce(&mut Build)) {
+        let (Tiling { rows, keys }, p) = (self.tiling, self.scene.problem);
+        let (elems, width) = (Expr::int(rows * keys), Expr::int(keys));
+        let none = self.f(f64::NEG_INFINITY);
+        let last = b.bind(start.clone() + Expr::int(keys - 1));
+        let last_row = b.bind(self.first.clone() + Expr::int(rows - 1));
+        let all = self.all_see(b, &p.domain, [&self.first, &last_row], [start, &last]);
+        let all = b.bind(Expr::and(Expr::lt(last, self.scene.s.clone()), all));
+        b.if_(Expr::map1(MapFn::Not, all), |b| {
+            b.each(elems.clone(), |b, e| {
+                let t = b.bind(self.first.clone() + Expr::floor_div(e.clone(), width.clone()));
+                let t = b.bind(Expr::minimum(t, self.scene.t.clone() - Expr::int(1)));
+                let key = b.bind(start.clone() + Expr::rem(e.clone(), width.clone()));
+                // Tests look at keys that there are.
+                let inside = b.bind(Expr::lt(key.clone(), self.scene.s.clone()));
+                let key = b.bind(Expr::minimum(key, self.scene.s.clone() - Expr::int(1)));
+                let seen = self.scene.sees(b, &p.domain, &t, &key);
+                let seen = b.bind(Expr::and(inside, seen));
+                b.store(self.scores, e.clone(), Expr::select(seen, Expr::load(self.scores, e), none.clone()));
+            });
+        });
+        let factor = self.f(p.scale * std::f64::consts::LOG2_E);
+        let ln_2 = self.f(std::f64::consts::LN_2);
+        self.each_row(b, |b, r| {
+            let old = b.bind(Expr::load(self.max, r.clone()));
+            let largest = b.reduce(ReduceFn::Max, none.clone(), width.clone(), |_, c| {
+                Expr::load(self.scores, r.clone() * width.clone() + c)
+            });
+            let new = b.bind(Expr::maximum(old.clone(), Expr::Var(largest)));
+            // A row that has seen nothing yet: subtract 0 instead of -inf.
+            let shift = b.bind(Expr::select(eq(new.clone(), none.clone()), self.f(0.0), new.clone() * factor.clone()));
+            let alpha = exp((old * factor.clone() - shift.clone()) * ln_2.clone());
+            let alpha = b.bind(alpha);
+            b.store(self.max, r.clone(), new);
+            b.store(self.alpha, r.clone(), alpha.clone());
+            b.store(self.sum, r.clone(), Expr::load(self.sum, r.clone()) * alpha);
+        });
+        b.each(elems.clone(), |b, e| {
+            let max = b.bind(Expr::load(self.max, Expr::floor_div(e.clone(), width.clone())));
+            let shift = b.bind(Expr::select(eq(max.clone(), none.clone()), self.f(0.0), max * factor.clone()));
+            let x = (Expr::load(self.scores, e.clone()) * factor.clone() - shift) * ln_2.clone();
+            b.store(self.scores, e, exp(x));
+        });
+        self.each_row(b, |b, r| {
+            let total = b.reduce(ReduceFn::Sum, self.f(0.0), width.clone(), |_, c| {
+                Expr::load(self.scores, r.clone() * width.clone() + c)
+            });
+            b.store(self.sum, r.clone(), Expr::load(self.sum, r) + Expr::Var(total));
+        });
+        b.each(elems, |b, e| b.store(self.p, e.clone(), Expr::load(self.scores, e)));
+        let dv = Expr::int(p.dv);
+        b.each(Expr::int(rows * p.dv), |b, e| {
+            let alpha = Expr::load(self.alpha, Expr::floor_div(e.clone(), dv));
+            b.store(self.out, e.clone(), Expr::load(self.out, e) * alpha);
+        });
+        load(b);
+        let zero = Expr::int(0);
+        let (left, v) = (tile(self.p, zero.clone(), keys), tile(self.v, zero.clone(), p.dv));
+        b.dot([rows, p.dv, keys].map(Expr::int), left, v, tile(self.out, zero, p.dv), true);
+    }
+    /// Whether queries `first..=last` see every one of the keys `low..=high`, as far as the domain's form tells.
+    fn all_see(&self, b: &mut Build, d: &Domain, rows: [&Expr; 2], keys: [&Expr; 2]) -> Expr {
+        let truth = || Expr::Const(graph::op::Scalar::new(1.0), DType::Bool);
+        let ([first, last], [low, high]) = (rows, keys);
+        match d {
+            Domain::Full => truth(),
+            // What the first query sees of later keys, or the last of earlier ones.
+            Domain::Causal | Domain::EndsBefore { .. } => self.scene.sees(b, d, first, high),
+            Domain::Window(_) => self.scene.sees(b, d, last, low),
+            Domain::And(x, y) => {
+                let x = self.all_see(b, x, rows, keys);
+                Expr::and(x, self.all_see(b, y, rows, keys))
+            }
+            Domain::Or(..)
+            | Domain::EndsAt(_)
+            | Domain::Segments(..)
+            | Domain::Blocks { .. }
+            | Domain::Groups { .. }
+            | Domain::Tokens(_) => Expr::map1(MapFn::Not, truth()),
+        }
+    }
+    /// o and lse, but for storing o.
+    fn finish(&self, b: &mut Build, lse: Mem, head: &Expr) {
+        let p = self.scene.problem;
+        self.each_row(b, |b, r| {
+            let sum = b.bind(Expr::load(self.sum, r.clone()));
+            let none = b.bind(eq(sum.clone(), self.f(0.0)));
+            let log = Expr::load(self.max, r.clone()) * self.f(p.scale) + Expr::map1(MapFn::Log, sum.clone());
+            let log = b.bind(Expr::select(none.clone(), self.f(0.0), log));
+            b.store(self.alpha, r.clone(), Expr::select(none, self.f(0.0), div(self.f(1.0), sum)));
+            let t = b.bind(self.first.clone() + r);
+            b.if_(Expr::lt(t.clone(), self.scene.t.clone()), |b| {
+                let row = (self.scene.batch.clone() * self.scene.t.clone() + t) * Expr::int(p.h) + head.clone();
+                b.store(lse, row, log);
+            });
+        });
+        let dv = Expr::int(p.dv);
+        b.each(Expr::int(self.tiling.rows * p.dv), |b, e| {
+            let factor = Expr::load(self.alpha, Expr::floor_div(e.clone(), dv));
+            b.store(self.out, e.clone(), Expr::load(self.out, e) * factor);
+        });
+    }
+}
