@@ -13,7 +13,7 @@ use tile::{Access, Kernel, interp};
 
 /// The models, small.
 const MODELS: [(&str, &str); 4] = [
-    ("llama", "num_hidden_layers=2 vocab_size=32 hidden_size=32 intermediate_size=48 num_attention_heads=4 head_dim=8"),
+    ("llama", "num_hidden_layers=2 vocab_size=32 hidden_size=32 intermediate_size=48 num_attention_heads=4 head_dim=16"),
     ("strata", "layers=2 vocab=32 d=32 heads=4 kv=2 dh=8 experts=4 ff=16 length=8 stride=4 size=8 count=3 window=12"),
     ("qwen3_moe", "num_hidden_layers=2 vocab_size=32 hidden_size=32 moe_intermediate_size=16 head_dim=8 num_experts=4"),
     (

@@ -153,7 +153,9 @@ impl<'k> Emitter<'k> {
     // --- statements ---
 
     fn stmts(&mut self, body: &[Stmt], kind: LoopKind) {
-        if self.simt.as_ref().is_some_and(|t| t.plan.hopper.is_some() && t.is_team()) && body.iter().any(|s| is_load(s) || matches!(s, Stmt::Dot(_))) {
+        if self.simt.as_ref().is_some_and(|t| t.plan.hopper.is_some() && t.is_team())
+            && body.iter().any(|s| is_load(s) || matches!(s, Stmt::Dot(_)))
+        {
             return self.staged(body);
         }
         body.iter().for_each(|s| self.stmt(s, kind));

@@ -11,6 +11,7 @@ use crate::{
     group::{Grouping, group, is_layout},
     ir::{COPY_ALIGN, Kernel},
     kernels::gpu_product::{Grouped, Product, gpu_grouped, gpu_product, is_multiple},
+    select::Device,
     view::StridedView,
 };
 use base::{DType, Dim, TensorType};
@@ -53,7 +54,7 @@ pub struct Options {
     /// Whether reductions of many elements to few are taken in parts, by many blocks, and those summed by another kernel: for a device of many
     /// processors.
     pub parts: bool,
-    /// Whether products are kernels; else they are steps for the device's library.
+    /// Whether products are kernels, and attention is spread over many processors; else products are steps for the device's library.
     pub products: bool,
 }
 
@@ -320,7 +321,10 @@ impl Lowerer<'_> {
                 let results: Vec<(StridedView, Option<StridedView>)> =
                     (0..node.types.len()).map(|i| self.fresh_destination(b, value(i))).collect();
                 let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
-                let (kernel, dtypes) = crate::select::kernel(&node.op, &types, &node.types)?;
+                let views = operands.iter().zip(&types).chain(results.iter().map(|r| &r.0).zip(&types));
+                let aligned = views.into_iter().all(|(v, ty)| is_aligned(&v.at, ty.dtype));
+                let device = Device { many: self.options.products, aligned };
+                let (kernel, dtypes) = crate::select::kernel(&node.op, &types, &node.types, device)?;
                 // A kernel that gives sums in a wider dtype writes them aside.
                 let written: Vec<StridedView> = results
                     .iter()

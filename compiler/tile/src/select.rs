@@ -4,7 +4,7 @@ use crate::{
     ir::Kernel,
     kernels::{
         domain::Problem,
-        host_attend, host_attend_grad,
+        gpu_attend, host_attend, host_attend_grad,
         host_cumsum::{self, Cumsum},
         host_gather::Rows,
         host_route::{self, Route},
@@ -16,17 +16,34 @@ use crate::{
 use base::{DType, Dim, TensorType};
 use graph::{Op, op::Attend};
 
+/// What the kernel is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Device {
+    /// Whether it has many processors.
+    pub many: bool,
+    /// Whether operands and results begin where rectangles can be copied.
+    pub aligned: bool,
+}
+
 /// The kernel for `op`: its buffers are the operands, then the results. The dtypes are those in which it gives results: sums come in
 /// their accumulator's.
 ///
 /// # Errors
 /// E0501 if a size that has to be a constant is not.
-pub fn kernel(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Result<(Kernel, Vec<DType>), TargetError> {
+pub fn kernel(
+    op: &Op,
+    operands: &[&TensorType],
+    results: &[TensorType],
+    device: Device,
+) -> Result<(Kernel, Vec<DType>), TargetError> {
     let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1), |n, d| n * d.clone());
     let given = || results.iter().map(|t| t.dtype).collect::<Vec<_>>();
     match op {
         Op::Attend(a) => {
             let p = problem(op, a, operands, &operands[3..])?;
+            if device.many && gpu_attend::takes(&p, device.aligned) {
+                return Ok((gpu_attend::gpu_attend(&p, gpu_attend::Tiling::choose(&p)), given()));
+            }
             Ok((host_attend::host_attend(&p, host_attend::default_tiling(&p)), given()))
         }
         Op::AttendGrad(a) => {

@@ -272,8 +272,10 @@ impl Emitter<'_> {
     pub(super) fn staged(&mut self, body: &[Stmt]) {
         let h = self.hopper().clone();
         let runs = runs(body);
-        let rings: Vec<usize> =
-            runs.iter().map(|r| if let Stmt::Copy(c) = &body[r.start] { ring_of(&h, c) } else { base::bug!("a run of copies") }).collect();
+        let rings: Vec<usize> = runs
+            .iter()
+            .map(|r| if let Stmt::Copy(c) = &body[r.start] { ring_of(&h, c) } else { base::bug!("a run of copies") })
+            .collect();
         // The last use before the same memory is copied to again.
         let last_use = |run: usize| {
             let of_ring = |m: &Mem| matches!(m, Mem::Scratch(i) if h.ring_of.get(i) == Some(&rings[run]));
@@ -450,9 +452,9 @@ impl Emitter<'_> {
         let dtype = if self.k.scratch[t.b.scratch].dtype == DType::BF16 { "bf16" } else { "f16" };
         let count = usize::try_from(n / 2).expect("it is small");
         let places: Vec<String> = (0..count).map(|slot| self.held_address(t.c.scratch, slot)).collect();
-        let zero = self.w.float(0.0, "f32");
-        let sums: Vec<String> =
-            places.iter().map(|p| if d.accumulate { self.load(p, "f32") } else { zero.clone() }).collect();
+        // What is not added to may be anything.
+        let any = if d.accumulate { String::new() } else { self.w.op("llvm.mlir.undef : f32") };
+        let sums: Vec<String> = places.iter().map(|p| if d.accumulate { self.load(p, "f32") } else { any.clone() }).collect();
         // Two neighbours a register, as they are held: of sixteen columns the four pairs of a thread.
         let pairs = if held { usize::try_from(terms / 4).expect("it is small") } else { 0 };
         let first: Vec<String> = (0..pairs)

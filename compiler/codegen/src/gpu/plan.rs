@@ -175,7 +175,8 @@ impl Plan {
             let shared = |m: &Matrix| matches!(places[m.scratch], Place::Shared(_));
             let fits = |t: &Tiled| {
                 let [m, n, _] = t.extents;
-                let grid = if by_rows { m % (16 * i64::from(threads / WARP)) == 0 } else { warp_grid([m, n], threads / WARP).is_some() };
+                let grid =
+                    if by_rows { m % (16 * i64::from(threads / WARP)) == 0 } else { warp_grid([m, n], threads / WARP).is_some() };
                 t.fits_tensor_cores(k) && [&t.a, &t.b].into_iter().all(shared) && grid
             };
             hopper.is_some() || limits.warp == WARP && !products.is_empty() && products.iter().all(fits)
@@ -200,7 +201,20 @@ impl Plan {
                 extent(k, &r.count).ceil_div(&Dim::from(per_block))
             }
         };
-        Plan { threads, warp: limits.warp, body, rows, places, shared_bytes, workspace_bytes, grid, held, row_lanes, tensor, hopper }
+        Plan {
+            threads,
+            warp: limits.warp,
+            body,
+            rows,
+            places,
+            shared_bytes,
+            workspace_bytes,
+            grid,
+            held,
+            row_lanes,
+            tensor,
+            hopper,
+        }
     }
 }
 
@@ -396,7 +410,8 @@ fn held(k: &Kernel, body: &[Stmt], products: &[Tiled], first: bool) -> HeldMemor
     scan.stmts(body, At::Outside);
     let (refused, row_loops) = (scan.refused, scan.row_loops);
     let touched = |i: usize| h.tiles[i].is_some() || h.rows[i];
-    if row_loops && (0..k.scratch.len()).any(|i| touched(i) && refused[i]) || row_loops && products.iter().any(|t| Some(t.extents[0]) != rows) {
+    let refuses = (0..k.scratch.len()).any(|i| touched(i) && refused[i]);
+    if row_loops && (refuses || products.iter().any(|t| Some(t.extents[0]) != rows)) {
         return none();
     }
     for (i, no) in refused.into_iter().enumerate() {

@@ -1,18 +1,18 @@
 //! Softmax attention for a device of many processors, over domains that are ranges with tests. Buffers: q, k, v, domain operands…, o, lse.
 //!
-//! A block has a batch, a head and a tile of queries, its rows. Keys come a tile at a time, the scores of the next while those at hand are exponentials:
+//! A block has a batch, a head and a tile of queries, its rows. Keys come a tile at a time; the product with the values of one tile and the weights of the
+//! next do not wait for each other:
 //!
 //! ```text
-//! S = Q·K₀ᵀ
-//! for each tile j of keys but the last: S' = Q·Kⱼ₊₁ᵀ, step(j), S = S'
-//! step of the last
+//! S = Q·K₀ᵀ, weigh S, P = S
+//! for each further tile j of keys: S = Q·Kⱼᵀ, O = O + P·Vⱼ₋₁, weigh S, O = α·O, P = S
+//! O = O + P·V of the last
 //!
-//! step: m' = max(m, max S)     α = 2^(c·(m − m'))     P = 2^(c·S − c·m')     c = scale·log₂ e
-//!       l = α·l + ΣP           O = α·O + P·V
+//! weigh: m' = max(m, max S)     α = 2^(c·(m − m'))     S = 2^(c·S − c·m')     l = α·l + ΣS     c = scale·log₂ e
 //! o = O / l, lse = scale·m + log l      both 0 for a row that saw no key
 //! ```
 //!
-//! Memory map: Q [rows, dk], K [keys, dk], V [keys, dv] as they come; S, S', P [rows, keys] and O [rows, dv], of which each thread may hold its part; m, l, α
+//! Memory map: Q [rows, dk], K [keys, dk], V [keys, dv] as they come; S, P [rows, keys] and O [rows, dv], of which each thread may hold its part; m, l, α
 //! [rows]. Values of keys that a row does not see have to be finite, if they are in a tile of which it sees another.
 //!
 //! # Source: Shah et al., FlashAttention-3, 2024, section 3.2. Tested on the domains and sizes of `tests/attend.rs`.
@@ -22,7 +22,7 @@ use super::{
     domain::{Problem, Scene, driving_list},
     gpu_product::is_multiple,
 };
-use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, Mem, Stmt};
+use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, LoopKind, Mem, Stmt};
 use base::{DType, Dim};
 use graph::op::{Domain, MapFn, ReduceFn};
 
@@ -37,8 +37,12 @@ pub struct Tiling {
 
 impl Tiling {
     /// All that the kernel is built for.
-    pub const LEGAL: [Tiling; 4] =
-        [Tiling { rows: 128, keys: 128 }, Tiling { rows: 128, keys: 64 }, Tiling { rows: 64, keys: 32 }, Tiling { rows: 16, keys: 16 }];
+    pub const LEGAL: [Tiling; 4] = [
+        Tiling { rows: 128, keys: 128 },
+        Tiling { rows: 128, keys: 64 },
+        Tiling { rows: 64, keys: 32 },
+        Tiling { rows: 16, keys: 16 },
+    ];
     /// The one used unless another is asked for.
     pub fn choose(p: &Problem) -> Tiling {
         match p.dtype {
@@ -60,7 +64,12 @@ fn has_lists(d: &Domain) -> bool {
     match d {
         Domain::Blocks { .. } | Domain::Groups { .. } | Domain::Tokens(_) => true,
         Domain::And(a, b) | Domain::Or(a, b) => has_lists(a) || has_lists(b),
-        Domain::Full | Domain::Causal | Domain::Window(_) | Domain::EndsBefore { .. } | Domain::EndsAt(_) | Domain::Segments(..) => false,
+        Domain::Full
+        | Domain::Causal
+        | Domain::Window(_)
+        | Domain::EndsBefore { .. }
+        | Domain::EndsAt(_)
+        | Domain::Segments(..) => false,
     }
 }
 
@@ -86,7 +95,8 @@ impl Heads {
     /// Positions from `first` on of a head, to scratch or from it.
     pub(super) fn copy(&self, b: &mut Build, scratch: Mem, rows: i64, [batch, head, first]: [&Expr; 3], store: bool) {
         let at = [batch.clone(), head.clone(), first.clone(), Expr::int(0)];
-        let axes = self.axes.iter().zip(at).map(|((extent, stride), at)| Axis { extent: extent.clone(), stride: stride.clone(), at });
+        let axes =
+            self.axes.iter().zip(at).map(|((extent, stride), at)| Axis { extent: extent.clone(), stride: stride.clone(), at });
         let (from, to) = if store { (scratch, self.mem) } else { (self.mem, scratch) };
         b.push(Stmt::Copy(Copy { from, to, rows, cols: self.n, axes: axes.collect() }));
     }
@@ -129,18 +139,24 @@ pub fn gpu_attend(p: &Problem, t: Tiling) -> Kernel {
     let (lo, hi) = scene.range(&mut b, &p.domain, &a.first, &last);
     let pieces = b.bind(Expr::floor_div(hi - lo.clone() + Expr::int(t.keys - 1), Expr::int(t.keys)));
     b.if_(Expr::lt(Expr::int(0), pieces.clone()), |b| {
+        let at = |b: &mut Build, j: Expr| b.bind(lo.clone() + j * Expr::int(t.keys));
         k.copy(b, a.k, t.keys, [&batch, &group, &lo], false);
-        a.multiply_keys(b, a.scores);
-        b.range(pieces.clone() - Expr::int(1), |b, j| {
-            let start = b.bind(lo.clone() + j * Expr::int(t.keys));
-            let next = b.bind(start.clone() + Expr::int(t.keys));
-            k.copy(b, a.k, t.keys, [&batch, &group, &next], false);
-            a.multiply_keys(b, a.next);
-            a.step(b, &start, |b| v.copy(b, a.v, t.keys, [&batch, &group, &start], false));
-            b.each(Expr::int(t.rows * t.keys), |b, e| b.store(a.scores, e.clone(), Expr::load(a.next, e)));
+        a.multiply_keys(b);
+        a.weigh(b, &lo);
+        a.keep_weights(b);
+        b.for_(Expr::int(1), pieces.clone(), LoopKind::Serial, |b, j| {
+            let (start, before) = (at(b, j.clone()), at(b, j - Expr::int(1)));
+            k.copy(b, a.k, t.keys, [&batch, &group, &start], false);
+            a.multiply_keys(b);
+            v.copy(b, a.v, t.keys, [&batch, &group, &before], false);
+            a.multiply_values(b);
+            a.weigh(b, &start);
+            a.scale_result(b);
+            a.keep_weights(b);
         });
-        let start = b.bind(lo + (pieces - Expr::int(1)) * Expr::int(t.keys));
-        a.step(b, &start, |b| v.copy(b, a.v, t.keys, [&batch, &group, &start], false));
+        let last = at(b, pieces - Expr::int(1));
+        v.copy(b, a.v, t.keys, [&batch, &group, &last], false);
+        a.multiply_values(b);
     });
     a.finish(&mut b, lse, &head);
     o.copy(&mut b, a.out, t.rows, [&batch, &head, &a.first], true);
@@ -158,8 +174,7 @@ struct Attend<'a> {
     k: Mem,
     v: Mem,
     scores: Mem,
-    next: Mem,
-    p: Mem,
+    weights: Mem,
     out: Mem,
     max: Mem,
     sum: Mem,
@@ -172,10 +187,10 @@ impl<'a> Attend<'a> {
         let dtype = p.sum_dtype();
         let q = b.scratch("q", p.dtype, rows * p.dk);
         let (k, v) = (b.scratch("k", p.dtype, keys * p.dk), b.scratch("v", p.dtype, keys * p.dv));
-        let [scores, next] = ["scores", "next"].map(|name| b.scratch(name, dtype, rows * keys));
-        let (p_mem, out) = (b.scratch("p", p.dtype, rows * keys), b.scratch("out", dtype, rows * p.dv));
+        let (scores, weights) = (b.scratch("scores", dtype, rows * keys), b.scratch("weights", p.dtype, rows * keys));
+        let out = b.scratch("out", dtype, rows * p.dv);
         let [max, sum, alpha] = ["max", "sum", "alpha"].map(|name| b.scratch(name, dtype, rows));
-        Attend { scene, tiling, first, dtype, q, k, v, scores, next, p: p_mem, out, max, sum, alpha }
+        Attend { scene, tiling, first, dtype, q, k, v, scores, weights, out, max, sum, alpha }
     }
     fn f(&self, x: f64) -> Expr {
         Build::f(self.dtype, x)
@@ -184,14 +199,14 @@ impl<'a> Attend<'a> {
         b.each(Expr::int(self.tiling.rows), body);
     }
     /// S = Q·Kᵀ.
-    fn multiply_keys(&self, b: &mut Build, scores: Mem) {
+    fn multiply_keys(&self, b: &mut Build) {
         let (Tiling { rows, keys }, dk) = (self.tiling, self.scene.problem.dk);
         let zero = Expr::int(0);
         let (q, k) = (tile(self.q, zero.clone(), dk), transposed(self.k, zero.clone(), dk));
-        b.dot([rows, keys, dk].map(Expr::int), q, k, tile(scores, zero, keys), false);
+        b.dot([rows, keys, dk].map(Expr::int), q, k, tile(self.scores, zero, keys), false);
     }
-    /// S becomes P; m, l and O follow.
-    fn step(&self, b: &mut Build, start: &Expr, load: impl FnOnce(&mut Build)) {
+    /// Scores of keys from `start` on become weights; m, l and α follow.
+    fn weigh(&self, b: &mut Build, start: &Expr) {
         let (Tiling { rows, keys }, p) = (self.tiling, self.scene.problem);
         let (elems, width) = (Expr::int(rows * keys), Expr::int(keys));
         let none = self.f(f64::NEG_INFINITY);
@@ -235,21 +250,30 @@ impl<'a> Attend<'a> {
             b.store(self.scores, e, exp(x));
         });
         self.each_row(b, |b, r| {
-            let total = b.reduce(ReduceFn::Sum, self.f(0.0), width.clone(), |_, c| {
-                Expr::load(self.scores, r.clone() * width.clone() + c)
-            });
+            let total = b
+                .reduce(ReduceFn::Sum, self.f(0.0), width.clone(), |_, c| Expr::load(self.scores, r.clone() * width.clone() + c));
             b.store(self.sum, r.clone(), Expr::load(self.sum, r) + Expr::Var(total));
         });
-        b.each(elems, |b, e| b.store(self.p, e.clone(), Expr::load(self.scores, e)));
-        let dv = Expr::int(p.dv);
-        b.each(Expr::int(rows * p.dv), |b, e| {
+    }
+    /// P = S.
+    fn keep_weights(&self, b: &mut Build) {
+        let elems = Expr::int(self.tiling.rows * self.tiling.keys);
+        b.each(elems, |b, e| b.store(self.weights, e.clone(), Expr::load(self.scores, e)));
+    }
+    /// O = α·O.
+    fn scale_result(&self, b: &mut Build) {
+        let dv = Expr::int(self.scene.problem.dv);
+        b.each(Expr::int(self.tiling.rows) * dv.clone(), |b, e| {
             let alpha = Expr::load(self.alpha, Expr::floor_div(e.clone(), dv));
             b.store(self.out, e.clone(), Expr::load(self.out, e) * alpha);
         });
-        load(b);
+    }
+    /// O = O + P·V.
+    fn multiply_values(&self, b: &mut Build) {
+        let (Tiling { rows, keys }, dv) = (self.tiling, self.scene.problem.dv);
         let zero = Expr::int(0);
-        let (left, v) = (tile(self.p, zero.clone(), keys), tile(self.v, zero.clone(), p.dv));
-        b.dot([rows, p.dv, keys].map(Expr::int), left, v, tile(self.out, zero, p.dv), true);
+        let (left, v) = (tile(self.weights, zero.clone(), keys), tile(self.v, zero.clone(), dv));
+        b.dot([rows, dv, keys].map(Expr::int), left, v, tile(self.out, zero, dv), true);
     }
     /// Whether queries `first..=last` see every one of the keys `low..=high`, as far as the domain's form tells.
     fn all_see(&self, b: &mut Build, d: &Domain, rows: [&Expr; 2], keys: [&Expr; 2]) -> Expr {
@@ -287,10 +311,6 @@ impl<'a> Attend<'a> {
                 b.store(lse, row, log);
             });
         });
-        let dv = Expr::int(p.dv);
-        b.each(Expr::int(self.tiling.rows * p.dv), |b, e| {
-            let factor = Expr::load(self.alpha, Expr::floor_div(e.clone(), dv));
-            b.store(self.out, e.clone(), Expr::load(self.out, e) * factor);
-        });
+        self.scale_result(b);
     }
 }
