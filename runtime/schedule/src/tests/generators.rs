@@ -1,0 +1,87 @@
+//! Generators against the tables of DualPipe's authors, as `specs` writes them: `F3'` is the far chunk, `F7&B3'` a pair.
+
+use super::{generated, planned};
+use crate::{Action, Policy, passes, text};
+
+/// A rank's list in the table's words; `near` tells the chunks apart.
+fn words(actions: &[Action], near: impl Fn(crate::Unit) -> bool) -> String {
+    let name = |kind: &str, u: crate::Unit| format!("{kind}{}{}", u.micro, if near(u) { "" } else { "'" });
+    let word = |a: &Action| match *a {
+        Action::Forward(u) => name("F", u),
+        Action::Backward(u) => name("B", u),
+        Action::BackwardInput(u) => name("I", u),
+        Action::BackwardWeight(u) => name("W", u),
+        Action::Pair { forward, backward } => format!("{}&{}", name("F", forward), name("B", backward)),
+        other => panic!("{other:?}"),
+    };
+    actions.iter().map(word).collect::<Vec<_>>().join(" ")
+}
+
+const EIGHT_0: &str = "F0 F1 F2 F3 F4 F5 F6 F0' I0' W0' F1' I1' W1' F2' I2' W2' F3' F7&B3' F4'&B0 F8&B4' F5'&B1 F9&B5' F6'&B2 \
+    B6' F7'&B3 B7' F8'&B4 B8' F9'&B5 B9' I6 W6 I7 W7 I8 W8 I9 W9";
+const EIGHT_3: &str = "F0 F0' F1 F1' F2 F2' F3 F3' F4 B0' F4'&B0 F5&B1' F5'&B1 F6&B2' F6'&B2 F7&B3' F7'&B3 F8&B4' F8'&B4 F9&B5' F9'&B5 \
+    B6' B6 B7' B7 I8' I8 I9' I9 W8' W8 W9' W9";
+const FOUR: [&str; 2] = [
+    "F0 F1 F2 F0' I0' W0' F1' F3&B1' F2'&B0 F4&B2' F3'&B1 B3' F4'&B2 B4' I3 W3 I4 W4",
+    "F0 F0' F1 F1' F2 B0' F2'&B0 F3&B1' F3'&B1 F4&B2' F4'&B2 B3' B3 I4' I4 W4' W4",
+];
+
+#[test]
+fn dualpipe_is_the_authors_table() {
+    for (ranks, micro, rows) in [(8, 20, vec![(0, EIGHT_0), (3, EIGHT_3)]), (4, 10, vec![(0, FOUR[0]), (1, FOUR[1])])] {
+        let plan = generated(Policy::DualPipe, ranks, micro);
+        for (rank, row) in rows {
+            assert_eq!(words(&plan.actions[rank], |u| u.dir == 0), row);
+            // The mirror runs the same with directions swapped.
+            assert_eq!(words(&plan.actions[ranks - 1 - rank], |u| u.dir == 1), row);
+        }
+    }
+}
+
+#[test]
+fn dualpipev_is_half_of_it() {
+    for (ranks, micro, rows) in [(4u16, 10, vec![(0, EIGHT_0), (3, EIGHT_3)]), (2, 5, vec![(0, FOUR[0]), (1, FOUR[1])])] {
+        let plan = generated(Policy::DualPipeV, ranks.into(), micro);
+        for (rank, row) in rows {
+            assert_eq!(words(&plan.actions[rank], |u| u.stage < ranks), row);
+        }
+    }
+}
+
+#[test]
+fn one_forward_one_backward() {
+    let text = text::print(&generated(Policy::OneFOneB, 3, 4));
+    insta::assert_snapshot!(text, @"
+    schedule 1f1b micro 4 placement 0 1 2
+    0F0,0F1,0F2,0B0,0F3,0B1,0B2,0B3
+    1F0,1F1,1B0,1F2,1B1,1F3,1B2,1B3
+    2F0,2B0,2F1,2B1,2F2,2B2,2F3,2B3
+    ");
+}
+
+#[test]
+fn a_whole_plan_reads() {
+    let both = text::print(&planned(Policy::OneFOneB, 2, 2)) + &text::print(&planned(Policy::DualPipe, 2, 4));
+    insta::assert_snapshot!(both, @"
+    schedule 1f1b micro 2 placement 0 1
+    0F0,0SEND_F0,0F1,0SEND_F1,0RECV_B0,0B0,0RECV_B1,0B1,0WAIT_SEND_F0,0WAIT_SEND_F1,0REDUCE_GRAD,0UPDATE
+    1RECV_F0,1F0,1RECV_F1,1B0,1SEND_B0,1F1,1B1,1SEND_B1,1WAIT_SEND_B0,1WAIT_SEND_B1,1REDUCE_GRAD,1UPDATE
+    schedule dualpipe micro 2 placement 0 1/1 0
+    0F0,0SEND_F0,d1:1RECV_F0,d1:1F0,0F1,0SEND_F1,d1:1RECV_F1,d1:1B0,0WAIT_SEND_F0,d1:1SEND_B0,0RECV_B0,(d1:1F1;0B0)OVERLAP_F_B,d1:1B1,0WAIT_SEND_F1,d1:1SEND_B1,1REDUCE_GRAD,0RECV_B1,0I1,0W1,d1:1WAIT_SEND_B0,d1:1WAIT_SEND_B1,0REDUCE_GRAD,1UPDATE,0UPDATE
+    1RECV_F0,d1:0F0,d1:0SEND_F0,1F0,d1:0F1,d1:0SEND_F1,1RECV_F1,d1:0RECV_B0,1B0,d1:0WAIT_SEND_F0,1SEND_B0,(1F1;d1:0B0)OVERLAP_F_B,d1:0RECV_B1,1B1,d1:0WAIT_SEND_F1,1SEND_B1,1REDUCE_GRAD,d1:0I1,d1:0W1,1WAIT_SEND_B0,1WAIT_SEND_B1,0REDUCE_GRAD,1UPDATE,0UPDATE
+    ");
+}
+
+#[test]
+fn every_plan_reads_back_and_ends_in_batches() {
+    for policy in Policy::ALL {
+        for (ranks, micro) in [(2, 2), (2, 4), (4, 6), (4, 10), (6, 12), (8, 20), (16, 32)] {
+            let plan = planned(policy, ranks, if policy == Policy::DualPipeV { micro + ranks } else { micro });
+            assert_eq!(text::parse(&text::print(&plan)).as_ref(), Ok(&plan));
+            assert!(passes::batches_finish(&plan), "{policy:?} {ranks} {micro}");
+            let compute = plan.compute_only();
+            let rows = text::parse(&text::print_rows(&compute)).expect("rows are enough");
+            assert_eq!((&rows.actions, &rows.placement), (&compute.actions, &compute.placement));
+        }
+    }
+}
