@@ -1,8 +1,11 @@
 //! The policies: each gives the order in which ranks compute. To add one: a file in `policy/`, a variant and its lines here.
 
 mod dualpipe;
+mod interleaved;
 mod one_f_one_b;
 mod row;
+mod zb1p;
+mod zbv;
 
 use crate::{Action, Placement, Plan, ScheduleError};
 
@@ -22,6 +25,12 @@ pub struct Size {
 pub enum Policy {
     /// One forward, one backward.
     OneFOneB,
+    /// The same over several stages a rank.
+    Interleaved,
+    /// 1F1B with weight gradients apart.
+    Zb1p,
+    /// Down and up again, weight gradients apart.
+    Zbv,
     /// Both directions at once, forwards and backwards in overlapped pairs.
     DualPipe,
     /// The half of it: down and up again.
@@ -30,12 +39,16 @@ pub enum Policy {
 
 impl Policy {
     /// All, in the order of their age.
-    pub const ALL: [Policy; 3] = [Policy::OneFOneB, Policy::DualPipe, Policy::DualPipeV];
+    pub const ALL: [Policy; 6] =
+        [Policy::OneFOneB, Policy::Interleaved, Policy::Zb1p, Policy::Zbv, Policy::DualPipe, Policy::DualPipeV];
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Policy::OneFOneB => "1f1b",
+            Policy::Interleaved => "interleaved",
+            Policy::Zb1p => "zb1p",
+            Policy::Zbv => "zbv",
             Policy::DualPipe => "dualpipe",
             Policy::DualPipeV => "dualpipev",
         }
@@ -53,6 +66,9 @@ impl Policy {
     pub fn generate(self, size: Size) -> Result<Plan, ScheduleError> {
         match self {
             Policy::OneFOneB => one_f_one_b::generate(size),
+            Policy::Interleaved => interleaved::generate(size),
+            Policy::Zb1p => zb1p::generate(size),
+            Policy::Zbv => zbv::generate(size),
             Policy::DualPipe => dualpipe::generate(size),
             Policy::DualPipeV => dualpipe::generate_v(size),
         }

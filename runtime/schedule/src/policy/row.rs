@@ -58,6 +58,13 @@ impl Row {
         self.actions.push(Action::BackwardWeight(unit));
     }
 
+    /// The oldest weight gradients of one chunk.
+    pub fn w_of(&mut self, chunk: usize) {
+        let at = self.queue.iter().position(|u| (u.dir, u.stage) == self.chunks[chunk]);
+        let unit = at.and_then(|at| self.queue.remove(at)).expect("the policy queued one");
+        self.actions.push(Action::BackwardWeight(unit));
+    }
+
     /// The next forward of one chunk and the next backward of the other, overlapped.
     pub fn pair(&mut self, forward: usize, backward: usize) {
         let (forward, backward) = (self.next_forward(forward), self.next_backward(backward));
