@@ -51,4 +51,11 @@ pub enum ScheduleError {
         /// What is wrong.
         what: String,
     },
+    /// The costs are not costs, or of another plan.
+    #[error("costs: {what}")]
+    #[diagnostic(code(E0405))]
+    Costs {
+        /// What is wrong.
+        what: String,
+    },
 }

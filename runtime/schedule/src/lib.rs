@@ -7,18 +7,31 @@
 //! direction. Micro-batches are numbered from 0 within each direction.
 
 pub mod action;
+pub mod cluster;
+pub mod costs;
+pub mod engine;
 pub mod error;
+pub mod pair;
 pub mod passes;
 pub mod placement;
 pub mod plan;
+pub mod play;
 pub mod policy;
+pub mod simulate;
+pub mod slots;
+pub mod tasks;
 pub mod text;
+pub mod verify;
 
 pub use action::{Action, Message, Payload, Unit};
+pub use costs::Costs;
 pub use error::ScheduleError;
 pub use placement::Placement;
 pub use plan::Plan;
 pub use policy::{Policy, Size};
+pub use simulate::{Simulated, simulate};
+pub use slots::{Slots, assign_slots};
+pub use verify::{Limits, Violation, verify};
 
 #[cfg(test)]
 mod tests;

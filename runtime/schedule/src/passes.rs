@@ -5,14 +5,14 @@ mod insert_messages;
 mod insert_reductions;
 mod insert_waits;
 
-pub use defer_receives::{batches_finish, defer_receives};
+pub use defer_receives::defer_receives;
 pub use insert_messages::insert_messages;
 pub use insert_reductions::insert_reductions;
 pub use insert_waits::insert_waits;
 
-use crate::{Plan, ScheduleError};
+use crate::{Plan, ScheduleError, play};
 
-/// How many messages a rank may have under way to one peer.
+/// How many messages a rank may have under way to one peer, where that does not make ranks wait for each other.
 /// # Source: two buffers: one is read by the network while the other is filled.
 pub const OUTSTANDING_SENDS: usize = 2;
 
@@ -23,7 +23,15 @@ pub const OUTSTANDING_SENDS: usize = 2;
 pub fn lower(plan: &mut Plan) -> Result<(), ScheduleError> {
     insert_messages(plan)?;
     defer_receives(plan, 1);
-    insert_waits(plan, OUTSTANDING_SENDS);
+    // Where a rank gets ahead of its peer by more than two messages, more have to be under way.
+    let messages = std::mem::take(&mut plan.actions);
+    for outstanding in OUTSTANDING_SENDS.. {
+        plan.actions.clone_from(&messages);
+        insert_waits(plan, outstanding);
+        if outstanding > 2 * plan.num_micro || play::lazy_stuck(plan).is_empty() {
+            break;
+        }
+    }
     insert_reductions(plan);
     Ok(())
 }

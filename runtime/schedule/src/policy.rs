@@ -59,6 +59,22 @@ impl Policy {
         Policy::ALL.into_iter().find(|p| p.name() == name)
     }
 
+    /// The most units whose activations a rank may hold at once, by rank: what [`crate::verify`] checks. A unit is a stage on a micro-batch.
+    /// # Source: for DualPipe its authors' table, P + 1; for the others the length of the warm-up.
+    pub fn max_live(self, size: Size) -> Vec<usize> {
+        let Size { ranks, micro, chunks } = size;
+        let group = micro / (micro / ranks.max(1)).max(1);
+        let of = |rank: usize| match self {
+            Policy::OneFOneB => micro.min(ranks - rank),
+            Policy::Interleaved => (chunks * micro).min((chunks.max(1) - 1) * group + 2 * (ranks - 1 - rank) + 1),
+            Policy::Zb1p => micro.min(ranks),
+            Policy::Zbv => (2 * micro).min(2 * ranks),
+            Policy::DualPipe => ranks + 1,
+            Policy::DualPipeV => 2 * ranks + 1,
+        };
+        (0..ranks).map(of).collect()
+    }
+
     /// What every rank computes, in order; no messages yet.
     ///
     /// # Errors
