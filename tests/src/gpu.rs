@@ -9,7 +9,10 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-use tile::{Access, Kernel, interp};
+use tile::{
+    Access, Kernel, interp,
+    kernels::{gpu_route, gpu_route::gpu_route, host_route::Route},
+};
 
 /// The models, small.
 const MODELS: [(&str, &str); 4] = [
@@ -129,7 +132,9 @@ fn threads_agree(model: usize) {
     let kernels = kernels(model, set);
     let threads = Emulated::load(&kernels).expect("it compiles");
     let env: DimEnv = [("B".into(), 2), ("T".into(), 19)].into_iter().collect();
-    let made: Vec<&Kernel> = kernels.iter().filter(|k| !agrees(&threads, k, &env)).collect();
+    // What places rows takes where they begin from the kernels before it: `routing_by_threads`.
+    let alone = kernels.iter().filter(|k| !k.name.contains("route_place"));
+    let made: Vec<&Kernel> = alone.filter(|k| !agrees(&threads, k, &env)).collect();
     let names: Vec<&str> = made.iter().map(|k| k.name.as_str()).collect();
     assert!(names.is_empty(), "{model}: no operands for {names:?} of {} kernels", kernels.len());
 }
@@ -152,4 +157,30 @@ fn threads_compute_qwen3_moe() {
 #[test]
 fn threads_compute_deepseek_v3() {
     threads_agree(3);
+}
+
+#[test]
+fn routing_by_threads() {
+    let (choices, groups) = (300, 5);
+    let route = gpu_route(&Route { choices: Dim::sym("N"), groups });
+    let threads = Emulated::load(&route).expect("it compiles");
+    let env: DimEnv = [("N".into(), choices)].into_iter().collect();
+    // choice, counts, offsets, starts, source, position
+    let passed: [&[usize]; 3] = [&[0, 1], &[1, 2, 3], &[0, 3, 2, 4, 5]];
+    let table = (gpu_route::PARTS * groups) as usize;
+    let choice: Vec<i32> = (0..choices).map(|i| ((i * i + 3 * i) % 7) as i32 - 1).collect();
+    let mut memory = [choice.clone(), vec![7; table], vec![7; groups as usize + 1], vec![7; table], vec![7; 300], vec![7; 300]];
+    for (k, buffers) in route.iter().zip(passed) {
+        let pointers: Vec<*mut u8> = buffers.iter().map(|i| memory[*i].as_mut_ptr().cast()).collect();
+        let dims: Vec<i64> = k.dims.iter().map(|d| eval(d, &env)).collect();
+        // SAFETY: the buffers have the sizes that the kernels name, and indices come from the kernel before.
+        unsafe { threads.run(&k.name, &pointers, &dims, eval(&k.grid, &env), 3, true) };
+    }
+    let [_, _, offsets, _, source, position] = memory;
+    let sorted: Vec<i32> = (0..groups as i32).flat_map(|g| (0..300).filter(|i| choice[*i as usize] == g).collect::<Vec<_>>()).collect();
+    assert_eq!(&source[..sorted.len()], sorted);
+    assert!(source[sorted.len()..].iter().all(|s| *s == -1));
+    let place = |i: usize| sorted.iter().position(|s| *s == i as i32).map_or(-1, |p| p as i32);
+    assert!((0..300).all(|i| position[i] == place(i)));
+    assert_eq!(offsets.last(), Some(&(sorted.len() as i32)));
 }

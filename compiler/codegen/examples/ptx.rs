@@ -14,6 +14,12 @@ use tile::{
         domain::Problem,
         gpu_attend::{self, gpu_attend},
         gpu_product::{Grouped, Product, Tiling, gpu_grouped, gpu_product},
+        gpu_route::gpu_route,
+        gpu_scatter_add::gpu_scatter_add,
+        gpu_topk::gpu_topk,
+        host_gather::Rows,
+        host_route::Route,
+        host_topk::TopK,
     },
 };
 
@@ -29,6 +35,10 @@ fn main() {
             attends()
         } else if path == "large_attends" {
             large_attends()
+        } else if path == "large_grouped" {
+            large_grouped()
+        } else if path == "indexing" {
+            indexing()
         } else if path == "large_products" {
             large_products()
         } else {
@@ -119,6 +129,30 @@ fn large_products() -> Vec<Kernel> {
     all.push(product(DType::BF16, Dim::from(8192), [8192, 8192], [true, false], 1, false, None));
     for t in &Tiling::LEGAL[..3] {
         all.push(product(DType::BF16, Dim::sym("M"), [4096, 7168], [false, true], 1, false, Some(*t)));
+    }
+    numbered(all)
+}
+
+/// Experts of Qwen3-30B-A3B and a slice of DeepSeek-V3's: `[groups, k, n]` of both products, as y = x·wᵀ, dx = dy·w and dw = xᵀ·dy.
+fn large_grouped() -> Vec<Kernel> {
+    let mut all = Vec::new();
+    for [groups, k, n] in [[128, 2048, 1536], [128, 768, 2048], [32, 7168, 4096], [32, 2048, 7168]] {
+        for rows in [Some(true), Some(false), None] {
+            let extents = [Dim::from(groups), Dim::sym("R"), Dim::from(k), Dim::from(n)];
+            all.push(gpu_grouped(&Grouped { dtype: DType::BF16, extents, rows, aligned: true }, None));
+        }
+    }
+    numbered(all)
+}
+
+/// Routing, choice and sums by index as a mixture of 128 experts and an embedding of 32000 tokens have them.
+fn indexing() -> Vec<Kernel> {
+    let mut all = Vec::from(gpu_route(&Route { choices: Dim::sym("R"), groups: 128 }));
+    all.push(gpu_topk(&TopK { dtype: DType::F32, rows: Dim::sym("T"), n: Dim::from(128), k: 8 }));
+    all.push(gpu_topk(&TopK { dtype: DType::F32, rows: Dim::sym("T"), n: Dim::sym("N"), k: 16 }));
+    for n in [32000, 128] {
+        let [batch, picks, n, row] = [Dim::from(1), Dim::sym("T"), Dim::from(n), Dim::from(2048)];
+        all.push(gpu_scatter_add(&Rows { dtype: DType::BF16, batch, picks, n, row }));
     }
     numbered(all)
 }

@@ -91,6 +91,28 @@ impl Driver {
         }
         p
     }
+    /// What a kernel is timed on: where ragged groups of R rows begin, choices and indices at random, else numbers.
+    fn timed(&self, b: &tile::ir::Buffer, bytes: usize, env: &DimEnv) -> Address {
+        let (n, mut state) = (bytes / 4, 7u64);
+        let mut next = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let numbers: Vec<i32> = match (b.name.as_str(), b.dtype) {
+            ("offsets", DType::I32) => {
+                let rows = env.get("R").copied().unwrap_or(0).max(1) as u64;
+                let mut cuts: Vec<i32> = (1..n.saturating_sub(1)).map(|_| next(rows) as i32).collect();
+                cuts.extend([0, rows as i32]);
+                // Halfway from even to random.
+                cuts.sort_unstable();
+                let even = |i: usize| (rows as usize * i / (n - 1)) as i32;
+                cuts.iter().enumerate().map(|(i, c)| (c + even(i)) / 2).collect()
+            }
+            ("choice" | "index", DType::I32) => (0..n).map(|_| next(128) as i32).collect(),
+            _ => return self.fill(b.dtype, bytes),
+        };
+        self.upload(&numbers.iter().flat_map(|x| x.to_ne_bytes()).collect::<Vec<_>>())
+    }
     fn download(&self, p: Address, bytes: usize) -> Vec<u8> {
         let mut out = vec![0; bytes];
         call!(self, c"cuMemcpyDtoH_v2", out.as_mut_ptr() => *mut u8, p => Address, bytes => usize);
@@ -339,7 +361,7 @@ fn time(d: &Driver, module: *mut c_void, k: &Kernel, l: &Launch, env: &DimEnv) -
     // One block of these fits a processor.
     let blocks = eval(&l.grid, env).clamp(1, if l.maps.is_empty() { most } else { 132 });
     let f = d.function(module, l);
-    let mut held: Vec<Address> = k.buffers.iter().zip(&sizes).map(|(b, n)| d.fill(b.dtype, *n)).collect();
+    let mut held: Vec<Address> = k.buffers.iter().zip(&sizes).map(|(b, n)| d.timed(b, *n, env)).collect();
     held.push(d.allocate(l.workspace * blocks as usize, 0));
     let workspace = held[sizes.len()];
     let dims: Vec<i64> = k.dims.iter().map(|x| eval(x, env)).collect();
@@ -360,7 +382,14 @@ fn time(d: &Driver, module: *mut c_void, k: &Kernel, l: &Launch, env: &DimEnv) -
     }
     held.into_iter().for_each(|p| d.free(p));
     let elems: Vec<f64> = k.buffers.iter().map(|b| eval(&b.elems, env) as f64).collect();
-    let flops = if k.name.starts_with("product") { 2.0 * elems.iter().product::<f64>().sqrt() } else { 0.0 };
+    let flops = if k.name.starts_with("product") {
+        2.0 * elems.iter().product::<f64>().sqrt()
+    } else if k.name.starts_with("grouped") {
+        let offsets = k.buffers.iter().position(|b| b.name == "offsets").map_or(2.0, |i| elems[i]);
+        2.0 * (elems.iter().product::<f64>() / offsets / (offsets - 1.0)).sqrt()
+    } else {
+        0.0
+    };
     Some((best, sizes.iter().sum::<usize>() as f64, flops))
 }
 

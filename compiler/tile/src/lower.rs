@@ -11,7 +11,7 @@ use crate::{
     group::{Grouping, group, is_layout},
     ir::{COPY_ALIGN, Kernel},
     kernels::gpu_product::{Grouped, Product, gpu_grouped, gpu_product, is_multiple},
-    select::Device,
+    select::{Device, Place},
     view::StridedView,
 };
 use base::{DType, Dim, TensorType};
@@ -324,18 +324,25 @@ impl Lowerer<'_> {
                 let views = operands.iter().zip(&types).chain(results.iter().map(|r| &r.0).zip(&types));
                 let aligned = views.into_iter().all(|(v, ty)| is_aligned(&v.at, ty.dtype));
                 let device = Device { many: self.options.products, aligned };
-                let (kernel, dtypes) = crate::select::kernel(&node.op, &types, &node.types, device)?;
+                let work = crate::select::kernels(&node.op, &types, &node.types, device)?;
                 // A kernel that gives sums in a wider dtype writes them aside.
                 let written: Vec<StridedView> = results
                     .iter()
                     .zip(&node.types)
-                    .zip(&dtypes)
+                    .zip(&work.dtypes)
                     .map(|((r, ty), d)| if ty.dtype == *d { r.0.clone() } else { self.alloc(&ty.with_dtype(*d), false, b.depth) })
                     .collect();
-                let views = operands.into_iter().map(|v| v.at).chain(written.iter().map(|v| v.at.clone())).collect();
-                let step = self.launch(kernel, views, node.origin);
-                b.steps.push(step);
-                for (((w, r), ty), d) in written.iter().zip(&results).zip(&node.types).zip(&dtypes) {
+                let asides: Vec<StridedView> = work.asides.iter().map(|ty| self.alloc(ty, false, b.depth)).collect();
+                for (kernel, places) in work.launches {
+                    let view = |p: &Place| match *p {
+                        Place::Operand(i) => operands[i].at.clone(),
+                        Place::Result(i) => written[i].at.clone(),
+                        Place::Aside(i) => asides[i].at.clone(),
+                    };
+                    let step = self.launch(kernel, places.iter().map(view).collect(), node.origin);
+                    b.steps.push(step);
+                }
+                for (((w, r), ty), d) in written.iter().zip(&results).zip(&node.types).zip(&work.dtypes) {
                     if ty.dtype != *d {
                         self.convert(&mut b.steps, (w, *d), (&r.0, ty.dtype), false);
                     }

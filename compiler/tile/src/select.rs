@@ -1,10 +1,10 @@
-//! Picks the kernel of an op that is not fused.
+//! Picks the kernels of an op that is not fused.
 
 use crate::{
     ir::Kernel,
     kernels::{
         domain::Problem,
-        gpu_attend, host_attend, host_attend_grad,
+        gpu_attend, gpu_route, gpu_scatter_add, gpu_topk, host_attend, host_attend_grad,
         host_cumsum::{self, Cumsum},
         host_gather::Rows,
         host_route::{self, Route},
@@ -25,12 +25,57 @@ pub struct Device {
     pub aligned: bool,
 }
 
-/// The kernel for `op`: its buffers are the operands, then the results. The dtypes are those in which it gives results: sums come in
-/// their accumulator's.
+/// What is done for an op: kernels one after the other, and memory between them.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// The kernels and what each is passed.
+    pub launches: Vec<(Kernel, Vec<Place>)>,
+    /// Memory that holds nothing before and is needed by nobody after.
+    pub asides: Vec<TensorType>,
+    /// The dtypes in which results are given: sums come in their accumulator's.
+    pub dtypes: Vec<DType>,
+}
+
+/// A buffer of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The op's operand.
+    Operand(usize),
+    /// The op's result.
+    Result(usize),
+    /// Of [`Work::asides`].
+    Aside(usize),
+}
+
+/// The kernels for `op`.
 ///
 /// # Errors
 /// E0501 if a size that has to be a constant is not.
-pub fn kernel(
+pub fn kernels(op: &Op, operands: &[&TensorType], results: &[TensorType], device: Device) -> Result<Work, TargetError> {
+    if let (Op::Route { groups }, true) = (op, device.many) {
+        return Ok(route(&Route { choices: operands[0].elems(), groups: *groups }));
+    }
+    let (kernel, dtypes) = kernel(op, operands, results, device)?;
+    let places = (0..operands.len()).map(Place::Operand).chain((0..results.len()).map(Place::Result)).collect();
+    Ok(Work { launches: vec![(kernel, places)], asides: Vec::new(), dtypes })
+}
+
+/// A routing by many processors.
+fn route(p: &Route) -> Work {
+    let [count, offsets, place] = gpu_route::gpu_route(p);
+    let [counts, starts] = [0, 1].map(Place::Aside);
+    let (choice, [at, source, position]) = (Place::Operand(0), [0, 1, 2].map(Place::Result));
+    let launches = vec![
+        (count, vec![choice, counts]),
+        (offsets, vec![counts, at, starts]),
+        (place, vec![choice, starts, at, source, position]),
+    ];
+    let table = TensorType::new(DType::I32, [gpu_route::PARTS, p.groups].map(Dim::from).to_vec());
+    Work { launches, asides: vec![table.clone(), table], dtypes: vec![DType::I32; 3] }
+}
+
+/// The kernel for an op that has one: its buffers are the operands, then the results.
+fn kernel(
     op: &Op,
     operands: &[&TensorType],
     results: &[TensorType],
@@ -54,7 +99,8 @@ pub fn kernel(
         Op::TopK(k) => {
             let (n, rows) = operands[0].shape.split_last().expect("a row to choose from");
             let p = TopK { dtype: operands[0].dtype, rows: product(rows), n: n.clone(), k: *k };
-            Ok((host_topk::host_topk(&p, host_topk::Tiling::LEGAL[0]), given()))
+            let kernel = if device.many { gpu_topk::gpu_topk(&p) } else { host_topk::host_topk(&p, host_topk::Tiling::LEGAL[0]) };
+            Ok((kernel, given()))
         }
         Op::Cumsum { axis, exclusive, reverse } => {
             let shape = &operands[0].shape;
@@ -79,7 +125,12 @@ pub fn kernel(
                 row: product(&rows.shape[index.rank()..]),
             };
             let sum = host_scatter_add::sum_dtype(rows.dtype);
-            Ok((host_scatter_add::host_scatter_add(&p, host_scatter_add::Tiling::LEGAL[0]), vec![sum]))
+            let kernel = if device.many {
+                gpu_scatter_add::gpu_scatter_add(&p)
+            } else {
+                host_scatter_add::host_scatter_add(&p, host_scatter_add::Tiling::LEGAL[0])
+            };
+            Ok((kernel, vec![sum]))
         }
         _ => base::bug!("{} is fused or a product", op.name()),
     }

@@ -5,14 +5,14 @@ use crate::{
     dot::{Matrix, Tiled},
     gpu::{
         access::Access,
-        hopper::{GROUP, GROUP_ROWS, Hopper, Ring, STRIP, STRIP_BYTES, is_load, runs},
+        hopper::{GROUP, GROUP_ROWS, Hopper, Ring, STRIP, STRIP_BYTES, is_load, limited_rows, runs},
     },
 };
 use base::DType;
 use std::collections::BTreeMap;
 use tile::{
     LoopKind, Mem, Stmt,
-    ir::{Copy, Dot},
+    ir::{Axis, Copy, Dot},
 };
 
 /// Where a thread is in the rings.
@@ -290,6 +290,7 @@ impl Emitter<'_> {
                 let [slot, phase, full] = self.stage(*ring, r, 0);
                 self.wait_barrier(&full, &phase);
                 let start = self.stage_start(r, &slot);
+                self.clear_outside(&body[runs[run].clone()], r, &start);
                 self.simt_mut().turn.current.insert(*ring, [slot, start]);
                 if last_use(run).is_none() {
                     self.release(*ring, r);
@@ -330,6 +331,50 @@ impl Emitter<'_> {
         let pending = self.simt().turn.pending.len();
         if pending > before {
             self.settle_pending(pending);
+        }
+    }
+    /// Rows past a limit that only the run finds out were copied from what follows: zeros take their place.
+    fn clear_outside(&mut self, run: &[Stmt], r: &Ring, start: &str) {
+        let copies: Vec<&Copy> = run.iter().filter_map(|s| if let Stmt::Copy(c) = s { Some(c) } else { None }).collect();
+        let limited: Vec<(&Copy, &Axis)> = copies.into_iter().filter_map(|c| Some((c, limited_rows(c)?))).collect();
+        let threads = self.w.int(i64::from(self.simt().plan.threads), "i64");
+        let mut any: Option<String> = None;
+        for (c, rows) in limited {
+            let Mem::Scratch(scratch) = c.to else { base::bug!("a copy to scratch") };
+            let (limit, at) = (self.expr(&rows.extent), self.expr(&rows.at));
+            let inside = self.w.bin("subi", &limit, &at, "i64");
+            let (zero, all) = (self.w.int(0, "i64"), self.w.int(c.rows, "i64"));
+            let inside = self.w.bin("maxsi", &inside, &zero, "i64");
+            let ends = self.w.cmpi("slt", &inside, &all, "i64");
+            self.w.line(&format!("scf.if {ends} {{"));
+            self.inside(|e| {
+                // Pieces of sixteen bytes, eight a row of a strip.
+                let (eight, sixteen) = (e.w.int(8, "i64"), e.w.int(16, "i64"));
+                let (first, last) = (e.w.bin("muli", &inside, &eight, "i64"), e.w.bin("muli", &all, &eight, "i64"));
+                let first = e.w.bin("addi", &first, "%tid", "i64");
+                let piece = e.w.fresh();
+                e.w.line(&format!("scf.for {piece} = {first} to {last} step {threads} : i64 {{"));
+                e.inside(|e| {
+                    let by = e.w.bin("muli", &piece, &sixteen, "i64");
+                    let by = e.w.op(&format!("arith.trunci {by} : i64 to i32"));
+                    let at = e.w.bin("addi", start, &by, "i32");
+                    for strip in 0..c.cols / STRIP {
+                        let at = e.plus32(&at, r.offsets[&scratch] as i64 + strip * c.rows * STRIP_BYTES);
+                        e.asm("st.shared.v4.b32 [$0], {0, 0, 0, 0};", "r", &at, "i32");
+                    }
+                });
+                e.w.line("}");
+            });
+            self.w.line("}");
+            any = Some(any.map_or(ends.clone(), |any| self.w.bin("ori", &any, &ends, "i1")));
+        }
+        if let Some(any) = any {
+            self.w.line(&format!("scf.if {any} {{"));
+            self.inside(|e| {
+                e.asm("fence.proxy.async.shared::cta;", "", "", "");
+                e.wait_consumers();
+            });
+            self.w.line("}");
         }
     }
     /// Waits for the first `count` products under way.

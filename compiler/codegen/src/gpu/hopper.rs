@@ -12,7 +12,7 @@
 
 use super::access::Access;
 use crate::dot::{Matrix, Tiled};
-use base::DType;
+use base::{DType, Dim};
 use std::collections::{BTreeMap, BTreeSet};
 use tile::{
     Expr, Kernel, LoopKind, Mem, Stmt,
@@ -180,11 +180,38 @@ fn tensor_map(k: &Kernel, buffer: usize, c: &Copy) -> Option<TensorMap> {
         (Expr::Dim(i), None) => Some(Extent::Dim(*i)),
         _ => None,
     };
-    let axes = c.axes.iter().map(|Axis { extent: e, stride, .. }| Some((extent(e)?, extent(stride)?)));
-    let axes = axes.collect::<Option<Vec<_>>>()?;
+    let mut axes = Vec::new();
+    for (i, Axis { extent: e, stride, .. }) in c.axes.iter().enumerate() {
+        let stride = extent(stride)?;
+        let extent = match extent(e) {
+            // The buffer ends where its first axis does.
+            None if limited_rows(c).is_some() && i == 0 => rows_of(k, buffer, stride)?,
+            known => known?,
+        };
+        axes.push((extent, stride));
+    }
     let rows = u32::try_from(c.rows).ok().filter(|r| *r <= 256)?;
     let fits = axes.len() <= 5 && c.cols % STRIP == 0;
     fits.then_some(TensorMap { buffer, dtype: k.buffers[buffer].dtype, axes, rows, cols: STRIP as u32 })
+}
+
+/// The rows of a copy of two axes, if they end where only the run finds out.
+pub(crate) fn limited_rows(c: &Copy) -> Option<&Axis> {
+    let [rows, _] = c.axes.as_slice() else { return None };
+    (rows.extent.known().is_none() && !matches!(rows.extent, Expr::Dim(_))).then_some(rows)
+}
+
+/// The rows of a buffer, by the stride between them.
+fn rows_of(k: &Kernel, buffer: usize, stride: Extent) -> Option<Extent> {
+    let stride = match stride {
+        Extent::Const(n) => Dim::from(n),
+        Extent::Dim(i) => k.dims[i].clone(),
+    };
+    let rows = k.buffers[buffer].elems.try_div(&stride)?;
+    match rows.known() {
+        Some(n) => Some(Extent::Const(n)),
+        None => k.dims.iter().position(|d| *d == rows).map(Extent::Dim),
+    }
 }
 
 /// What is found on the way.

@@ -308,29 +308,29 @@ fn rows(p: &Grouped, transposed: bool, tiling: Option<Tiling>) -> Kernel {
     let mut y = y.matrix(&mut b, ym, store);
     let wide = n.ceil_div(&Dim::from(t.n));
     // Every group, and the rows of none, may end in a tile that is not full.
-    let tall = rows.ceil_div(&Dim::from(t.m)) + groups.clone() + Dim::from(1);
+    let tall = rows.floor_div(&Dim::from(t.m)) + groups.clone() + Dim::from(1);
     b.kernel.grid = tall * wide.clone();
     let (wide, groups, total) = (b.dim(&wide), b.dim(groups), b.dim(rows));
     let tile_row = b.bind(Expr::floor_div(b.block(), wide.clone()));
     let col = b.bind(Expr::rem(b.block(), wide) * Expr::int(t.n));
-    // The group whose tiles this one is among.
-    let (group, before) = (b.var(DType::I64, Expr::int(-1)), b.var(DType::I64, Expr::int(0)));
-    let (start, end) = (b.var(DType::I64, Expr::int(0)), b.var(DType::I64, Expr::int(0)));
-    let next = b.var(DType::I64, Expr::int(0));
+    // Group g begins with tile ⌊offsets[g] / m⌋ + g, which leaves each group as many tiles as it may need: the last that begins here or before.
+    let (low, high) = (b.var(DType::I64, Expr::int(0)), b.var(DType::I64, groups.clone()));
     let v = Expr::Var;
-    b.while_(Expr::and(Expr::le(v(next), tile_row.clone()), Expr::lt(v(group), groups.clone())), |b| {
-        b.assign(before, v(next));
-        b.assign(group, v(group) + Expr::int(1));
-        b.assign(start, v(end));
-        let last = b.bind(Expr::lt(v(group), groups.clone()));
-        let at = b.bind(Expr::minimum(v(group) + Expr::int(1), groups.clone()));
-        let offset = Expr::load(offsets, at).cast(DType::I64);
-        b.assign(end, Expr::select(last, offset, total.clone()));
-        b.assign(next, v(next) + Expr::floor_div(v(end) - v(start) + Expr::int(t.m - 1), Expr::int(t.m)));
+    let tiles_before = |at: Expr, g: Expr| Expr::floor_div(at, Expr::int(t.m)) + g;
+    b.while_(Expr::lt(v(low), v(high)), |b| {
+        let middle = b.bind(Expr::floor_div(v(low) + v(high) + Expr::int(1), Expr::int(2)));
+        let at = Expr::load(offsets, middle.clone()).cast(DType::I64);
+        let before = b.bind(Expr::le(tiles_before(at, middle.clone()), tile_row.clone()));
+        b.assign(low, Expr::select(before.clone(), middle.clone(), v(low)));
+        b.assign(high, Expr::select(before, v(high), middle - Expr::int(1)));
     });
-    let (group, limit) = (b.bind(v(group) + Expr::int(0)), b.bind(v(end) + Expr::int(0)));
-    let row = b.bind(v(start) + (tile_row.clone() - v(before)) * Expr::int(t.m));
-    let work = b.bind(Expr::lt(tile_row, v(next)));
+    let group = b.bind(v(low) + Expr::int(0));
+    let start = b.bind(Expr::load(offsets, group.clone()).cast(DType::I64));
+    let next = b.bind(Expr::minimum(group.clone() + Expr::int(1), groups.clone()));
+    let end = Expr::load(offsets, next).cast(DType::I64);
+    let limit = b.bind(Expr::select(Expr::lt(group.clone(), groups.clone()), end, total));
+    let row = b.bind(start.clone() + (tile_row - tiles_before(start, group.clone())) * Expr::int(t.m));
+    let work = b.bind(Expr::lt(row.clone(), limit.clone()));
     y.axes[0].0 = limit;
     let pieces = k.ceil_div(&Dim::from(t.k));
     let pieces = b.dim(&pieces);
@@ -362,7 +362,7 @@ fn outer(p: &Grouped, tiling: Option<Tiling>) -> Kernel {
     let y = Shape { extents: [rows, n], strides: [n, &one], batch: Vec::new(), aligned: p.aligned };
     let w = Shape { extents: [k, n], strides: [n, &one], batch: vec![(groups, &matrix)], aligned: p.aligned };
     let copies = x.copies(p.dtype) && y.copies(p.dtype);
-    let t = tiling.unwrap_or_else(|| Tiling::choose(p.dtype, k, n, false));
+    let t = tiling.unwrap_or_else(|| Tiling::choose(p.dtype, k, n, copies));
     let (xm, ym) = (b.read("x", p.dtype, x.elems()), b.read("y", p.dtype, y.elems()));
     let offsets = b.read("offsets", DType::I32, groups.clone() + Dim::from(1));
     let wm = b.write("w", p.dtype, w.elems());
@@ -378,7 +378,8 @@ fn outer(p: &Grouped, tiling: Option<Tiling>) -> Kernel {
     let [row, col] = raster(&mut b, number, tiles, t);
     let start = b.bind(Expr::load(offsets, group.clone()).cast(DType::I64));
     let end = b.bind(Expr::load(offsets, group.clone() + Expr::int(1)).cast(DType::I64));
-    // Rows of the next group are outside.
+    // Rows of the next group are outside; what is copied ahead is bounded by all rows.
+    b.dim(rows);
     x.axes[1].0 = end.clone();
     y.axes[0].0 = end.clone();
     let sums = b.scratch("c", p.dtype.accumulator(), t.m * t.n);

@@ -3,6 +3,9 @@
 use super::{Random, assert_near, i32s, oracle, results};
 use crate::ir::Kernel;
 use crate::kernels::{
+    gpu_route::{self, gpu_route},
+    gpu_scatter_add::gpu_scatter_add,
+    gpu_topk::gpu_topk,
     host_cumsum::{self, Cumsum, host_cumsum},
     host_gather::{self, Rows, host_gather},
     host_route::{Route, host_route},
@@ -34,7 +37,7 @@ fn check_topk(x: Tensor, k: i64) {
     let n = x.shape[x.shape.len() - 1];
     let rows = x.shape[..x.shape.len() - 1].iter().product();
     let p = TopK { dtype: x.dtype, rows: Dim::sym("R"), n: Dim::sym("N"), k };
-    let kernels = host_topk::Tiling::LEGAL.map(|t| host_topk(&p, t));
+    let kernels = host_topk::Tiling::LEGAL.map(|t| host_topk(&p, t)).into_iter().chain([gpu_topk(&p)]);
     check(&Op::TopK(k), &[x], &[("R", rows), ("N", n)], kernels, 0.0);
 }
 
@@ -101,7 +104,24 @@ fn running_sums_of_bf16_are_kept_in_f32() {
 #[track_caller]
 fn check_route(groups: i64, shape: [i64; 2], choice: Vec<i64>) {
     let kernel = host_route(&Route { choices: Dim::sym("N") * Dim::sym("K"), groups });
-    check(&Op::Route { groups }, &[i32s(&shape, choice)], &[("N", shape[0]), ("K", shape[1])], [kernel], 0.0);
+    let args = [i32s(&shape, choice)];
+    check(&Op::Route { groups }, &args, &[("N", shape[0]), ("K", shape[1])], [kernel], 0.0);
+
+    // In three kernels.
+    let n = shape[0] * shape[1];
+    let [count, offsets, place] = gpu_route(&Route { choices: Dim::sym("N"), groups });
+    let dims: DimEnv = [(Arc::from("N"), n)].into();
+    let table = (gpu_route::PARTS * groups) as usize;
+    let of_table = |data: &[f64]| Tensor::new(DType::I32, &[gpu_route::PARTS, groups], data.to_vec());
+    let counts = results(&count, &args, &[table], &dims, true);
+    let [at, starts] = &results(&offsets, &[of_table(&counts[0])], &[groups as usize + 1, table], &dims, true)[..] else {
+        panic!("two results")
+    };
+    let at = Tensor::new(DType::I32, &[groups + 1], at.clone());
+    let want = oracle(&Op::Route { groups }, &args);
+    assert_eq!(at.data, want[0].data);
+    let placed = results(&place, &[args[0].clone(), of_table(starts), at], &[n as usize; 2], &dims, true);
+    assert_eq!(placed, [want[1].data.clone(), want[2].data.clone()]);
 }
 
 #[test]
@@ -141,7 +161,8 @@ fn gather_and_scatter() {
         }
         for dtype in [DType::F64, DType::I32, DType::I64] {
             let v = Tensor::new(dtype, &[b, picks, d], (0..b * picks * d).map(|_| r.int(-9, 9) as f64).collect());
-            let kernels = host_scatter_add::Tiling::LEGAL.map(|t| host_scatter_add(&rows(dtype), t));
+            let p = rows(dtype);
+            let kernels = host_scatter_add::Tiling::LEGAL.map(|t| host_scatter_add(&p, t)).into_iter().chain([gpu_scatter_add(&p)]);
             check(&Op::ScatterAdd { batch: 1, n: Dim::from(n) }, &[index.clone(), v], &dims, kernels, 0.0);
         }
     }
@@ -153,7 +174,8 @@ fn scatter_sums_duplicates_in_order() {
     let v = Tensor::new(DType::F32, &[1, 3, 1], vec![1e9, -1e9, 1.0]);
     let dims = [("B", 1), ("P", 3), ("N", 2), ("D", 1)];
     let kernel = host_scatter_add(&rows(DType::F32), host_scatter_add::Tiling::LEGAL[0]);
-    check(&Op::ScatterAdd { batch: 1, n: Dim::from(2) }, &[i32s(&[1, 3], [1, 1, 1]), v], &dims, [kernel], 1e-12);
+    let kernels = [kernel, gpu_scatter_add(&rows(DType::F32))];
+    check(&Op::ScatterAdd { batch: 1, n: Dim::from(2) }, &[i32s(&[1, 3], [1, 1, 1]), v], &dims, kernels, 1e-12);
     // Rows of bf16 give sums in f32.
     let v = Tensor::full(DType::BF16, &[1, 300, 1], 1.0);
     let kernel = host_scatter_add(&rows(DType::BF16), host_scatter_add::Tiling::LEGAL[0]);
