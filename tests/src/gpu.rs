@@ -177,7 +177,8 @@ fn routing_by_threads() {
         unsafe { threads.run(&k.name, &pointers, &dims, eval(&k.grid, &env), 3, true) };
     }
     let [_, _, offsets, _, source, position] = memory;
-    let sorted: Vec<i32> = (0..groups as i32).flat_map(|g| (0..300).filter(|i| choice[*i as usize] == g).collect::<Vec<_>>()).collect();
+    let sorted: Vec<i32> =
+        (0..groups as i32).flat_map(|g| (0..300).filter(|i| choice[*i as usize] == g).collect::<Vec<_>>()).collect();
     assert_eq!(&source[..sorted.len()], sorted);
     assert!(source[sorted.len()..].iter().all(|s| *s == -1));
     let place = |i: usize| sorted.iter().position(|s| *s == i as i32).map_or(-1, |p| p as i32);

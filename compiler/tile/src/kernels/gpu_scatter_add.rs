@@ -4,11 +4,7 @@
 //! a piece of them at a time: lanes find the next one after the one before, so that rows are added in increasing order and most pieces cost one look.
 //! Indices outside are dropped.
 
-use super::{
-    build::Build,
-    host_gather::Rows,
-    host_scatter_add::sum_dtype,
-};
+use super::{build::Build, host_gather::Rows, host_scatter_add::sum_dtype};
 use crate::ir::{Expr, Kernel};
 use base::{DType, Dim};
 use graph::op::{ReduceFn, Scalar};

@@ -162,7 +162,8 @@ fn gather_and_scatter() {
         for dtype in [DType::F64, DType::I32, DType::I64] {
             let v = Tensor::new(dtype, &[b, picks, d], (0..b * picks * d).map(|_| r.int(-9, 9) as f64).collect());
             let p = rows(dtype);
-            let kernels = host_scatter_add::Tiling::LEGAL.map(|t| host_scatter_add(&p, t)).into_iter().chain([gpu_scatter_add(&p)]);
+            let kernels =
+                host_scatter_add::Tiling::LEGAL.map(|t| host_scatter_add(&p, t)).into_iter().chain([gpu_scatter_add(&p)]);
             check(&Op::ScatterAdd { batch: 1, n: Dim::from(n) }, &[index.clone(), v], &dims, kernels, 0.0);
         }
     }
