@@ -9,6 +9,7 @@
 pub mod action;
 pub mod cluster;
 pub mod costs;
+pub mod draw;
 pub mod engine;
 pub mod error;
 pub mod pair;
@@ -17,6 +18,7 @@ pub mod placement;
 pub mod plan;
 pub mod play;
 pub mod policy;
+pub mod report;
 pub mod simulate;
 pub mod slots;
 pub mod tasks;

@@ -1,6 +1,7 @@
 //! The crate through its text.
 
 mod generators;
+mod report;
 mod simulate;
 mod verify;
 
