@@ -45,6 +45,8 @@ pub enum Command {
     Train(Train),
     /// Continue a prompt.
     Generate(Generate),
+    /// Plan a training step over ranks: print, prove, simulate, draw.
+    Schedule(Schedule),
     /// Explain an error code.
     Explain {
         /// Such as E0301.
@@ -117,7 +119,7 @@ pub struct Build {
 /// `lode opt`.
 #[derive(Debug, Args)]
 pub struct Opt {
-    /// Graph or tile text, `-` for standard input; of tile text and plans there is only verification.
+    /// Graph or tile text, `-` for standard input; of tile text, plans and schedules there is only verification.
     pub file: PathBuf,
     /// Passes, separated by commas.
     #[arg(short, long, default_value = "")]
@@ -332,4 +334,51 @@ pub struct Generate {
     /// The seed.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+}
+
+/// `lode schedule`.
+#[derive(Debug, Args)]
+pub struct Schedule {
+    /// 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev.
+    #[arg(long, default_value = "dualpipe")]
+    pub policy: String,
+    /// Ranks of a pipeline; 8, or 16 with --cluster.
+    #[arg(long)]
+    pub ranks: Option<usize>,
+    /// Micro-batches of a step, both directions together; by default two for each rank, or the published batch with --cluster.
+    #[arg(long)]
+    pub micro: Option<usize>,
+    /// Stages on each rank, of interleaved.
+    #[arg(long, default_value_t = 2)]
+    pub chunks: usize,
+    /// Pipelines side by side, as data parallelism has them.
+    #[arg(long, default_value_t = 1)]
+    pub copies: usize,
+    /// Print the whole plan, with messages, waits, sums and updates: what `lode opt` verifies.
+    #[arg(long)]
+    pub whole: bool,
+    /// Print the lines without the header, as torch.distributed.pipelining reads them.
+    #[arg(long, conflicts_with = "whole")]
+    pub rows: bool,
+    /// Print where the time goes, for these costs: a JSON file, or `unit` (every part 1), `overlap` (a pair 2.4), `deepseek-v3`.
+    #[arg(long, value_name = "COSTS")]
+    pub simulate: Option<String>,
+    /// Draw a timeline; `-` prints it.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Write a trace for Perfetto or Chrome; `-` prints it.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Print all policies side by side.
+    #[arg(long)]
+    pub compare: bool,
+    /// Print counts, the formula of the bubble against the simulator, and memory by cause.
+    #[arg(long)]
+    pub explain: bool,
+    /// Plan DeepSeek-V3's layers on a cluster, for every routing: `4096xH100`, `2048xH800`.
+    #[arg(long, value_name = "COUNTxGPU")]
+    pub cluster: Option<String>,
+    /// GPUs that share a layer's experts, with --cluster or the costs `deepseek-v3`.
+    #[arg(long, default_value_t = 64)]
+    pub expert_ranks: usize,
 }

@@ -10,5 +10,6 @@ pub mod generate;
 pub mod opt;
 pub mod reduce;
 pub mod run;
+pub mod schedule;
 pub mod train;
 pub mod viz;

@@ -27,6 +27,7 @@ pub fn main() -> ExitCode {
         Command::Viz(args) => commands::viz::run(args, format),
         Command::Train(args) => commands::train::run(args, format),
         Command::Generate(args) => commands::generate::run(args, format),
+        Command::Schedule(args) => commands::schedule::run(args),
         Command::Explain { code } => commands::explain::run(code),
         Command::Fmt { files, check } => commands::fmt::run(files, *check, format),
         Command::Doctor => commands::doctor::run(),

@@ -249,3 +249,42 @@ fn shipped_sources_are_formatted() {
     let (code, out, err) = run(&args);
     assert_eq!(code, 0, "{out}{err}");
 }
+
+#[test]
+fn schedules_are_planned_drawn_and_read_back() {
+    let f = Folder::new("schedule");
+    let (code, order, err) = run(&["schedule", "--policy", "dualpipe", "--ranks", "4", "--micro", "10"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(
+        order.starts_with("schedule dualpipe micro 5 placement 0 1 2 3/3 2 1 0\n0F0,0F1,0F2,d1:3F0,d1:3I0,d1:3W0,"),
+        "{order}"
+    );
+    let (_, whole, _) = run(&["schedule", "--ranks", "4", "--micro", "10", "--whole"]);
+    // What `opt` makes of the order of computing is the whole plan, and of that itself.
+    for text in [&order, &whole] {
+        let file = f.write("plan.txt", text.as_bytes());
+        assert_eq!(run(&["opt", &file]), (0, whole.clone(), String::new()));
+    }
+    let wrong = f.write("wrong.txt", whole.replacen("0W3,", "", 1).as_bytes());
+    fails(&["opt", &wrong], 1, &["rule 1: rank 0", "rule 7: rank 0", "0I3: its gradients of weights stay in the queue"]);
+    fails(&["opt", &f.write("no.txt", b"schedule x micro 1 placement 0\n0X0\n")], 1, &["line 2: '0X0' is no action"]);
+    fails(&["opt", &wrong, "-p", "fold_constants"], 2, &["passes are of graphs"]);
+
+    let (svg, trace) = (f.path("plan.svg"), f.path("plan.json"));
+    let (code, out, _) =
+        run(&["schedule", "--ranks", "8", "--micro", "20", "--simulate", "overlap", "--svg", &svg, "--trace", &trace]);
+    assert!(code == 0 && out.contains("step 57.6, bubble 3 to 4.2"), "{out}");
+    assert!(
+        fs::read_to_string(&svg).expect("drawn").starts_with("<svg ")
+            && fs::read_to_string(&trace).expect("written").contains("traceEvents")
+    );
+    let costs = f.write("costs.json", br#"{"forward": 1, "backward_input": 1, "backward_weight": 1}"#);
+    assert!(run(&["schedule", "--policy", "1f1b", "--micro", "20", "--simulate", &costs]).1.contains("step 81, bubble 21"));
+
+    fails(&["schedule", "--ranks", "7"], 1, &["E0401", "take 6 or 8 ranks, or --policy dualpipev"]);
+    fails(&["schedule", "--micro", "12"], 1, &["E0402", "take 14"]);
+    fails(&["schedule", "--policy", "gpipe"], 2, &["there are 1f1b, interleaved"]);
+    fails(&["schedule", "--cluster", "12xTPU"], 2, &["4096xH100"]);
+    fails(&["schedule", "--simulate", &f.write("bad.json", b"{}")], 1, &["E0405", "missing field"]);
+    fails(&["schedule", "--simulate", "nowhere.json"], 1, &["nowhere.json"]);
+}

@@ -1,7 +1,9 @@
 //! Proves a plan: ten rules, each with its own function, all violations of all of them. Looks, changes nothing.
 
 use crate::{
-    Action, Message, Payload, Plan, Unit, play,
+    Action, Message, Payload, Plan, Policy, Size, Unit,
+    costs::pipeline_ranks,
+    play,
     slots::{self, Held, Pool, Slots},
     tasks::{self, Task},
     text,
@@ -36,6 +38,16 @@ pub struct Limits {
     pub max_live: Option<Vec<usize>>,
     /// Activations of a unit, and what a rank may spend on them. # Units: bytes.
     pub bytes: Option<(u64, u64)>,
+}
+
+impl Limits {
+    /// Of a plan whose name is a policy's, on the ranks of one pipeline; else none.
+    pub fn of(plan: &Plan) -> Limits {
+        let (ranks, micro) = (plan.num_ranks(), plan.num_micro * plan.placement.num_dirs());
+        let size = Size { ranks, micro, chunks: plan.num_stages() / ranks.max(1) };
+        let policy = Policy::from_name(&plan.policy).filter(|_| ranks == pipeline_ranks(plan));
+        Limits { max_live: policy.map(|p| p.max_live(size)), bytes: None }
+    }
 }
 
 /// Checks all rules.

@@ -1,4 +1,4 @@
-//! `lode opt`: graph text in, passes, graph text out; tile text and plans in, verified, out.
+//! `lode opt`: graph text in, passes, graph text out; tile text, plans and schedules in, verified, out.
 
 use crate::cli::Opt;
 use crate::put;
@@ -27,6 +27,10 @@ pub fn run(args: &Opt) -> u8 {
     }
     if text.starts_with("plan ") {
         return if of("a plan") { 2 } else { plan_text(args, &text) };
+    }
+    // A schedule without its header begins with a cell.
+    if text.starts_with("schedule ") || text.starts_with(|c: char| c.is_ascii_digit()) {
+        return if of("a schedule") { 2 } else { schedule_text(args, &text) };
     }
     let mut module = match graph::text::parse(&text) {
         Ok(module) => module,
@@ -78,5 +82,23 @@ fn plan_text(args: &Opt, text: &str) -> u8 {
         plans.iter().flat_map(|p| exec::plan::verify(&p.plan).into_iter().map(|v| format!("{}: {v}", p.entry))).collect();
     violations.iter().for_each(|v| eprintln!("{v}"));
     plans.iter().for_each(|p| put!("{p}"));
+    u8::from(!violations.is_empty())
+}
+
+/// Verifies a schedule and prints it; messages, waits and sums that are not there are added first.
+fn schedule_text(args: &Opt, text: &str) -> u8 {
+    let mut plan = match schedule::text::parse(text) {
+        Ok(plan) => plan,
+        Err(e) => {
+            eprintln!("{}:{e}", args.file.display());
+            return 1;
+        }
+    };
+    if let Err(e) = schedule::passes::complete(&mut plan) {
+        return super::common::fail_with(&e);
+    }
+    let violations = schedule::verify(&plan, &schedule::assign_slots(&plan), &schedule::Limits::of(&plan));
+    violations.iter().for_each(|v| eprintln!("{v}"));
+    put!("{}", schedule::text::print(&plan));
     u8::from(!violations.is_empty())
 }

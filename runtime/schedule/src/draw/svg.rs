@@ -8,7 +8,8 @@ use std::fmt::Write;
 const LEFT: f64 = 66.0;
 const RIGHT: f64 = 92.0;
 const TOP: f64 = 78.0;
-const WIDTH: f64 = 1500.0;
+/// The least width; it grows until a number fits into the smallest box, up to the most.
+const WIDTH: [f64; 2] = [1500.0, 3600.0];
 const LANE: f64 = 30.0;
 const GAP: f64 = 6.0;
 /// Lanes of a picture that can still be read; of more ranks the first are drawn.
@@ -30,12 +31,18 @@ const KINDS: [(&str, &str, &str); 6] = [
 pub fn svg(plan: &Plan, simulated: &Simulated, unit: &str) -> String {
     let lanes = plan.num_ranks().min(MOST_LANES);
     let end = simulated.makespan.max(f64::MIN_POSITIVE);
-    let scale = (WIDTH - LEFT - RIGHT) / end;
+    let computes =
+        plan.actions[..lanes].iter().zip(&simulated.tasks.nodes).flat_map(|(l, n)| l.iter().zip(n)).filter(|(a, _)| a.computes());
+    let lengths =
+        computes.filter_map(|(_, n)| n.map(|n| simulated.spans[n.index()])).map(|s| s.end - s.start).filter(|d| *d > 0.0);
+    let shortest = lengths.fold(end, f64::min);
+    let width = (LEFT + RIGHT + 3.0 * CHARACTER * end / shortest).clamp(WIDTH[0], WIDTH[1]).round();
+    let scale = (width - LEFT - RIGHT) / end;
     let bottom = TOP + lanes as f64 * (LANE + GAP);
     let mut out = String::new();
     let mut put = |line: std::fmt::Arguments| writeln!(out, "{line}").expect("strings can be written");
     put(format_args!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{}" viewBox="0 0 {WIDTH} {}" font-family="Helvetica,Arial,sans-serif" font-size="12">"#,
+        r#"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{}" viewBox="0 0 {width} {}" font-family="Helvetica,Arial,sans-serif" font-size="12">"#,
         bottom + 48.0,
         bottom + 48.0
     ));
@@ -49,7 +56,7 @@ pub fn svg(plan: &Plan, simulated: &Simulated, unit: &str) -> String {
     ));
     put(format_args!("</style>"));
     put(format_args!(
-        r##"<defs><pattern id="idle" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect width="7" height="7" fill="#fdeeee"/><rect width="1.4" height="7" fill="#f0a3a3"/></pattern><pattern id="stripes" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(-45)"><rect width="1.6" height="5" fill="#10151c" fill-opacity=".26"/></pattern></defs>"##
+        r##"<defs><pattern id="idle" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect width="7" height="7" fill="#fdeeee"/><rect width="1.4" height="7" fill="#f0a3a3"/></pattern><pattern id="stripes" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(-45)"><rect width="1.6" height="5" fill="#10151c" fill-opacity=".20"/></pattern></defs>"##
     ));
     put(format_args!(r##"<rect width="100%" height="100%" fill="#fff"/>"##));
     let idle: f64 = simulated.ranks.iter().map(RankTime::idle).sum::<f64>() / simulated.ranks.len().max(1) as f64;
@@ -61,7 +68,7 @@ pub fn svg(plan: &Plan, simulated: &Simulated, unit: &str) -> String {
     ));
     put(format_args!(
         r#"<text x="{}" y="24" font-size="15" class="e">step {}{unit_space}{unit}, idle {:.1} %</text>"#,
-        WIDTH - RIGHT,
+        width - RIGHT,
         number(simulated.makespan),
         100.0 * idle / end,
         unit_space = if unit.is_empty() { "" } else { " " },
@@ -78,7 +85,7 @@ pub fn svg(plan: &Plan, simulated: &Simulated, unit: &str) -> String {
             draw(plan, rank, *action, [x, y, width], &mut put);
         }
         let share = 100.0 * simulated.ranks[rank].busy / end;
-        put(format_args!(r#"<text x="{}" y="{}" class="q">{share:.1} % busy</text>"#, WIDTH - RIGHT + 8.0, y + LANE / 2.0 + 4.0));
+        put(format_args!(r#"<text x="{}" y="{}" class="q">{share:.1} % busy</text>"#, width - RIGHT + 8.0, y + LANE / 2.0 + 4.0));
     }
     put(format_args!(r##"<path d="M{LEFT} {}H{}" stroke="#8a8f98"/>"##, bottom + 2.0, round(LEFT + end * scale)));
     let step = tick(end);
@@ -88,7 +95,7 @@ pub fn svg(plan: &Plan, simulated: &Simulated, unit: &str) -> String {
         put(format_args!(r#"<text x="{x}" y="{}" class="m q">{}</text>"#, bottom + 21.0, number(k as f64 * step)));
     }
     let name = if unit.is_empty() { "time, in units of the costs".to_string() } else { format!("time, {unit}") };
-    put(format_args!(r#"<text x="{}" y="{}" class="m q">{name}</text>"#, (LEFT + WIDTH - RIGHT) / 2.0, bottom + 39.0));
+    put(format_args!(r#"<text x="{}" y="{}" class="m q">{name}</text>"#, (LEFT + width - RIGHT) / 2.0, bottom + 39.0));
     if lanes < plan.num_ranks() {
         put(format_args!(
             r#"<text x="{LEFT}" y="{}" class="q">the first {lanes} of {} ranks</text>"#,
