@@ -102,6 +102,7 @@ fn compiles(text: &str, round: u64) -> bool {
         let lowered = pipeline::middle(program, &options).and_then(|(module, _)| pipeline::lower(&module, &options));
         match lowered {
             Ok(_) | Err(BackError::Target(_)) => Ok(0),
+            Err(BackError::Tuning(why)) => Err(why.to_string()),
             Err(BackError::Internal(why)) => Err(why),
         }
     }));

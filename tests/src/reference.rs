@@ -16,6 +16,7 @@ fn run(file: &str, case: &Path, inputs: &[&str], output: &str, set: &[&str], bac
             file: Path::new(env!("CARGO_MANIFEST_DIR")).join(file),
             set: set.iter().map(|s| s.to_string()).collect(),
             config: Some(case.join("config.json")),
+            locked: false,
         },
         entry: "forward".into(),
         input: inputs.iter().map(|n| format!("{n}=@{}", case.join(n).with_extension("npy").display())).collect(),

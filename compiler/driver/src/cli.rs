@@ -47,11 +47,10 @@ pub enum Command {
     Generate(Generate),
     /// Plan a training step over ranks: print, prove, simulate, draw.
     Schedule(Schedule),
-    /// Explain an error code.
-    Explain {
-        /// Such as E0301.
-        code: String,
-    },
+    /// Measure a model's kernels on this machine and keep what was found in a lock.
+    Tune(Tune),
+    /// Explain an error code, or how a model's kernels came about.
+    Explain(Explain),
     /// Format model files.
     Fmt {
         /// The files.
@@ -75,6 +74,9 @@ pub struct Model {
     /// A JSON object of config values, such as a `config.json`.
     #[arg(long, env = "LODE_CONFIG")]
     pub config: Option<PathBuf>,
+    /// Fail unless the model's lock, `<stem>.tune.lock` beside it, has a time and a tiling for every step.
+    #[arg(long, env = "LODE_LOCKED")]
+    pub locked: bool,
 }
 
 /// For which language a library is bound.
@@ -232,6 +234,43 @@ pub struct Bench {
     /// Take the graph as written: attention by its definition, a kernel for each op.
     #[arg(long)]
     pub no_optimize: bool,
+}
+
+/// `lode tune`.
+#[derive(Debug, Args)]
+pub struct Tune {
+    #[command(flatten)]
+    /// The model.
+    pub model: Model,
+    /// How long to go on: `60s`, `5m`. What was found is kept as it is found.
+    #[arg(long, default_value = "60s", env = "LODE_BUDGET")]
+    pub budget: String,
+    /// The run-time dims to measure for: `B=1,T=128`; by default those of the model's train item.
+    #[arg(long, value_delimiter = ',', value_name = "NAME=NUMBER")]
+    pub dims: Vec<String>,
+    /// Threads; by default one a core.
+    #[arg(long, env = "LODE_THREADS")]
+    pub threads: Option<usize>,
+    /// Where the lock goes; by default beside the model.
+    #[arg(short, long)]
+    pub out: Option<PathBuf>,
+    /// Add the times, and the rates they show, to this table of a device in place of writing a lock.
+    #[arg(long, value_name = "FILE")]
+    pub table: Option<PathBuf>,
+}
+
+/// `lode explain`.
+#[derive(Debug, Args)]
+pub struct Explain {
+    #[command(flatten)]
+    /// An error code such as E0301, or a model.
+    pub what: Model,
+    /// A kernel, by its symbol or number: where it comes from, which rules made it, what else there was.
+    #[arg(long)]
+    pub kernel: Option<String>,
+    /// The run-time dims that costs are for: `B=1,T=128`; by default the lock's, else 64 each.
+    #[arg(long, value_delimiter = ',', value_name = "NAME=NUMBER")]
+    pub dims: Vec<String>,
 }
 
 /// `lode viz`.

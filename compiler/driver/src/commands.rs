@@ -12,4 +12,5 @@ pub mod reduce;
 pub mod run;
 pub mod schedule;
 pub mod train;
+pub mod tune;
 pub mod viz;

@@ -1,8 +1,10 @@
 //! The `lode` command and the pipeline it runs.
 
+pub mod buckets;
 pub mod cli;
 pub mod commands;
 pub mod compare;
+pub mod kernels;
 pub mod link;
 pub mod picture;
 pub mod pipeline;
@@ -28,7 +30,8 @@ pub fn main() -> ExitCode {
         Command::Train(args) => commands::train::run(args, format),
         Command::Generate(args) => commands::generate::run(args, format),
         Command::Schedule(args) => commands::schedule::run(args),
-        Command::Explain { code } => commands::explain::run(code),
+        Command::Tune(args) => commands::tune::run(args, format),
+        Command::Explain(args) => commands::explain::run(args, format),
         Command::Fmt { files, check } => commands::fmt::run(files, *check, format),
         Command::Doctor => commands::doctor::run(),
     };

@@ -1,8 +1,9 @@
 //! From a model file to a library: the page that calls every stage.
 //!
-//! A pure function of sources, options and target: no clock, no environment, no randomness.
+//! A pure function of sources, options, target and tuning table: no clock, no environment, no randomness.
 
-use base::{Diags, FileId, Sources, diag::Entry};
+use crate::buckets;
+use base::{Diags, DimEnv, FileId, Sources, diag::Entry};
 use codegen::CodegenError;
 use graph::{
     Module, Role,
@@ -11,8 +12,11 @@ use graph::{
 };
 use hir::{Overrides, Program};
 use library::{Library, Manifest};
-use std::path::Path;
-use tile::{Lowered, TargetError};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+use tile::{Lowered, TargetError, Tilings, Tuning, TuningError, tuning};
 
 /// What to compile and how.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +29,31 @@ pub struct Options {
     pub by_definition: bool,
     /// For a GPU.
     pub gpu: bool,
+    /// Measured times and tilings, and where they were read.
+    pub lock: Option<Lock>,
+    /// Whether every step has to be in the lock.
+    pub locked: bool,
+}
+
+/// A lock as it was read: its path, for messages, and what it says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lock {
+    /// The file.
+    pub path: String,
+    /// What it says.
+    pub tuning: Tuning,
+}
+
+impl Options {
+    /// The tuning table: the shipped one of the target, with what the lock says in its place.
+    pub fn tuning(&self) -> Tuning {
+        let shipped = Tuning::of_target(self.gpu);
+        self.lock.as_ref().map_or_else(|| shipped.clone(), |l| shipped.with(&l.tuning))
+    }
+    /// What run-time dims are taken to be: those that the lock was measured for.
+    pub fn sizes(&self) -> DimEnv {
+        self.lock.as_ref().map(|l| l.tuning.dims.clone()).unwrap_or_default()
+    }
 }
 
 /// The front half's result.
@@ -44,6 +73,8 @@ pub struct Front {
 pub enum BackError {
     /// A stated limit of the target.
     Target(TargetError),
+    /// A lock that cannot be used.
+    Tuning(TuningError),
     /// Our bug.
     Internal(String),
 }
@@ -84,15 +115,77 @@ pub fn middle(program: &Program, options: &Options) -> Result<(Module, Vec<egrap
     if options.no_optimize {
         return Ok((module, Vec::new()));
     }
-    let (mut module, report) = egraph::optimize(&module, &tile::cost::op_cost, &egraph::Options::default());
+    let (mut module, reports) = buckets::optimize(&module, options);
     passes::run(&mut module, passes::PIPELINE, cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
-    Ok((module, report))
+    Ok((module, reports))
+}
+
+/// The hash of a program as a lock names it: of its graph as it comes from the language.
+pub fn program_hash(program: &Program) -> u64 {
+    library::file::checksum(graph::text::print(&program.module).as_bytes())
 }
 
 /// graph → tile: kernels, buffers and steps.
+///
+/// # Errors
+/// E05: what the target cannot do, and what a lock lacks that has to have all.
 pub fn lower(module: &Module, options: &Options) -> Result<Lowered, BackError> {
-    tile::lower(module, tile::Options { fuse: !options.by_definition, parts: options.gpu, products: options.gpu })
-        .map_err(BackError::Target)
+    let lock = options.lock.as_ref();
+    let none = BTreeMap::new();
+    let tilings = Tilings::Of(lock.map_or(&none, |l| &l.tuning.tilings));
+    let lowered = tile::lower_with(module, lowering(options), tilings).map_err(BackError::Target)?;
+    match lock.filter(|_| options.locked) {
+        Some(l) => {
+            let missing = missing(&lowered, &l.tuning);
+            if missing.is_empty() {
+                return Ok(lowered);
+            }
+            let command = format!("`lode tune` with the same model and config and --dims {}", shown(&l.tuning.dims));
+            Err(BackError::Tuning(TuningError::Missing { path: l.path.clone(), missing, command }))
+        }
+        None => Ok(lowered),
+    }
+}
+
+/// How to lower for these options.
+pub fn lowering(options: &Options) -> tile::Options {
+    tile::Options { fuse: !options.by_definition, parts: options.gpu, products: options.gpu }
+}
+
+/// Dims as the command line takes them.
+pub fn shown(dims: &DimEnv) -> String {
+    dims.iter().map(|(n, v)| format!("{n}={v}")).collect::<Vec<_>>().join(",")
+}
+
+/// Whether this of the entries is what runs for these dims when its name is called.
+pub fn runs(entries: &[library::Entry], e: &library::Entry, dims: &DimEnv) -> bool {
+    let first = entries.iter().find(|x| x.name == e.name && x.is_variant() && x.runs_at(dims));
+    first.map_or(!e.is_variant(), |first| std::ptr::eq(first, e))
+}
+
+/// What a lock would have to say of these entries and does not: buckets of steps at the lock's dims, and problems with several tilings.
+pub fn missing(lowered: &Lowered, lock: &Tuning) -> Vec<String> {
+    let mut missing = Vec::new();
+    let mut note = |text: String| {
+        if !missing.contains(&text) {
+            missing.push(text);
+        }
+    };
+    let mut launched = BTreeSet::new();
+    for entry in lowered.entries.iter().filter(|e| runs(&lowered.entries, e, &lock.dims)) {
+        for step in exec::plan::steps(&entry.steps) {
+            if let library::Step::Launch { kernel, .. } = step {
+                launched.insert(*kernel);
+            }
+            let job = step.job(&entry.buffers, &lock.dims).map(|j| tuning::bucket(&j));
+            job.filter(|j| !lock.times.contains_key(j)).into_iter().for_each(|j| note(format!("time {}", tuning::show(&j))));
+        }
+    }
+    let chosen = |(p, _, kernel): &&(String, String, usize)| launched.contains(kernel) && !lock.tilings.contains_key(p);
+    for (problem, ..) in lowered.tilings.iter().filter(chosen) {
+        note(format!("tiling {problem:?}"));
+    }
+    missing
 }
 
 /// tile → mlir → llvm → object → library.

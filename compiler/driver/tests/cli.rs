@@ -288,3 +288,112 @@ fn schedules_are_planned_drawn_and_read_back() {
     fails(&["schedule", "--simulate", &f.write("bad.json", b"{}")], 1, &["E0405", "missing field"]);
     fails(&["schedule", "--simulate", "nowhere.json"], 1, &["nowhere.json"]);
 }
+
+/// A model small enough to be tuned in a test: attention, a norm, products and a choice.
+const TUNED: &str = "use std.rmsnorm
+dims B, T
+config { d = 16, heads = 2 }
+model tuned(x: [B, T, d]) -> [B, T, d] {
+  let q = rearrange(x @ param wq: [d, d], \"b t (h k) -> b t h k\", h: heads)
+  let k = rearrange(x @ param wk: [d, d], \"b t (h k) -> b t h k\", h: heads)
+  let y = attend(q, k, k, causal(), scale: 0.35)
+  rmsnorm(rearrange(y, \"b t h k -> b t (h k)\") @ param wo: [d, d])
+}
+";
+
+#[test]
+fn a_lock_is_written_used_and_checked() {
+    let folder = Folder::new("lock");
+    let model = folder.write("tuned.lode", TUNED.as_bytes());
+    let build = |out: &str, more: &[&str]| {
+        let out = folder.path(out);
+        run(&[&["build", &model, "--lib", "none", "-o", &out], more].concat())
+    };
+    let bytes = |out: &str| fs::read(folder.path(out) + "/tuned.lodelib").expect("it was built");
+
+    let none = build("none", &["--locked"]);
+    assert!(none.0 == 1 && none.2.contains("E0516"), "{}", none.2);
+    assert_eq!(build("plain", &[]).0, 0);
+    let tuned = run(&["tune", &model, "--budget", "120s", "--dims", "B=2,T=48"]);
+    assert_eq!(tuned.0, 0, "{}", tuned.2);
+    let lock = folder.path("tuned.tune.lock");
+    let text = fs::read_to_string(&lock).expect("the lock was written");
+    for part in [
+        "lode-tuning 1\n",
+        "target host\n",
+        "program \"tuned\" ",
+        "dims B=2 T=48\n",
+        "\ntime product f32 ",
+        "\ntiling \"attend f32 ",
+    ] {
+        assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
+
+    // The same input and lock give the same bytes.
+    for out in ["a", "b"] {
+        let built = build(out, &["--locked"]);
+        assert_eq!(built.0, 0, "{}", built.2);
+    }
+    assert_eq!(bytes("a"), bytes("b"));
+    assert_eq!(build("c", &[]).0, 0);
+    assert_eq!(bytes("a"), bytes("c"), "without --locked the lock is used all the same");
+
+    // Another tiling is another library: the lock says which.
+    let (problem, chosen) = text.lines().find(|l| l.starts_with("tiling")).and_then(|l| l.rsplit_once(' ')).expect("a tiling");
+    let other = ["queries=8,keys=8", "queries=4,keys=8"].into_iter().find(|t| *t != chosen).expect("one of them is another");
+    fs::write(&lock, text.replace(&format!("{problem} {chosen}"), &format!("{problem} {other}"))).expect("it writes");
+    assert_eq!(build("d", &["--locked"]).0, 0);
+    assert_ne!(bytes("a"), bytes("d"));
+
+    let refused = |text: &str, want: &str| {
+        fs::write(&lock, text).expect("it writes");
+        let out = build("bad", &["--locked"]);
+        assert!(out.0 == 1 && out.2.contains(want), "{want}: {}", out.2);
+    };
+    let without = |prefix: &str| text.lines().filter(|l| !l.starts_with(prefix)).map(|l| format!("{l}\n")).collect::<String>();
+    refused(&without("time product"), "E0515");
+    refused(&without("tiling"), "lacks tiling");
+    refused(&text[..text.len() / 2], "error: E051");
+    refused("not a lock", "E0511");
+    refused(&text.replace("lode-tuning 1", "lode-tuning 7"), "E0512");
+    refused(&text.replace("target host", "target sm_90a"), "E0513");
+    fs::write(&lock, &text).expect("it writes");
+    let config = build("bad", &["--locked", "--set", "heads=4"]);
+    assert!(config.0 == 1 && config.2.contains("E0514"), "{}", config.2);
+    let noted = build("other", &["--set", "heads=4"]);
+    assert!(noted.0 == 0 && noted.2.contains("it is not used"), "{}", noted.2);
+}
+
+#[test]
+fn tune_refuses_what_it_cannot_measure() {
+    let folder = Folder::new("tune");
+    let model = folder.write("tuned.lode", TUNED.as_bytes());
+    fails(&["tune", &model, "--budget", "soon"], 2, &["--budget"]);
+    fails(&["tune", &model, "--dims", "Q=1"], 2, &["no run-time dim Q"]);
+    fails(&["tune", &model, "--locked"], 2, &["--locked"]);
+    fails(&["tune", &folder.path("none.lode")], 1, &["none.lode"]);
+}
+
+#[test]
+fn kernels_are_explained() {
+    let folder = Folder::new("explain");
+    let model = folder.write("tuned.lode", TUNED.as_bytes());
+    let say = |more: &[&str]| {
+        let out = run(&[&["explain", &model, "--dims", "B=2,T=48"], more].concat());
+        assert_eq!(out.0, 0, "{}", out.2);
+        out.1.replace(&folder.path(""), "")
+    };
+    let table = say(&[]);
+    for part in ["dims B=2,T=48", "attend causal", "tuned.lode:7", "estimated µs"] {
+        assert!(table.contains(part), "no {part:?} in\n{table}");
+    }
+    let number = table.lines().find(|l| l.contains("attend causal")).and_then(|l| l.split_whitespace().next()).expect("a row");
+    let one = say(&["--kernel", number]);
+    for part in
+        ["host_attend_", "\nsource\n", "tuned.lode:7: let y = attend(", "\nrules\n", "\nalternatives", "\nbefore, an op a step"]
+    {
+        assert!(one.contains(part), "no {part:?} in\n{one}");
+    }
+    fails(&["explain", &model, "--kernel", "no_such"], 2, &["no kernel 'no_such'"]);
+    fails(&["explain", "E9999"], 2, &["E9999"]);
+}

@@ -139,6 +139,11 @@ impl<'a> Space<'a> {
         Space { egraph, ids, options, store, viewers }
     }
 
+    /// The class at a place.
+    pub fn id(&self, class: usize) -> Id {
+        self.ids[class]
+    }
+
     /// The place of a class.
     pub fn at(&self, class: Id) -> usize {
         self.ids.binary_search(&self.egraph.find(class)).unwrap_or_else(|_| base::bug!("no class {class}"))
@@ -383,8 +388,20 @@ impl<'a> Space<'a> {
 pub struct Extracted {
     /// The function.
     pub func: Func,
-    /// The nodes that a rule made, with its place in the table.
-    pub by_rule: Vec<(NodeId, usize)>,
+    /// The nodes that a rule made.
+    pub by_rule: Vec<Made>,
+}
+
+/// A node that a rule made.
+pub struct Made {
+    /// The node of the extracted program.
+    pub node: NodeId,
+    /// The rule's place in the table.
+    pub rule: usize,
+    /// Its e-node.
+    pub e_node: ENode,
+    /// The place of the class.
+    pub class: usize,
 }
 
 impl Space<'_> {
@@ -432,7 +449,7 @@ impl Space<'_> {
                     let inputs = candidate.children.iter().map(|c| values[*c][0]).collect();
                     let node = out.nodes.push(Node { op, inputs, types: fact.types.clone(), origin: fact.origin });
                     if let Some(rule) = rules.get(candidate.node) {
-                        by_rule.push((node, *rule));
+                        by_rule.push(Made { node, rule: *rule, e_node: candidate.node.clone(), class });
                     }
                     (0..fact.types.len() as u32).map(|index| Value { node, index }).collect()
                 }

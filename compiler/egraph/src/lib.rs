@@ -9,6 +9,7 @@ mod contraction;
 mod extract;
 mod language;
 mod merge;
+mod proof;
 mod rewrite;
 pub mod rules;
 
@@ -37,7 +38,7 @@ pub struct Options {
     pub iteration_limit: usize,
     /// What run-time dims are taken to be where a rule compares sizes: the shape bucket that the program is for. Others are [`RUN_TIME_DIM`].
     pub sizes: DimEnv,
-    /// Whether reports say what else could have been chosen.
+    /// Whether reports say what else could have been chosen, and prove what was.
     pub explain: bool,
 }
 
@@ -73,6 +74,9 @@ pub struct Step {
     pub op: &'static str,
     /// The source text.
     pub origin: Option<Span>,
+    /// With [`Options::explain`], the rules of egg's proof that it equals what was written, in order, each once. Empty if it equals no value
+    /// of the program as it came, but is a part of one that does.
+    pub proof: Vec<String>,
 }
 
 /// An op that could compute a value instead.
@@ -98,6 +102,11 @@ pub fn optimize(module: &Module, cost: Cost, options: &Options) -> (Module, Vec<
         *func = run.func(func, &name);
     }
     (out, run.reports)
+}
+
+/// The cost of a function as it is.
+pub fn program_cost(func: &Func, cost: Cost) -> f64 {
+    extract::program_cost(func, cost)
 }
 
 /// What is the same for all functions of a module.
@@ -166,11 +175,17 @@ fn optimize_func(func: Func, name: &str, run: &Run) -> (Func, Report) {
         report.alternatives = space.alternatives(&choice, &outputs).into_iter().map(name).collect();
     }
     if gains {
-        let step = |(id, rule): &(graph::NodeId, usize)| {
-            let node = &result.func.nodes[*id];
-            Step { rule: table[*rule].name, op: node.op.name(), origin: node.origin }
+        let made: Vec<(ENode, Id)> = result.by_rule.iter().map(|m| (m.e_node.clone(), space.id(m.class))).collect();
+        let step = |m: &extract::Made| {
+            let node = &result.func.nodes[m.node];
+            Step { rule: table[m.rule].name, op: node.op.name(), origin: node.origin, proof: Vec::new() }
         };
         report.chosen = result.by_rule.iter().map(step).collect();
+        if options.explain {
+            for (step, (e_node, class)) in report.chosen.iter_mut().zip(made) {
+                step.proof = proof::rules(&mut egraph, &nodes, &e_node, class);
+            }
+        }
     }
     (if gains { result.func } else { func }, report)
 }
@@ -179,7 +194,7 @@ fn optimize_func(func: Func, name: &str, run: &Run) -> (Func, Report) {
 fn grow(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], options: &Options) -> Vec<usize> {
     let mut fired = rewrite::saturate(egraph, table, options.iteration_limit, options.node_limit);
     let join = |name| table.iter().position(|r| r.name == name && matches!(r.how, How::Join));
-    let joins = [join("contract-of-shared-operand"), join("grouped-contract-of-shared-operand")];
+    let joins = merge::RULES.map(join);
     for (rule, count) in joins.into_iter().zip(merge::shared_operand(egraph, joins)) {
         if let Some(rule) = rule {
             fired[rule] += count;
@@ -199,6 +214,9 @@ struct Built {
 
 fn build(func: &Func, options: &Options) -> Built {
     let mut egraph = EGraph::new(Facts { sizes: options.sizes.clone(), ..Facts::default() });
+    if options.explain {
+        egraph = egraph.with_explanations_enabled().without_explanation_length_optimization();
+    }
     let mut classes: BTreeMap<Value, Id> = BTreeMap::new();
     let mut nodes = Vec::new();
     for (id, node) in func.nodes.iter() {

@@ -27,6 +27,9 @@ struct Set {
     members: Vec<(Id, Id)>,
 }
 
+/// The names of the rules: for contractions, and for grouped ones.
+pub const RULES: [&str; 2] = ["contract-of-shared-operand", "grouped-contract-of-shared-operand"];
+
 /// Adds the joined product of each set of two and more products `x·w` of one x and weights that are arguments. Returns the number of sets of
 /// contractions and of grouped contractions. `rules` are their places in the table; a form without one is left alone.
 pub fn shared_operand(egraph: &mut EGraph<ENode, Facts>, rules: [Option<usize>; 2]) -> [usize; 2] {
@@ -36,7 +39,7 @@ pub fn shared_operand(egraph: &mut EGraph<ENode, Facts>, rules: [Option<usize>; 
         let Some(rule) = rules[grouped] else { continue };
         egraph.analysis.rule = Some(rule);
         egraph.analysis.origin = set.members.iter().filter_map(|(result, _)| egraph[*result].data.origin).min();
-        join(egraph, &set);
+        join(egraph, &set, RULES[grouped]);
         counts[grouped] += 1;
     }
     (egraph.analysis.rule, egraph.analysis.origin) = (None, None);
@@ -78,7 +81,7 @@ fn is_plain(spec: &Contract) -> bool {
     spec.batch().is_empty() && spec.rhs.len() == 2 && cols.len() == 1 && spec.out.last() == cols.first()
 }
 
-fn join(egraph: &mut EGraph<ENode, Facts>, set: &Set) {
+fn join(egraph: &mut EGraph<ENode, Facts>, set: &Set, name: &'static str) {
     let weights = set.members.iter().map(|(_, w)| Term::from(*w)).collect();
     let product = match &set.form {
         Form::Contract(spec) => {
@@ -98,7 +101,7 @@ fn join(egraph: &mut EGraph<ENode, Facts>, set: &Set) {
         let len = shape[axis].clone();
         let slice = Term::of(Op::Slice { axis, start: start.clone(), len: len.clone(), step: 1 }, product.clone());
         let slice = rewrite::add(egraph, &slice);
-        egraph.union(*result, slice);
+        egraph.union_trusted(*result, slice, name);
         start = start + len;
     }
 }

@@ -1,95 +1,261 @@
-//! What an op costs on the host, for the e-graph: a roofline with a charge per step. # Units: nanoseconds.
+//! What an op costs, for the e-graph: measured times where there are some, and between and beyond them a roofline with a charge per launch
+//! and for the last, partly empty wave of blocks. # Units: nanoseconds.
+//!
+//! In: a tuning table ([`Tuning`]). An estimate is the roofline's time, times the ratio of measured to roofline time of the same shape bucket;
+//! without one, of the mean of the buckets around it, weighted by the inverse square of their distance in octaves.
+//!
+//! # Source: Williams, Waterman and Patterson, Roofline, 2009; inverse distances: Shepard, 1968.
 
-use crate::group::{is_inline, is_layout};
-use base::{Dim, DimEnv, TensorType};
+use crate::{
+    group::{Grouping, is_inline, is_layout},
+    tuning::{Tuning, bucket},
+};
+use base::{DType, Dim, DimEnv, TensorType};
 use graph::{
-    Op,
+    Func, NodeId, Op, Value,
     op::{Contract, Domain, MapFn},
 };
+use library::{Class, Job, Work};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::OnceLock,
+};
 
-/// Dense products, both cores of the reference machine. # Units: floating-point operations a nanosecond.
-const PRODUCT_FLOPS_PER_NS: f64 = 80.0;
-/// Elementwise arithmetic in vector loops.
-const MAP_FLOPS_PER_NS: f64 = 8.0;
-/// Memory traffic. # Units: bytes a nanosecond.
-const BYTES_PER_NS: f64 = 10.0;
-/// Starting a step on the thread pool.
-const STEP_NS: f64 = 1_500.0;
 /// What run-time dims are taken to be if nothing is said of them.
-const RUN_TIME_DIM: i64 = 64;
+pub const RUN_TIME_DIM: i64 = 64;
+/// A bucket without measured neighbours is trusted to be as the roofline says by as much as one that is this far away. # Units: octaves.
+const PRIOR_OCTAVES: f64 = 6.0;
 
-/// The cost of `op`, as if its operands were in memory or fused as `group` would.
+/// A bucket that was measured: the logarithms of its extents, and of measured over roofline time.
+struct Point {
+    at: Vec<f64>,
+    ratio: f64,
+}
+
+/// A tuning table, made ready for many questions.
+pub struct Model<'t> {
+    tuning: &'t Tuning,
+    points: BTreeMap<(Class, DType), Vec<Point>>,
+}
+
+impl<'t> Model<'t> {
+    /// The model of a table.
+    pub fn new(tuning: &'t Tuning) -> Model<'t> {
+        let mut points: BTreeMap<_, Vec<Point>> = BTreeMap::new();
+        for (job, ns) in &tuning.times {
+            let ratio = (*ns as f64 / roofline(tuning, job)).ln();
+            points.entry((job.class, job.dtype)).or_default().push(Point { at: octaves(job), ratio });
+        }
+        Model { tuning, points }
+    }
+    /// The model of the host's shipped table.
+    pub fn host() -> &'static Model<'static> {
+        static HOST: OnceLock<Model> = OnceLock::new();
+        HOST.get_or_init(|| Model::new(Tuning::shipped(crate::tuning::HOST)))
+    }
+    /// The time of a step alone.
+    pub fn time(&self, job: &Job) -> f64 {
+        let at = octaves(&bucket(job));
+        let prior = PRIOR_OCTAVES.powi(-2);
+        let (mut sum, mut weights) = (0.0, prior);
+        for p in self.points.get(&(job.class, job.dtype)).into_iter().flatten() {
+            let distance: f64 = p.at.iter().zip(&at).map(|(a, b)| (a - b).abs()).sum();
+            if distance == 0.0 {
+                (sum, weights) = (p.ratio, 1.0);
+                break;
+            }
+            let weight = distance.powi(-2);
+            sum += weight * p.ratio;
+            weights += weight;
+        }
+        roofline(self.tuning, job) * (sum / weights).exp()
+    }
+    /// Whether the bucket of a job was measured, and what it took there.
+    pub fn measured(&self, job: &Job) -> Option<f64> {
+        let key = bucket(job);
+        let ns = *self.tuning.times.get(&key)? as f64;
+        Some(ns * roofline(self.tuning, job) / roofline(self.tuning, &key))
+    }
+
+    /// The cost of `op`, as if its operands were in memory or fused as `group` would, with these values of run-time dims.
+    pub fn op_cost(&self, sizes: &DimEnv, op: &Op, operands: &[&TensorType], results: &[TensorType]) -> f64 {
+        let ops = |n: &Dim, each: i64| value(n, sizes) * each as f64 / self.tuning.map_ops_per_ns;
+        match op {
+            Op::Arg(_) => 0.0,
+            Op::Map(f) => ops(&results[0].elems(), map_ops(*f)),
+            // Copies each operand.
+            Op::Concat(_) => self.time(&valued(&work(op, operands, results), sizes)),
+            _ if is_layout(op) => 0.0,
+            _ if is_inline(op) => ops(&results[0].elems(), 2),
+            _ => self.time(&valued(&work(op, operands, results), sizes)),
+        }
+    }
+}
+
+/// [`Model::op_cost`] by the host's shipped table, with no dims known.
 pub fn op_cost(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> f64 {
-    op_cost_at(&DimEnv::new(), op, operands, results)
+    Model::host().op_cost(&DimEnv::new(), op, operands, results)
 }
 
 /// The same for a shape bucket: values of run-time dims.
 pub fn op_cost_at(sizes: &DimEnv, op: &Op, operands: &[&TensorType], results: &[TensorType]) -> f64 {
-    let value = |d: &Dim| value(d, sizes);
-    let elems = |t: &TensorType| value(&t.elems());
-    let bytes = |t: &TensorType| elems(t) * t.dtype.bytes() as f64;
-    let traffic: f64 = operands.iter().map(|t| bytes(t)).sum::<f64>() + results.iter().map(bytes).sum::<f64>();
-    let roofline = |flops: f64| STEP_NS + (flops / PRODUCT_FLOPS_PER_NS).max(traffic / BYTES_PER_NS);
+    Model::host().op_cost(sizes, op, operands, results)
+}
+
+/// What the table's rates allow at best: the longer of arithmetic and memory traffic, and the launch.
+pub fn roofline(t: &Tuning, job: &Job) -> f64 {
+    let n = &job.shape;
+    let tiles = |extent: i64, by: i64| (extent.max(1) as f64 / by.max(1) as f64).ceil();
+    let (rate, blocks) = match job.class {
+        Class::Product => (t.product_rate(job.dtype), n[0].max(1) as f64 * tiles(n[1], t.tile[0]) * tiles(n[2], t.tile[1])),
+        // Groups end in the middle of a tile.
+        Class::GroupedProduct => {
+            (t.product_rate(job.dtype), (tiles(n[1], t.tile[0]) + n[0].min(n[1]) as f64 / 2.0) * tiles(n[2], t.tile[1]))
+        }
+        Class::GroupedOuter => (t.product_rate(job.dtype), n[0].max(1) as f64 * tiles(n[3], t.tile[0]) * tiles(n[2], t.tile[1])),
+        Class::Attend => (t.product_rate(job.dtype), n[0].max(1) as f64 * tiles(n[1], t.tile[0])),
+        Class::AttendGrad => (t.product_rate(job.dtype), n[0].max(1) as f64),
+        Class::Topk | Class::Cumsum | Class::ScatterAdd | Class::Route | Class::Fused | Class::Copy => {
+            (t.map_ops_per_ns, f64::INFINITY)
+        }
+    };
+    // The last wave takes as long as a full one.
+    let waves = blocks / t.processors;
+    let tail = if waves.is_finite() { waves.ceil() / waves } else { 1.0 };
+    t.launch_ns + (job.flops() / rate * tail).max(job.bytes() / t.bytes_per_ns)
+}
+
+fn octaves(job: &Job) -> Vec<f64> {
+    job.shape.iter().map(|n| ((*n).max(0) as f64 + 1.0).log2()).collect()
+}
+
+/// What an op does, for any run-time dims. Of ops that are no step of their own, what a kernel of it alone would do.
+pub fn work(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Work {
+    let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1), |n, d| n * d.clone());
+    let dtype = operands.first().map_or(results[0].dtype, |t| t.dtype);
+    let (class, shape) = match op {
+        Op::Contract(c) => (Class::Product, contract(c, operands).to_vec()),
+        Op::GroupedContract { .. } => {
+            let (x, w) = (operands[0], operands[1]);
+            (Class::GroupedProduct, vec![w.shape[0].clone(), x.shape[0].clone(), results[0].shape[1].clone(), x.shape[1].clone()])
+        }
+        Op::GroupedOuter => {
+            let (x, y, w) = (operands[0], operands[1], &results[0]);
+            (Class::GroupedOuter, vec![w.shape[0].clone(), x.shape[0].clone(), y.shape[1].clone(), x.shape[1].clone()])
+        }
+        Op::Attend(a) => (Class::Attend, attend(&a.domain, operands, &operands[3..])),
+        Op::AttendGrad(a) => (Class::AttendGrad, attend(&a.domain, operands, &operands[7..])),
+        Op::TopK(k) => {
+            let (n, rows) = operands[0].shape.split_last().expect("a row to choose from");
+            (Class::Topk, vec![product(rows), n.clone(), Dim::from(*k)])
+        }
+        Op::Cumsum { axis, .. } => {
+            let shape = &operands[0].shape;
+            (Class::Cumsum, vec![product(&shape[..*axis]) * product(&shape[axis + 1..]), shape[*axis].clone()])
+        }
+        Op::ScatterAdd { batch, n } => {
+            let (index, rows) = (operands[0], operands[1]);
+            let of = product(&index.shape[..*batch]) * n.clone();
+            (Class::ScatterAdd, vec![index.elems(), of, product(&rows.shape[index.rank()..])])
+        }
+        Op::Route { groups } => (Class::Route, vec![operands[0].elems(), Dim::from(*groups)]),
+        op => {
+            let bytes = |t: &TensorType| t.elems() * Dim::from(t.dtype.bytes() as i64);
+            let traffic = operands.iter().copied().chain(results).map(bytes).fold(Dim::from(0), |a, b| a + b);
+            (Class::Fused, vec![ops(op, operands, results), traffic])
+        }
+    };
+    Work { class, dtype, shape }
+}
+
+/// What a kernel does that computes `v` and all that is not stored below it.
+pub fn fused_work(func: &Func, grouping: &Grouping, v: Value) -> Work {
+    let mut inside = BTreeSet::new();
+    let mut open = vec![v.node];
+    while let Some(id) = open.pop() {
+        if inside.insert(id) {
+            let below = func.nodes[id].inputs.iter().map(|x| x.node);
+            open.extend(below.filter(|x| !grouping.root[x.0 as usize] && !matches!(func.nodes[*x].op, Op::Arg(_))));
+        }
+    }
+    let types = |id: NodeId| func.nodes[id].inputs.iter().map(|x| func.ty(*x)).collect::<Vec<_>>();
+    let all = inside.iter().map(|id| ops(&func.nodes[*id].op, &types(*id), &func.nodes[*id].types));
+    let bytes = |v: Value| func.ty(v).elems() * Dim::from(func.ty(v).dtype.bytes() as i64);
+    let read = &grouping.reads[v.node.0 as usize];
+    let traffic = read.iter().chain([&v]).map(|v| bytes(*v)).fold(Dim::from(0), |a, b| a + b);
+    Work { class: Class::Fused, dtype: func.ty(v).dtype, shape: vec![all.fold(Dim::from(0), |a, b| a + b), traffic] }
+}
+
+/// Operations of an op that is computed element by element.
+fn ops(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Dim {
     match op {
-        Op::Arg(_) => 0.0,
-        Op::Map(f) => elems(&results[0]) * map_flops(*f) / MAP_FLOPS_PER_NS,
-        // Copies each operand.
-        Op::Concat(_) => STEP_NS + traffic / BYTES_PER_NS,
-        _ if is_layout(op) => 0.0,
-        _ if is_inline(op) => elems(&results[0]) / MAP_FLOPS_PER_NS,
-        Op::Contract(c) => roofline(2.0 * contract_terms(c, operands, sizes)),
-        Op::GroupedContract { .. } => roofline(2.0 * elems(&results[0]) * value(&operands[0].shape[1])),
-        Op::GroupedOuter => roofline(2.0 * elems(operands[0]) * value(&operands[1].shape[1])),
-        // Scores and sums forward; scores, and four products with their gradients, backward.
-        Op::Attend(a) => {
-            let (keys, of_domain) = (value(&operands[1].shape[1]), &operands[3..]);
-            roofline(2.0 * (elems(operands[0]) + elems(&results[0])) * visible(&a.domain, keys, of_domain, sizes))
-        }
-        Op::AttendGrad(a) => {
-            let (keys, of_domain) = (value(&operands[1].shape[1]), &operands[7..]);
-            let products = 3.0 * elems(operands[0]) + 2.0 * elems(operands[3]);
-            roofline(2.0 * products * visible(&a.domain, keys, of_domain, sizes))
-        }
-        _ => STEP_NS + traffic / BYTES_PER_NS,
+        Op::Map(f) => results[0].elems() * Dim::from(map_ops(*f)),
+        Op::Reduce(..) => operands[0].elems(),
+        _ if is_layout(op) => Dim::from(0),
+        Op::Const(..) | Op::Extent(..) => Dim::from(0),
+        _ => results[0].elems() * Dim::from(2),
     }
 }
 
-fn map_flops(f: MapFn) -> f64 {
+/// Operations of a function for an element: the least, 1, is a vector instruction in a loop that waits for memory.
+fn map_ops(f: MapFn) -> i64 {
     match f {
-        MapFn::Exp | MapFn::Log | MapFn::Sigmoid | MapFn::Silu | MapFn::Tanh | MapFn::Softplus | MapFn::Erf => 10.0,
-        MapFn::Swiglu => 10.5,
-        MapFn::Sin | MapFn::Cos | MapFn::Pow => 20.0,
-        MapFn::Div | MapFn::Sqrt | MapFn::Rsqrt | MapFn::FloorDiv | MapFn::Rem => 3.0,
-        // One vector instruction in a loop that waits for memory.
-        _ => 0.5,
+        MapFn::Exp | MapFn::Log | MapFn::Sigmoid | MapFn::Silu | MapFn::Tanh | MapFn::Softplus | MapFn::Erf => 20,
+        MapFn::Swiglu => 21,
+        MapFn::Sin | MapFn::Cos | MapFn::Pow => 40,
+        MapFn::Div | MapFn::Sqrt | MapFn::Rsqrt | MapFn::FloorDiv | MapFn::Rem => 6,
+        _ => 1,
     }
+}
+
+/// Batch, rows, columns and summed terms of a contraction.
+fn contract(c: &Contract, operands: &[&TensorType]) -> [Dim; 4] {
+    let extent = |x: &char| {
+        let at = |letters: &[char], t: &TensorType| letters.iter().position(|y| y == x).map(|i| t.shape[i].clone());
+        at(&c.lhs, operands[0]).or_else(|| at(&c.rhs, operands[1])).expect("each letter is in an operand")
+    };
+    let all = |letters: Vec<char>| letters.iter().map(extent).fold(Dim::from(1), |n, d| n * d);
+    [all(c.batch()), all(c.rows()), all(c.cols()), all(c.summed())]
+}
+
+/// Extents of attention: q `[b, t, h, dk]`, k `[b, s, g, dk]`, v `[b, s, g, dv]`.
+fn attend(domain: &Domain, operands: &[&TensorType], of_domain: &[&TensorType]) -> Vec<Dim> {
+    let (q, k, v) = (&operands[0].shape, &operands[1].shape, &operands[2].shape);
+    let rows = q[2].try_div(&k[2]).unwrap_or(Dim::from(1)) * q[1].clone();
+    vec![q[0].clone() * k[2].clone(), rows, visible(domain, &k[1], of_domain), k[1].clone(), q[3].clone(), v[3].clone()]
 }
 
 /// The keys that a query sees at most.
-fn visible(domain: &Domain, keys: f64, operands: &[&TensorType], sizes: &DimEnv) -> f64 {
-    let chosen = |idx: usize| operands[idx].shape.last().map_or(0.0, |n| value(n, sizes));
+fn visible(domain: &Domain, keys: &Dim, operands: &[&TensorType]) -> Dim {
+    let chosen = |idx: usize| operands[idx].shape.last().cloned().unwrap_or(Dim::from(0));
     let seen = match domain {
         Domain::Full
         | Domain::Causal
         | Domain::EndsBefore { .. }
         | Domain::EndsAt(_)
         | Domain::Segments(..)
-        | Domain::Groups { .. } => keys,
-        Domain::Window(w) => *w as f64,
-        Domain::Blocks { idx, size } => chosen(*idx) * *size as f64,
+        | Domain::Groups { .. } => keys.clone(),
+        Domain::Window(w) => Dim::from(*w),
+        Domain::Blocks { idx, size } => chosen(*idx) * Dim::from(*size),
         Domain::Tokens(idx) => chosen(*idx),
-        Domain::And(a, b) => visible(a, keys, operands, sizes).min(visible(b, keys, operands, sizes)),
-        Domain::Or(a, b) => visible(a, keys, operands, sizes) + visible(b, keys, operands, sizes),
+        Domain::And(a, b) => visible(a, keys, operands).minimum(&visible(b, keys, operands)),
+        Domain::Or(a, b) => visible(a, keys, operands) + visible(b, keys, operands),
     };
-    seen.min(keys)
+    seen.minimum(keys)
 }
 
-fn contract_terms(c: &Contract, operands: &[&TensorType], sizes: &DimEnv) -> f64 {
-    let rhs_only = c.rhs.iter().zip(&operands[1].shape).filter(|(x, _)| !c.lhs.contains(x));
-    rhs_only.map(|(_, d)| value(d, sizes)).product::<f64>() * value(&operands[0].elems(), sizes)
+fn valued(work: &Work, sizes: &DimEnv) -> Job {
+    let shape = work.shape.iter().map(|d| value(d, sizes) as i64).collect();
+    Job { class: work.class, dtype: work.dtype, shape }
 }
 
 fn value(d: &Dim, sizes: &DimEnv) -> f64 {
-    let fixed = d.substitute(&|name| Some(Dim::from(sizes.get(name).copied().unwrap_or(RUN_TIME_DIM))));
-    fixed.known().unwrap_or_else(|| base::bug!("{d} has no value")).max(0) as f64
+    let fixed = match d.known() {
+        Some(n) => Some(n),
+        None => d.substitute(&|name| Some(Dim::from(sizes.get(name).copied().unwrap_or(RUN_TIME_DIM)))).known(),
+    };
+    fixed.unwrap_or_else(|| base::bug!("{d} has no value")).max(0) as f64
 }
+
+#[cfg(test)]
+mod tests;

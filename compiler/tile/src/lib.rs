@@ -12,9 +12,11 @@ pub mod lower;
 pub mod select;
 pub mod simulate;
 pub mod text;
+pub mod tuning;
 pub mod verify;
 pub mod view;
 
 pub use ir::{Access, Expr, Kernel, LoopKind, Mem, Stmt, VarId};
-pub use lower::{Lowered, Options, TargetError, lower};
+pub use lower::{Lowered, Options, TargetError, Tilings, lower, lower_with};
+pub use tuning::{Tuning, TuningError};
 pub use verify::verify;

@@ -6,17 +6,18 @@
 //! move by a slice a turn, carried values live in one buffer.
 
 use crate::{
+    cost,
     fused::{Fused, Scene, fuse, fuse_parts, num_parts},
     gemm::gemm,
     group::{Grouping, group, is_layout},
     ir::{COPY_ALIGN, Kernel},
     kernels::gpu_product::{Grouped, Product, gpu_grouped, gpu_product, is_multiple},
-    select::{Device, Place},
+    select::{Device, Place, Want, kernels},
     view::StridedView,
 };
 use base::{DType, Dim, TensorType};
 use graph::{Func, Module, NodeId, Op, Role, Value, op::MapFn};
-use library::{BufferId, GroupedGemm, Port, Step, View};
+use library::{BufferId, Class, GroupedGemm, Port, Step, View, Work};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Entries and kernels of a module.
@@ -28,6 +29,23 @@ pub struct Lowered {
     pub origins: Vec<Option<base::Span>>,
     /// One for each function of the module.
     pub entries: Vec<library::Entry>,
+    /// The kernels that each node's steps launch, in order.
+    pub launched: Vec<Launched>,
+    /// The problems that have several legal tilings, each tiling that was built, and its kernel; each once.
+    pub tilings: Vec<(String, String, usize)>,
+}
+
+/// A kernel that the steps of a node launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launched {
+    /// The function of the module.
+    pub func: String,
+    /// The `repeat` nodes around the node, the outermost first.
+    pub loops: Vec<NodeId>,
+    /// The node.
+    pub node: NodeId,
+    /// The kernel.
+    pub kernel: usize,
 }
 
 /// What the target cannot do.
@@ -64,15 +82,34 @@ impl Default for Options {
     }
 }
 
-/// Lowers every function of the module.
+/// Which tilings kernels get.
+#[derive(Clone, Copy, Debug)]
+pub enum Tilings<'a> {
+    /// Those of a tuning table, by problem; the usual ones for others.
+    Of(&'a BTreeMap<String, String>),
+    /// Every legal one that may be the fastest: the launches stand one after the other and compute the same.
+    Every,
+}
+
+/// Lowers every function of the module with the usual tilings.
 ///
 /// # Errors
 /// E05xx if an op is beyond what the target does.
 pub fn lower(module: &Module, options: Options) -> Result<Lowered, TargetError> {
+    lower_with(module, options, Tilings::Of(&BTreeMap::new()))
+}
+
+/// The same with these tilings.
+///
+/// # Errors
+/// As `lower`.
+pub fn lower_with(module: &Module, options: Options, tilings: Tilings) -> Result<Lowered, TargetError> {
     let mut out = Lowered::default();
     let mut seen = BTreeMap::new();
     for func in &module.funcs {
-        let mut l = Lowerer { out: &mut out, seen: &mut seen, buffers: Vec::new(), constraints: Vec::new(), options };
+        let (func_name, loops) = (func.name.clone(), Vec::new());
+        let (buffers, constraints) = (Vec::new(), Vec::new());
+        let mut l = Lowerer { out: &mut out, seen: &mut seen, buffers, constraints, options, tilings, func: func_name, loops };
         let entry = l.entry(func)?;
         out.entries.push(entry);
     }
@@ -86,6 +123,22 @@ struct Lowerer<'a> {
     buffers: Vec<library::Buffer>,
     constraints: Vec<(Dim, String)>,
     options: Options,
+    tilings: Tilings<'a>,
+    /// The function being lowered, and the loops around its body.
+    func: String,
+    loops: Vec<NodeId>,
+}
+
+/// The entry that a function is for, and the extents that are not negative where it runs: `forward@T<=16` is what runs in place of `forward`
+/// where T is at most 16.
+pub fn variant_of(name: &str) -> (&str, Vec<Dim>) {
+    let Some((entry, conditions)) = name.split_once('@') else { return (name, Vec::new()) };
+    let room = |c: &str| {
+        let (dim, most) = c.split_once("<=")?;
+        Some(most.parse::<Dim>().ok()? - dim.parse::<Dim>().ok()?)
+    };
+    let when: Option<Vec<Dim>> = conditions.split('&').map(room).collect();
+    (entry, when.unwrap_or_else(|| base::bug!("'{conditions}' is no condition of a variant")))
 }
 
 /// Whether some axis of a value may have no element.
@@ -153,7 +206,8 @@ impl Lowerer<'_> {
         let mut steps = self.body(func, places, targets, 0)?;
         steps.splice(0..0, copies);
         let (buffers, constraints) = (std::mem::take(&mut self.buffers), std::mem::take(&mut self.constraints));
-        Ok(library::Entry { name: func.name.clone(), args, outputs, buffers, steps, constraints })
+        let (name, when) = variant_of(&func.name);
+        Ok(library::Entry { name: name.into(), args, outputs, buffers, steps, constraints, when })
     }
 
     /// Memory of its own for a value. An axis that may be empty has room for an index of what it was made of: a kernel that pads an empty value, joins it with
@@ -218,7 +272,14 @@ impl Lowerer<'_> {
         for (id, node) in func.nodes.iter() {
             self.constrain(func, id);
             if b.grouping.root[id.0 as usize] && !b.absorbed.contains(&id) {
+                let first = b.steps.len();
                 self.root(&mut b, id)?;
+                for step in &b.steps[first..] {
+                    if let Step::Launch { kernel, .. } = step {
+                        let (func, loops) = (self.func.clone(), self.loops.clone());
+                        self.out.launched.push(Launched { func, loops, node: id, kernel: *kernel });
+                    }
+                }
             }
             debug_assert!(node.types.len() == b.places[id.0 as usize].len());
         }
@@ -324,7 +385,12 @@ impl Lowerer<'_> {
                 let views = operands.iter().zip(&types).chain(results.iter().map(|r| &r.0).zip(&types));
                 let aligned = views.into_iter().all(|(v, ty)| is_aligned(&v.at, ty.dtype));
                 let device = Device { many: self.options.products, aligned };
-                let work = crate::select::kernels(&node.op, &types, &node.types, device)?;
+                let want = match self.tilings {
+                    Tilings::Of(chosen) => Want::Chosen(chosen),
+                    Tilings::Every => Want::All,
+                };
+                let work = kernels(&node.op, &types, &node.types, device, want)?;
+                let does = cost::work(&node.op, &types, &node.types);
                 // A kernel that gives sums in a wider dtype writes them aside.
                 let written: Vec<StridedView> = results
                     .iter()
@@ -333,13 +399,19 @@ impl Lowerer<'_> {
                     .map(|((r, ty), d)| if ty.dtype == *d { r.0.clone() } else { self.alloc(&ty.with_dtype(*d), false, b.depth) })
                     .collect();
                 let asides: Vec<StridedView> = work.asides.iter().map(|ty| self.alloc(ty, false, b.depth)).collect();
-                for (kernel, places) in work.launches {
+                for (kernel, places, tiling) in work.launches {
                     let view = |p: &Place| match *p {
                         Place::Operand(i) => operands[i].at.clone(),
                         Place::Result(i) => written[i].at.clone(),
                         Place::Aside(i) => asides[i].at.clone(),
                     };
-                    let step = self.launch(kernel, places.iter().map(view).collect(), node.origin);
+                    let step = self.launch(kernel, places.iter().map(view).collect(), node.origin, does.clone());
+                    if let (Step::Launch { kernel, .. }, Some(tiling)) = (&step, tiling) {
+                        let built = (work.problem.clone(), tiling, *kernel);
+                        if !self.out.tilings.contains(&built) {
+                            self.out.tilings.push(built);
+                        }
+                    }
                     b.steps.push(step);
                 }
                 for (((w, r), ty), d) in written.iter().zip(&results).zip(&node.types).zip(&work.dtypes) {
@@ -380,7 +452,7 @@ impl Lowerer<'_> {
         let partial = self.alloc(&of_parts, false, b.depth);
         let scene = Scene { func: b.func, grouping: &b.grouping, places: &b.places };
         let Fused { kernel, views, .. } = fuse_parts(&scene, v, &partial, parts);
-        let step = self.launch(kernel, views, node.origin);
+        let step = self.launch(kernel, views, node.origin, cost::fused_work(b.func, &b.grouping, v));
         b.steps.push(step);
 
         let (target, add) = self.destination(b, v, false);
@@ -393,7 +465,7 @@ impl Lowerer<'_> {
         let scene = Scene { func: &func, grouping: &grouping, places: &places };
         let (to, adds) = aside.as_ref().map_or((&target, add), |a| (a, false));
         let Fused { kernel, views, .. } = fuse(&scene, Value { node: whole, index: 0 }, to, adds);
-        let step = self.launch(kernel, views, node.origin);
+        let step = self.launch(kernel, views, node.origin, cost::fused_work(&func, &grouping, Value { node: whole, index: 0 }));
         b.steps.push(step);
         if let Some(aside) = aside {
             self.convert(&mut b.steps, (&aside, sum), (&target, ty.dtype), add);
@@ -421,7 +493,7 @@ impl Lowerer<'_> {
             b.late.splice(num_late..num_late, copies);
             (target, add) = (aside, false);
         }
-        let step = self.launch(fused.kernel, fused.views, origin);
+        let step = self.launch(fused.kernel, fused.views, origin, cost::fused_work(b.func, &b.grouping, v));
         b.steps.push(step);
         debug_assert!(
             !add || !b.grouping.reads.iter().any(|r| r.contains(&v)),
@@ -468,7 +540,10 @@ impl Lowerer<'_> {
         let aligned = [&g.a, &g.b, &g.c].map(|v| is_aligned(v, g.dtype));
         let extents = [g.m, g.n, g.k];
         let p = Product { dtype: g.dtype, extents, strides: g.strides, batch: g.batch, accumulate: g.accumulate, aligned };
-        self.launch(gpu_product(&p, None), vec![g.a, g.b, g.c], origin)
+        let all = p.batch.iter().fold(Dim::from(1), |n, (d, _)| n * d.clone());
+        let [m, n, k] = p.extents.clone();
+        let work = Work { class: Class::Product, dtype: p.dtype, shape: vec![all, m, n, k] };
+        self.launch(gpu_product(&p, None), vec![g.a, g.b, g.c], origin, work)
     }
     /// The step of a product over ragged rows.
     fn grouped(&mut self, g: GroupedGemm, origin: Option<base::Span>) -> Step {
@@ -482,7 +557,10 @@ impl Lowerer<'_> {
             GroupedGemm::Outer { dtype, x, y, offsets, w, extents } => (dtype, extents, None, vec![x, y, offsets, w]),
         };
         let aligned = [0, 1, 3].iter().all(|i| is_aligned(&views[*i], dtype));
-        self.launch(gpu_grouped(&Grouped { dtype, extents, rows, aligned }, None), views, origin)
+        let class = if rows.is_some() { Class::GroupedProduct } else { Class::GroupedOuter };
+        let [groups, all, k, n] = extents.clone();
+        let work = Work { class, dtype, shape: vec![groups, all, n, k] };
+        self.launch(gpu_grouped(&Grouped { dtype, extents, rows, aligned }, None), views, origin, work)
     }
     /// A contiguous copy with its axes in another order.
     fn reorder(&mut self, b: &mut Body, view: &StridedView, from: &[char], to: &[char], dtype: DType) -> StridedView {
@@ -583,7 +661,9 @@ impl Lowerer<'_> {
             };
             targets.push(Target { view: slice(&stack), replaces: None, add });
         }
+        self.loops.push(id);
         let body = self.body(&r.body, args, targets, b.depth + 1)?;
+        self.loops.pop();
         b.steps.push(Step::Loop { count: r.count, reverse: r.reverse, body });
         Ok(())
     }
@@ -609,12 +689,13 @@ impl Lowerer<'_> {
         let grouping = Grouping { root: vec![false, true], reads: vec![Vec::new(), vec![x]] };
         let places = [vec![Some(from.0.clone())], vec![None]];
         let Fused { kernel, views, .. } = fuse(&Scene { func: &func, grouping: &grouping, places: &places }, v, to.0, add);
-        let step = self.launch(kernel, views, None);
+        let work = cost::fused_work(&func, &grouping, v);
+        let step = self.launch(kernel, views, None, work);
         steps.push(step);
     }
 
     /// The step that runs a kernel; equal kernels are one.
-    fn launch(&mut self, mut kernel: Kernel, buffers: Vec<View>, origin: Option<base::Span>) -> Step {
+    fn launch(&mut self, mut kernel: Kernel, buffers: Vec<View>, origin: Option<base::Span>, work: Work) -> Step {
         let (dims, grid) = (kernel.dims.clone(), kernel.grid.clone());
         let memory: Vec<_> = kernel.buffers.iter().map(|b| (b.dtype, b.access)).collect();
         let key = format!("{memory:?} {} {:?} {:?} {:?}", dims.len(), kernel.scratch, kernel.vars, kernel.body);
@@ -626,7 +707,7 @@ impl Lowerer<'_> {
             self.out.kernels.push(kernel);
             self.out.origins.push(origin);
         }
-        Step::Launch { kernel: index, buffers, dims, grid }
+        Step::Launch { kernel: index, buffers, dims, grid, work }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Picks the kernels of an op that is not fused.
+//! Picks the kernels of an op that is not fused, by the tilings that were measured where there are some.
 
 use crate::{
     ir::Kernel,
@@ -15,6 +15,7 @@ use crate::{
 };
 use base::{DType, Dim, TensorType};
 use graph::{Op, op::Attend};
+use std::collections::BTreeMap;
 
 /// What the kernel is for.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +29,11 @@ pub struct Device {
 /// What is done for an op: kernels one after the other, and memory between them.
 #[derive(Clone, Debug)]
 pub struct Work {
-    /// The kernels and what each is passed.
-    pub launches: Vec<(Kernel, Vec<Place>)>,
+    /// What it is for, if there are several tilings: problems of one name have the same legal ones.
+    pub problem: String,
+    /// The kernels, what each is passed, and its tiling (`queries=16,keys=64`) if there are several. With [`Want::All`] those of one problem
+    /// compute the same.
+    pub launches: Vec<(Kernel, Vec<Place>, Option<String>)>,
     /// Memory that holds nothing before and is needed by nobody after.
     pub asides: Vec<TensorType>,
     /// The dtypes in which results are given: sums come in their accumulator's.
@@ -47,17 +51,33 @@ pub enum Place {
     Aside(usize),
 }
 
+/// Which of an op's kernels are asked for.
+#[derive(Clone, Copy, Debug)]
+pub enum Want<'a> {
+    /// The one whose tiling was chosen for its problem, else the usual one.
+    Chosen(&'a BTreeMap<String, String>),
+    /// Each that may be the fastest, the usual one first.
+    All,
+}
+
 /// The kernels for `op`.
 ///
 /// # Errors
 /// E0501 if a size that has to be a constant is not.
-pub fn kernels(op: &Op, operands: &[&TensorType], results: &[TensorType], device: Device) -> Result<Work, TargetError> {
+pub fn kernels(
+    op: &Op,
+    operands: &[&TensorType],
+    results: &[TensorType],
+    device: Device,
+    want: Want,
+) -> Result<Work, TargetError> {
     if let (Op::Route { groups }, true) = (op, device.many) {
         return Ok(route(&Route { choices: operands[0].elems(), groups: *groups }));
     }
-    let (kernel, dtypes) = kernel(op, operands, results, device)?;
-    let places = (0..operands.len()).map(Place::Operand).chain((0..results.len()).map(Place::Result)).collect();
-    Ok(Work { launches: vec![(kernel, places)], asides: Vec::new(), dtypes })
+    let Kernels { problem, candidates, dtypes } = candidates(op, operands, results, device, want)?;
+    let places: Vec<Place> = (0..operands.len()).map(Place::Operand).chain((0..results.len()).map(Place::Result)).collect();
+    let launches = candidates.into_iter().map(|c| (c.kernel, places.clone(), c.tiling)).collect();
+    Ok(Work { problem, launches, asides: Vec::new(), dtypes })
 }
 
 /// A routing by many processors.
@@ -66,55 +86,78 @@ fn route(p: &Route) -> Work {
     let [counts, starts] = [0, 1].map(Place::Aside);
     let (choice, [at, source, position]) = (Place::Operand(0), [0, 1, 2].map(Place::Result));
     let launches = vec![
-        (count, vec![choice, counts]),
-        (offsets, vec![counts, at, starts]),
-        (place, vec![choice, starts, at, source, position]),
+        (count, vec![choice, counts], None),
+        (offsets, vec![counts, at, starts], None),
+        (place, vec![choice, starts, at, source, position], None),
     ];
     let table = TensorType::new(DType::I32, [gpu_route::PARTS, p.groups].map(Dim::from).to_vec());
-    Work { launches, asides: vec![table.clone(), table], dtypes: vec![DType::I32; 3] }
+    Work { problem: String::new(), launches, asides: vec![table.clone(), table], dtypes: vec![DType::I32; 3] }
 }
 
-/// The kernel for an op that has one: its buffers are the operands, then the results.
-fn kernel(
+/// A kernel that an op can have.
+struct Candidate {
+    /// Its tiling; none where there is one.
+    tiling: Option<String>,
+    kernel: Kernel,
+}
+
+/// The kernels that an op can have, where it has one.
+struct Kernels {
+    problem: String,
+    candidates: Vec<Candidate>,
+    dtypes: Vec<DType>,
+}
+
+/// The kernels of an op that has one at a time: their buffers are the operands, then the results.
+fn candidates(
     op: &Op,
     operands: &[&TensorType],
     results: &[TensorType],
     device: Device,
-) -> Result<(Kernel, Vec<DType>), TargetError> {
+    want: Want,
+) -> Result<Kernels, TargetError> {
     let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1), |n, d| n * d.clone());
     let given = || results.iter().map(|t| t.dtype).collect::<Vec<_>>();
-    match op {
+    let dtype = operands[0].dtype;
+    Ok(match op {
         Op::Attend(a) => {
             let p = problem(op, a, operands, &operands[3..])?;
             if device.many && gpu_attend::takes(&p, device.aligned) {
-                return Ok((gpu_attend::gpu_attend(&p, gpu_attend::Tiling::choose(&p)), given()));
+                return Ok(only(gpu_attend::gpu_attend(&p, gpu_attend::Tiling::choose(&p)), given()));
             }
-            Ok((host_attend::host_attend(&p, host_attend::default_tiling(&p)), given()))
+            let (name, usual) = (attention("attend", &p), host_attend::default_tiling(&p));
+            pick(name, usual, &p.worthwhile(host_attend::scratch_bytes), want, |t| host_attend::host_attend(&p, t), given())
         }
         Op::AttendGrad(a) => {
             let p = problem(op, a, operands, &operands[7..])?;
             let sum = p.dtype.accumulator();
-            Ok((host_attend_grad::host_attend_grad(&p, host_attend_grad::default_tiling(&p)), vec![p.dtype, sum, sum]))
+            let (name, usual) = (attention("attend_grad", &p), host_attend_grad::default_tiling(&p));
+            let worth = p.worthwhile(host_attend_grad::scratch_bytes);
+            pick(name, usual, &worth, want, |t| host_attend_grad::host_attend_grad(&p, t), vec![p.dtype, sum, sum])
         }
         Op::TopK(k) => {
             let (n, rows) = operands[0].shape.split_last().expect("a row to choose from");
-            let p = TopK { dtype: operands[0].dtype, rows: product(rows), n: n.clone(), k: *k };
-            let kernel = if device.many { gpu_topk::gpu_topk(&p) } else { host_topk::host_topk(&p, host_topk::Tiling::LEGAL[0]) };
-            Ok((kernel, given()))
+            let p = TopK { dtype, rows: product(rows), n: n.clone(), k: *k };
+            if device.many {
+                return Ok(only(gpu_topk::gpu_topk(&p), given()));
+            }
+            let legal = &host_topk::Tiling::LEGAL;
+            pick(format!("topk {dtype} {n} {k}"), legal[0], legal, want, |t| host_topk::host_topk(&p, t), given())
         }
         Op::Cumsum { axis, exclusive, reverse } => {
             let shape = &operands[0].shape;
             let p = Cumsum {
-                dtype: operands[0].dtype,
+                dtype,
                 outer: product(&shape[..*axis]),
                 n: shape[*axis].clone(),
                 inner: product(&shape[axis + 1..]),
                 exclusive: *exclusive,
                 reverse: *reverse,
             };
-            Ok((host_cumsum::host_cumsum(&p, host_cumsum::Tiling::LEGAL[0]), given()))
+            let (name, legal) = (format!("cumsum {dtype} {} {}", p.n, p.inner), &host_cumsum::Tiling::LEGAL);
+            pick(name, legal[0], legal, want, |t| host_cumsum::host_cumsum(&p, t), given())
         }
-        Op::Route { groups } => Ok((host_route::host_route(&Route { choices: operands[0].elems(), groups: *groups }), given())),
+        Op::Route { groups } => only(host_route::host_route(&Route { choices: operands[0].elems(), groups: *groups }), given()),
         Op::ScatterAdd { batch, n } => {
             let (index, rows) = (operands[0], operands[1]);
             let p = Rows {
@@ -125,15 +168,48 @@ fn kernel(
                 row: product(&rows.shape[index.rank()..]),
             };
             let sum = host_scatter_add::sum_dtype(rows.dtype);
-            let kernel = if device.many {
-                gpu_scatter_add::gpu_scatter_add(&p)
-            } else {
-                host_scatter_add::host_scatter_add(&p, host_scatter_add::Tiling::LEGAL[0])
-            };
-            Ok((kernel, vec![sum]))
+            if device.many {
+                return Ok(only(gpu_scatter_add::gpu_scatter_add(&p), vec![sum]));
+            }
+            let (name, legal) = (format!("scatter_add {} {}", rows.dtype, p.row), &host_scatter_add::Tiling::LEGAL);
+            pick(name, legal[0], legal, want, |t| host_scatter_add::host_scatter_add(&p, t), vec![sum])
         }
         _ => base::bug!("{} is fused or a product", op.name()),
-    }
+    })
+}
+
+/// A kernel without a choice.
+fn only(kernel: Kernel, dtypes: Vec<DType>) -> Kernels {
+    Kernels { problem: String::new(), candidates: vec![Candidate { tiling: None, kernel }], dtypes }
+}
+
+/// What is wanted of the legal tilings.
+fn pick<T: Copy + PartialEq + std::fmt::Display>(
+    problem: String,
+    usual: T,
+    legal: &[T],
+    want: Want,
+    build: impl Fn(T) -> Kernel,
+    dtypes: Vec<DType>,
+) -> Kernels {
+    let candidate = |t: T| Candidate { tiling: Some(t.to_string()), kernel: build(t) };
+    let candidates = match want {
+        Want::Chosen(chosen) => {
+            let found = chosen.get(&problem).and_then(|name| legal.iter().find(|t| t.to_string() == *name));
+            vec![candidate(*found.unwrap_or(&usual))]
+        }
+        Want::All => [usual].into_iter().chain(legal.iter().copied().filter(|t| *t != usual)).map(candidate).collect(),
+    };
+    Kernels { problem, candidates, dtypes }
+}
+
+/// The name of an attention problem.
+fn attention(what: &str, p: &Problem) -> String {
+    let Problem { dtype, b, t, s, h, g, dk, dv, domain, scale, operands } = p;
+    let of_domain: Vec<String> = operands.iter().map(TensorType::to_string).collect();
+    format!("{what} {dtype} b={b} t={t} s={s} heads={h}/{g} dk={dk} dv={dv} scale={scale} {domain} {}", of_domain.join(" "))
+        .trim_end()
+        .into()
 }
 
 fn problem(op: &Op, a: &Attend, operands: &[&TensorType], of_domain: &[&TensorType]) -> Result<Problem, TargetError> {

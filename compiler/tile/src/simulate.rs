@@ -56,7 +56,9 @@ impl Simulation<'_> {
 
     fn step(&mut self, step: &Step) -> Result<(), InterpError> {
         match step {
-            Step::Launch { kernel, buffers, dims, grid } => self.launch(&self.lowered.kernels[*kernel], buffers, dims, grid)?,
+            Step::Launch { kernel, buffers, dims, grid, .. } => {
+                self.launch(&self.lowered.kernels[*kernel], buffers, dims, grid)?
+            }
             Step::Gemm(g) => {
                 let (m, n, k) = (self.size(&g.m), self.size(&g.n), self.size(&g.k));
                 let [am, ak, bk, bn, cm, cn] = g.strides.each_ref().map(|d| self.size(d));

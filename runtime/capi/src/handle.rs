@@ -104,7 +104,7 @@ impl Handle {
             let listed = ports.map(|(p, is_output)| Listed::new(&p.name, p.role, p.dtype, is_output, &p.shape)).collect();
             (c_string(&e.name), listed)
         };
-        let entries = m.entries.iter().map(list).collect();
+        let entries = m.entries.iter().filter(|e| !e.is_variant()).map(list).collect();
         Handle { session, params, entries, results: Vec::new(), shape: Vec::new(), name: CString::default() }
     }
     pub(crate) fn initialise(&mut self, seed: u64) -> Result<(), Failure> {

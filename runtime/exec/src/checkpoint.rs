@@ -257,7 +257,7 @@ fn load(
     }
     let found = store.match_names(manifest, &contents, &[], false);
     let found = found.map_err(|mismatches| ExecError::Weights { path: shown(), mismatches })?;
-    let update = manifest.entries.iter().find(|e| e.name == "update");
+    let update = manifest.entry("update");
     let mut moments = Vec::new();
     for p in update.iter().flat_map(|e| &e.args).filter(|p| p.role == Role::Moment) {
         let shape: Option<Vec<i64>> = p.shape.iter().map(base::Dim::known).collect();

@@ -23,7 +23,7 @@ impl Session {
         dims: &DimEnv,
         inputs: &[(&str, &HostTensor)],
     ) -> Result<Option<String>, ExecError> {
-        let e = self.entry(entry)?.clone();
+        let e = self.variant(entry, dims)?.clone();
         let plan = plan::plan_apart(&e, dims)?;
         self.store.zero(Role::Grad);
         self.store.zero(Role::Tally);

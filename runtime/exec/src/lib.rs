@@ -7,6 +7,7 @@ pub mod data;
 mod debug;
 pub mod error;
 pub mod generate;
+pub mod measure;
 mod metrics;
 pub mod npy;
 pub mod open;

@@ -126,7 +126,7 @@ fn step_extents<'e>(steps: &'e [Step], out: &mut Vec<&'e Dim>) {
     for s in steps {
         out.extend(views(s).into_iter().flat_map(|v| v.turn.iter().chain([&v.offset])));
         match s {
-            Step::Launch { dims, grid, .. } => out.extend(dims.iter().chain([grid])),
+            Step::Launch { dims, grid, work, .. } => out.extend(dims.iter().chain([grid]).chain(&work.shape)),
             Step::Gemm(g) => {
                 out.extend(g.strides.iter().chain([&g.m, &g.n, &g.k]));
                 out.extend(g.batch.iter().flat_map(|(n, strides)| strides.iter().chain([n])));
@@ -175,6 +175,18 @@ fn walk(steps: &[Step], total: &BTreeMap<usize, usize>, clock: &mut usize, lives
             s => views(s).iter().for_each(|v| touch(lives, v.buffer, start, start)),
         }
     }
+}
+
+/// Every step that is no loop, once, in order.
+pub fn steps(steps: &[Step]) -> Vec<&Step> {
+    let mut out = Vec::new();
+    for s in steps {
+        match s {
+            Step::Loop { body, .. } => out.extend(self::steps(body)),
+            s => out.push(s),
+        }
+    }
+    out
 }
 
 /// The places a step touches.

@@ -103,7 +103,7 @@ impl Scene<'_> {
     pub(crate) fn resolve(&self, step: &Step, turns: &[i64]) -> Result<Resolved, String> {
         let row = |elems: i64| (0, i128::from(elems) - 1);
         Ok(match step {
-            Step::Launch { kernel, buffers, dims, grid } => {
+            Step::Launch { kernel, buffers, dims, grid, .. } => {
                 let buffers: Result<_, _> = buffers.iter().map(|v| self.at(v, turns, (0, -1))).collect();
                 let dims = dims.iter().map(|d| self.size(d)).collect();
                 let launch = Launch { kernel: self.kernels[*kernel], buffers: buffers?, dims, grid: self.size(grid).max(0) };

@@ -94,10 +94,19 @@ impl Session {
     /// # Errors
     /// E0701.
     pub fn entry(&self, name: &str) -> Result<&Entry, ExecError> {
-        self.manifest.entries.iter().find(|e| e.name == name).ok_or_else(|| {
-            let known = self.manifest.entries.iter().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", ");
+        self.manifest.entry(name).ok_or_else(|| {
+            let all = self.manifest.entries.iter().filter(|e| !e.is_variant());
+            let known = all.map(|e| e.name.as_str()).collect::<Vec<_>>().join(", ");
             ExecError::NoEntry { name: name.into(), known }
         })
+    }
+    /// What runs for these dims when `name` is called: the entry, or a variant for their shape bucket.
+    ///
+    /// # Errors
+    /// E0701.
+    pub fn variant(&self, name: &str, dims: &DimEnv) -> Result<&Entry, ExecError> {
+        self.entry(name)?;
+        Ok(self.manifest.variant(name, dims).expect("the entry is there"))
     }
 
     /// The run-time dims that give an entry's inputs these shapes. A dim that no argument depends on is 1.
@@ -149,7 +158,7 @@ impl Session {
         let mut peak = Peak::default();
         let mut stored: BTreeMap<(Role, &str), u64> = BTreeMap::new();
         for (name, dims) in entries {
-            let entry = self.entry(name)?;
+            let entry = self.variant(name, dims)?;
             let plan = plan::plan(entry, dims)?;
             peak.activations = peak.activations.max(plan.arena_bytes as u64);
             for p in entry.args.iter().chain(&entry.outputs) {
@@ -224,7 +233,7 @@ impl Session {
         if self.prepared.contains_key(&key) {
             return Ok(key);
         }
-        let e = self.entry(entry)?.clone();
+        let e = self.variant(entry, dims)?.clone();
         let plan = plan::plan(&e, dims)?;
         if plan.arena_bytes > self.arena.len() || self.prepared.len() >= MAX_PREPARED {
             self.prepared.clear();
@@ -287,7 +296,7 @@ impl Session {
 
     /// Copies the inputs to their places.
     pub(crate) fn write_inputs(&mut self, key: &Key, entry: &str, inputs: &[(&str, &HostTensor)]) -> Result<(), ExecError> {
-        let e = self.manifest.entries.iter().find(|e| e.name == entry).expect("it was prepared");
+        let e = self.manifest.variant(entry, &self.prepared[key].plan.dims).expect("it was prepared");
         let wrong = |name: &str, why: String| ExecError::Input { name: name.into(), why };
         let is_input = |p: &&Port| !p.role.is_stored();
         if let Some((name, _)) = inputs.iter().find(|(n, _)| !e.args.iter().filter(is_input).any(|p| p.name == *n)) {
@@ -313,7 +322,7 @@ impl Session {
     }
     fn read_outputs(&self, key: &Key, entry: &str) -> Result<Vec<(String, HostTensor)>, ExecError> {
         let prepared = &self.prepared[key];
-        let results = self.entry(entry)?.outputs.iter().filter(|p| !p.role.is_stored());
+        let results = self.variant(entry, &prepared.plan.dims)?.outputs.iter().filter(|p| !p.role.is_stored());
         let tensor = |p: &Port| {
             let bytes = prepared.own[&p.buffer].bytes().to_vec();
             (p.name.clone(), HostTensor { dtype: p.dtype, shape: shape(p, &prepared.plan.dims), bytes })

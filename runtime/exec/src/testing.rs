@@ -4,7 +4,7 @@
 use crate::Session;
 use base::{DType, Dim};
 use device::{Code, KernelFn};
-use library::{Buffer, Entry, Init, Kernel, Library, Manifest, Param, Port, Role, Step, View};
+use library::{Buffer, Class, Entry, Init, Kernel, Library, Manifest, Param, Port, Role, Step, View, Work};
 use std::collections::BTreeMap;
 
 /// Tokens of the model.
@@ -44,6 +44,7 @@ impl Build {
             buffers: Vec::new(),
             steps: Vec::new(),
             constraints: Vec::new(),
+            when: Vec::new(),
         };
         Build { entry }
     }
@@ -210,7 +211,8 @@ const KERNELS: [(&str, KernelFn, usize, usize); 11] = [
 /// A launch of a kernel of this file.
 pub(crate) fn launch(symbol: &str, buffers: Vec<View>, dims: &[&str], grid: &str) -> Step {
     let kernel = KERNELS.iter().position(|k| k.0 == symbol).expect("a kernel of this file");
-    Step::Launch { kernel, buffers, dims: dims.iter().map(|d| dim(d)).collect(), grid: dim(grid) }
+    let work = Work { class: Class::Copy, dtype: DType::F32, shape: vec![dim(grid)] };
+    Step::Launch { kernel, buffers, dims: dims.iter().map(|d| dim(d)).collect(), grid: dim(grid), work }
 }
 
 pub(crate) fn kernels() -> Vec<Kernel> {

@@ -175,7 +175,7 @@ fn check(o: &Options) -> Result<(), ExecError> {
 
 /// The vocabulary, if the model says: the last extent of what it predicts.
 fn vocab(s: &Session) -> Option<i64> {
-    let forward = s.manifest.entries.iter().find(|e| e.name == "forward")?;
+    let forward = s.manifest.entry("forward")?;
     let logits = forward.outputs.iter().find(|p| p.role == Role::Result && p.dtype.is_float() && p.shape.len() == 3)?;
     logits.shape[2].known()
 }

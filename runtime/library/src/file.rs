@@ -19,7 +19,7 @@ pub struct Library {
 
 const MAGIC: &[u8; 8] = b"LODELIB\n";
 /// The format that this version writes and reads.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A file's extension.
 pub const EXTENSION: &str = "lodelib";
@@ -180,6 +180,7 @@ pub(crate) mod tests {
             buffers: vec![buffer("B*B"), buffer("B*B")],
             steps: vec![Step::Loop { count: 0, reverse: false, body: vec![] }, Step::Gemm(gemm)],
             constraints: vec![(d("B - 1"), "B".into())],
+            when: vec![],
         };
         let manifest = Manifest {
             name: "m".into(),

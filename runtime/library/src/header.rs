@@ -16,7 +16,7 @@ pub fn print(manifest: &Manifest, stem: &str) -> String {
         manifest.target,
         crate::file::EXTENSION
     );
-    for e in &manifest.entries {
+    for e in manifest.entries.iter().filter(|e| !e.is_variant()) {
         out.push_str(&format!(" *\n *   {}\n", e.name));
         let stored = e.args.iter().filter(|p| p.role.is_stored()).count();
         if stored > 0 {
@@ -40,7 +40,7 @@ pub fn print(manifest: &Manifest, stem: &str) -> String {
     let prefix = identifier(stem);
     let guard = format!("LODE_{}_H", prefix.to_uppercase());
     out.push_str(&format!(" */\n#ifndef {guard}\n#define {guard}\n\n#include \"lode.h\"\n"));
-    manifest.entries.iter().for_each(|e| out.push_str(&function(&prefix, e)));
+    manifest.entries.iter().filter(|e| !e.is_variant()).for_each(|e| out.push_str(&function(&prefix, e)));
     out + "\n#endif\n"
 }
 

@@ -7,7 +7,9 @@ pub mod header;
 pub mod manifest;
 pub mod names;
 mod validate;
+pub mod work;
 
 pub use error::LibraryError;
 pub use file::Library;
 pub use manifest::{Buffer, BufferId, Entry, Gemm, GroupedGemm, Init, Kernel, Manifest, Param, Port, Role, Step, View};
+pub use work::{Class, Job, Work};

@@ -1,6 +1,7 @@
 //! The manifest's data. Extents are [`Dim`]s over the entry's run-time dims, written as text in JSON.
 
-use base::{DType, Dim};
+use crate::work::{Class, Job, Work};
+use base::{DType, Dim, DimEnv};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -113,6 +114,32 @@ pub struct Entry {
     pub steps: Vec<Step>,
     /// Extents that must not be negative for the run-time dims given (slices, paddings), with what they are.
     pub constraints: Vec<(Dim, String)>,
+    /// Of a variant: it runs in place of the entry of its name where none of these extents is negative. Its arguments and outputs are the
+    /// entry's; it comes after it.
+    pub when: Vec<Dim>,
+}
+
+impl Entry {
+    /// Whether this is a variant of another entry.
+    pub fn is_variant(&self) -> bool {
+        !self.when.is_empty()
+    }
+    /// Whether it may run for these dims.
+    pub fn runs_at(&self, dims: &DimEnv) -> bool {
+        self.when.iter().all(|d| d.eval(dims).is_some_and(|n| n >= 0))
+    }
+}
+
+impl Manifest {
+    /// The entry called `name`: what every caller sees.
+    pub fn entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|e| e.name == name && !e.is_variant())
+    }
+    /// What runs for these dims when `name` is called: the first variant that may, else the entry itself.
+    pub fn variant(&self, name: &str, dims: &DimEnv) -> Option<&Entry> {
+        let variant = self.entries.iter().find(|e| e.name == name && e.is_variant() && e.runs_at(dims));
+        variant.or_else(|| self.entry(name))
+    }
 }
 
 /// An argument or output of an entry.
@@ -169,6 +196,8 @@ pub enum Step {
         dims: Vec<Dim>,
         /// The number of blocks.
         grid: Dim,
+        /// What its time depends on.
+        work: Work,
     },
     /// A batched dense product.
     Gemm(Gemm),
@@ -263,4 +292,33 @@ pub enum GroupedGemm {
         /// Groups, rows, k, n.
         extents: [Dim; 4],
     },
+}
+
+impl Step {
+    /// What the step does for dims that are known; `None` of a loop, or if an extent has no value. `buffers` are the entry's.
+    pub fn job(&self, buffers: &[Buffer], dims: &DimEnv) -> Option<Job> {
+        let size = |d: &Dim| d.eval(dims).map(|n| n.max(0));
+        let bytes = |v: &View, elems: &Dim, times: i64| {
+            let dtype = buffers[v.buffer].dtype;
+            let shape = vec![size(elems)?.saturating_mul(times * dtype.bytes() as i64)];
+            Some(Job { class: Class::Copy, dtype, shape })
+        };
+        match self {
+            Step::Launch { work, .. } => work.at(dims),
+            Step::Gemm(g) => {
+                let batch = g.batch.iter().try_fold(1i64, |n, (d, _)| Some(n.saturating_mul(size(d)?)))?;
+                Some(Job { class: Class::Product, dtype: g.dtype, shape: vec![batch, size(&g.m)?, size(&g.n)?, size(&g.k)?] })
+            }
+            Step::GroupedGemm(g) => {
+                let (class, dtype, [groups, rows, k, n]) = match g {
+                    GroupedGemm::Rows { dtype, extents, .. } => (Class::GroupedProduct, dtype, extents),
+                    GroupedGemm::Outer { dtype, extents, .. } => (Class::GroupedOuter, dtype, extents),
+                };
+                Some(Job { class, dtype: *dtype, shape: vec![size(groups)?, size(rows)?, size(n)?, size(k)?] })
+            }
+            Step::Copy { from, elems, .. } => bytes(from, elems, 2),
+            Step::Zero { at, elems } => bytes(at, elems, 1),
+            Step::Loop { .. } => None,
+        }
+    }
 }

@@ -27,7 +27,9 @@ pub(crate) fn validate(m: &Manifest) -> Result<(), String> {
     }
     let mut entries = BTreeSet::new();
     for e in &m.entries {
-        if !entries.insert(&e.name) {
+        if e.is_variant() {
+            variant(m, e, &entries).map_err(|why| format!("a variant of {}: {why}", e.name))?;
+        } else if !entries.insert(&e.name) {
             return Err(format!("entry {} twice", e.name));
         }
         Check { m, e, dims: &dims }.entry().map_err(|why| format!("entry {}: {why}", e.name))?;
@@ -63,6 +65,22 @@ fn params(params: &[Param]) -> Result<(), String> {
     Ok(())
 }
 
+/// A variant comes after its entry, and a caller cannot tell them apart.
+fn variant(m: &Manifest, e: &Entry, before: &BTreeSet<&String>) -> Result<(), String> {
+    let Some(whole) = m.entry(&e.name).filter(|_| before.contains(&e.name)) else {
+        return Err("its entry does not precede it".into());
+    };
+    let same = |a: &[Port], b: &[Port]| {
+        let face = |p: &Port| (p.name.clone(), p.role, p.dtype, p.shape.clone());
+        a.iter().map(face).eq(b.iter().map(face))
+    };
+    if same(&e.args, &whole.args) && same(&e.outputs, &whole.outputs) {
+        Ok(())
+    } else {
+        Err("its arguments or outputs are others".into())
+    }
+}
+
 struct Check<'a> {
     m: &'a Manifest,
     e: &'a Entry,
@@ -78,7 +96,7 @@ impl Check<'_> {
             }
         }
         self.ports()?;
-        self.e.constraints.iter().try_for_each(|(d, _)| self.dim(d))?;
+        self.e.constraints.iter().map(|(d, _)| d).chain(&self.e.when).try_for_each(|d| self.dim(d))?;
         self.steps(&self.e.steps, 0, 1)
     }
     /// Every port fits its buffer, every external buffer has one owner, and an output shares memory with the argument it replaces and
@@ -129,13 +147,16 @@ impl Check<'_> {
         }
         for step in steps {
             match step {
-                Step::Launch { kernel, buffers, dims, grid } => {
+                Step::Launch { kernel, buffers, dims, grid, work } => {
                     let k = self.m.kernels.get(*kernel).ok_or_else(|| format!("there is no kernel {kernel}"))?;
                     if buffers.len() != k.num_buffers || dims.len() != k.num_dims {
                         return Err(format!("{} gets {} buffers and {} extents", k.symbol, buffers.len(), dims.len()));
                     }
                     self.views(buffers.iter(), depth)?;
-                    dims.iter().chain([grid]).try_for_each(|d| self.dim(d))?;
+                    if work.shape.len() != work.class.extents().len() {
+                        return Err(format!("{} is {} of {} extents", k.symbol, work.class.name(), work.shape.len()));
+                    }
+                    dims.iter().chain([grid]).chain(&work.shape).try_for_each(|d| self.dim(d))?;
                 }
                 Step::Gemm(g) => {
                     self.views([&g.a, &g.b, &g.c].into_iter(), depth)?;

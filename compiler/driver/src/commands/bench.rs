@@ -6,12 +6,9 @@ use crate::{
     cli::{Bench, MessageFormat},
     pipeline::Options,
 };
-use exec::{HostTensor, random::Stream};
-use library::Role;
+use exec::HostTensor;
 use std::time::{Duration, Instant};
 
-/// Integer inputs are uniform below this: every shipped model has at least as many tokens.
-const TOKENS: f64 = 64.0;
 /// Fewer runs than this give no median.
 const MIN_RUNS: usize = 5;
 
@@ -25,7 +22,8 @@ fn bench(args: &Bench, format: MessageFormat) -> Result<u8, u8> {
         overrides: common::overrides(&args.model)?,
         no_optimize: args.no_optimize,
         by_definition: args.no_optimize,
-        gpu: false,
+        locked: args.model.locked,
+        ..Options::default()
     };
     let dims = common::dims(&args.dims)?;
     let mut session = common::session(common::library(&args.model, &options, format)?, args.threads)?;
@@ -37,18 +35,10 @@ fn bench(args: &Bench, format: MessageFormat) -> Result<u8, u8> {
     }
     session.store.initialise(&manifest, 0).map_err(failed)?;
     let entry = session.entry(&args.entry).map_err(failed)?.clone();
-    let mut inputs = Vec::new();
-    for port in entry.args.iter().filter(|p| matches!(p.role, Role::Input | Role::Scalar)) {
-        let shape: Option<Vec<i64>> = port.shape.iter().map(|d| d.eval(&dims)).collect();
-        let Some(shape) = shape else {
-            eprintln!("{} depends on more than the dims given", port.name);
-            return Err(FAILED);
-        };
-        let stream = Stream::new(0, &port.name);
-        let value = |i: u64| if port.dtype.is_float() { stream.normal(i) } else { (stream.uniform(i) * TOKENS).floor() };
-        let elems = shape.iter().product::<i64>().max(0) as u64;
-        inputs.push((port.name.clone(), HostTensor::from_f64(port.dtype, &shape, (0..elems).map(value))));
-    }
+    let inputs = common::inputs(&entry, &dims).map_err(|name| {
+        eprintln!("{name} depends on more than the dims given");
+        FAILED
+    })?;
     let given: Vec<(&str, &HostTensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
     session.admit(&session.peak(&[(&args.entry, &dims)]).map_err(failed)?, None).map_err(failed)?;
     for _ in 0..2 {

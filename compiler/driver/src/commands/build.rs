@@ -78,6 +78,8 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
         no_optimize: args.no_optimize,
         by_definition: args.no_optimize,
         gpu: !host,
+        locked: args.model.locked,
+        ..Options::default()
     };
     if wants("tokens") || wants("ast") {
         let (name, text) = pipeline::read_source(&args.model.file).map_err(|e| {
@@ -95,6 +97,7 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
     }
     let front = common::front(&args.model, &options, format)?;
     let program = front.program.as_ref().expect("checked by `front`");
+    let options = common::with_lock(&front, &options)?;
     clock.lap("front");
     if wants("hir") {
         put("hir", &hir::print(program))?;

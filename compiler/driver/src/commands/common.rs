@@ -2,16 +2,20 @@
 
 use crate::{
     cli::{MessageFormat, Model},
-    pipeline::{self, BackError, Front, Options},
+    pipeline::{self, BackError, Front, Lock, Options},
     report,
 };
 use base::DimEnv;
 use codegen::Jit;
 use device::{Code, KernelFn};
-use exec::Session;
+use exec::{HostTensor, Session, random::Stream};
 use hir::{Constant, Overrides};
-use library::Library;
-use std::{collections::BTreeMap, path::Path};
+use library::{Library, Role};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+use tile::{Tuning, TuningError};
 
 /// The exit code of a mistake in the input.
 pub const FAILED: u8 = 1;
@@ -102,6 +106,7 @@ pub fn front(model: &Model, options: &Options, format: MessageFormat) -> Result<
 pub fn back_failed(e: &BackError) -> u8 {
     match e {
         BackError::Target(t) => fail_with(t),
+        BackError::Tuning(t) => fail_with(t),
         BackError::Internal(text) => base::bug!("{text}"),
     }
 }
@@ -129,9 +134,73 @@ pub fn library(model: &Model, options: &Options, format: MessageFormat) -> Resul
     read.map_err(|e| fail_with(&e))
 }
 
+/// The options with the lock beside the model, if there is one. One of another target, program or config is not used, and said so; with
+/// `--locked` it is an error, as it is if there is none.
+pub fn with_lock(front: &Front, options: &Options) -> Result<Options, u8> {
+    if options.no_optimize && !options.locked {
+        return Ok(options.clone());
+    }
+    let path = lock_path(Path::new(&*front.sources.get(front.root).name));
+    let shown = path.display().to_string();
+    let command = "`lode tune` with the same model and config writes it".to_string();
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !options.locked => return Ok(options.clone()),
+        Err(e) => return Err(fail_with(&TuningError::Unreadable { path: shown, why: e.to_string(), command })),
+    };
+    let tuning = Tuning::parse(&text, &shown).map_err(|e| fail_with(&e))?;
+    let target = if options.gpu { "sm_90a" } else { "host" };
+    let program = front.program.as_ref().expect("checked by `front`");
+    let wanted = (program.module.name.clone(), pipeline::program_hash(program));
+    let say = |p: &Option<(String, u64)>| p.as_ref().map_or("of none".into(), |(name, hash)| format!("{name} {hash:016x}"));
+    let unfit = if tuning.target != target {
+        Some(TuningError::Foreign { path: shown.clone(), found: tuning.target.clone(), wanted: target.into() })
+    } else if tuning.program.as_ref() != Some(&wanted) {
+        let found = say(&tuning.program);
+        Some(TuningError::Outdated { path: shown.clone(), found, wanted: say(&Some(wanted)), command })
+    } else {
+        None
+    };
+    match unfit {
+        Some(e) if options.locked => Err(fail_with(&e)),
+        Some(e) => {
+            eprintln!("note: {e}; it is not used");
+            Ok(options.clone())
+        }
+        None => Ok(Options { lock: Some(Lock { path: shown, tuning }), ..options.clone() }),
+    }
+}
+
+/// The lock beside a model.
+pub fn lock_path(model: &Path) -> PathBuf {
+    model.with_extension("tune.lock")
+}
+
+/// Seeded inputs of an entry: floats normal, integers uniform below [`TOKENS`], scalars 1. Of what has no size for these dims, the name.
+pub fn inputs(entry: &library::Entry, dims: &DimEnv) -> Result<Vec<(String, HostTensor)>, String> {
+    let ports = entry.args.iter().filter(|p| !p.role.is_stored());
+    let tensor = |port: &library::Port| {
+        let shape: Option<Vec<i64>> = port.shape.iter().map(|d| d.eval(dims)).collect();
+        let shape = shape.ok_or_else(|| port.name.clone())?;
+        let stream = Stream::new(0, &port.name);
+        let value = |i: u64| match (port.role, port.dtype.is_float()) {
+            (Role::Scalar, true) => 1.0,
+            (_, true) => stream.normal(i),
+            (_, false) => (stream.uniform(i) * TOKENS).floor(),
+        };
+        let elems = shape.iter().product::<i64>().max(0) as u64;
+        Ok((port.name.clone(), HostTensor::from_f64(port.dtype, &shape, (0..elems).map(value))))
+    };
+    ports.map(tensor).collect()
+}
+
+/// Integer inputs are uniform below this: every shipped model has at least as many tokens.
+const TOKENS: f64 = 64.0;
+
 /// Compiles a checked model.
 pub fn compile(front: &Front, options: &Options) -> Result<Library, u8> {
     let program = front.program.as_ref().expect("checked by `front`");
+    let options = &with_lock(front, options)?;
     let library = || -> Result<Library, BackError> {
         let (module, _) = pipeline::middle(program, options)?;
         let lowered = pipeline::lower(&module, options)?;

@@ -15,7 +15,7 @@ pub fn run(args: &Generate, format: MessageFormat) -> u8 {
 }
 
 fn start(args: &Generate, format: MessageFormat) -> Result<(), u8> {
-    let options = Options { overrides: common::overrides(&args.model)?, ..Options::default() };
+    let options = Options { overrides: common::overrides(&args.model)?, locked: args.model.locked, ..Options::default() };
     let mut session = common::session(common::library(&args.model, &options, format)?, None)?;
     let manifest = session.manifest.clone();
     let failed = |e: ExecError| common::fail_with(&e);

@@ -30,7 +30,7 @@ fn read(pairs: &[String]) -> Result<Vec<(String, HostTensor)>, u8> {
 }
 
 fn call(args: &Run, format: MessageFormat) -> Result<u8, u8> {
-    let options = Options { overrides: common::overrides(&args.model)?, ..Options::default() };
+    let options = Options { overrides: common::overrides(&args.model)?, locked: args.model.locked, ..Options::default() };
     let (inputs, expected) = (read(&args.input)?, read(&args.expect)?);
     let built = args.model.file.extension().is_some_and(|e| e == library::file::EXTENSION);
     if built && args.backend == Backend::Ref {

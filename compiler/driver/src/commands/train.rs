@@ -65,7 +65,8 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
         overrides: common::overrides(&args.model)?,
         no_optimize: args.no_optimize,
         by_definition: args.no_optimize,
-        gpu: false,
+        locked: args.model.locked,
+        ..Options::default()
     };
     let clock = Instant::now();
     let library = common::library(&args.model, &options, format)?;

@@ -20,9 +20,10 @@ pub fn run(args: &Viz, format: MessageFormat) -> u8 {
 }
 
 fn draw(args: &Viz, format: MessageFormat) -> Result<u8, u8> {
-    let options = Options { overrides: common::overrides(&args.model)?, ..Options::default() };
+    let options = Options { overrides: common::overrides(&args.model)?, locked: args.model.locked, ..Options::default() };
     let front = common::front(&args.model, &options, format)?;
     let program = front.program.as_ref().expect("checked by `front`");
+    let options = common::with_lock(&front, &options)?;
     let middle = |no_optimize: bool| {
         let (module, _) =
             pipeline::middle(program, &Options { no_optimize, ..options.clone() }).map_err(|e| common::back_failed(&e))?;
@@ -98,7 +99,7 @@ fn origin(node: &Node, sources: &Sources, lines: &mut BTreeMap<String, String>) 
 }
 
 /// What an op is, in a few words.
-fn label(op: &Op) -> String {
+pub fn label(op: &Op) -> String {
     match op {
         Op::Map(f) => f.name().into(),
         Op::Contract(c) => c.to_string(),

@@ -49,6 +49,17 @@ pub struct Tiling {
 /// Rows of a tile that visits the union of its queries' blocks: two vectors. # Source: models/strata, `lode bench --entry grad`.
 const UNION_ROWS: i64 = 16;
 
+impl std::fmt::Display for Tiling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "queries={},keys={}", self.queries, self.keys)
+    }
+}
+
+/// Scratch of a tiling that may still be the fastest: half of a level-2 cache. # Units: bytes.
+const MOST_SCRATCH: i64 = 160 << 10;
+/// Rows of a tile that may still be the fastest.
+const MOST_ROWS: i64 = 128;
+
 impl Tiling {
     /// All that kernels are built for, the largest first.
     pub fn legal(p: &Problem) -> Vec<Tiling> {
@@ -92,6 +103,11 @@ impl Problem {
             scale: attend.scale.get(),
             operands: operands[num_fixed..].iter().map(|t| (*t).clone()).collect(),
         })
+    }
+    /// The legal tilings that are worth a measurement. `bytes` is their scratch memory.
+    pub fn worthwhile(&self, bytes: impl Fn(&Problem, &Tiling) -> i64) -> Vec<Tiling> {
+        let fits = |t: &Tiling| bytes(self, t) <= MOST_SCRATCH && (t.queries == 1 || t.queries * (self.h / self.g) <= MOST_ROWS);
+        Tiling::legal(self).into_iter().filter(fits).collect()
     }
     /// The dtype of scores and sums.
     pub fn sum_dtype(&self) -> DType {

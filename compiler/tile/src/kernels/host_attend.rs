@@ -29,10 +29,13 @@ const BUDGET: i64 = 48 << 10;
 
 /// The tiling used unless another is asked for.
 pub fn default_tiling(p: &Problem) -> Tiling {
-    Tiling::choose(p, BUDGET, |t| {
-        let rows = t.queries * (p.h / p.g);
-        (rows * (p.dk + t.keys + p.dv + 5) + t.keys * p.dv) * p.sum_dtype().bytes() as i64
-    })
+    Tiling::choose(p, BUDGET, |t| scratch_bytes(p, t))
+}
+
+/// What a block of that tiling needs in scratch. # Units: bytes.
+pub fn scratch_bytes(p: &Problem, t: &Tiling) -> i64 {
+    let rows = t.queries * (p.h / p.g);
+    (rows * (p.dk + t.keys + p.dv + 5) + t.keys * p.dv) * p.sum_dtype().bytes() as i64
 }
 
 /// The kernel.

@@ -15,6 +15,12 @@ pub struct Tiling {
     pub columns: i64,
 }
 
+impl std::fmt::Display for Tiling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "columns={}", self.columns)
+    }
+}
+
 impl Tiling {
     /// All that the kernel is built for, the preferred one first.
     pub const LEGAL: [Tiling; 3] = [Tiling { columns: 64 }, Tiling { columns: 256 }, Tiling { columns: 16 }];

@@ -30,6 +30,12 @@ pub struct Tiling {
     pub rows: i64,
 }
 
+impl std::fmt::Display for Tiling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "rows={}", self.rows)
+    }
+}
+
 impl Tiling {
     /// All that the kernel is built for, the preferred one first.
     pub const LEGAL: [Tiling; 3] = [Tiling { rows: 16 }, Tiling { rows: 4 }, Tiling { rows: 1 }];

@@ -1,5 +1,5 @@
 use crate::file::tests::sample;
-use crate::{Gemm, GroupedGemm, Init, Kernel, Library, LibraryError, Manifest, Param, Role, Step, View};
+use crate::{Class, Entry, Gemm, GroupedGemm, Init, Kernel, Library, LibraryError, Manifest, Param, Role, Step, View, Work};
 use base::{DType, Dim};
 
 /// What is wrong with the sample after `change`.
@@ -28,6 +28,10 @@ fn param(name: &str, shape: &[i64]) -> Param {
     }
 }
 
+fn copied(extents: usize) -> Work {
+    Work { class: Class::Copy, dtype: DType::F32, shape: vec![Dim::from(1); extents] }
+}
+
 fn gemm(m: &mut Manifest) -> &mut Gemm {
     match &mut m.entries[0].steps[1] {
         Step::Gemm(g) => g,
@@ -43,6 +47,18 @@ fn names_and_dims_are_checked() {
     assert_eq!(why(|m| m.entries.push(m.entries[0].clone())), "entry forward twice");
     assert_eq!(why(|m| m.entries[0].buffers[0].elems = Dim::sym("Q")), "entry forward: Q is not a run-time dim");
     assert_eq!(why(|m| m.entries[0].constraints[0].0 = Dim::sym("Q")), "entry forward: Q is not a run-time dim");
+    let with = |change: fn(&mut Entry)| {
+        why(move |m| {
+            let mut e = m.entries[0].clone();
+            e.when = vec!["4 - B".parse().expect("a dim")];
+            change(&mut e);
+            m.entries.push(e);
+        })
+    };
+    assert_eq!(with(|_| ()), "nothing");
+    assert_eq!(with(|e| e.name = "backward".into()), "a variant of backward: its entry does not precede it");
+    assert_eq!(with(|e| e.args[0].dtype = DType::BF16), "a variant of forward: its arguments or outputs are others");
+    assert_eq!(with(|e| e.when = vec![Dim::sym("Q")]), "entry forward: Q is not a run-time dim");
     assert_eq!(why(|m| _ = m.settings.insert("lr".into(), f64::NAN)), "the setting lr is NaN");
 }
 
@@ -82,7 +98,7 @@ fn ports_are_checked() {
 #[test]
 fn steps_are_checked() {
     let step = |s: Step| why(|m| m.entries[0].steps.push(s));
-    let launch = |kernel| Step::Launch { kernel, buffers: vec![], dims: vec![], grid: Dim::from(1) };
+    let launch = |kernel| Step::Launch { kernel, buffers: vec![], dims: vec![], grid: Dim::from(1), work: copied(1) };
     assert_eq!(step(launch(3)), "entry forward: there is no kernel 3");
     let with_kernel = |symbol: &str, buffers: usize| {
         let symbol = symbol.to_string();
@@ -92,6 +108,12 @@ fn steps_are_checked() {
         })
     };
     assert_eq!(with_kernel("k", 0), "nothing");
+    let short = Step::Launch { kernel: 0, buffers: vec![], dims: vec![], grid: Dim::from(1), work: copied(2) };
+    let wrong = why(move |m| {
+        m.kernels.push(Kernel { symbol: "k".into(), num_buffers: 0, num_dims: 0, scratch_bytes: 0, origin: None });
+        m.entries[0].steps.push(short.clone());
+    });
+    assert_eq!(wrong, "entry forward: k is copy of 2 extents");
     assert_eq!(with_kernel("k", 2), "entry forward: k gets 0 buffers and 0 extents");
     assert!(with_kernel("", 0).starts_with("the kernel ''"));
     assert_eq!(

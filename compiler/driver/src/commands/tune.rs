@@ -1,0 +1,269 @@
+//! `lode tune`: measures a model's kernels on this machine, each alone, and keeps times and the fastest tilings in a lock.
+//!
+//! The lock changes what the optimiser takes to be cheap, and so the program; what the new program has and the lock lacks is measured in
+//! another round. The file is written whenever something was found, under another name first: it is whole or not there, and whoever
+//! interrupts keeps the best so far.
+
+use super::common::{self, FAILED, USAGE};
+use crate::{
+    cli::{MessageFormat, Tune},
+    pipeline::{self, Lock, Options},
+    putln,
+};
+use base::DimEnv;
+use exec::measure::Measured;
+use library::{Class, Job, file};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::{Duration, Instant},
+};
+use tile::{Lowered, Tilings, Tuning, tuning};
+
+/// Rounds of measuring and compiling anew; the program settles in two or three.
+const ROUNDS: usize = 4;
+/// Time between two writes of the lock.
+const SAVE_EVERY: Duration = Duration::from_millis(500);
+
+/// Tunes; prints what was found.
+pub fn run(args: &Tune, format: MessageFormat) -> u8 {
+    tune(args, format).unwrap_or_else(|code| code)
+}
+
+/// `60s`, `5m`, `90`.
+fn budget(text: &str) -> Option<Duration> {
+    let (number, unit) = match text.strip_suffix('m') {
+        Some(n) => (n, 60.0),
+        None => (text.strip_suffix('s').unwrap_or(text), 1.0),
+    };
+    number.parse::<f64>().ok().filter(|x| x.is_finite() && *x > 0.0).map(|x| Duration::from_secs_f64(x * unit))
+}
+
+fn tune(args: &Tune, format: MessageFormat) -> Result<u8, u8> {
+    let Some(budget) = budget(&args.budget) else {
+        eprintln!("--budget takes a time such as 60s or 5m, not '{}'", args.budget);
+        return Err(USAGE);
+    };
+    if args.model.locked {
+        eprintln!("--locked is for commands that read a lock");
+        return Err(USAGE);
+    }
+    if args.model.file.extension().is_some_and(|e| e == file::EXTENSION) {
+        eprintln!("{} is built: tune its source", args.model.file.display());
+        return Err(USAGE);
+    }
+    let deadline = Instant::now() + budget;
+    let options = Options { overrides: common::overrides(&args.model)?, ..Options::default() };
+    let front = common::front(&args.model, &options, format)?;
+    let program = front.program.as_ref().expect("checked by `front`");
+    let path = args.out.clone().unwrap_or_else(|| common::lock_path(&args.model.file));
+    let mut search = Search {
+        lock: Tuning {
+            device: device(args.threads),
+            program: Some((program.module.name.clone(), pipeline::program_hash(program))),
+            dims: dims(program, &args.dims)?,
+            times: BTreeMap::new(),
+            tilings: BTreeMap::new(),
+            ..Tuning::of_target(false).clone()
+        },
+        samples: BTreeMap::new(),
+        tried: BTreeMap::new(),
+        rates: Rates::default(),
+    };
+    let mut saved = Instant::now();
+    let mut whole = false;
+    for round in 0..ROUNDS {
+        let lock = Lock { path: path.display().to_string(), tuning: search.lock.clone() };
+        let options = Options { lock: (round > 0).then_some(lock), ..options.clone() };
+        let back = |e| common::back_failed(&e);
+        let (module, _) = pipeline::middle(program, &options).map_err(back)?;
+        let every = tile::lower_with(&module, pipeline::lowering(&options), Tilings::Every)
+            .map_err(|e| back(pipeline::BackError::Target(e)))?;
+        if round > 0 && pipeline::missing(&pipeline::lower(&module, &options).map_err(back)?, &search.lock).is_empty() {
+            whole = true;
+            break;
+        }
+        if Instant::now() >= deadline {
+            break;
+        }
+        let library = pipeline::library(program, &module, &every, &front.sources).map_err(back)?;
+        let mut session = common::session(library, args.threads)?;
+        let manifest = session.manifest.clone();
+        session.store.initialise(&manifest, 0).map_err(|e| common::fail_with(&e))?;
+        let entries: Vec<_> = manifest.entries.iter().filter(|e| !e.is_variant()).collect();
+        for (i, entry) in entries.iter().enumerate() {
+            let inputs = match common::inputs(entry, &search.lock.dims) {
+                Ok(inputs) => inputs,
+                Err(name) => {
+                    eprintln!("--dims has to give every dim; {name} of {} depends on more", entry.name);
+                    return Err(USAGE);
+                }
+            };
+            let given: Vec<_> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+            // Each entry gets its share of what is left.
+            let left = deadline.saturating_duration_since(Instant::now());
+            let until = Instant::now() + left / u32::try_from(entries.len() - i).unwrap_or(1);
+            let dims = search.lock.dims.clone();
+            let mut each = |m: Measured| {
+                search.note(&every, &m);
+                if args.table.is_none() && saved.elapsed() > SAVE_EVERY {
+                    saved = Instant::now();
+                    // A write that fails is told at the end.
+                    let _ = write(&path, &search.lock.to_string());
+                }
+            };
+            let done = session.measure(&entry.name, &dims, &given, until, &mut each).map_err(|e| common::fail_with(&e))?;
+            let state = if done { "measured" } else { "in part: the budget is spent" };
+            eprintln!("round {}, {}: {state}", round + 1, entry.name);
+        }
+    }
+    let (out, text) = match &args.table {
+        Some(table) => (table, search.table(table)?.to_string()),
+        None => (&path, search.lock.to_string()),
+    };
+    write(out, &text).map_err(|e| {
+        eprintln!("{}: {e}", out.display());
+        FAILED
+    })?;
+    putln!("{}: {} times, {} tilings", out.display(), search.lock.times.len(), search.lock.tilings.len());
+    for (problem, tried) in &search.tried {
+        let Some(best) = search.lock.tilings.get(problem) else { continue };
+        let usual = tried.iter().find(|t| t.usual).map_or(0.0, |t| t.ns);
+        let least = tried.iter().map(|t| t.ns).fold(f64::INFINITY, f64::min);
+        putln!("  {problem}: {best} of {}, {:.2} of the usual one's time", tried.len(), least / usual);
+    }
+    if !whole && args.table.is_none() {
+        eprintln!("note: the budget did not suffice for every step; a larger --budget completes the lock");
+    }
+    Ok(0)
+}
+
+/// What this machine is called.
+fn device(threads: Option<usize>) -> String {
+    let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    format!("{}, {threads} threads", codegen::host_cpu())
+}
+
+/// The dims given; of others, what the model trains with.
+fn dims(program: &hir::Program, given: &[String]) -> Result<DimEnv, u8> {
+    let given = common::dims(given)?;
+    if let Some(unknown) = given.keys().find(|d| !program.dims.iter().any(|x| **x == ***d)) {
+        eprintln!("the model has no run-time dim {unknown}; it has {}", program.dims.join(", "));
+        return Err(USAGE);
+    }
+    let setting = |name: &str, or: f64| program.settings.get(name).copied().unwrap_or(or) as i64;
+    let usual = |d: &str| match d {
+        "B" => setting("batch", 1.0),
+        _ => setting("seq", 128.0),
+    };
+    Ok(program.dims.iter().map(|d| (d.as_str().into(), given.get(d.as_str()).copied().unwrap_or_else(|| usual(d)))).collect())
+}
+
+/// A tiling that was measured. # Units: nanoseconds of all launches of an entry.
+#[derive(Clone, Debug)]
+struct Tried {
+    tiling: String,
+    usual: bool,
+    ns: f64,
+}
+
+/// The best rates seen.
+#[derive(Clone, Debug, Default)]
+struct Rates {
+    launch_ns: Option<f64>,
+    bytes_per_ns: f64,
+    products: BTreeMap<base::DType, f64>,
+}
+
+/// Everything found so far.
+struct Search {
+    lock: Tuning,
+    /// The times of each bucket: of each job in it, of the fastest kernel.
+    samples: BTreeMap<Job, BTreeMap<Job, f64>>,
+    tried: BTreeMap<String, Vec<Tried>>,
+    rates: Rates,
+}
+
+/// A step that moves at least this much shows what memory gives. # Units: bytes; more than caches hold.
+const LARGE_BYTES: f64 = 16e6;
+
+impl Search {
+    fn note(&mut self, lowered: &Lowered, m: &Measured) {
+        let of_bucket = self.samples.entry(tuning::bucket(&m.job)).or_default();
+        let known = of_bucket.entry(m.job.clone()).or_insert(m.ns);
+        *known = known.min(m.ns);
+        let tilings: BTreeSet<&(String, String, usize)> =
+            lowered.tilings.iter().filter(|(.., kernel)| m.kernel == Some(*kernel)).collect();
+        for (problem, tiling, _) in tilings {
+            let usual = lowered.tilings.iter().find(|(p, ..)| p == problem).is_some_and(|(_, t, _)| t == tiling);
+            let tried = self.tried.entry(problem.clone()).or_default();
+            match tried.iter_mut().find(|t| t.tiling == *tiling) {
+                Some(t) => t.ns = t.ns.min(m.ns),
+                None => tried.push(Tried { tiling: tiling.clone(), usual, ns: m.ns }),
+            }
+            let best = tried.iter().min_by(|a, b| a.ns.total_cmp(&b.ns)).expect("one was pushed");
+            self.lock.tilings.insert(problem.clone(), best.tiling.clone());
+        }
+        // The mean of the jobs of a bucket, as their ratios to the roofline.
+        let ratio = |(job, ns): (&Job, &f64)| (ns / tile::cost::roofline(&self.lock, job)).ln();
+        let mean = of_bucket.iter().map(ratio).sum::<f64>() / of_bucket.len() as f64;
+        let at = tile::cost::roofline(&self.lock, &m.job) * mean.exp();
+        self.lock.note(&m.job, at);
+        self.rates.launch_ns = Some(self.rates.launch_ns.unwrap_or(f64::INFINITY).min(m.ns));
+        if matches!(m.job.class, Class::Fused | Class::Copy) && m.job.bytes() > LARGE_BYTES {
+            self.rates.bytes_per_ns = self.rates.bytes_per_ns.max(m.job.bytes() / m.ns);
+        }
+        if m.job.class == Class::Product {
+            let rate = self.rates.products.entry(m.job.dtype).or_insert(0.0);
+            *rate = rate.max(m.job.flops() / m.ns);
+        }
+    }
+
+    /// The table at `path`, or the shipped one, with what was found: the greater rate of both, and the times.
+    fn table(&self, path: &Path) -> Result<Tuning, u8> {
+        let mut table = match std::fs::read_to_string(path) {
+            Ok(text) => Tuning::parse(&text, &path.display().to_string()).map_err(|e| common::fail_with(&e))?,
+            Err(_) => Tuning { device: self.lock.device.clone(), times: BTreeMap::new(), ..Tuning::of_target(false).clone() },
+        };
+        let round = |x: f64| if x < 10.0 { (x * 10.0).round() / 10.0 } else { x.round() };
+        if let Some(ns) = self.rates.launch_ns {
+            table.launch_ns = round(ns.max(1.0).min(table.launch_ns));
+        }
+        table.bytes_per_ns = table.bytes_per_ns.max(round(self.rates.bytes_per_ns));
+        for (dtype, rate) in &self.rates.products {
+            let known = table.products.entry(*dtype).or_insert(0.0);
+            *known = known.max(round(*rate));
+        }
+        for (bucket, of) in &self.samples {
+            let ratio = |(job, ns): (&Job, &f64)| (ns / tile::cost::roofline(&table, job)).ln();
+            let mean = of.iter().map(ratio).sum::<f64>() / of.len() as f64;
+            let ns = tile::cost::roofline(&table, bucket) * mean.exp();
+            table.times.insert(bucket.clone(), ns.round().max(1.0) as u64);
+        }
+        table.tilings.clear();
+        Ok(table)
+    }
+}
+
+/// Writes a file whole or not at all.
+fn write(path: &Path, text: &str) -> std::io::Result<()> {
+    let temporary = path.with_extension("new");
+    std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, path)).inspect_err(|_| {
+        let _ = std::fs::remove_file(&temporary);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budgets_are_times() {
+        assert_eq!(budget("60s"), Some(Duration::from_secs(60)));
+        assert_eq!(budget("1.5m"), Some(Duration::from_secs(90)));
+        assert_eq!(budget("7"), Some(Duration::from_secs(7)));
+        for wrong in ["", "s", "-1s", "0", "soon", "infs"] {
+            assert_eq!(budget(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! How long each step of an entry takes alone.
+//!
+//! Every buffer has memory of its own, and all steps run once in order before the first is timed: a step then works on what it works on in a
+//! run, with the indices that routing and top-k really chose. A step inside a loop is timed as it is in the last turn.
+
+use crate::{ExecError, HostTensor, Session, plan, plan::Peak, resolve::flatten};
+use base::DimEnv;
+use library::{Job, Role, Step};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+/// What a step took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measured {
+    /// The kernel it launches, by its place in the manifest.
+    pub kernel: Option<usize>,
+    /// What it does.
+    pub job: Job,
+    /// The least time of several. Whatever else the machine does only adds. # Units: nanoseconds.
+    pub ns: f64,
+    /// How often the entry runs it.
+    pub times: usize,
+}
+
+/// Time spent on a step, and runs of it: at least this many, at most that many.
+const SPEND: Duration = Duration::from_millis(12);
+const RUNS: [usize; 2] = [3, 60];
+
+impl Session {
+    /// Measures the steps of an entry, those that take the most of a run first; each is given to `each` as it is known. Equal work by one
+    /// kernel is measured once. False if the deadline came before all were.
+    ///
+    /// # Errors
+    /// As `run`; E0703 if the buffers, each in memory of its own, do not fit.
+    pub fn measure(
+        &mut self,
+        entry: &str,
+        dims: &DimEnv,
+        inputs: &[(&str, &HostTensor)],
+        deadline: Instant,
+        each: &mut dyn FnMut(Measured),
+    ) -> Result<bool, ExecError> {
+        let e = self.variant(entry, dims)?.clone();
+        let plan = plan::plan_apart(&e, dims)?;
+        self.forget();
+        let mut peak = Peak { activations: plan.arena_bytes as u64, ..Peak::default() };
+        for p in e.args.iter().chain(&e.outputs).filter(|p| !p.role.is_stored() || self.store.get(p.role, &p.name).is_none()) {
+            *peak.by_role.entry(p.role).or_insert(0) += plan.bytes[p.buffer] as u64;
+        }
+        self.admit(&peak, None)?;
+        self.store.zero(Role::Grad);
+        self.store.zero(Role::Tally);
+        self.replace_arena(plan.arena_bytes)?;
+        let key = self.resolve(&e, plan)?;
+        self.write_inputs(&key, entry, inputs)?;
+        let prepared = self.prepared(&key);
+        // What each kind of step took the first time, how often there is one, and the last of them.
+        let mut kinds: BTreeMap<(Option<usize>, Job), (Duration, usize, usize)> = BTreeMap::new();
+        for (i, (step, (original, _))) in prepared.steps.iter().zip(flatten(&e.steps)).enumerate() {
+            let since = Instant::now();
+            // SAFETY: `resolve` made every pointer from memory of this session with the planned sizes.
+            self.device.install(|| unsafe { step.execute(&self.device) });
+            let took = since.elapsed();
+            let kernel = match original {
+                Step::Launch { kernel, .. } => Some(*kernel),
+                Step::Gemm(_) | Step::GroupedGemm(_) | Step::Copy { .. } | Step::Zero { .. } | Step::Loop { .. } => None,
+            };
+            let Some(job) = original.job(&e.buffers, dims) else { continue };
+            let kind = kinds.entry((kernel, job)).or_insert((took, 0, i));
+            *kind = (kind.0.min(took), kind.1 + 1, i);
+        }
+        let mut order: Vec<_> = kinds.into_iter().collect();
+        order.sort_by_key(|(_, (took, times, at))| (std::cmp::Reverse(*took * *times as u32), *at));
+        let mut whole = true;
+        for ((kernel, job), (first, times, at)) in order {
+            let mut least = first;
+            let began = Instant::now();
+            for run in 0..RUNS[1] {
+                if began >= deadline || run >= RUNS[0] && began.elapsed() > SPEND {
+                    break;
+                }
+                let since = Instant::now();
+                // SAFETY: as above.
+                self.device.install(|| unsafe { prepared.steps[at].execute(&self.device) });
+                least = least.min(since.elapsed());
+            }
+            whole &= began < deadline;
+            each(Measured { kernel, job, ns: least.as_nanos() as f64, times });
+        }
+        self.forget();
+        Ok(whole)
+    }
+}
