@@ -122,6 +122,9 @@ fn words(line: &str) -> Option<Vec<String>> {
             Some(quoted) => quoted.split_once('"').map(|(w, t)| (w, t))?,
             None => rest.split_once(char::is_whitespace).unwrap_or((rest, "")),
         };
+        if word.contains('"') {
+            return None;
+        }
         out.push(word.to_string());
         rest = tail.trim_start();
     }
