@@ -414,6 +414,15 @@ pub struct Schedule {
     /// Print counts, the formula of the bubble against the simulator, and memory by cause.
     #[arg(long)]
     pub explain: bool,
+    /// Compute forwards again before their backwards, and keep only inputs until then.
+    #[arg(long)]
+    pub recompute: bool,
+    /// Fail if a rank of the simulated plan needs more. # Units: MiB.
+    #[arg(long, requires = "simulate")]
+    pub memory_limit: Option<u64>,
+    /// Print the inside of an overlapped pair of stages with so many layers: its launches on two streams, with the times of DeepSeek's trace.
+    #[arg(long, value_name = "LAYERS")]
+    pub pair: Option<usize>,
     /// Plan DeepSeek-V3's layers on a cluster, for every routing: `4096xH100`, `2048xH800`.
     #[arg(long, value_name = "COUNTxGPU")]
     pub cluster: Option<String>,

@@ -281,6 +281,11 @@ fn schedules_are_planned_drawn_and_read_back() {
     let costs = f.write("costs.json", br#"{"forward": 1, "backward_input": 1, "backward_weight": 1}"#);
     assert!(run(&["schedule", "--policy", "1f1b", "--micro", "20", "--simulate", &costs]).1.contains("step 81, bubble 21"));
 
+    let heavy =
+        br#"{"forward": 1, "backward_input": 1, "backward_weight": 1, "memory": {"activation": 104857600, "input": 1048576}}"#;
+    let heavy = ["schedule", "--simulate", &f.write("heavy.json", heavy), "--memory-limit", "500"];
+    fails(&heavy, 1, &["E0406", "rank 0 needs 900 MiB at once, of 500", "--recompute"]);
+    assert_eq!(run(&[&heavy[..], &["--recompute"]].concat()).0, 0);
     fails(&["schedule", "--ranks", "7"], 1, &["E0401", "take 6 or 8 ranks, or --policy dualpipev"]);
     fails(&["schedule", "--micro", "12"], 1, &["E0402", "take 14"]);
     fails(&["schedule", "--policy", "gpipe"], 2, &["there are 1f1b, interleaved"]);

@@ -58,4 +58,17 @@ pub enum ScheduleError {
         /// What is wrong.
         what: String,
     },
+    /// A rank needs more memory than it may have.
+    #[error("rank {rank} needs {needed} MiB at once, of {limit}")]
+    #[diagnostic(code(E0406), help("{help}"))]
+    Memory {
+        /// The one that needs most.
+        rank: usize,
+        /// What it needs. # Units: MiB.
+        needed: u64,
+        /// What it may have. # Units: MiB.
+        limit: u64,
+        /// What helps.
+        help: String,
+    },
 }

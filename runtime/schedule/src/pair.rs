@@ -39,6 +39,22 @@ pub enum Part {
 }
 
 impl Part {
+    /// A short name: F forward, B backward of inputs, W of weights.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::AttentionForward => "attention.F",
+            Part::AttentionBackwardInput => "attention.B",
+            Part::AttentionBackwardWeight => "attention.W",
+            Part::ExpertsForward => "experts.F",
+            Part::ExpertsBackwardInput => "experts.B",
+            Part::ExpertsBackwardWeight => "experts.W",
+            Part::DispatchForward => "dispatch.F",
+            Part::DispatchBackward => "dispatch.B",
+            Part::CombineForward => "combine.F",
+            Part::CombineBackward => "combine.B",
+        }
+    }
+
     /// Whether it runs on the communication stream.
     pub fn communicates(self) -> bool {
         match self {

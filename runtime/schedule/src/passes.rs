@@ -2,11 +2,13 @@
 
 mod defer_receives;
 mod insert_messages;
+mod insert_recompute;
 mod insert_reductions;
 mod insert_waits;
 
 pub use defer_receives::defer_receives;
 pub use insert_messages::insert_messages;
+pub use insert_recompute::insert_recompute;
 pub use insert_reductions::insert_reductions;
 pub use insert_waits::insert_waits;
 

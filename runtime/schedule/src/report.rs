@@ -3,6 +3,7 @@
 use crate::{
     Action, Costs, Plan, Policy, ScheduleError, Simulated, Size,
     cluster::{Cluster, Routing},
+    pair::{self, PairCosts},
     simulate::{RankTime, simulate, time},
     slots,
     tasks::Task,
@@ -30,9 +31,13 @@ fn table(rows: &[Vec<String>]) -> String {
     out
 }
 
-/// Up to three digits behind the point.
+/// Up to three digits behind the point, fewer of large numbers.
 fn number(x: f64) -> String {
-    let text = format!("{x:.3}");
+    let digits = if x < 100.0 { 3 } else { 1 };
+    let text = format!("{x:.digits$}");
+    if !text.contains('.') {
+        return text;
+    }
     text.trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
@@ -265,7 +270,7 @@ pub fn cluster(cluster: &Cluster, policy: Policy, micro: usize) -> Result<String
         let pure = cluster.pure_compute(micro);
         let overlapped = simulate(&plan, &costs)?;
         let apart = simulate(&plain, &costs)?;
-        let idle: f64 = overlapped.ranks.iter().map(RankTime::idle).sum::<f64>() / cluster.ranks as f64;
+        let idle = overlapped.ranks.iter().map(|r| (1e3 * r.idle() / overlapped.makespan).round() / 10.0);
         rows.push(vec![
             routing.name().into(),
             format!("{:.2}", cluster.remote_copies(routing)),
@@ -273,7 +278,7 @@ pub fn cluster(cluster: &Cluster, policy: Policy, micro: usize) -> Result<String
             format!("{:.1}", cluster.comm(routing)),
             format!("{:.0}", 100.0 * cluster.exposed(routing)),
             format!("{:.2}", overlapped.makespan / 1e3),
-            format!("{:.1}", 100.0 * idle / overlapped.makespan),
+            range(idle),
             format!("{:.0}", 100.0 * (1.0 - pure / overlapped.makespan)),
             format!("{:.2}", apart.makespan / 1e3),
             format!("{:.0}", 100.0 * (1.0 - pure / apart.makespan)),
@@ -281,6 +286,10 @@ pub fn cluster(cluster: &Cluster, policy: Policy, micro: usize) -> Result<String
     }
     text += &table(&rows);
     let costs = cluster.costs(Routing::Limited);
+    let sizes = [2, 3, 4, 6, 8, 12].map(|k| (k, k * cluster.ranks));
+    let by_size = sizes.into_iter().filter_map(|(k, micro)| Some((k, overhead(cluster, policy, micro).ok()?)));
+    let by_size: Vec<String> = by_size.map(|(k, share)| format!("{k}P {share:.0} %")).collect();
+    line!(text, "overhead by micro-batches, node-limited: {}", by_size.join(", "));
     let memory = &simulate(&plan, &costs)?.memory[0];
     line!(
         text,
@@ -299,4 +308,38 @@ pub fn cluster(cluster: &Cluster, policy: Policy, micro: usize) -> Result<String
     );
     line!(text, "not in the step: the optimiser, the sum of gradients, embedding and head, differences between pipelines");
     Ok(text)
+}
+
+/// The part of a step's time, in per cent, that computing alone on whole GPUs would not take; node-limited routing.
+///
+/// # Errors
+/// As [`crate::plan`] and [`simulate`].
+pub fn overhead(cluster: &Cluster, policy: Policy, micro: usize) -> Result<f64, ScheduleError> {
+    let plan = crate::plan(policy, Size { ranks: cluster.ranks, micro, chunks: 2 })?;
+    let out = simulate(&plan, &cluster.costs(Routing::Limited))?;
+    Ok(100.0 * (1.0 - cluster.pure_compute(micro) / out.makespan))
+}
+
+/// The inside of a pair of stages with so many layers: every launch with its stream, its times and what it waits for.
+pub fn pair(layers: usize, costs: &PairCosts) -> String {
+    let launches = pair::launches(layers);
+    let out = pair::simulate(&launches, costs);
+    let name = |k: usize| format!("{}{}", launches[k].part.name(), launches[k].layer);
+    let mut rows = vec![["#", "stream", "launch", "start", "end", "waits for"].map(String::from).to_vec()];
+    for (k, (launch, span)) in launches.iter().zip(&out.spans).enumerate() {
+        let stream = if launch.part.communicates() { "communication" } else { "compute" };
+        let waits: Vec<String> = launch.waits.iter().map(|w| name(*w)).collect();
+        rows.push(vec![k.to_string(), stream.into(), name(k), number(span.start), number(span.end), waits.join(" ")]);
+    }
+    let mut text = table(&rows);
+    line!(
+        text,
+        "{} ms: compute busy {}, communication busy {}, both {}; {:.1} % of communication is under compute",
+        number(out.makespan),
+        number(out.compute),
+        number(out.comm),
+        number(out.both),
+        100.0 * out.both / out.comm
+    );
+    text
 }

@@ -101,6 +101,24 @@ fn stuck(plan: &Plan, tasks: &Tasks, spans: &[Option<Span>]) -> ScheduleError {
     ScheduleError::Stuck { rank, action, position }
 }
 
+/// Whether every rank's memory is within a limit. # Units: MiB.
+///
+/// # Errors
+/// E0406 with the rank that needs most.
+pub fn check_memory(out: &Simulated, limit: u64) -> Result<(), ScheduleError> {
+    let sums = out.memory.iter().map(|m| ((m.parameters + m.peak_activations + m.buffers) / f64::from(1 << 20)).ceil() as u64);
+    let Some((rank, needed)) = sums.enumerate().max_by_key(|(rank, sum)| (*sum, std::cmp::Reverse(*rank))) else { return Ok(()) };
+    if needed <= limit {
+        return Ok(());
+    }
+    let m = &out.memory[rank];
+    let most = if m.parameters > m.peak_activations { "parameters" } else { "activations" };
+    let help = format!(
+        "most of it are {most}: --explain shows every cause; --recompute holds fewer activations, more ranks fewer parameters"
+    );
+    Err(ScheduleError::Memory { rank, needed, limit, help })
+}
+
 /// What a task takes.
 fn job(plan: &Plan, costs: &Costs, task: Task, links: bool) -> Job {
     match task {

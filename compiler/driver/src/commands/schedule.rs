@@ -6,7 +6,11 @@ use crate::{cli::Schedule, put};
 use schedule::{
     Costs, Limits, Plan, Policy, Simulated, Size,
     cluster::{Cluster, Routing},
-    draw, report, simulate, text,
+    draw,
+    pair::PairCosts,
+    passes, report,
+    simulate::{self, simulate},
+    text,
 };
 use std::path::Path;
 
@@ -34,6 +38,10 @@ fn answer(args: &Schedule) -> Result<u8, u8> {
         (None, Some(cluster)) => Some(cluster.costs(Routing::Limited)),
         (None, None) => None,
     };
+    if let Some(layers) = args.pair {
+        put!("{}", report::pair(layers, &PairCosts::deepseek_v3()));
+        return Ok(0);
+    }
     let or_unit = || costs.clone().unwrap_or_else(|| Costs::unit(3.0));
     if args.compare {
         put!("{}", report::compare(size, &or_unit()).map_err(|e| fail_with(&e))?);
@@ -46,7 +54,7 @@ fn answer(args: &Schedule) -> Result<u8, u8> {
     if (args.compare || cluster.is_some()) && !says {
         return Ok(0);
     }
-    let plan = proved(policy, size, args.copies)?;
+    let plan = proved(policy, size, args)?;
     if !says {
         let shown = if args.whole { plan } else { plan.compute_only() };
         put!("{}", if args.rows { text::print_rows(&shown) } else { text::print(&shown) });
@@ -61,6 +69,9 @@ fn answer(args: &Schedule) -> Result<u8, u8> {
         put!("{}", report::explain(policy, size, &plan, &costs, &out));
     }
     draw_files(args, &plan, &costs, &out)?;
+    if let Some(limit) = args.memory_limit {
+        simulate::check_memory(&out, limit).map_err(|e| fail_with(&e))?;
+    }
     Ok(0)
 }
 
@@ -70,8 +81,13 @@ fn usage(text: &str) -> u8 {
 }
 
 /// A whole plan that broke no rule.
-fn proved(policy: Policy, size: Size, copies: usize) -> Result<Plan, u8> {
-    let plan = schedule::plan(policy, size).map_err(|e| fail_with(&e))?;
+fn proved(policy: Policy, size: Size, args: &Schedule) -> Result<Plan, u8> {
+    let copies = args.copies;
+    let mut plan = policy.generate(size).map_err(|e| fail_with(&e))?;
+    if args.recompute {
+        passes::insert_recompute(&mut plan);
+    }
+    passes::lower(&mut plan).map_err(|e| fail_with(&e))?;
     let plan = if copies > 1 { plan.copies(copies) } else { plan };
     let limits = Limits { max_live: Some(policy.max_live(size).repeat(copies)), bytes: None };
     let violations = schedule::verify(&plan, &schedule::assign_slots(&plan), &limits);

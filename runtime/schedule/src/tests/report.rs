@@ -86,14 +86,43 @@ fn a_cluster_that_nobody_can_afford() {
     let cluster = Cluster::parse("4096xH100", 16, 64).expect("a cluster");
     insta::assert_snapshot!(report::cluster(&cluster, Policy::DualPipe, cluster.micro()).expect("it fits"), @"
     4096 H100: 16 ranks a pipeline, 256 pipelines, experts over 64 GPUs; DeepSeek-V3's layers, 60 micro-batches of 4096 tokens each
-    routing                         copies    MB  comm ms  exposed %  step s  bubble %  overhead %  1f1b s  overhead %
-    node-limited, deduplicated        3.18   568     20.1          0    9.87      11.0          35   14.20          55
-    unrestricted, deduplicated        4.63   828     29.3         15   11.75      11.3          45   16.97          62
-    unrestricted, not deduplicated    7.00  1251     44.3         40   15.94      12.1          60   21.46          70
+    routing                         copies    MB  comm ms  exposed %  step s      bubble %  overhead %  1f1b s  overhead %
+    node-limited, deduplicated        3.18   568     20.1          0    9.87     9 to 12.7          35   14.20          55
+    unrestricted, deduplicated        4.63   828     29.3         15   11.75   9.1 to 12.9          45   16.97          62
+    unrestricted, not deduplicated    7.00  1251     44.3         40   15.94  10.5 to 13.3          60   21.46          70
+    overhead by micro-batches, node-limited: 2P 45 %, 3P 38 %, 4P 34 %, 6P 29 %, 8P 27 %, 12P 24 %
     copies: of a token to other nodes; MB: a GPU's to other nodes, a layer's forward and backward; comm: those transfers under compute
     exposed: of a pair's time; overhead: what computing alone on whole GPUs would not take; 1f1b: communication not overlapped
     memory of a GPU: 18638 MiB of weights and gradients, 336 MiB of message buffers, activations of 17 units
     not in the step: the optimiser, the sum of gradients, embedding and head, differences between pipelines
+    ");
+}
+
+#[test]
+fn the_inside_of_a_pair() {
+    insta::assert_snapshot!(report::pair(2, &crate::pair::PairCosts::deepseek_v3()), @"
+    #          stream        launch  start    end     waits for
+    0   communication    combine.B1      0    5.4
+    1         compute  attention.F0      0    4.5
+    2   communication   dispatch.F0    5.4  11.75  attention.F0
+    3         compute    experts.B1    5.4   10.6    combine.B1
+    4   communication   dispatch.B1  11.75  19.95    experts.B1
+    5         compute    experts.W1   10.6   15.6
+    6         compute    experts.F0   15.6   20.4   dispatch.F0
+    7   communication    combine.F0   20.4   28.6    experts.F0
+    8         compute  attention.B1   20.4     30   dispatch.B1
+    9         compute  attention.W1     30   32.4
+    10  communication    combine.B0     30   35.4  attention.B1
+    11        compute  attention.F1   32.4   36.9    combine.F0
+    12  communication   dispatch.F1   36.9  43.25  attention.F1
+    13        compute    experts.B0   36.9   42.1    combine.B0
+    14  communication   dispatch.B0  43.25  51.45    experts.B0
+    15        compute    experts.W0   42.1   47.1
+    16        compute    experts.F1   47.1   51.9   dispatch.F1
+    17  communication    combine.F1   51.9   60.1    experts.F1
+    18        compute  attention.B0   51.9   61.5   dispatch.B0
+    19        compute  attention.W0   61.5   63.9
+    63.9 ms: compute busy 63, communication busy 56.3, both 55.4; 98.4 % of communication is under compute
     ");
 }
 

@@ -49,8 +49,7 @@ fn swapped(plan: &mut Plan, rank: usize, a: &str, b: &str) {
 fn every_generated_plan_is_proved() {
     for policy in Policy::ALL {
         // M = P, M = 2P − 2 and P = 2, where next and previous are the same rank, have hung pipelines elsewhere.
-        for (ranks, micro) in
-            [(1, 2), (2, 2), (2, 4), (2, 8), (3, 6), (4, 4), (4, 6), (4, 8), (4, 16), (5, 10), (8, 14), (8, 20), (16, 40)]
+        for (ranks, micro) in [(1, 2), (2, 2), (2, 4), (2, 8), (3, 6), (4, 4), (4, 6), (4, 8), (4, 16), (5, 10), (8, 14), (8, 20)]
         {
             let size = size(ranks, micro);
             let Ok(plan) = crate::plan(policy, size) else {
