@@ -13,7 +13,7 @@ use tile::{
         build::Build,
         domain::Problem,
         gpu_attend::{self, gpu_attend},
-        gpu_product::{Grouped, Product, Tiling, gpu_grouped, gpu_product},
+        gpu_product::{Epilogue, Grouped, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product},
         gpu_route::gpu_route,
         gpu_scatter_add::gpu_scatter_add,
         gpu_topk::gpu_topk,
@@ -116,6 +116,7 @@ fn products() -> Vec<Kernel> {
             all.push(gpu_grouped(&Grouped { dtype, extents, rows, aligned: true }, None));
         }
     }
+    all.push(gated(Dim::from(5), [136, 72], true));
     numbered(all)
 }
 
@@ -142,7 +143,18 @@ fn large_grouped() -> Vec<Kernel> {
             all.push(gpu_grouped(&Grouped { dtype: DType::BF16, extents, rows, aligned: true }, None));
         }
     }
+    for [groups, k, n] in [[128, 2048, 768], [32, 7168, 2048]] {
+        all.extend([false, true].map(|kept| gated(Dim::from(groups), [k, n], kept)));
+    }
     numbered(all)
+}
+
+/// Both first products of experts and their gate, in one.
+fn gated(groups: Dim, [k, n]: [i64; 2], kept: bool) -> Kernel {
+    let gate = |_: &mut Build, x: &[Expr]| Expr::Map(MapFn::Swiglu, x.to_vec());
+    let extents = [groups, Dim::sym("R"), Dim::from(k), Dim::from(n)];
+    let p = Grouped { dtype: DType::BF16, extents, rows: Some(true), aligned: true };
+    gpu_grouped_map(&p, &Epilogue { matrices: 2, kept, map: Some(&gate) }, None)
 }
 
 /// Routing, choice and sums by index as a mixture of 128 experts and an embedding of 32000 tokens have them.

@@ -22,8 +22,9 @@ pub(super) struct Turn {
     slots: Vec<[String; 2]>,
     /// The stage that a consumer has: its number, and its first byte in shared memory (i32).
     current: BTreeMap<usize, [String; 2]>,
-    /// A stack slot of the barrier to give back when the product under way is done, 0 for none; while one may be under way.
-    under_way: Option<String>,
+    /// A stack slot of the barrier to give back when the products under way are done, 0 for none, and how many there are of a turn; while some may be
+    /// under way.
+    under_way: Option<(String, u32)>,
     /// Products under way, the first first.
     pending: Vec<Pending>,
 }
@@ -299,9 +300,13 @@ impl Emitter<'_> {
             if is_load(s) {
                 continue;
             }
-            if let (Some(under_way), Stmt::Dot(d)) = (self.simt().turn.under_way.clone(), s) {
-                self.wgmma(d, Some(1));
-                // The product before is done, and what it read is free.
+            if let (Some((under_way, count)), Stmt::Dot(d)) = (self.simt().turn.under_way.clone(), s) {
+                if i + 1 < body.len() {
+                    self.wgmma(d, None);
+                    continue;
+                }
+                self.wgmma(d, Some(count));
+                // The products before are done, and what they read is free.
                 self.give_back(&under_way);
                 let [ring] = rings[..] else { base::bug!("one run of copies") };
                 let (r, current) = (&h.rings[ring], self.simt_mut().turn.current.remove(&ring));
@@ -400,15 +405,18 @@ impl Emitter<'_> {
         self.inside(|e| e.asm("mbarrier.arrive.shared::cta.b64 _, [$0];", "r", empty, "i32"));
         self.w.line("}");
     }
-    /// A loop of copies and one product of them: the product of a turn runs while the next is prepared.
+    /// A loop of copies and products of them: those of a turn run while the next is prepared.
     pub(super) fn loop_of_products(&mut self, body: &[Stmt], emit: impl FnOnce(&mut Self)) {
-        let Some(d) = only_product(body) else { return emit(self) };
+        let dots = only_products(body);
+        if dots.is_empty() {
+            return emit(self);
+        }
         let (under_way, zero) = (self.slot("i32"), self.w.int(0, "i32"));
         self.store(&zero, &under_way, "i32");
-        self.simt_mut().turn.under_way = Some(under_way.clone());
+        self.simt_mut().turn.under_way = Some((under_way.clone(), dots.len() as u32));
         emit(self);
         self.simt_mut().turn.under_way = None;
-        self.settle(d, 0, &[]);
+        dots.into_iter().for_each(|d| self.settle(d, 0, &[]));
         self.give_back(&under_way);
     }
     /// Waits until no more than `under_way` products are; the sums of `d` are there then. Registers that it read were `first`.
@@ -567,11 +575,15 @@ struct Operand {
     turned: bool,
 }
 
-/// The product of a loop that has nothing else but a run of copies and scalars, and adds to its sums.
-fn only_product(body: &[Stmt]) -> Option<&Dot> {
-    let (Stmt::Dot(d), before) = body.split_last()? else { return None };
+/// The products at the end of a loop that has nothing else but a run of copies and scalars, each adding to its own sums; none if there is more.
+fn only_products(body: &[Stmt]) -> Vec<&Dot> {
+    let dots: Vec<&Dot> = body.iter().rev().map_while(|s| if let Stmt::Dot(d) = s { Some(d) } else { None }).collect();
+    let before = &body[..body.len() - dots.len()];
     let simple = before.iter().all(|s| is_load(s) || matches!(s, Stmt::Let(..)));
-    (simple && d.accumulate && runs(body).len() == 1).then_some(d)
+    let sums: Vec<Mem> = dots.iter().map(|d| d.c.mem).collect();
+    let apart = (1..sums.len()).all(|i| !sums[..i].contains(&sums[i]));
+    let own = apart && dots.iter().all(|d| d.accumulate && !sums.contains(&d.a.mem));
+    if simple && own && runs(body).len() == 1 { dots } else { Vec::new() }
 }
 
 fn has_loads(body: &[Stmt]) -> bool {

@@ -93,6 +93,14 @@ impl Tiling {
     }
 }
 
+impl Tiling {
+    /// The same with its columns shared out among some matrices.
+    fn beside(self, matrices: usize) -> Tiling {
+        let n = self.n / matrices as i64;
+        Tiling::LEGAL.into_iter().find(|t| t.m == self.m && t.k == self.k && t.n == n).unwrap_or(self)
+    }
+}
+
 /// Whether the extent is a multiple of `n` for certain.
 pub fn is_multiple(d: &Dim, n: i64) -> bool {
     d.try_div(&Dim::from(n)).is_some()
@@ -283,13 +291,29 @@ fn raster(b: &mut Build, number: Expr, [tall, wide]: [Expr; 2], t: Tiling) -> [E
 /// The kernel of a product over ragged rows.
 pub fn gpu_grouped(p: &Grouped, tiling: Option<Tiling>) -> Kernel {
     match p.rows {
-        Some(transposed) => rows(p, transposed, tiling),
+        Some(transposed) => rows(p, transposed, &Epilogue { matrices: 1, kept: false, map: None }, tiling),
         None => outer(p, tiling),
     }
 }
 
+/// What becomes of the products of ragged rows before they leave the registers.
+pub struct Epilogue<'a> {
+    /// How many matrices each row is multiplied by. Their products have the same tiles.
+    pub matrices: usize,
+    /// Whether the products are stored too.
+    pub kept: bool,
+    /// A result from the products at an element, each rounded to the dtype; `None` is the product itself.
+    pub map: Option<&'a dyn Fn(&mut Build, &[Expr]) -> Expr>,
+}
+
+/// Products of the same ragged rows with one or more matrices, and a map of them. Buffers: x, each w, offsets, result, and each product if they are kept.
+pub fn gpu_grouped_map(p: &Grouped, epilogue: &Epilogue, tiling: Option<Tiling>) -> Kernel {
+    let transposed = p.rows.expect("rows of a result");
+    rows(p, transposed, epilogue, tiling)
+}
+
 /// `y[r] = x[r]·w[group of r]`. Tiles are of rows of one group; what no group has is 0.
-fn rows(p: &Grouped, transposed: bool, tiling: Option<Tiling>) -> Kernel {
+fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tiling>) -> Kernel {
     let mut b = Build::new("grouped");
     let [groups, rows, k, n] = &p.extents;
     let one = Dim::from(1);
@@ -299,13 +323,18 @@ fn rows(p: &Grouped, transposed: bool, tiling: Option<Tiling>) -> Kernel {
     let w = Shape { extents: [k, n], strides, batch: vec![(groups, &matrix)], aligned: p.aligned };
     let y = Shape { extents: [rows, n], strides: [n, &one], batch: Vec::new(), aligned: p.aligned };
     let copies = x.copies(p.dtype) && w.copies(p.dtype);
-    let t = tiling.unwrap_or_else(|| Tiling::choose(p.dtype, rows, n, copies));
-    let (xm, wm) = (b.read("x", p.dtype, x.elems()), b.read("w", p.dtype, w.elems()));
+    let t = tiling.unwrap_or_else(|| Tiling::choose(p.dtype, rows, n, copies).beside(epilogue.matrices));
+    let xm = b.read("x", p.dtype, x.elems());
+    let name = |of: &str, i: usize| if epilogue.matrices == 1 { of.to_string() } else { format!("{of}{i}") };
+    let wms: Vec<Mem> = (0..epilogue.matrices).map(|i| b.read(&name("w", i), p.dtype, w.elems())).collect();
     let offsets = b.read("offsets", DType::I32, groups.clone() + Dim::from(1));
     let ym = b.write("y", p.dtype, y.elems());
-    let (x, w) = (x.matrix(&mut b, xm, copies), w.matrix(&mut b, wm, copies));
+    let kept = if epilogue.kept { epilogue.matrices } else { 0 };
+    let kept: Vec<Mem> = (0..kept).map(|i| b.write(&format!("kept{i}"), p.dtype, y.elems())).collect();
+    let x = x.matrix(&mut b, xm, copies);
+    let ws: Vec<Matrix> = wms.into_iter().map(|m| w.matrix(&mut b, m, copies)).collect();
     let store = y.copies(p.dtype);
-    let mut y = y.matrix(&mut b, ym, store);
+    let mut results: Vec<Matrix> = [ym].into_iter().chain(kept).map(|m| y.matrix(&mut b, m, store)).collect();
     let wide = n.ceil_div(&Dim::from(t.n));
     // Every group, and the rows of none, may end in a tile that is not full.
     let tall = rows.floor_div(&Dim::from(t.m)) + groups.clone() + Dim::from(1);
@@ -331,23 +360,44 @@ fn rows(p: &Grouped, transposed: bool, tiling: Option<Tiling>) -> Kernel {
     let limit = b.bind(Expr::select(Expr::lt(group.clone(), groups.clone()), end, total));
     let row = b.bind(start.clone() + (tile_row - tiles_before(start, group.clone())) * Expr::int(t.m));
     let work = b.bind(Expr::lt(row.clone(), limit.clone()));
-    y.axes[0].0 = limit;
+    for y in results.iter_mut() {
+        y.axes[0].0 = limit.clone();
+    }
     let pieces = k.ceil_div(&Dim::from(t.k));
     let pieces = b.dim(&pieces);
     let pieces = b.bind(Expr::select(Expr::lt(group.clone(), groups), pieces, Expr::int(0)));
-    let sums = b.scratch("c", p.dtype.accumulator(), t.m * t.n);
-    let [at, bt] = [("a", t.m), ("b", t.n)].map(|(name, n)| b.scratch(name, scratch_dtype(p.dtype), n * t.k));
+    let elems = Expr::int(t.m * t.n);
+    let sums: Vec<Mem> = (0..epilogue.matrices).map(|i| b.scratch(&name("c", i), p.dtype.accumulator(), t.m * t.n)).collect();
+    let at = b.scratch("a", scratch_dtype(p.dtype), t.m * t.k);
+    let bts: Vec<Mem> = (0..epilogue.matrices).map(|i| b.scratch(&name("b", i), scratch_dtype(p.dtype), t.n * t.k)).collect();
     b.if_(work, |b| {
-        b.fill(sums, Expr::int(t.m * t.n), Build::f(p.dtype.accumulator(), 0.0));
+        for sums in &sums {
+            b.fill(*sums, elems.clone(), Build::f(p.dtype.accumulator(), 0.0));
+        }
         b.range(pieces, |b, piece| {
             let l = b.bind(piece * Expr::int(t.k));
             let batch = [group.clone()];
             x.copy(b, at, [t.m, t.k], [&row, &l], &batch, false);
-            w.copy(b, bt, [t.k, t.n], [&l, &col], &batch, false);
-            let extents = [t.m, t.n, t.k].map(Expr::int);
-            b.dot(extents, x.tile(at, [t.m, t.k]), w.tile(bt, [t.k, t.n]), tile(sums, Expr::int(0), t.n), true);
+            for (w, bt) in ws.iter().zip(&bts) {
+                w.copy(b, *bt, [t.k, t.n], [&l, &col], &batch, false);
+            }
+            for ((w, bt), sums) in ws.iter().zip(&bts).zip(&sums) {
+                let extents = [t.m, t.n, t.k].map(Expr::int);
+                b.dot(extents, x.tile(at, [t.m, t.k]), w.tile(*bt, [t.k, t.n]), tile(*sums, Expr::int(0), t.n), true);
+            }
         });
-        y.copy(b, sums, [t.m, t.n], [&row, &col], &[], true);
+        let (y, kept) = results.split_first().expect("a result");
+        for (kept, sums) in kept.iter().zip(&sums) {
+            kept.copy(b, *sums, [t.m, t.n], [&row, &col], &[], true);
+        }
+        if let Some(map) = epilogue.map {
+            b.each(elems, |b, e| {
+                let products: Vec<Expr> = sums.iter().map(|s| b.bind(Expr::load(*s, e.clone()).cast(p.dtype))).collect();
+                let value = map(b, &products);
+                b.store(sums[0], e, value);
+            });
+        }
+        y.copy(b, sums[0], [t.m, t.n], [&row, &col], &[], true);
     });
     b.finish()
 }

@@ -3,10 +3,15 @@
 use super::{Random, assert_near};
 use crate::{
     interp::{Options, run},
-    ir::{Kernel, Stmt},
-    kernels::gpu_product::{Grouped, Product, Tiling, gpu_grouped, gpu_product},
+    ir::{Expr, Kernel, Stmt},
+    kernels::{
+        build::Build,
+        gpu_product::{Epilogue, Grouped, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product},
+    },
+    verify::verify,
 };
 use base::{DType, Dim, DimEnv};
+use graph::op::MapFn;
 
 /// What the kernel leaves in its last buffer.
 fn last(k: &Kernel, mut buffers: Vec<Vec<f64>>, dims: &DimEnv) -> Vec<f64> {
@@ -147,6 +152,50 @@ fn ragged_rows_with_empty_groups_and_all_in_one() {
             let sums: Vec<f64> = sums.into_iter().map(|x| dtype.round(x)).collect();
             let got = last(&kernel, vec![x, y, at, vec![f64::NAN; sums.len()]], &dims);
             assert_near("w", &got, &sums, near);
+        }
+    }
+}
+
+#[test]
+fn gated_products_of_ragged_rows() {
+    let (k, n, rows) = (24i64, 40i64, 203i64);
+    let offsets = [0i64, 5, 5, 130, 200];
+    for (dtype, transposed, kept) in [(DType::BF16, true, true), (DType::BF16, false, false), (DType::F32, true, true)] {
+        let mut random = Random::new(9);
+        let p = Grouped {
+            dtype,
+            extents: [Dim::from(4), Dim::sym("R"), Dim::from(k), Dim::from(n)],
+            rows: Some(transposed),
+            aligned: true,
+        };
+        let gate = |_: &mut Build, x: &[Expr]| Expr::Map(MapFn::Swiglu, x.to_vec());
+        let kernel = gpu_grouped_map(&p, &Epilogue { matrices: 2, kept, map: Some(&gate) }, None);
+        assert_eq!(verify(&kernel), Vec::<String>::new());
+        let dims: DimEnv = [("R".into(), rows)].into_iter().collect();
+        let mut fill = |n: i64| (0..n).map(|_| dtype.round(random.float())).collect::<Vec<f64>>();
+        let (x, w) = (fill(rows * k), [fill(4 * k * n), fill(4 * k * n)]);
+        let nothing = || vec![f64::NAN; (rows * n) as usize];
+        let mut buffers = vec![x.clone(), w[0].clone(), w[1].clone(), offsets.iter().map(|o| *o as f64).collect(), nothing()];
+        buffers.extend(kept.then(|| [nothing(), nothing()]).into_iter().flatten());
+        run(&kernel, &mut buffers, &dims, Options::default()).unwrap_or_else(|e| panic!("{e}"));
+        let mut want = [nothing(), nothing(), nothing()];
+        for r in 0..rows {
+            let group = (0..4).find(|g| (offsets[*g as usize]..offsets[*g as usize + 1]).contains(&r));
+            for j in 0..n {
+                let product = |w: &[f64]| {
+                    let at = |g: i64, l: i64| if transposed { (g * n + j) * k + l } else { (g * k + l) * n + j };
+                    let sum = |g: i64| (0..k).map(|l| x[(r * k + l) as usize] * w[at(g, l) as usize]).sum::<f64>();
+                    dtype.round(group.map_or(0.0, sum))
+                };
+                let both = [product(&w[0]), product(&w[1])];
+                let at = (r * n + j) as usize;
+                (want[0][at], want[1][at], want[2][at]) = (MapFn::Swiglu.eval(&both), both[0], both[1]);
+            }
+        }
+        // A sum in f32 may round to the neighbour, which the gate multiplies by at most the other product.
+        let near = if dtype == DType::BF16 { 4e-2 } else { 1e-5 };
+        for (i, want) in want.iter().enumerate().take(if kept { 3 } else { 1 }) {
+            assert_near(&format!("result {i}"), &buffers[4 + i], want, near);
         }
     }
 }
