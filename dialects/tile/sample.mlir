@@ -1,5 +1,5 @@
 "tile.kernel"() ({
-^bb0(%v0: i64, %b0: !tile.buffer<f64, "2*T", "read">, %b1: !tile.buffer<f32, "2*T", "read">, %b2: !tile.buffer<bf16, "2*T", "read">, %b3: !tile.buffer<f16, "2*T", "read">, %b4: !tile.buffer<f8E4M3FN, "2*T", "read">, %b5: !tile.buffer<i64, "2*T", "read">, %b6: !tile.buffer<i32, "2*T", "read">, %b7: !tile.buffer<i1, "2*T", "read">, %b8: !tile.buffer<bf16, "T", "write">, %b9: !tile.buffer<f32, "64", "read_write">, %s0: !tile.scratch<f32, 64 : i64>):
+^bb0(%v0: i64, %b0: !tile.buffer<f64, "2*T", "read">, %b1: !tile.buffer<f32, "2*T", "read">, %b2: !tile.buffer<bf16, "2*T", "read">, %b3: !tile.buffer<f16, "2*T", "read">, %b4: !tile.buffer<f8E4M3FN, "2*T", "read">, %b5: !tile.buffer<i64, "2*T", "read">, %b6: !tile.buffer<i32, "2*T", "read">, %b7: !tile.buffer<i1, "2*T", "read">, %b8: !tile.buffer<bf16, "T", "write">, %b9: !tile.buffer<f32, "64", "read_write">, %b10: !tile.buffer<i32, "4", "read">, %s0: !tile.scratch<f32, 64 : i64>):
   %0 = "tile.load"(%b0, %v0) : (!tile.buffer<f64, "2*T", "read">, i64) -> f64
   %v1 = "tile.let"(%0) {id = 1 : i64} : (f64) -> f64
   %1 = "tile.load"(%b1, %v0) : (!tile.buffer<f32, "2*T", "read">, i64) -> f32
@@ -230,9 +230,15 @@
   %122 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %123 = "tile.const"() {value = 1.0 : f64} : () -> i64
   %124 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy"(%s0, %b9, %120, %121, %v0, %122, %123, %124) {rows = 4 : i64, cols = 16 : i64} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write">, i64, i64, i64, i64, i64, i64) -> ()
+  "tile.copy_rows"(%b9, %s0, %b10, %120, %121, %v0, %122, %123, %124) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, !tile.buffer<i32, "4", "read">, i64, i64, i64, i64, i64, i64) -> ()
+  %125 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %126 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %127 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %128 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %129 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy"(%s0, %b9, %125, %126, %v0, %127, %128, %129) {rows = 4 : i64, cols = 16 : i64} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write">, i64, i64, i64, i64, i64, i64) -> ()
   "vector.yield"() : () -> ()
-}) {sym_name = "every_op", grid = "B*floordiv(T + 63, 64)", dims = ["T"], buffers = ["f64", "f32", "bf16", "f16", "e4m3", "i64", "i32", "bool", "odd \"name\"", "z"], scratch = ["s"], vars = [i64, f64, f32, f32, f32, f32, i64, i32, i1, f32, f64, f32, f64, f32, f64, f32, f64, f32, f32, f32, f32, f32, i64, i64, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, i1, i1, i1, i1, i1, i1, i1, i1, f32, f64, f32, f32, f32, f32, i64, i32, i1, f32, i64, i64, i64, i64, i64, i64]} : () -> ()
+}) {sym_name = "every_op", grid = "B*floordiv(T + 63, 64)", dims = ["T"], buffers = ["f64", "f32", "bf16", "f16", "e4m3", "i64", "i32", "bool", "odd \"name\"", "z", "by"], scratch = ["s"], vars = [i64, f64, f32, f32, f32, f32, i64, i32, i1, f32, f64, f32, f64, f32, f64, f32, f64, f32, f32, f32, f32, f32, i64, i64, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, i1, i1, i1, i1, i1, i1, i1, i1, f32, f64, f32, f32, f32, f32, i64, i32, i1, f32, i64, i64, i64, i64, i64, i64]} : () -> ()
 "tile.kernel"() ({
 ^bb0(%v0: i64, %b0: !tile.buffer<bf16, "32*B*T", "read">, %b1: !tile.buffer<bf16, "16*B*S", "read">, %b2: !tile.buffer<bf16, "32*B*S", "read">, %b3: !tile.buffer<i32, "8*B*T", "read">, %b4: !tile.buffer<bf16, "64*B*T", "write">, %b5: !tile.buffer<f32, "4*B*T", "write">, %s0: !tile.scratch<i1, 32 : i64>, %s1: !tile.scratch<f32, 128 : i64>, %s2: !tile.scratch<i1, 8 : i64>, %s3: !tile.scratch<f32, 64 : i64>, %s4: !tile.scratch<f32, 64 : i64>, %s5: !tile.scratch<f32, 128 : i64>, %s6: !tile.scratch<f32, 8 : i64>, %s7: !tile.scratch<f32, 8 : i64>, %s8: !tile.scratch<f32, 8 : i64>, %s9: !tile.scratch<f32, 8 : i64>):
   %0 = "tile.dim"() {index = 0 : i64} : () -> i64

@@ -258,6 +258,17 @@ irdl.dialect @tile {
     irdl.operands(from: %from, to: %to, axes: variadic %i64)
     irdl.attributes {"rows" = %a_rows, "cols" = %a_cols}
   }
+  // The same to scratch, with rows taken by indices.
+  irdl.operation @copy_rows {
+    %from = irdl.base @tile::@buffer
+    %to = irdl.base @tile::@scratch
+    %index = irdl.base @tile::@buffer
+    %i64 = irdl.is i64
+    %a_rows = irdl.base "#builtin.integer"
+    %a_cols = irdl.base "#builtin.integer"
+    irdl.operands(from: %from, to: %to, index: %index, axes: variadic %i64)
+    irdl.attributes {"rows" = %a_rows, "cols" = %a_cols}
+  }
   // A product of tiles.
   irdl.operation @dot {
     %a_buffer = irdl.base @tile::@buffer

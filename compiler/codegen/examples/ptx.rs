@@ -116,7 +116,9 @@ fn products() -> Vec<Kernel> {
             all.push(gpu_grouped(&Grouped { dtype, extents, rows, aligned: true }, None));
         }
     }
-    all.push(gated(Dim::from(5), [136, 72], true));
+    all.push(gated(Dim::from(5), [136, 72], true, None));
+    all.push(gated(Dim::from(5), [136, 72], true, Some(Dim::from(3))));
+    all.push(gated(Dim::from(5), [392, 72], false, Some(Dim::sym("M"))));
     numbered(all)
 }
 
@@ -144,17 +146,18 @@ fn large_grouped() -> Vec<Kernel> {
         }
     }
     for [groups, k, n] in [[128, 2048, 768], [32, 7168, 2048]] {
-        all.extend([false, true].map(|kept| gated(Dim::from(groups), [k, n], kept)));
+        all.extend([false, true].map(|kept| gated(Dim::from(groups), [k, n], kept, None)));
+        all.extend([false, true].map(|kept| gated(Dim::from(groups), [k, n], kept, Some(Dim::sym("T")))));
     }
     numbered(all)
 }
 
 /// Both first products of experts and their gate, in one.
-fn gated(groups: Dim, [k, n]: [i64; 2], kept: bool) -> Kernel {
+fn gated(groups: Dim, [k, n]: [i64; 2], kept: bool, taken: Option<Dim>) -> Kernel {
     let gate = |_: &mut Build, x: &[Expr]| Expr::Map(MapFn::Swiglu, x.to_vec());
     let extents = [groups, Dim::sym("R"), Dim::from(k), Dim::from(n)];
     let p = Grouped { dtype: DType::BF16, extents, rows: Some(true), aligned: true };
-    gpu_grouped_map(&p, &Epilogue { matrices: 2, kept, map: Some(&gate) }, None)
+    gpu_grouped_map(&p, &Epilogue { taken, matrices: 2, kept, map: Some(&gate) }, None)
 }
 
 /// Routing, choice and sums by index as a mixture of 128 experts and an embedding of 32000 tokens have them.

@@ -39,6 +39,16 @@ fn bind(k: &mut Kernel, out: &mut Vec<Stmt>, e: Expr) -> Expr {
     Expr::Var(v)
 }
 
+/// The number of elements of a buffer, as the kernel is passed it.
+pub(crate) fn length(k: &Kernel, buffer: usize) -> Expr {
+    let elems = &k.buffers[buffer].elems;
+    match (elems.known(), k.dims.iter().position(|d| d == elems)) {
+        (Some(n), _) => Expr::int(n),
+        (None, Some(i)) => Expr::Dim(i),
+        (None, None) => base::bug!("{} is not passed the {elems} elements of '{}'", k.name, k.buffers[buffer].name),
+    }
+}
+
 /// To scratch: a lane takes neighbours of 16 bytes, which are inside together. To a buffer: a lane takes an element.
 fn expand(k: &mut Kernel, c: Copy, out: &mut Vec<Stmt>) {
     let load = matches!(c.to, Mem::Scratch(_));
@@ -61,7 +71,17 @@ fn expand(k: &mut Kernel, c: Copy, out: &mut Vec<Stmt>) {
     for (back, [extent, stride, at]) in axes.into_iter().rev().enumerate() {
         let i = match back {
             0 => bind(k, &mut body, at + col.clone()),
-            1 => bind(k, &mut body, at + r.clone()),
+            1 => match c.index {
+                None => bind(k, &mut body, at + r.clone()),
+                Some(by) => {
+                    let n = length(k, by);
+                    let i = bind(k, &mut body, at + r.clone());
+                    let last = Expr::lt(i.clone(), n);
+                    let known = bind(k, &mut body, Expr::select(last.clone(), i, Expr::int(0)));
+                    let row = Expr::load(Mem::Buffer(by), known).cast(DType::I64);
+                    bind(k, &mut body, Expr::select(last, row, Expr::int(-1)))
+                }
+            },
             _ => at,
         };
         let within = Expr::and(Expr::le(Expr::int(0), i.clone()), Expr::lt(i.clone(), extent));

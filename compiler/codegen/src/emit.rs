@@ -6,6 +6,7 @@
 
 mod convert;
 mod float;
+mod gather;
 mod hopper;
 mod math;
 mod product;

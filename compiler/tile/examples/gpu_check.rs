@@ -78,7 +78,7 @@ impl Driver {
         if !dtype.is_float() {
             return p;
         }
-        let n = (bytes / dtype.bytes()).min(1 << 22);
+        let n = (bytes / dtype.bytes()).min(1 << 18);
         let mut state = 1u64;
         let mut next = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -108,7 +108,11 @@ impl Driver {
                 let even = |i: usize| (rows as usize * i / (n - 1)) as i32;
                 cuts.iter().enumerate().map(|(i, c)| (c + even(i)) / 2).collect()
             }
-            ("choice" | "index", DType::I32) => (0..n).map(|_| next(128) as i32).collect(),
+            ("choice", DType::I32) => (0..n).map(|_| next(128) as i32).collect(),
+            ("index", DType::I32) => {
+                let rows = env.get("T").copied().unwrap_or(1).max(1) as u64;
+                (0..n).map(|_| next(rows) as i32).collect()
+            }
             _ => return self.fill(b.dtype, bytes),
         };
         self.upload(&numbers.iter().flat_map(|x| x.to_ne_bytes()).collect::<Vec<_>>())
@@ -385,8 +389,10 @@ fn time(d: &Driver, module: *mut c_void, k: &Kernel, l: &Launch, env: &DimEnv) -
     let flops = if k.name.starts_with("product") {
         2.0 * elems.iter().product::<f64>().sqrt()
     } else if k.name.starts_with("grouped") {
+        // Each matrix of the groups with all rows.
+        let matrices = k.buffers.iter().zip(&elems).filter(|(b, _)| b.name.starts_with('w')).map(|(_, n)| n);
         let offsets = k.buffers.iter().position(|b| b.name == "offsets").map_or(2.0, |i| elems[i]);
-        2.0 * (elems.iter().product::<f64>() / offsets / (offsets - 1.0)).sqrt()
+        2.0 * matrices.sum::<f64>() / (offsets - 1.0) * env.get("R").copied().unwrap_or(0) as f64
     } else {
         0.0
     };

@@ -459,7 +459,10 @@ impl Machine<'_> {
         for (r, col) in (0..c.rows).flat_map(|r| (0..c.cols).map(move |col| (r, col))) {
             let (mut inside, mut index) = (true, 0);
             for (back, [extent, stride, at]) in axes.iter().rev().enumerate() {
-                let i = at + [col, r].get(back).unwrap_or(&0);
+                let i = match (c.index, back) {
+                    (Some(by), 1) => self.index_of(by, at + r)?,
+                    _ => at + [col, r].get(back).unwrap_or(&0),
+                };
                 inside &= (0..*extent).contains(&i);
                 index += i * stride;
             }
@@ -477,6 +480,11 @@ impl Machine<'_> {
             }
         }
         Ok(())
+    }
+    /// An element of a buffer of indices, -1 outside.
+    fn index_of(&mut self, by: usize, at: i64) -> Result<i64, InterpError> {
+        let inside = usize::try_from(at).is_ok_and(|i| i < self.buffers[by].len());
+        if inside { Ok(self.read(Mem::Buffer(by), at)? as i64) } else { Ok(-1) }
     }
     fn dot(&mut self, d: &Dot) -> Result<(), InterpError> {
         let [m, n, k] = [self.int(&d.m)?, self.int(&d.n)?, self.int(&d.k)?];

@@ -162,6 +162,9 @@ pub struct Copy {
     pub cols: i64,
     /// The buffer's axes, two or more.
     pub axes: Vec<Axis>,
+    /// A buffer of i32 by which rows are taken, to scratch: row `r` is at index `index[at + r]` of the last axis but one. Past the end of `index` scratch
+    /// becomes 0.
+    pub index: Option<usize>,
 }
 
 /// An axis of a buffer.

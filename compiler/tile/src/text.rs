@@ -181,11 +181,13 @@ impl Printer<'_> {
         ops.push(op);
     }
     fn copy(&mut self, c: &Copy, ops: &mut Vec<TextOp>) -> TextOp {
-        let mut operands: Vec<TextValue> = [c.from, c.to].map(|m| self.mem(m)).into();
+        let memories = [c.from, c.to].into_iter().chain(c.index.map(Mem::Buffer));
+        let mut operands: Vec<TextValue> = memories.map(|m| self.mem(m)).collect();
         for e in c.exprs() {
             operands.push(self.expr(e, ops));
         }
-        TextOp { operands, attrs: named([("rows", Attr::i64(c.rows)), ("cols", Attr::i64(c.cols))]), ..TextOp::new("tile.copy") }
+        let name = if c.index.is_some() { "tile.copy_rows" } else { "tile.copy" };
+        TextOp { operands, attrs: named([("rows", Attr::i64(c.rows)), ("cols", Attr::i64(c.cols))]), ..TextOp::new(name) }
     }
     fn dot(&mut self, d: &Dot, ops: &mut Vec<TextOp>) -> TextOp {
         let mut operands: Vec<TextValue> = [&d.a, &d.b, &d.c].map(|t| self.mem(t.mem)).into();

@@ -190,6 +190,14 @@ impl Verifier<'_> {
                 self.found.push("a copy of what does not begin at multiples of 16 bytes".into());
             }
         }
+        if let Some(i) = c.index {
+            if self.mem(Mem::Buffer(i)) != Some(DType::I32) {
+                self.found.push("rows by indices that are not i32".into());
+            }
+            if matches!(c.to, Mem::Buffer(_)) {
+                self.found.push("a copy to a buffer by indices".into());
+            }
+        }
         self.written(c.to);
         let at: Vec<&Expr> = c.axes.iter().map(|a| &a.at).collect();
         self.each_turn_its_own(c.to, &at);

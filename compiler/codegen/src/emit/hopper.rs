@@ -1,6 +1,6 @@
 //! What runs on warp groups: barriers, copies by the tensor memory accelerator, products by `wgmma`. What for: `gpu/hopper.rs`.
 
-use super::Emitter;
+use super::{Emitter, gather::arrivals};
 use crate::{
     dot::{Matrix, Tiled},
     gpu::{
@@ -27,6 +27,8 @@ pub(super) struct Turn {
     under_way: Option<(String, u32)>,
     /// Products under way, the first first.
     pending: Vec<Pending>,
+    /// Where all threads of the producer's warp group work: which of them starts the copies of rectangles.
+    gathers: Option<String>,
 }
 
 /// A product under way.
@@ -42,10 +44,11 @@ struct Pending {
 }
 
 /// Registers that producers keep and consumers get, by the number of consumers.
-fn registers(consumers: u32) -> Option<[u32; 2]> {
-    match consumers {
-        2 => Some([40, 232]),
-        3 => Some([32, 160]),
+fn registers(consumers: u32, gathers: bool) -> Option<[u32; 2]> {
+    match (consumers, gathers) {
+        (2, false) => Some([40, 232]),
+        (2, true) => Some([72, 216]),
+        (3, false) => Some([32, 160]),
         _ => None,
     }
 }
@@ -54,14 +57,14 @@ impl Emitter<'_> {
     fn hopper(&self) -> &Hopper {
         self.simt().plan.hopper.as_ref().expect("it runs on warp groups")
     }
-    fn asm(&mut self, text: &str, constraints: &str, operands: &str, types: &str) {
+    pub(super) fn asm(&mut self, text: &str, constraints: &str, operands: &str, types: &str) {
         let memory = if constraints.is_empty() { "~{memory}" } else { ",~{memory}" };
         self.w.line(&format!(
             "llvm.inline_asm has_side_effects asm_dialect = att \"{text}\", \"{constraints}{memory}\" {operands} : ({types}) -> ()"
         ));
     }
     /// `a + n` of i32.
-    fn plus32(&mut self, a: &str, n: i64) -> String {
+    pub(super) fn plus32(&mut self, a: &str, n: i64) -> String {
         if n == 0 {
             return a.to_string();
         }
@@ -87,7 +90,7 @@ impl Emitter<'_> {
         self.inside(|e| {
             for r in &h.rings {
                 for stage in 0..r.stages {
-                    let count = [1, threads / 32];
+                    let count = [arrivals(r), threads / 32];
                     for (side, count) in count.into_iter().enumerate() {
                         let at = e.plus32("%rings", (r.barriers + 8 * (side * r.stages + stage)) as i64);
                         e.asm(&format!("mbarrier.init.shared::cta.b64 [$0], {count};"), "r", &at, "i32");
@@ -100,7 +103,7 @@ impl Emitter<'_> {
         self.asm("bar.sync 0;", "", "", "");
         let count = self.w.int(i64::from(threads), "i64");
         let computes = self.w.cmpi("slt", "%tid", &count, "i64");
-        let registers = registers(h.consumers);
+        let registers = registers(h.consumers, h.gathers());
         self.w.line(&format!("scf.if {computes} {{"));
         self.inside(|e| {
             if let Some([_, more]) = registers {
@@ -115,6 +118,12 @@ impl Emitter<'_> {
                 e.asm(&format!("setmaxnreg.dec.sync.aligned.u32 {fewer};"), "", "", "");
             }
             let elected = e.w.cmpi("eq", "%tid", &count, "i64");
+            if h.gathers() {
+                e.begin_rings(&h);
+                e.simt_mut().turn.gathers = Some(elected);
+                e.alone(|e| e.blocks(body, |e| e.produce(body)));
+                return;
+            }
             e.w.line(&format!("scf.if {elected} {{"));
             e.inside(|e| {
                 e.begin_rings(&h);
@@ -130,7 +139,7 @@ impl Emitter<'_> {
         for p in slots.iter().flatten() {
             self.store(&zero, p, "i32");
         }
-        self.simt_mut().turn = Turn { slots, current: BTreeMap::new(), under_way: None, pending: Vec::new() };
+        self.simt_mut().turn = Turn { slots, current: BTreeMap::new(), under_way: None, pending: Vec::new(), gathers: None };
     }
     /// Waits until the barrier's phase of this parity is over.
     fn wait_barrier(&mut self, at: &str, parity: &str) {
@@ -238,9 +247,30 @@ impl Emitter<'_> {
         let before = self.w.bin("xori", &phase, &one, "i32");
         self.wait_barrier(&empty, &before);
         let full = self.barrier(r, 0, &slot);
-        let bytes: i64 = copies.iter().map(|c| c.rows * c.cols * 2).sum();
-        self.asm(&format!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {bytes};"), "r", &full, "i32");
+        let (gathered, copies): (Vec<&Copy>, Vec<&Copy>) = copies.into_iter().partition(|c| c.index.is_some());
         let start = self.stage_start(r, &slot);
+        match self.simt().turn.gathers.clone() {
+            None => self.start_rectangles(&h, r, &copies, [&full, &start]),
+            Some(elected) => {
+                self.w.line(&format!("scf.if {elected} {{"));
+                self.inside(|e| e.start_rectangles(&h, r, &copies, [&full, &start]));
+                self.w.line("}");
+                if r.gathered {
+                    for c in gathered {
+                        let Mem::Scratch(scratch) = c.to else { base::bug!("a copy to scratch") };
+                        let to = self.plus32(&start, r.offsets[&scratch] as i64);
+                        self.gather_rows(c, &to);
+                    }
+                    self.asm("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [$0];", "r", &full, "i32");
+                }
+            }
+        }
+        self.advance(ring, r, &slot);
+    }
+    /// Starts a stage's copies of rectangles by the tensor memory accelerator: its barrier, and its first byte.
+    fn start_rectangles(&mut self, h: &Hopper, r: &Ring, copies: &[&Copy], [full, start]: [&str; 2]) {
+        let bytes: i64 = copies.iter().map(|c| c.rows * c.cols * 2).sum();
+        self.asm(&format!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {bytes};"), "r", full, "i32");
         for c in copies {
             let Mem::Scratch(scratch) = c.to else { base::bug!("a copy to scratch") };
             let map = h.map_of(self.k, c);
@@ -249,7 +279,7 @@ impl Emitter<'_> {
                 coordinates.iter().map(|x| self.w.op(&format!("arith.trunci {x} : i64 to i32"))).collect();
             let (last, outer) = coordinates.split_last().expect("it has axes");
             for strip in 0..c.cols / STRIP {
-                let to = self.plus32(&start, r.offsets[&scratch] as i64 + strip * c.rows * STRIP_BYTES);
+                let to = self.plus32(start, r.offsets[&scratch] as i64 + strip * c.rows * STRIP_BYTES);
                 let first = self.plus32(last, strip * STRIP);
                 let n = c.axes.len();
                 let places: Vec<String> = (0..n).map(|i| format!("${}", 3 + i)).collect();
@@ -263,7 +293,6 @@ impl Emitter<'_> {
                 self.asm(&text, &constraints, &format!("{to}, %map{map}, {full}, {inner_first}"), &types);
             }
         }
-        self.advance(ring, r, &slot);
     }
 
     // --- consumers ---
@@ -290,6 +319,9 @@ impl Emitter<'_> {
                 let r = &h.rings[*ring];
                 let [slot, phase, full] = self.stage(*ring, r, 0);
                 self.wait_barrier(&full, &phase);
+                if r.gathered {
+                    self.asm("fence.proxy.async.shared::cta;", "", "", "");
+                }
                 let start = self.stage_start(r, &slot);
                 self.clear_outside(&body[runs[run].clone()], r, &start);
                 self.simt_mut().turn.current.insert(*ring, [slot, start]);

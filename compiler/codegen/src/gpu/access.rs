@@ -57,6 +57,7 @@ impl Access {
             }
             Stmt::Copy(c) => {
                 self.read.insert(c.from);
+                self.read.extend(c.index.map(Mem::Buffer));
                 self.written.insert(c.to);
             }
             Stmt::For { body, .. } | Stmt::While { body, .. } => body.iter().for_each(|s| self.stmt(s)),

@@ -72,6 +72,8 @@ pub(crate) struct Ring {
     pub start: usize,
     /// Where its barriers are: full, then empty, one of each a stage. # Units: bytes.
     pub barriers: usize,
+    /// Whether some of the copies take rows by index.
+    pub gathered: bool,
 }
 
 /// How a kernel runs on warp groups.
@@ -132,18 +134,24 @@ impl Hopper {
                     return None;
                 }
                 bytes += usize::try_from(c.rows * c.cols * 2).ok()?.next_multiple_of(ALIGN);
-                h.maps.push(tensor_map(k, buffer, c)?);
+                match c.index {
+                    None => h.maps.push(tensor_map(k, buffer, c)?),
+                    Some(_) if takes_rows(c) => {}
+                    Some(_) => return None,
+                }
             }
+            let gathered = run.iter().any(|c| c.index.is_some());
             // What is copied in several places has one ring.
             let stages = usize::from(!staged);
             if let Some(known) = h.rings.iter_mut().find(|r| r.offsets == offsets) {
                 known.stages &= stages;
+                known.gathered |= gathered;
                 continue;
             }
             if offsets.keys().any(|s| h.ring_of.insert(*s, h.rings.len()).is_some()) {
                 return None;
             }
-            h.rings.push(Ring { offsets, bytes, stages, start: 0, barriers: 0 });
+            h.rings.push(Ring { offsets, bytes, stages, start: 0, barriers: 0, gathered });
         }
         let single: usize = h.rings.iter().filter(|r| r.stages == 1).map(|r| r.bytes).sum();
         h.maps.sort_unstable();
@@ -165,6 +173,10 @@ impl Hopper {
         }
         h.shared_bytes = start + ALIGN;
         (barriers <= BARRIER_BYTES).then_some(h)
+    }
+    /// Whether rows are copied by index, for which all threads of the producer's warp group work.
+    pub(crate) fn gathers(&self) -> bool {
+        self.rings.iter().any(|r| r.gathered)
     }
     /// The number of a copy's tensor map.
     pub(crate) fn map_of(&self, k: &Kernel, c: &Copy) -> usize {
@@ -193,6 +205,11 @@ fn tensor_map(k: &Kernel, buffer: usize, c: &Copy) -> Option<TensorMap> {
     let rows = u32::try_from(c.rows).ok().filter(|r| *r <= 256)?;
     let fits = axes.len() <= 5 && c.cols % STRIP == 0;
     fits.then_some(TensorMap { buffer, dtype: k.buffers[buffer].dtype, axes, rows, cols: STRIP as u32 })
+}
+
+/// Whether a warp group's threads can carry a copy of rows by index.
+fn takes_rows(c: &Copy) -> bool {
+    c.axes.len() == 2 && c.cols % STRIP == 0 && c.rows % (i64::from(GROUP) / 8) == 0
 }
 
 /// The rows of a copy of two axes, if they end where only the run finds out.

@@ -98,7 +98,7 @@ impl Heads {
         let axes =
             self.axes.iter().zip(at).map(|((extent, stride), at)| Axis { extent: extent.clone(), stride: stride.clone(), at });
         let (from, to) = if store { (scratch, self.mem) } else { (self.mem, scratch) };
-        b.push(Stmt::Copy(Copy { from, to, rows, cols: self.n, axes: axes.collect() }));
+        b.push(Stmt::Copy(Copy { from, to, rows, cols: self.n, axes: axes.collect(), index: None }));
     }
 }
 

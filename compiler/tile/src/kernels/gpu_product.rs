@@ -117,6 +117,8 @@ struct Matrix {
     inner: usize,
     /// Whether rectangles can be copied.
     copies: bool,
+    /// The buffer by whose indices rows are taken.
+    index: Option<usize>,
 }
 
 /// What is known of a matrix before it has expressions.
@@ -151,7 +153,7 @@ impl Shape<'_> {
         let batch = self.batch.iter().enumerate().filter(|(_, (_, s))| !s.is(0));
         let batch = batch.map(|(i, (e, s))| (b.dim(e), b.dim(s), i)).collect();
         let axes = [0, 1].map(|i| (b.dim(self.extents[i]), b.dim(self.strides[i])));
-        Matrix { mem, batch, axes, inner: self.inner(), copies }
+        Matrix { mem, batch, axes, inner: self.inner(), copies, index: None }
     }
 }
 
@@ -174,7 +176,7 @@ impl Matrix {
                 axes.push(Axis { extent, stride, at: at[i].clone() });
             }
             let (from, to) = if store { (scratch, self.mem) } else { (self.mem, scratch) };
-            return b.push(Stmt::Copy(Copy { from, to, rows: sizes[outer], cols: sizes[inner], axes }));
+            return b.push(Stmt::Copy(Copy { from, to, rows: sizes[outer], cols: sizes[inner], axes, index: self.index }));
         }
         b.each(Expr::int(sizes[0] * sizes[1]), |b, e| {
             let (inside, index) = self.element(b, &e, sizes, at, batch);
@@ -194,8 +196,20 @@ impl Matrix {
         let width = Expr::int(sizes[inner]);
         let mut i = [Expr::int(0), Expr::int(0)];
         i[outer] = b.bind(at[outer].clone() + Expr::floor_div(e.clone(), width.clone()));
+        if let Some(by) = self.index {
+            let length = b.kernel.buffers[by].elems.clone();
+            let length = b.dim(&length);
+            let last = b.bind(Expr::lt(i[outer].clone(), length));
+            let known = b.bind(Expr::select(last.clone(), i[outer].clone(), Expr::int(0)));
+            let row = Expr::load(Mem::Buffer(by), known).cast(DType::I64);
+            i[outer] = b.bind(Expr::select(last, row, Expr::int(-1)));
+        }
         i[inner] = b.bind(at[inner].clone() + Expr::rem(e.clone(), width));
-        let inside = Expr::and(Expr::lt(i[0].clone(), self.axes[0].0.clone()), Expr::lt(i[1].clone(), self.axes[1].0.clone()));
+        let mut inside =
+            Expr::and(Expr::lt(i[0].clone(), self.axes[0].0.clone()), Expr::lt(i[1].clone(), self.axes[1].0.clone()));
+        if self.index.is_some() {
+            inside = Expr::and(Expr::le(Expr::int(0), i[outer].clone()), inside);
+        }
         let inside = b.bind(inside);
         let moved = self.batch.iter().fold(Expr::int(0), |n, (_, stride, i)| n + batch[*i].clone() * stride.clone());
         let [r, c] = i;
@@ -291,13 +305,15 @@ fn raster(b: &mut Build, number: Expr, [tall, wide]: [Expr; 2], t: Tiling) -> [E
 /// The kernel of a product over ragged rows.
 pub fn gpu_grouped(p: &Grouped, tiling: Option<Tiling>) -> Kernel {
     match p.rows {
-        Some(transposed) => rows(p, transposed, &Epilogue { matrices: 1, kept: false, map: None }, tiling),
+        Some(transposed) => rows(p, transposed, &Epilogue { taken: None, matrices: 1, kept: false, map: None }, tiling),
         None => outer(p, tiling),
     }
 }
 
-/// What becomes of the products of ragged rows before they leave the registers.
+/// How products of ragged rows begin and end.
 pub struct Epilogue<'a> {
+    /// If rows of x are taken by index: how many x has.
+    pub taken: Option<Dim>,
     /// How many matrices each row is multiplied by. Their products have the same tiles.
     pub matrices: usize,
     /// Whether the products are stored too.
@@ -306,7 +322,8 @@ pub struct Epilogue<'a> {
     pub map: Option<&'a dyn Fn(&mut Build, &[Expr]) -> Expr>,
 }
 
-/// Products of the same ragged rows with one or more matrices, and a map of them. Buffers: x, each w, offsets, result, and each product if they are kept.
+/// Products of the same ragged rows with one or more matrices, and a map of them. Buffers: x, each w, the indices if rows are taken by index, offsets,
+/// result, and each product if they are kept.
 pub fn gpu_grouped_map(p: &Grouped, epilogue: &Epilogue, tiling: Option<Tiling>) -> Kernel {
     let transposed = p.rows.expect("rows of a result");
     rows(p, transposed, epilogue, tiling)
@@ -318,7 +335,8 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
     let [groups, rows, k, n] = &p.extents;
     let one = Dim::from(1);
     let matrix = k.clone() * n.clone();
-    let x = Shape { extents: [rows, k], strides: [k, &one], batch: Vec::new(), aligned: p.aligned };
+    let of_x = epilogue.taken.as_ref().unwrap_or(rows);
+    let x = Shape { extents: [of_x, k], strides: [k, &one], batch: Vec::new(), aligned: p.aligned };
     let strides = if transposed { [&one, k] } else { [n, &one] };
     let w = Shape { extents: [k, n], strides, batch: vec![(groups, &matrix)], aligned: p.aligned };
     let y = Shape { extents: [rows, n], strides: [n, &one], batch: Vec::new(), aligned: p.aligned };
@@ -327,11 +345,13 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
     let xm = b.read("x", p.dtype, x.elems());
     let name = |of: &str, i: usize| if epilogue.matrices == 1 { of.to_string() } else { format!("{of}{i}") };
     let wms: Vec<Mem> = (0..epilogue.matrices).map(|i| b.read(&name("w", i), p.dtype, w.elems())).collect();
+    let index = epilogue.taken.as_ref().map(|_| b.read("index", DType::I32, rows.clone()));
     let offsets = b.read("offsets", DType::I32, groups.clone() + Dim::from(1));
     let ym = b.write("y", p.dtype, y.elems());
     let kept = if epilogue.kept { epilogue.matrices } else { 0 };
     let kept: Vec<Mem> = (0..kept).map(|i| b.write(&format!("kept{i}"), p.dtype, y.elems())).collect();
-    let x = x.matrix(&mut b, xm, copies);
+    let mut x = x.matrix(&mut b, xm, copies);
+    x.index = index.map(|m| if let Mem::Buffer(i) = m { i } else { base::bug!("a buffer") });
     let ws: Vec<Matrix> = wms.into_iter().map(|m| w.matrix(&mut b, m, copies)).collect();
     let store = y.copies(p.dtype);
     let mut results: Vec<Matrix> = [ym].into_iter().chain(kept).map(|m| y.matrix(&mut b, m, store)).collect();

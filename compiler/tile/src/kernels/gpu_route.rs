@@ -17,7 +17,7 @@ use base::{DType, Dim};
 use graph::op::{MapFn, Scalar};
 
 /// Chunks of choices: as many as keep the processors of a GPU busy.
-pub const PARTS: i64 = 128;
+pub const PARTS: i64 = 256;
 
 /// The three kernels, in order; the buffers of each are in the page's.
 pub fn gpu_route(p: &Route) -> [Kernel; 3] {

@@ -280,15 +280,22 @@ impl Parser {
                 let (a, b, c) = (tile(a, a0, ar, ac), tile(b, b0, br, bc), tile(c, c0, cr, cc));
                 Stmt::Dot(Dot { m, n, k, a, b, c, accumulate: op.get_bool("accumulate")? })
             }
-            "tile.copy" => {
+            "tile.copy" | "tile.copy_rows" => {
                 let [from, to, numbers @ ..] = &op.operands[..] else { return Err(op.error("expected two memories")) };
                 let (from, to) = (self.mem(op, from)?, self.mem(op, to)?);
+                let (index, numbers) = match numbers.split_first().filter(|_| op.name == "tile.copy_rows") {
+                    None => (None, numbers),
+                    Some((index, numbers)) => match self.mem(op, index)? {
+                        Mem::Buffer(i) => (Some(i), numbers),
+                        Mem::Scratch(_) => return Err(op.error("expected a buffer of indices")),
+                    },
+                };
                 let numbers = numbers.iter().map(|v| self.value(op, v)).collect::<Parsed<Vec<Expr>>>()?;
                 let (axes, []) = numbers.as_chunks::<3>() else { return Err(op.error("expected three numbers an axis")) };
                 let axis =
                     |[extent, stride, at]: &[Expr; 3]| Axis { extent: extent.clone(), stride: stride.clone(), at: at.clone() };
                 let axes = axes.iter().map(axis).collect();
-                Stmt::Copy(Copy { from, to, rows: op.get_int("rows")?, cols: op.get_int("cols")?, axes })
+                Stmt::Copy(Copy { from, to, rows: op.get_int("rows")?, cols: op.get_int("cols")?, axes, index })
             }
             _ => return Err(op.error("no such op in a tile program")),
         })

@@ -160,7 +160,8 @@ fn ragged_rows_with_empty_groups_and_all_in_one() {
 fn gated_products_of_ragged_rows() {
     let (k, n, rows) = (24i64, 40i64, 203i64);
     let offsets = [0i64, 5, 5, 130, 200];
-    for (dtype, transposed, kept) in [(DType::BF16, true, true), (DType::BF16, false, false), (DType::F32, true, true)] {
+    let ways = [(DType::BF16, true, true, None), (DType::BF16, false, false, Some(50)), (DType::F32, true, true, Some(7))];
+    for (dtype, transposed, kept, taken) in ways {
         let mut random = Random::new(9);
         let p = Grouped {
             dtype,
@@ -169,13 +170,19 @@ fn gated_products_of_ragged_rows() {
             aligned: true,
         };
         let gate = |_: &mut Build, x: &[Expr]| Expr::Map(MapFn::Swiglu, x.to_vec());
-        let kernel = gpu_grouped_map(&p, &Epilogue { matrices: 2, kept, map: Some(&gate) }, None);
+        let kernel = gpu_grouped_map(&p, &Epilogue { taken: taken.map(Dim::from), matrices: 2, kept, map: Some(&gate) }, None);
         assert_eq!(verify(&kernel), Vec::<String>::new());
         let dims: DimEnv = [("R".into(), rows)].into_iter().collect();
         let mut fill = |n: i64| (0..n).map(|_| dtype.round(random.float())).collect::<Vec<f64>>();
-        let (x, w) = (fill(rows * k), [fill(4 * k * n), fill(4 * k * n)]);
+        let (x, w) = (fill(taken.unwrap_or(rows) * k), [fill(4 * k * n), fill(4 * k * n)]);
+        // By indices, some of which are outside.
+        let from = |r: i64| taken.map_or(Some(r), |n| Some(r * 5 % (n + 3) - 1).filter(|i| (0..n).contains(i)));
+        let index: Vec<f64> = (0..rows).map(|r| from(r).map_or(-1.0, |i| i as f64)).collect();
         let nothing = || vec![f64::NAN; (rows * n) as usize];
-        let mut buffers = vec![x.clone(), w[0].clone(), w[1].clone(), offsets.iter().map(|o| *o as f64).collect(), nothing()];
+        let mut buffers = vec![x.clone(), w[0].clone(), w[1].clone()];
+        buffers.extend(taken.map(|_| index));
+        buffers.extend([offsets.iter().map(|o| *o as f64).collect(), nothing()]);
+        let first = buffers.len() - 1;
         buffers.extend(kept.then(|| [nothing(), nothing()]).into_iter().flatten());
         run(&kernel, &mut buffers, &dims, Options::default()).unwrap_or_else(|e| panic!("{e}"));
         let mut want = [nothing(), nothing(), nothing()];
@@ -184,8 +191,8 @@ fn gated_products_of_ragged_rows() {
             for j in 0..n {
                 let product = |w: &[f64]| {
                     let at = |g: i64, l: i64| if transposed { (g * n + j) * k + l } else { (g * k + l) * n + j };
-                    let sum = |g: i64| (0..k).map(|l| x[(r * k + l) as usize] * w[at(g, l) as usize]).sum::<f64>();
-                    dtype.round(group.map_or(0.0, sum))
+                    let sum = |g: i64, i: i64| (0..k).map(|l| x[(i * k + l) as usize] * w[at(g, l) as usize]).sum::<f64>();
+                    dtype.round(group.zip(from(r)).map_or(0.0, |(g, i)| sum(g, i)))
                 };
                 let both = [product(&w[0]), product(&w[1])];
                 let at = (r * n + j) as usize;
@@ -195,7 +202,7 @@ fn gated_products_of_ragged_rows() {
         // A sum in f32 may round to the neighbour, which the gate multiplies by at most the other product.
         let near = if dtype == DType::BF16 { 4e-2 } else { 1e-5 };
         for (i, want) in want.iter().enumerate().take(if kept { 3 } else { 1 }) {
-            assert_near(&format!("result {i}"), &buffers[4 + i], want, near);
+            assert_near(&format!("result {i}"), &buffers[first + i], want, near);
         }
     }
 }
