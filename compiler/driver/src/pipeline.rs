@@ -116,6 +116,9 @@ pub fn middle(program: &Program, options: &Options) -> Result<(Module, Vec<egrap
         return Ok((module, Vec::new()));
     }
     let (mut module, reports) = buckets::optimize(&module, options);
+    if options.gpu {
+        passes::run(&mut module, &["expand_thin_contract"], cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
+    }
     passes::run(&mut module, passes::PIPELINE, cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
     Ok((module, reports))
 }

@@ -2,6 +2,7 @@
 
 mod drop_stop_gradient;
 mod expand_attend;
+mod expand_thin_contract;
 mod fold_constants;
 mod hoist_constant;
 mod merge_equal;
@@ -10,6 +11,7 @@ mod simplify_layout;
 
 pub use drop_stop_gradient::drop_stop_gradient;
 pub use expand_attend::expand_attend;
+pub use expand_thin_contract::expand_thin_contract;
 pub use fold_constants::fold_constants;
 pub use hoist_constant::hoist_constant;
 pub use merge_equal::merge_equal;
@@ -45,6 +47,11 @@ pub struct Pass {
 pub const ALL: &[Pass] = &[
     Pass { name: "drop_stop_gradient", about: "removes stop_gradient, once gradients are taken", run: drop_stop_gradient },
     Pass { name: "expand_attend", about: "replaces attention by its definition, before gradients are taken", run: expand_attend },
+    Pass {
+        name: "expand_thin_contract",
+        about: "contractions with an operand that has no axis of its own as products and sums",
+        run: expand_thin_contract,
+    },
     Pass { name: "fold_constants", about: "computes what depends on constants alone", run: fold_constants },
     Pass { name: "hoist_constant", about: "moves what is the same in each turn out of loops", run: hoist_constant },
     Pass { name: "merge_equal", about: "computes the same thing once", run: merge_equal },
