@@ -119,7 +119,7 @@ fn words(line: &str) -> Option<Vec<String>> {
     let mut rest = line.trim();
     while !rest.is_empty() {
         let (word, tail) = match rest.strip_prefix('"') {
-            Some(quoted) => quoted.split_once('"').map(|(w, t)| (w, t))?,
+            Some(quoted) => quoted.split_once('"')?,
             None => rest.split_once(char::is_whitespace).unwrap_or((rest, "")),
         };
         if word.contains('"') {
