@@ -101,13 +101,20 @@ pub fn parse(text: &str) -> Result<Plan, ScheduleError> {
     }
     let (policy, num_micro, placement) = match header {
         Some(header) => header,
-        None => infer(&actions).map_err(|what| ScheduleError::Text { line: actions.len(), what })?,
+        None => infer(&actions).map_err(|what| ScheduleError::Text { line: actions.len().max(1), what })?,
     };
     if placement.num_ranks() > actions.len() {
         let what = format!("the placement names rank {}, and there are {} lines", placement.num_ranks() - 1, actions.len());
         return Err(ScheduleError::Text { line: 1, what });
     }
     let placement = Placement::new(actions.len(), placement.ranks().to_vec());
+    // Every unit has a forward and a backward. A number that is far off, such as a slip of the pen, is told before memory is set aside for it.
+    let cells: usize = actions.iter().map(Vec::len).sum();
+    let units = num_micro.saturating_mul(placement.num_dirs() * placement.num_stages());
+    if units > 2 * cells + 16 {
+        let what = format!("{num_micro} micro-batches through {} stages, and only {cells} cells", placement.num_stages());
+        return Err(ScheduleError::Text { line: 1, what });
+    }
     Ok(Plan { policy, placement, num_micro, actions })
 }
 

@@ -36,7 +36,7 @@ pub fn svg(plan: &Plan, simulated: &Simulated, unit: &str) -> String {
     let lengths =
         computes.filter_map(|(_, n)| n.map(|n| simulated.spans[n.index()])).map(|s| s.end - s.start).filter(|d| *d > 0.0);
     let shortest = lengths.fold(end, f64::min);
-    let width = (LEFT + RIGHT + 3.0 * CHARACTER * end / shortest).clamp(WIDTH[0], WIDTH[1]).round();
+    let width = (LEFT + RIGHT + 3.1 * CHARACTER * end / shortest).clamp(WIDTH[0], WIDTH[1]).round();
     let scale = (width - LEFT - RIGHT) / end;
     let bottom = TOP + lanes as f64 * (LANE + GAP);
     let mut out = String::new();

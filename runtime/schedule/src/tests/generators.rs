@@ -121,3 +121,42 @@ fn generators_are_torchs() {
     }
     assert_eq!(compared, 123);
 }
+
+#[test]
+fn text_that_is_no_plan_is_refused() {
+    let mut out = String::new();
+    for text in [
+        "",
+        "0F0,0X0",
+        "0F0,F0",
+        "0F0\n0F99999999999",
+        "0F4000000000",
+        "schedule x micro 99999999999999999 placement 0\n0F0,0B0",
+        "schedule x micro 1 placement 0 5\n0F0,0B0",
+        "schedule x micro 1 placement 0 1/0\n0F0,0B0\n",
+        "schedule x micro one placement 0\n",
+        "0F0,(0F1;0F0)OVERLAP_F_B",
+        "0F0,0RECV_F0",
+        "0F0,2F0",
+        "d70000:0F0",
+        "0F0,d1:0UPDATE",
+    ] {
+        out += &format!("{}\n", text::parse(text).expect_err("it is no plan"));
+    }
+    insta::assert_snapshot!(out, @"
+    line 1: no forward anywhere
+    line 1: '0X0' is no action
+    line 1: 'F0' is no action
+    line 2: '0F99999999999' is no action
+    line 1: 4000000001 micro-batches through 1 stages, and only 1 cells
+    line 1: 99999999999999999 micro-batches through 1 stages, and only 2 cells
+    line 1: the placement names rank 5, and there are 1 lines
+    line 1: every direction has the same stages, and at least one
+    line 1: a header is 'schedule NAME micro N placement RANK RANK …/RANK …'
+    line 1: '(0F1;0F0)OVERLAP_F_B': a pair is a forward and a whole backward
+    line 1: '0RECV_F0': nothing comes before stage 0
+    line 1: no forward of stage 1 in direction 0
+    line 1: 'd70000:0F0' is no action
+    line 1: 'd1:0UPDATE' is no action
+    ");
+}
