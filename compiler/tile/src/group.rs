@@ -7,7 +7,7 @@
 
 use crate::{
     fused::num_parts,
-    lower::Options,
+    lower::{Options, experts},
     view::{StridedView, row_major},
 };
 use base::{Dim, TensorType};
@@ -106,7 +106,7 @@ fn takes_strides(op: &Op) -> bool {
 
 /// Decides for the whole function. Without `fuse` every value that some arithmetic makes is stored; with `parts` every reduction that is taken in
 /// parts.
-pub fn group(func: &Func, Options { fuse, parts, .. }: Options) -> Grouping {
+pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Grouping {
     let n = func.nodes.len();
     let mut g = Grouping { root: vec![false; n], reads: vec![Vec::new(); n] };
     // Full recomputation costs, as if nothing were stored below.
@@ -118,6 +118,9 @@ pub fn group(func: &Func, Options { fuse, parts, .. }: Options) -> Grouping {
             cost[i] = node.inputs.iter().map(|v| cost[v.node.0 as usize] * times).fold(op_cost(&node.op), u32::saturating_add);
         }
     }
+    // Rows that come with the loads of a step.
+    let loaded: BTreeSet<NodeId> =
+        if products && fuse { experts::find(func).into_iter().filter_map(|g| g.gather).collect() } else { BTreeSet::new() };
     // The roots that use a node inline.
     let mut users: Vec<BTreeSet<NodeId>> = vec![BTreeSet::new(); n];
     let mut forced = vec![false; n];
@@ -143,7 +146,7 @@ pub fn group(func: &Func, Options { fuse, parts, .. }: Options) -> Grouping {
         };
         g.root[i] = is_root;
         let as_users = if is_root { BTreeSet::from([id]) } else { users[i].clone() };
-        let is_fused_op = is_inline(&node.op) || matches!(node.op, Op::Reduce(..));
+        let is_fused_op = (is_inline(&node.op) || matches!(node.op, Op::Reduce(..))) && !loaded.contains(&id);
         for (k, v) in node.inputs.iter().enumerate() {
             let j = v.node.0 as usize;
             users[j].extend(&as_users);

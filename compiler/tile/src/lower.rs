@@ -227,7 +227,16 @@ impl Lowerer<'_> {
         targets: Vec<Target>,
         depth: usize,
     ) -> Result<Vec<Step>, TargetError> {
-        let grouping = group(func, self.options);
+        let mut grouping = group(func, self.options);
+        let fuses = self.options.products && self.options.fuse;
+        let gates = if fuses { experts::steps(func, &grouping) } else { BTreeMap::new() };
+        let skipped: BTreeSet<NodeId> = gates.values().flat_map(experts::Gate::skipped).collect();
+        for (at, gate) in &gates {
+            // What the skipped would read is read there.
+            let reads = gate.skipped().filter(|n| *n != gate.map).flat_map(|n| grouping.reads[n.0 as usize].clone());
+            let reads: Vec<Value> = reads.collect();
+            grouping.reads[at.0 as usize].extend(reads);
+        }
         let mut places: Vec<Vec<Option<StridedView>>> = func.nodes.values().map(|n| vec![None; n.types.len()]).collect();
         for (i, view) in args.into_iter().enumerate() {
             places[i][0] = Some(view);
@@ -271,9 +280,12 @@ impl Lowerer<'_> {
         }
         for (id, node) in func.nodes.iter() {
             self.constrain(func, id);
-            if b.grouping.root[id.0 as usize] && !b.absorbed.contains(&id) {
+            if b.grouping.root[id.0 as usize] && !b.absorbed.contains(&id) && !skipped.contains(&id) {
                 let first = b.steps.len();
-                self.root(&mut b, id)?;
+                match gates.get(&id) {
+                    Some(gate) => self.gate(&mut b, gate),
+                    None => self.root(&mut b, id)?,
+                }
                 for step in &b.steps[first..] {
                     if let Step::Launch { kernel, .. } = step {
                         let (func, loops) = (self.func.clone(), self.loops.clone());
@@ -762,5 +774,6 @@ fn sum_into_argument(b: &Body, v: Value) -> Option<(NodeId, usize)> {
     }
 }
 
+pub(crate) mod experts;
 #[cfg(test)]
 mod tests;
