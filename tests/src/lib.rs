@@ -11,4 +11,6 @@ mod mutations;
 #[cfg(test)]
 mod random;
 #[cfg(test)]
+mod ranks;
+#[cfg(test)]
 mod reference;

@@ -43,6 +43,8 @@ pub enum Command {
     Viz(Viz),
     /// Train a model on a file of text.
     Train(Train),
+    /// Run a command as several ranks on this machine.
+    Launch(Launch),
     /// Continue a prompt.
     Generate(Generate),
     /// Plan a training step over ranks: print, prove, simulate, draw.
@@ -338,6 +340,89 @@ pub struct Train {
     /// Print the time of each kind of step at the end.
     #[arg(long)]
     pub profile: bool,
+    #[command(flatten)]
+    /// Over several ranks.
+    pub ranks: Ranks,
+}
+
+/// How the ranks of one process run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// At once, a thread each.
+    Threads,
+    /// One after the other, always in one order.
+    Replay,
+}
+
+/// What carries messages between processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Carrier {
+    /// Connections of our own.
+    Tcp,
+    /// MPI, in a `lode` that was built with it.
+    Mpi,
+}
+
+/// Training over ranks.
+#[derive(Debug, Args)]
+pub struct Ranks {
+    /// Ranks of a pipeline: the model is cut into stages. Under `lode launch`, `mpirun`, `srun` or `torchrun` a process is a rank, and this
+    /// follows from their number; otherwise all ranks are of this process.
+    #[arg(long, env = "LODE_RANKS")]
+    pub ranks: Option<usize>,
+    /// The order of computing: 1f1b interleaved zb1p zbv dualpipe dualpipev.
+    #[arg(long, default_value = "1f1b", env = "LODE_SCHEDULE")]
+    pub schedule: String,
+    /// Stages a rank, for `interleaved`.
+    #[arg(long, default_value_t = 2)]
+    pub chunks: usize,
+    /// Pipelines side by side, each with its part of the batch.
+    #[arg(long, default_value_t = 1, env = "LODE_REPLICAS")]
+    pub replicas: usize,
+    /// Which stage has which layers: `Et|tt|tL`, E what comes before them, L what comes after. Without it, even by cost.
+    #[arg(long)]
+    pub layout: Option<String>,
+    /// How the ranks of one process run.
+    #[arg(long, value_enum, default_value_t = Engine::Threads, env = "LODE_ENGINE")]
+    pub engine: Engine,
+    /// What carries messages between processes.
+    #[arg(long, value_enum, default_value_t = Carrier::Tcp, env = "LODE_FABRIC")]
+    pub fabric: Carrier,
+    /// How long a rank waits for another's message. # Units: seconds.
+    #[arg(long, default_value_t = 120.0, env = "LODE_TIMEOUT")]
+    pub timeout: f64,
+    /// Send with every message what it is, and check that.
+    #[arg(long, env = "LODE_CHECK_MESSAGES")]
+    pub check_messages: bool,
+    /// This process's rank, where no launcher says it.
+    #[arg(long)]
+    pub rank: Option<usize>,
+    /// How many processes there are.
+    #[arg(long)]
+    pub world_size: Option<usize>,
+    /// This process's number on its machine.
+    #[arg(long)]
+    pub local_rank: Option<usize>,
+    /// Where rank 0 listens: `host:port`.
+    #[arg(long)]
+    pub rendezvous: Option<String>,
+}
+
+/// `lode launch`.
+#[derive(Debug, Args)]
+pub struct Launch {
+    /// How many processes.
+    #[arg(short)]
+    pub n: usize,
+    /// How often all are started again after one failed; training then goes on from the last checkpoint.
+    #[arg(long, default_value_t = 0)]
+    pub restarts: usize,
+    /// After one failed, how long the others have to end by themselves. # Units: seconds.
+    #[arg(long, default_value_t = 5.0)]
+    pub grace: f64,
+    /// The command, such as `lode train …`.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    pub command: Vec<String>,
 }
 
 /// `lode generate`.

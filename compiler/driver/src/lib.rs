@@ -9,6 +9,7 @@ pub mod link;
 pub mod picture;
 pub mod pipeline;
 pub mod report;
+pub mod stages;
 
 use clap::Parser;
 use cli::{Cli, Command};
@@ -28,6 +29,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => commands::bench::run(args, format),
         Command::Viz(args) => commands::viz::run(args, format),
         Command::Train(args) => commands::train::run(args, format),
+        Command::Launch(args) => commands::launch::run(args),
         Command::Generate(args) => commands::generate::run(args, format),
         Command::Schedule(args) => commands::schedule::run(args),
         Command::Tune(args) => commands::tune::run(args, format),

@@ -110,6 +110,12 @@ pub fn middle(program: &Program, options: &Options) -> Result<(Module, Vec<egrap
         grad.name = "grad".into();
         module.funcs.push(grad);
     }
+    optimize(module, options)
+}
+
+/// graph → [e-graph] → graph: functions whose gradients are taken, normalised and optimised.
+pub fn optimize(mut module: Module, options: &Options) -> Result<(Module, Vec<egraph::Report>), BackError> {
+    let internal = |e: String| BackError::Internal(e);
     passes::run(&mut module, &["drop_stop_gradient"], cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
     passes::run(&mut module, passes::PIPELINE, cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
     if options.no_optimize {

@@ -132,6 +132,7 @@ fn a_c_program_gets_what_run_gives() {
         [
             "entry forward",
             "entry loss",
+            "entry norm",
             "entry update",
             "entry grad",
             "param table 1 [6, 4]",
@@ -140,7 +141,7 @@ fn a_c_program_gets_what_run_gives() {
             "port output 1 1 [B, T, 6]",
             "status 704 E0704: input 'layers.1.scale': f32[3] is not f32[4]",
             "status 701 E0701: there is no entry 'backward'",
-            "  help: the library has forward, loss, update, grad",
+            "  help: the library has forward, loss, norm, update, grad",
             "status 704 E0704: input 'output': the last run gave none",
         ]
     );

@@ -20,7 +20,7 @@ mod split;
 #[cfg(test)]
 mod tests;
 
-pub use split::{Split, split};
+pub use split::{Split, cut_off, split};
 
 use crate::{
     build::Builder,
@@ -105,19 +105,46 @@ pub fn grad(func: &Func, wrt: &[usize], seed: Seed) -> Result<Func, AutodiffErro
         }
         chosen[*i] = true;
     }
-    let varied = flow::varied(func, &chosen);
-    let (mut out, mut adjoints) = (func.clone(), Adjoints::new(func));
-    if varied[objective.value.node.index()][objective.value.index as usize] {
+    let mut out = func.clone();
+    let mut seeds = Vec::new();
+    if flow::varied(func, &chosen)[objective.value.node.index()][objective.value.index as usize] {
         let one = Builder::new(&mut out).constant(1.0, ty.dtype);
-        adjoints.add(&mut Builder::new(&mut out), objective.value, one);
+        seeds.push((objective.value, one));
     }
-    reverse(&mut out, &varied, &mut adjoints, seed.remat)?;
-    for i in wrt {
-        let mut b = Builder::new(&mut out);
-        let value = adjoints.get(func.arg_value(*i)).unwrap_or_else(|| b.full_like(func.arg_value(*i), 0.0));
+    let gradients = pull_back(&mut out, &seeds, wrt, seed.remat)?;
+    for (i, value) in wrt.iter().zip(gradients) {
         out.output(&func.args[*i].name, Role::Grad, value);
     }
     Ok(out)
+}
+
+/// Appends to `func` what takes gradients from values to arguments: each seed is a value and its gradient, of the same type. The gradients
+/// of the arguments of `wrt`, zeros where they do not matter.
+///
+/// # Errors
+/// If an argument is not of floats, or an op on the way has no derivative.
+pub fn pull_back(func: &mut Func, seeds: &[(Value, Value)], wrt: &[usize], remat: Remat) -> Result<Vec<Value>, AutodiffError> {
+    let mut chosen = vec![false; func.args.len()];
+    for i in wrt {
+        let ty = func.arg_type(*i);
+        if !ty.dtype.is_float() {
+            return Err(AutodiffError::NotFloat { name: func.args[*i].name.clone(), ty: ty.to_string() });
+        }
+        chosen[*i] = true;
+    }
+    let varied = flow::varied(func, &chosen);
+    let mut adjoints = Adjoints::new(func);
+    for (value, gradient) in seeds {
+        if varied[value.node.index()][value.index as usize] {
+            adjoints.add(&mut Builder::new(func), *value, *gradient);
+        }
+    }
+    reverse(func, &varied, &mut adjoints, remat)?;
+    let gradient = |i: &usize| {
+        let arg = func.arg_value(*i);
+        adjoints.get(arg).unwrap_or_else(|| Builder::new(func).full_like(arg, 0.0))
+    };
+    Ok(wrt.iter().map(gradient).collect())
 }
 
 /// The gradients found so far of the results of the forward nodes.

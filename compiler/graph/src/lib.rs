@@ -12,6 +12,7 @@ pub mod op;
 pub mod passes;
 pub mod random;
 pub mod shrink;
+pub mod stages;
 pub mod text;
 pub mod verify;
 

@@ -1,8 +1,9 @@
-//! The entry points of training: `loss` and `update`.
+//! The entry points of training: `loss`, `norm` and `update`.
 //!
-//! `loss`: parameters, states, the batch and a weight for each token's loss to Σ wᵢ·lossᵢ + Σw·penalties, and the tallies. `update`:
-//! parameters, states, gradients, tallies, moments and the scalars `lr`, `step`, `clip` to the next parameters, states and moments and
-//! the gradient's norm: clipping, the optimiser for each parameter, the `after step` blocks.
+//! `loss`: parameters, states, the batch and a weight for each token's loss to Σ wᵢ·lossᵢ + Σw·penalties, and the tallies. `norm`: gradients
+//! to the sum of squares of each, by layer, under the parameter's name; the run-time adds them up, so that the norm is the same wherever
+//! layers live. `update`: parameters, states, gradients, tallies, moments and the scalars `lr`, `step`, `clip`, `grad_norm` to the next
+//! parameters, states and moments: clipping, the optimiser for each parameter, the `after step` blocks.
 
 use crate::{
     elaborate::{AfterStep, Elaborator, Stop},
@@ -19,7 +20,7 @@ use graph::{
 use std::collections::BTreeMap;
 use syntax::ast;
 
-/// Adds `loss` and `update` to the module; the mistakes of both are told.
+/// Adds `loss`, `norm` and `update` to the module; the mistakes of both are told.
 pub(crate) fn entries(
     modules: &Modules,
     train: &ast::Train,
@@ -29,6 +30,7 @@ pub(crate) fn entries(
 ) {
     let mut e = Elaborator::new(modules, diags);
     let (tallies, after) = loss(&mut e, train, module).unwrap_or_default();
+    norm(module);
     let mut e = Elaborator::new(modules, diags);
     e.push_call(modules.root, ast::FuncKind::Model);
     set(&mut e, train, settings);
@@ -91,6 +93,25 @@ fn loss(e: &mut Elaborator, train: &ast::Train, module: &mut Module) -> Result<(
     let frames = std::mem::replace(&mut e.frames, Frames::new());
     module.funcs.push(frames.finish("loss", &all, outputs));
     Ok((tallies, std::mem::take(&mut e.after_steps)))
+}
+
+/// Adds `norm`: Σ g² of each parameter, by layer.
+fn norm(module: &mut Module) {
+    let mut frames = Frames::new();
+    let (mut args, mut outputs) = (Vec::new(), Vec::new());
+    for p in module.params.iter().filter(|p| p.role == Role::Param) {
+        args.push((Role::Grad, p.name.clone(), p.ty.clone()));
+        let mut g = frames.entry_arg(&p.name, Role::Grad, &p.ty);
+        if p.ty.dtype != DType::F32 {
+            g = frames.op(Op::Cast(DType::F32), &[g]);
+        }
+        let square = frames.op(Op::Map(MapFn::Mul), &[g, g]);
+        let layers = p.name.split('.').filter(|part| part.starts_with('*')).count();
+        let axes: Vec<usize> = (layers..p.ty.rank()).collect();
+        let sum = if axes.is_empty() { square } else { frames.op(Op::Reduce(ReduceFn::Sum, axes), &[square]) };
+        outputs.push((p.name.clone(), Role::Result, sum));
+    }
+    module.funcs.push(frames.finish("norm", &args, outputs));
 }
 
 /// The `set` entries and the optimiser's `lr`.
@@ -169,22 +190,13 @@ fn update(
     for p in &trained {
         args.extend((0..moments).map(|k| (Role::Moment, format!("{}#{k}", p.name), moment_type(p))));
     }
-    args.extend(["lr", "step", "clip"].map(|n| (Role::Scalar, n.to_string(), scalar.clone())));
+    args.extend(["lr", "step", "clip", "grad_norm"].map(|n| (Role::Scalar, n.to_string(), scalar.clone())));
     let arg = |e: &mut Elaborator, role: Role, name: &str| {
         let (_, _, ty) =
             args.iter().find(|(r, n, _)| *r == role && n == name).unwrap_or_else(|| base::bug!("no argument {name}"));
         e.frames.entry_arg(name, role, ty)
     };
-    // ‖g‖ = √Σ g², one sum per parameter, in order of declaration.
-    let mut sum = e.frames.constant(0.0, DType::F32);
-    for p in &trained {
-        let g = arg(e, Role::Grad, &p.name);
-        let g = cast(e, g, DType::F32);
-        let square = e.frames.op(Op::Map(MapFn::Mul), &[g, g]);
-        let part = e.frames.op(Op::Reduce(ReduceFn::Sum, (0..p.ty.rank()).collect()), &[square]);
-        sum = e.frames.op(Op::Map(MapFn::Add), &[sum, part]);
-    }
-    let norm = e.frames.op(Op::Map(MapFn::Sqrt), &[sum]);
+    let norm = arg(e, Role::Scalar, "grad_norm");
     // min(1, clip / (norm + 1e-6)), 1 if clip ≤ 0.
     let clip = arg(e, Role::Scalar, "clip");
     let (zero, one, small) =
@@ -227,7 +239,6 @@ fn update(
         run_after_step(e, block, &mut states)?;
     }
     outputs.extend(states.into_iter().map(|(n, t)| (n, Role::State, t)));
-    outputs.push(("grad_norm".into(), Role::Scalar, norm));
     if !e.diags.is_empty() {
         return Err(Stop);
     }

@@ -1,10 +1,12 @@
-//! Weight files and checkpoints: one safetensors file each. It is written under another name, forced to the disk and renamed, so that a
-//! checkpoint is whole or not there. Our files carry a checksum of their data; the same tensors give the same bytes.
+//! Weight files and checkpoints: a safetensors file, or, of a run over ranks, one a stage in a folder `step-N/` and an index `step-N.json`
+//! that names them, written last. A file is written under another name, forced to the disk and renamed, so that a checkpoint is whole or not
+//! there. Our files carry a checksum of their data; the same tensors give the same bytes. Tensors are keyed by their name in the whole
+//! model, with the number of their layer, so a run may go on with other stages than it was saved with.
 //! # Source: the safetensors format: 8 bytes of length, a JSON head, data.
 
 use crate::{ExecError, HostTensor, store::Store};
 use base::DType;
-use library::{Manifest, Role};
+use library::{Manifest, Role, names};
 use safetensors::{Dtype, SafeTensors};
 use std::{
     cmp::Reverse,
@@ -18,6 +20,8 @@ use std::{
 pub(crate) const MOMENT: &str = "moment:";
 /// The checksum's name among the metadata.
 const CHECKSUM: &str = "checksum";
+/// The extension of the index of a checkpoint in parts.
+const INDEX: &str = "json";
 
 /// A tensor of a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,10 +64,14 @@ fn hash(start: u64, bytes: &[u8]) -> u64 {
 }
 
 /// The checksum of tensors, by name.
-fn checksum<'p>(pieces: impl Iterator<Item = &'p Piece<'p>>) -> String {
+fn sum<'p>(pieces: impl Iterator<Item = &'p Piece<'p>>) -> u64 {
     let mut sorted: Vec<&Piece> = pieces.collect();
     sorted.sort_by(|a, b| a.name.cmp(&b.name));
-    format!("{:016x}", sorted.iter().fold(0, |h, p| hash(hash(h, p.name.as_bytes()), p.bytes)))
+    sorted.iter().fold(0, |h, p| hash(hash(h, p.name.as_bytes()), p.bytes))
+}
+
+fn checksum<'p>(pieces: impl Iterator<Item = &'p Piece<'p>>) -> String {
+    format!("{:016x}", sum(pieces))
 }
 
 impl<'a> Contents<'a> {
@@ -91,6 +99,23 @@ impl<'a> Contents<'a> {
         out.foreign.sort();
         if out.metadata.get(CHECKSUM).is_some_and(|sum| *sum != checksum(out.pieces.values())) {
             return Err(failed("its checksum is wrong".into()));
+        }
+        Ok(out)
+    }
+}
+
+impl<'a> Contents<'a> {
+    /// The tensors of several files, with the metadata of the first.
+    ///
+    /// # Errors
+    /// E0705 if one is truncated or damaged.
+    pub(crate) fn parse_all(files: &'a [(PathBuf, Vec<u8>)]) -> Result<Contents<'a>, ExecError> {
+        let mut out = Contents::default();
+        for (path, bytes) in files {
+            let part = Contents::parse(bytes, path)?;
+            out.pieces.extend(part.pieces);
+            out.foreign.extend(part.foreign);
+            part.metadata.into_iter().for_each(|(k, v)| _ = out.metadata.entry(k).or_insert(v));
         }
         Ok(out)
     }
@@ -125,14 +150,21 @@ fn write_pieces(path: &Path, mut pieces: Vec<Piece>, metadata: &[(&str, String)]
     }
     head.push('}');
     head.push_str(&" ".repeat(head.len().next_multiple_of(8) - head.len()));
+    write_whole(path, |file| {
+        file.write_all(&(head.len() as u64).to_le_bytes())?;
+        file.write_all(head.as_bytes())?;
+        pieces.iter().try_for_each(|p| file.write_all(p.bytes))
+    })
+}
+
+/// Writes a file that is whole or not there.
+fn write_whole(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<(), ExecError> {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = path.with_extension("new");
     let save = || -> std::io::Result<()> {
         fs::create_dir_all(parent)?;
         let mut file = BufWriter::new(File::create(&temporary)?);
-        file.write_all(&(head.len() as u64).to_le_bytes())?;
-        file.write_all(head.as_bytes())?;
-        pieces.iter().try_for_each(|p| file.write_all(p.bytes))?;
+        fill(&mut file)?;
         file.into_inner()?.sync_all()?;
         fs::rename(&temporary, path)?;
         File::open(parent)?.sync_all()
@@ -171,33 +203,115 @@ pub struct Identity {
 /// # Errors
 /// E0705.
 pub fn save(store: &mut Store, manifest: &Manifest, folder: &Path, step: u64, identity: &Identity) -> Result<PathBuf, ExecError> {
-    let mut pieces = store.pieces(manifest);
-    for ((role, name), slot) in store.iter() {
-        if role == Role::Moment {
-            let (name, shape) = (format!("{MOMENT}{name}"), slot.shape.clone());
-            pieces.push(Piece { name, dtype: slot.dtype, shape, bytes: slot.memory.bytes() });
-        }
-    }
     let path = folder.join(format!("step-{step:08}.safetensors"));
-    let metadata = [
-        ("format", "lode-checkpoint-1".to_string()),
-        ("step", step.to_string()),
-        ("identity", identity.run.clone()),
-        ("schedule", identity.schedule.clone()),
-    ];
-    write_pieces(&path, pieces, &metadata)?;
+    write_pieces(&path, pieces(store, manifest), &metadata(step, identity))?;
     Ok(path)
 }
 
-/// The checkpoints of a folder, newest first.
+/// Saves the same of a stage as a part of a checkpoint; the checksum of its tensors.
+///
+/// # Errors
+/// E0705.
+pub(crate) fn save_part(
+    store: &Store,
+    manifest: &Manifest,
+    folder: &Path,
+    (step, stage): (u64, usize),
+    identity: &Identity,
+) -> Result<(), ExecError> {
+    write_pieces(&folder.join(part(step, stage)), pieces(store, manifest), &metadata(step, identity))
+}
+
+/// The checksum of all that a checkpoint of these parameters holds.
+pub(crate) fn checksum_of(store: &Store, manifest: &Manifest) -> u64 {
+    sum(pieces(store, manifest).iter())
+}
+
+/// Writes the index that makes a checkpoint of its parts: `sums` are their checksums, by stage.
+///
+/// # Errors
+/// E0705.
+pub(crate) fn save_index(folder: &Path, step: u64, sums: &[u64], identity: &Identity) -> Result<PathBuf, ExecError> {
+    let parts: Vec<_> =
+        (0..sums.len()).map(|i| serde_json::json!({"file": part(step, i), CHECKSUM: format!("{:016x}", sums[i])})).collect();
+    let mut index: BTreeMap<&str, serde_json::Value> = BTreeMap::new();
+    index.extend(metadata(step, identity).into_iter().map(|(k, v)| (k, v.into())));
+    index.insert("parts", parts.into());
+    let path = folder.join(format!("step-{step:08}.{INDEX}"));
+    let text = serde_json::json!(index).to_string() + "\n";
+    write_whole(&path, |file| file.write_all(text.as_bytes()))?;
+    Ok(path)
+}
+
+fn part(step: u64, stage: usize) -> String {
+    format!("step-{step:08}/stage-{stage:03}.safetensors")
+}
+
+fn metadata(step: u64, identity: &Identity) -> [(&'static str, String); 4] {
+    [
+        ("format", "lode-checkpoint-2".to_string()),
+        ("step", step.to_string()),
+        ("identity", identity.run.clone()),
+        ("schedule", identity.schedule.clone()),
+    ]
+}
+
+/// Parameters, states and moments, each layer's apart.
+fn pieces<'s>(store: &'s Store, manifest: &Manifest) -> Vec<Piece<'s>> {
+    let mut pieces = store.pieces(manifest);
+    for ((_, name), slot) in store.iter().filter(|((role, _), _)| *role == Role::Moment) {
+        let (names, shape) = moment_names(name, &slot.shape);
+        let each = (slot.memory.len() / names.len().max(1)).max(1);
+        for (name, bytes) in names.into_iter().zip(slot.memory.bytes().chunks(each)) {
+            pieces.push(Piece { name, dtype: slot.dtype, shape: shape.clone(), bytes });
+        }
+    }
+    pieces
+}
+
+/// The names of a moment's layers in a file, and the shape of one.
+fn moment_names(name: &str, shape: &[i64]) -> (Vec<String>, Vec<i64>) {
+    let (param, number) = name.rsplit_once('#').unwrap_or((name, "0"));
+    let (names, shape) = names::expand(param, shape);
+    (names.into_iter().map(|n| format!("{MOMENT}{n}#{number}")).collect(), shape)
+}
+
+/// The files of a checkpoint or weight file: itself, or the parts that it is the index of.
+///
+/// # Errors
+/// E0705.
+pub fn read(path: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>, ExecError> {
+    let bytes = fs::read(path).map_err(|e| ExecError::io(path, &e))?;
+    if path.extension().is_none_or(|x| x != INDEX) {
+        return Ok(vec![(path.into(), bytes)]);
+    }
+    let failed = |why: &str| ExecError::File { path: path.display().to_string(), why: why.into(), help: "the file is damaged" };
+    let index: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| failed(&e.to_string()))?;
+    let parts = index["parts"].as_array().ok_or_else(|| failed("it names no parts"))?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut files = Vec::new();
+    for part in parts {
+        let file = folder.join(part["file"].as_str().ok_or_else(|| failed("a part has no file"))?);
+        let bytes = fs::read(&file).map_err(|e| ExecError::io(&file, &e))?;
+        // A part of another run under this name has another checksum.
+        let contents = Contents::parse(&bytes, &file)?;
+        if part[CHECKSUM].as_str() != contents.metadata.get(CHECKSUM).map(String::as_str) {
+            return Err(failed(&format!("{} is not the part that it names", file.display())));
+        }
+        files.push((file, bytes));
+    }
+    Ok(files)
+}
+
+/// The checkpoints of a folder, newest first: files, and indices of parts.
 pub fn list(folder: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = files(folder, "safetensors");
+    let mut found: Vec<PathBuf> = [files(folder, "safetensors"), files(folder, INDEX)].concat();
     found.sort();
     found.reverse();
     found
 }
 
-/// Files `step-*` with this extension.
+/// What a folder has under `step-*`, with this extension.
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok).map(|e| e.path());
     let is_step = |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("step-"));
@@ -208,6 +322,12 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
 pub fn prune(folder: &Path, keep: usize) {
     for old in list(folder).into_iter().skip(keep).chain(files(folder, "new")) {
         let _ = fs::remove_file(old);
+    }
+    // Parts without an index.
+    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok).map(|e| e.path());
+    let is_part = |p: &PathBuf| p.is_dir() && p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("step-"));
+    for parts in entries.filter(is_part).filter(|p| !p.with_extension(INDEX).exists()) {
+        let _ = fs::remove_dir_all(parts);
     }
 }
 
@@ -222,11 +342,21 @@ pub fn resume(
     identity: &Identity,
     warn: &mut dyn FnMut(String),
 ) -> Result<u64, ExecError> {
+    newest(folder, warn, &mut |path, files, warn| load(store, manifest, files, path, identity, warn))
+}
+
+/// Tries checkpoints, the newest first, until one is good: what `load` makes of its files. Damaged ones are named to `warn`.
+///
+/// # Errors
+/// E0709 if none is left; what `load` says but that a file is damaged.
+pub(crate) fn newest<R>(
+    folder: &Path,
+    warn: &mut dyn FnMut(String),
+    load: &mut dyn FnMut(&Path, &[(PathBuf, Vec<u8>)], &mut dyn FnMut(String)) -> Result<R, ExecError>,
+) -> Result<R, ExecError> {
     let mut why = "the folder holds none".to_string();
     for path in list(folder) {
-        let read = fs::read(&path).map_err(|e| ExecError::io(&path, &e));
-        let loaded = read.and_then(|bytes| load(store, manifest, &bytes, &path, identity, warn));
-        match loaded {
+        match read(&path).and_then(|files| load(&path, &files, warn)) {
             Err(e @ ExecError::File { .. }) => {
                 why = e.to_string();
                 warn(format!("{e}; trying the checkpoint before it"));
@@ -237,15 +367,19 @@ pub fn resume(
     Err(ExecError::NoCheckpoint { path: folder.display().to_string(), why })
 }
 
-fn load(
+/// Loads what a manifest names from the files of a checkpoint; its step. The files may hold more, if they are several.
+///
+/// # Errors
+/// E0705 if they are damaged, E0706 if they are of another run.
+pub(crate) fn load(
     store: &mut Store,
     manifest: &Manifest,
-    bytes: &[u8],
+    files: &[(PathBuf, Vec<u8>)],
     path: &Path,
     identity: &Identity,
     warn: &mut dyn FnMut(String),
 ) -> Result<u64, ExecError> {
-    let contents = Contents::parse(bytes, path)?;
+    let mut contents = Contents::parse_all(files)?;
     let shown = || path.display().to_string();
     let Some(step) = contents.metadata.get("step").and_then(|s| s.parse::<u64>().ok()) else {
         let why = "it is no checkpoint of a training run".into();
@@ -255,27 +389,34 @@ fn load(
         let mismatches = "  it was made with another model, config, batch, data or seed".into();
         return Err(ExecError::Weights { path: shown(), mismatches });
     }
+    // A stage takes its own; a whole model has to take all.
+    if manifest.entries.iter().all(|e| e.name != "loss") {
+        let own: std::collections::BTreeSet<String> =
+            manifest.params.iter().flat_map(|p| names::expand(&p.name, &p.shape).0).collect();
+        contents.pieces.retain(|name, _| name.starts_with(MOMENT) || own.contains(name));
+    }
     let found = store.match_names(manifest, &contents, &[], false);
     let found = found.map_err(|mismatches| ExecError::Weights { path: shown(), mismatches })?;
     let update = manifest.entry("update");
     let mut moments = Vec::new();
     for p in update.iter().flat_map(|e| &e.args).filter(|p| p.role == Role::Moment) {
-        let shape: Option<Vec<i64>> = p.shape.iter().map(base::Dim::known).collect();
-        let piece = contents
-            .pieces
-            .get(&format!("{MOMENT}{}", p.name))
-            .filter(|m| Some(&m.shape) == shape.as_ref() && m.dtype == p.dtype);
-        let Some(piece) = piece else {
+        let shape: Vec<i64> = p.shape.iter().filter_map(base::Dim::known).collect();
+        let (names, each) = moment_names(&p.name, &shape);
+        let fits = |m: &&Piece| m.shape == each && m.dtype == p.dtype;
+        let pieces: Option<Vec<&Piece>> = names.iter().map(|n| contents.pieces.get(n).filter(fits)).collect();
+        let Some(pieces) = pieces else {
             return Err(ExecError::Weights {
                 path: shown(),
                 mismatches: format!("  the moment {} is missing or has another type", p.name),
             });
         };
-        moments.push((p, piece));
+        moments.push((p, shape, pieces));
     }
     store.fill(manifest, found)?;
-    for (p, piece) in moments {
-        store.slot(Role::Moment, &p.name, piece.dtype, &piece.shape)?.memory.bytes_mut().copy_from_slice(piece.bytes);
+    for (p, shape, pieces) in moments {
+        let to = store.slot(Role::Moment, &p.name, p.dtype, &shape)?.memory.bytes_mut();
+        let each = (to.len() / pieces.len().max(1)).max(1);
+        to.chunks_mut(each).zip(pieces).for_each(|(to, piece)| to.copy_from_slice(piece.bytes));
     }
     if contents.metadata.get("schedule") != Some(&identity.schedule) {
         warn("steps or learning rate differ from those of the checkpoint: the run goes on with the new ones".into());

@@ -43,12 +43,25 @@ pub enum ExecError {
     #[error("{path}: token {token} at {at}, the model has {vocab}")]
     #[diagnostic(code(E0711), help("data of a vocabulary of at most {vocab}, or a model with a larger one"))]
     Vocabulary { path: String, token: i32, at: usize, vocab: i64 },
+    #[error("{doing}: {source}")]
+    #[diagnostic(forward(source))]
+    Rank { doing: String, source: fabric::FabricError },
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Fabric(#[from] fabric::FabricError),
+    #[error("the copies of stage {stage} differ at step {step}: rank {rank} has {found:016x}, rank {owner} {expected:016x}")]
+    #[diagnostic(code(E0712), help("a checkpoint of them was not made; go on from the one before with --resume"))]
+    Copies { stage: u16, step: u64, rank: usize, found: u64, owner: usize, expected: u64 },
     #[error(transparent)]
     #[diagnostic(transparent)]
     Library(#[from] library::LibraryError),
 }
 
 impl ExecError {
+    /// What the fabric said, if that is the cause.
+    pub fn fabric(&self) -> Option<&fabric::FabricError> {
+        if let ExecError::Rank { source, .. } | ExecError::Fabric(source) = self { Some(source) } else { None }
+    }
     /// A file that cannot be read or written.
     pub fn io(path: &std::path::Path, e: &std::io::Error) -> ExecError {
         let help = match e.kind() {

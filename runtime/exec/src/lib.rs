@@ -13,6 +13,7 @@ pub mod npy;
 pub mod open;
 pub mod plan;
 pub mod random;
+pub mod ranks;
 mod resolve;
 pub mod session;
 pub mod store;

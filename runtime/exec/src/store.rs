@@ -137,8 +137,8 @@ impl Store {
     /// # Errors
     /// E0705 if the file cannot be read, E0706 with every missing tensor, wrong shape or dtype and unused tensor; then nothing is changed.
     pub fn load_weights(&mut self, manifest: &Manifest, path: &Path, tied: &[(&str, &str)]) -> Result<(), ExecError> {
-        let bytes = std::fs::read(path).map_err(|e| ExecError::io(path, &e))?;
-        let file = Contents::parse(&bytes, path)?;
+        let files = crate::checkpoint::read(path)?;
+        let file = Contents::parse_all(&files)?;
         let fill = self.match_names(manifest, &file, tied, true);
         let fill = fill.map_err(|mismatches| ExecError::Weights { path: path.display().to_string(), mismatches })?;
         self.fill(manifest, fill)

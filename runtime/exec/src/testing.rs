@@ -162,10 +162,11 @@ kernel!(bias_grad, |b, d, _range| {
     let (dh, bias) = (slice::<f32>(b, 0, n * v), slice::<f32>(b, 1, v));
     (0..n * v).for_each(|i| bias[i % v] += dh[i]);
 });
-// g1 [n1], g2 [n2], norm []
-kernel!(norm, |b, d, _range| {
-    let (g, h) = (slice::<f32>(b, 0, d(0)), slice::<f32>(b, 1, d(1)));
-    slice::<f32>(b, 2, 1)[0] = g.iter().chain(h.iter()).map(|x| x * x).sum::<f32>().sqrt();
+// g [layers, n], sums [layers]
+kernel!(squares, |b, d, range| {
+    let g = slice::<f32>(b, 0, d(0) * d(1));
+    let sums = slice::<f32>(b, 1, d(0));
+    range.for_each(|i| sums[i] = g[i * d(1)..][..d(1)].iter().map(|x| x * x).sum());
 });
 // p, g, m, v [n]; lr, step, clip, norm []
 kernel!(adamw, |b, d, range| {
@@ -202,7 +203,7 @@ const KERNELS: [(&str, KernelFn, usize, usize); 11] = [
     ("cross_entropy_grad", cross_entropy_grad, 3, 2),
     ("lookup_grad", lookup_grad, 3, 2),
     ("bias_grad", bias_grad, 2, 2),
-    ("norm", norm, 3, 2),
+    ("squares", squares, 2, 2),
     ("adamw", adamw, 8, 1),
     ("rebalance", rebalance, 2, 1),
     ("break_above", break_above, 2, 1),
@@ -290,6 +291,18 @@ fn grad(breaks: bool) -> Entry {
     b.entry
 }
 
+fn norm() -> Entry {
+    let mut b = Build::new("norm");
+    let sizes: [(&str, &[&str], &[&str], [&str; 2]); 2] =
+        [("table", &["32", "32"], &[], ["1", "1024"]), ("layers.*.bias", &["2", "32"], &["2"], ["2", "32"])];
+    for (name, shape, sums, extents) in sizes {
+        let g = b.arg(Role::Grad, name, DType::F32, shape);
+        let sum = b.output(Role::Result, name, DType::F32, sums);
+        b.step(launch("squares", [g, sum].map(|x| view(x, &[])).to_vec(), &extents, extents[0]));
+    }
+    b.entry
+}
+
 fn update() -> Entry {
     let mut b = Build::new("update");
     let sizes: [(&str, &[&str], &str); 2] = [("table", &["32", "32"], "1024"), ("layers.*.bias", &["2", "32"], "64")];
@@ -298,12 +311,10 @@ fn update() -> Entry {
     let grads = sizes.map(|(n, shape, _)| b.arg(Role::Grad, n, DType::F32, shape));
     let moments = sizes.map(|(n, shape, _)| [0, 1].map(|k| b.in_place(Role::Moment, &format!("{n}#{k}"), shape)));
     let load = b.arg(Role::Tally, "router.load", DType::F32, &["32"]);
-    let scalars = ["lr", "step", "clip"].map(|n| b.arg(Role::Scalar, n, DType::F32, &[]));
-    let norm = b.output(Role::Scalar, "grad_norm", DType::F32, &[]);
-    b.step(launch("norm", [grads[0], grads[1], norm].map(|x| view(x, &[])).to_vec(), &["1024", "64"], "1"));
+    let scalars = ["lr", "step", "clip", "grad_norm"].map(|n| b.arg(Role::Scalar, n, DType::F32, &[]));
     for i in 0..2 {
         let own = [params[i], grads[i], moments[i][0], moments[i][1]];
-        let views = own.into_iter().chain(scalars).chain([norm]).map(|x| view(x, &[])).collect();
+        let views = own.into_iter().chain(scalars).map(|x| view(x, &[])).collect();
         b.step(launch("adamw", views, &[sizes[i].2], sizes[i].2));
     }
     b.step(launch("rebalance", vec![view(balance, &[]), view(load, &[])], &["32"], "1"));
@@ -330,7 +341,7 @@ pub(crate) fn manifest(breaks: bool) -> Manifest {
         dims: vec!["B".into(), "T".into()],
         params,
         kernels: kernels(),
-        entries: vec![forward(), loss(), grad(breaks), update()],
+        entries: vec![forward(), loss(), grad(breaks), norm(), update()],
         settings: BTreeMap::new(),
     };
     Library::new(manifest, Vec::new()).expect("it is valid").manifest

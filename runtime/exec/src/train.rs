@@ -10,8 +10,8 @@ use crate::{
     tensor,
 };
 use base::{DType, DimEnv};
-use library::Role;
-use std::{path::PathBuf, time::Instant};
+use library::{Manifest, Role};
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -77,6 +77,8 @@ pub trait Report {
     fn start(&mut self, peak: &Peak, first: u64, steps: u64);
     /// After each step.
     fn step(&mut self, figures: &Figures);
+    /// The loss of each of a step's micro-batches, by number, before `step`. They add up to the step's loss.
+    fn micro_losses(&mut self, _losses: &[f64]) {}
     /// Something worth a line.
     fn warn(&mut self, text: String);
     /// Asked after each step: whether to save and stop before the last one.
@@ -107,30 +109,26 @@ fn scalar(x: f64) -> HostTensor {
 pub fn train(s: &mut Session, text: &Text, o: &Options, report: &mut dyn Report) -> Result<f64, ExecError> {
     check(o)?;
     let feed = Feed::new(s, o)?;
-    let peak = s.peak(&[("grad", &feed.dims), ("loss", &feed.eval_dims), ("update", &feed.dims)])?;
+    let peak = s.peak(&[("grad", &feed.dims), ("loss", &feed.eval_dims), ("norm", &feed.dims), ("update", &feed.dims)])?;
     s.admit(&peak, o.memory_limit)?;
     if let Some(vocab) = vocab(s) {
         text.expect_vocab(vocab)?;
     }
-    let identity = identity(s, text, o);
     let manifest = s.manifest.clone();
+    let identity = identity(&manifest, text, o);
     s.store.initialise(&manifest, o.seed)?;
     s.store.zero(Role::Moment);
     let first = match (o.resume, checkpoint::list(&o.out).first()) {
         (true, _) => checkpoint::resume(&mut s.store, &manifest, &o.out, &identity, &mut |w| report.warn(w))?,
         (false, None) => 0,
-        (false, Some(newest)) => {
-            let name = newest.file_stem().unwrap_or_default().to_string_lossy();
-            let step = name.trim_start_matches("step-").trim_start_matches('0').to_string();
-            return Err(ExecError::Occupied { path: o.out.display().to_string(), step });
-        }
+        (false, Some(newest)) => return Err(occupied(o, newest)),
     };
     report.start(&peak, first, o.steps);
     let mut metrics = Metrics::open(&o.out.join("metrics.jsonl"), first)?;
     let started = Instant::now();
     let mut val_loss = f64::NAN;
     for step in first + 1..=o.steps {
-        let mut figures = feed.step(s, text, o, step)?;
+        let mut figures = feed.step(s, text, o, step, report)?;
         figures.peak_bytes = peak.total();
         figures.tokens_per_s = ((step - first) * (o.batch * o.seq) as u64) as f64 / started.elapsed().as_secs_f64();
         let last = step == o.steps;
@@ -156,8 +154,15 @@ pub fn train(s: &mut Session, text: &Text, o: &Options, report: &mut dyn Report)
     Ok(val_loss)
 }
 
+/// The folder holds a run already.
+pub(crate) fn occupied(o: &Options, newest: &std::path::Path) -> ExecError {
+    let name = newest.file_stem().unwrap_or_default().to_string_lossy();
+    let step = name.trim_start_matches("step-").trim_start_matches('0').to_string();
+    ExecError::Occupied { path: o.out.display().to_string(), step }
+}
+
 /// Options that make no sense.
-fn check(o: &Options) -> Result<(), ExecError> {
+pub(crate) fn check(o: &Options) -> Result<(), ExecError> {
     let wrong = |name: &str, why: String| Err(ExecError::Input { name: name.into(), why });
     if o.batch == 0 || o.seq == 0 {
         return wrong("batch", format!("{} sequences of {} tokens are none", o.batch, o.seq));
@@ -181,9 +186,9 @@ fn vocab(s: &Session) -> Option<i64> {
 }
 
 /// What a checkpoint has to share with the run that goes on from it.
-fn identity(s: &Session, text: &Text, o: &Options) -> Identity {
-    let params: Vec<String> = s.manifest.params.iter().map(|p| format!("{}:{}{:?}", p.name, p.dtype, p.shape)).collect();
-    let run = format!("{} {params:?} {} {} {} {}", s.manifest.name, o.batch, o.seq, o.seed, text.checksum);
+pub(crate) fn identity(manifest: &Manifest, text: &Text, o: &Options) -> Identity {
+    let params: Vec<String> = manifest.params.iter().map(|p| format!("{}:{}{:?}", p.name, p.dtype, p.shape)).collect();
+    let run = format!("{} {params:?} {} {} {} {}", manifest.name, o.batch, o.seq, o.seed, text.checksum);
     let run = format!("{:016x}", library::file::checksum(run.as_bytes()));
     Identity { run, schedule: format!("{} {} {} {} {}", o.steps, o.warmup, o.lr, o.floor, o.clip) }
 }
@@ -235,10 +240,10 @@ impl Feed {
         text.chain([("weights", weights)]).collect()
     }
 
-    fn step(&self, s: &mut Session, text: &Text, o: &Options, step: u64) -> Result<Figures, ExecError> {
+    fn step(&self, s: &mut Session, text: &Text, o: &Options, step: u64, report: &mut dyn Report) -> Result<Figures, ExecError> {
         s.store.zero(Role::Grad);
         s.store.zero(Role::Tally);
-        let mut loss = 0.0;
+        let mut losses = Vec::new();
         for part in 0..o.micro_batches {
             let batch = text.batch(o.seed, step, part * self.rows, self.rows, o.seq);
             let outputs = s.run("grad", &self.dims, &self.inputs(&batch, &self.weights))?;
@@ -246,8 +251,9 @@ impl Feed {
             if !part_loss.is_finite() {
                 return Err(self.not_finite(s, text, o, step, "the loss", part_loss));
             }
-            loss += part_loss;
+            losses.push(part_loss);
         }
+        report.micro_losses(&losses);
         let bad =
             s.store.of_role(Role::Grad).find_map(|(n, g)| Some((n.to_string(), tensor::not_finite(g.dtype, g.memory.bytes())?)));
         if let Some((name, x)) = bad {
@@ -255,12 +261,13 @@ impl Feed {
         }
         let max_violation = max_violation(s);
         let lr = learning_rate(o, step);
-        let (rate, t, clip) = (scalar(lr), scalar(step as f64), scalar(o.clip));
-        let outputs = s.run("update", &self.dims, &[("lr", &rate), ("step", &t), ("clip", &clip)])?;
-        let grad_norm = output(&outputs, "grad_norm");
+        let squares = squares(s, &self.dims)?;
+        let grad_norm = squares.values().sum::<f64>().sqrt();
         if !grad_norm.is_finite() {
             return Err(self.not_finite(s, text, o, step, "the gradient's norm", grad_norm));
         }
+        update(s, &self.dims, o, step, grad_norm)?;
+        let loss = losses.iter().sum();
         Ok(Figures { step, loss, grad_norm, lr, max_violation, ..Figures::default() })
     }
     /// The error for a step that made such a number: the step is done once more, to see where it came from.
@@ -297,20 +304,50 @@ fn output(outputs: &[(String, HostTensor)], name: &str) -> f64 {
     outputs.iter().find(|(n, _)| n == name).and_then(|(_, t)| t.to_f64().first().copied()).unwrap_or(f64::NAN)
 }
 
+/// The sum of squares of the gradient of each tensor, by its name in a file. Summed in this order they give the norm, wherever layers live.
+pub(crate) fn squares(s: &mut Session, dims: &DimEnv) -> Result<BTreeMap<String, f64>, ExecError> {
+    let mut out = BTreeMap::new();
+    for (name, sums) in s.run("norm", dims, &[])? {
+        let (names, _) = library::names::expand(&name, &sums.shape);
+        out.extend(names.into_iter().zip(sums.to_f64()));
+    }
+    Ok(out)
+}
+
+/// The optimiser's step.
+pub(crate) fn update(s: &mut Session, dims: &DimEnv, o: &Options, step: u64, grad_norm: f64) -> Result<(), ExecError> {
+    let (rate, t, clip, norm) = (scalar(learning_rate(o, step)), scalar(step as f64), scalar(o.clip), scalar(grad_norm));
+    s.run("update", dims, &[("lr", &rate), ("step", &t), ("clip", &clip), ("grad_norm", &norm)]).map(drop)
+}
+
 /// max load / mean load − 1, mean over layers. # Source: Wang et al., arXiv 2408.15664, MaxVio.
 fn max_violation(s: &mut Session) -> Option<f64> {
+    mean(&violations(s))
+}
+
+/// The mean of what is a number.
+pub(crate) fn mean(values: &[f64]) -> Option<f64> {
+    let known: Vec<f64> = values.iter().copied().filter(|x| x.is_finite()).collect();
+    (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
+}
+
+/// Whether a tally counts what experts are given.
+pub(crate) fn is_load(name: &str) -> bool {
+    name.rsplit('.').next().is_some_and(|n| n.contains("load"))
+}
+
+/// max load / mean load − 1 of each layer with a load; NaN if that is none.
+pub(crate) fn violations(s: &mut Session) -> Vec<f64> {
     let mut values = Vec::new();
-    for (_, slot) in s.store.of_role(Role::Tally).filter(|(n, _)| n.rsplit('.').next().is_some_and(|n| n.contains("load"))) {
+    for (_, slot) in s.store.of_role(Role::Tally).filter(|(n, _)| is_load(n)) {
         let data = tensor::read(slot.dtype, slot.memory.bytes());
         let experts = slot.shape.last().copied().unwrap_or(1).max(1) as usize;
         for layer in data.chunks(experts) {
             let mean = layer.iter().sum::<f64>() / experts as f64;
-            if mean > 0.0 {
-                values.push(layer.iter().copied().fold(0.0, f64::max) / mean - 1.0);
-            }
+            values.push(if mean > 0.0 { layer.iter().copied().fold(0.0, f64::max) / mean - 1.0 } else { f64::NAN });
         }
     }
-    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    values
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Moves bytes between ranks. One trait, two ways: [`threads`] of one process and [`tcp`] between processes; collectives are functions over
+//! Moves bytes between ranks. One trait: [`threads`] of one process, [`tcp`] between processes, and with the feature `mpi` MPI; collectives are functions over
 //! both, with a fixed order of sums. Who a rank is comes from [`discover`].
 //!
 //! What always holds: every wait is bounded and ends with an error that names the action, the peer and the message's number; messages of one
@@ -8,12 +8,16 @@
 pub mod collective;
 pub mod discover;
 mod error;
+pub mod group;
 mod mailbox;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 pub mod tcp;
 pub mod threads;
 
 pub use discover::{World, discover};
 pub use error::FabricError;
+pub use group::Group;
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Both fabrics through one set of programs.
 
-use crate::{Channel, Fabric, FabricError, Timeouts, World, collective, tcp, threads};
+use crate::{Channel, Fabric, FabricError, Group, Timeouts, World, collective, tcp, threads};
 use std::{net::TcpListener, time::Duration};
 
 const SHORT: Timeouts = Timeouts { start: Duration::from_secs(20), message: Duration::from_millis(400) };
@@ -90,6 +90,20 @@ fn collectives_agree_on_every_rank_and_fabric() {
             assert_eq!(whole, sum, "parts of {size}");
             assert!(results.iter().all(|(x, _)| *x == sum), "{size} ranks: the sum is taken in order of rank");
         }
+    }
+}
+
+#[test]
+fn groups_sum_among_themselves_in_their_order() {
+    for results in each_fabric(5, LONG, |f| {
+        let members = if f.rank() % 2 == 0 { vec![4, 0, 2] } else { vec![3, 1] };
+        let group = Group::new(f, members, Channel(7 + f.rank() as u32 % 2));
+        // In order 4, 0, 2: (1e8 + 1) - 1e8 is 0 in f32.
+        let mut x = [[1.0, 5.0, -1e8, 6.0, 1e8][f.rank()]; 3];
+        collective::all_reduce(&group, &mut x).expect("a sum");
+        x[2]
+    }) {
+        assert_eq!(results, [0.0, 11.0, 0.0, 11.0, 0.0]);
     }
 }
 

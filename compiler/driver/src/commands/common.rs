@@ -23,7 +23,7 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 
 /// Compiled code as the device takes it.
-struct Loaded(Jit);
+pub(crate) struct Loaded(pub(crate) Jit);
 
 impl Code for Loaded {
     fn kernel(&self, symbol: &str) -> Option<KernelFn> {

@@ -1,6 +1,9 @@
 //! `lode train`: compiles, trains, and ends with a sample.
 
-use super::common;
+use super::{
+    common,
+    ranks::{self, Process},
+};
 use crate::putln;
 use crate::{
     cli::{MessageFormat, Train},
@@ -10,10 +13,11 @@ use exec::{
     data::Text,
     generate,
     plan::Peak,
+    ranks::Silent,
     train::{self, Figures, Report},
 };
 use indicatif::{ProgressBar, ProgressStyle};
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 /// Trains a model.
 pub fn run(args: &Train, format: MessageFormat) -> u8 {
@@ -24,6 +28,16 @@ struct Progress {
     bar: ProgressBar,
     val: Option<f64>,
     plain: bool,
+}
+
+impl Progress {
+    fn new(steps: u64) -> Progress {
+        use std::io::IsTerminal;
+        let bar = ProgressBar::new(steps);
+        let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} [{elapsed}<{eta}]").expect("the template is valid");
+        bar.set_style(style);
+        Progress { bar, val: None, plain: !std::io::stderr().is_terminal() }
+    }
 }
 
 impl Report for Progress {
@@ -59,29 +73,14 @@ impl Report for Progress {
     }
 }
 
-fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
-    use std::io::IsTerminal;
-    let options = Options {
-        overrides: common::overrides(&args.model)?,
-        no_optimize: args.no_optimize,
-        by_definition: args.no_optimize,
-        locked: args.model.locked,
-        ..Options::default()
-    };
-    let clock = Instant::now();
-    let library = common::library(&args.model, &options, format)?;
-    if library.manifest.entries.iter().all(|e| e.name != "update") {
-        eprintln!("{} has no train item", args.model.file.display());
-        return Err(common::FAILED);
-    }
-    let set = library.manifest.settings.clone();
+/// What is trained: flags first, then what the model sets.
+fn settings(args: &Train, set: &BTreeMap<String, f64>) -> train::Options {
     let setting = |name: &str, default: f64| set.get(name).copied().unwrap_or(default);
-    let steps = args.steps.unwrap_or(setting("steps", 100.0) as u64);
-    let o = train::Options {
+    train::Options {
         batch: args.batch.unwrap_or(setting("batch", 8.0) as usize),
         seq: args.seq.unwrap_or(setting("seq", 128.0) as usize),
         micro_batches: args.micro_batches.unwrap_or(setting("micro_batches", 1.0) as usize),
-        steps,
+        steps: args.steps.unwrap_or(setting("steps", 100.0) as u64),
         warmup: setting("warmup", 0.0) as u64,
         lr: args.lr.unwrap_or(setting("lr", 1e-3)),
         floor: setting("floor", 0.1),
@@ -94,7 +93,46 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
         out: args.out.clone(),
         resume: args.resume,
         memory_limit: args.memory_limit.map(|m| m << 20),
+    }
+}
+
+/// Trains over ranks; rank 0 reports.
+fn over_ranks(args: &Train, process: &Process, options: &Options, format: MessageFormat, clock: Instant) -> Result<(), u8> {
+    let front = common::front(&args.model, options, format)?;
+    let program = front.program.as_ref().expect("checked by `front`");
+    let mut o = settings(args, &program.settings);
+    if process.world.rank > 0 {
+        return ranks::train(args, process, &front, &mut o, options, &mut Silent).map(drop);
+    }
+    let mut progress = Progress::new(o.steps);
+    let outcome = ranks::train(args, process, &front, &mut o, options, &mut progress);
+    progress.bar.finish_and_clear();
+    let val = outcome?;
+    eprintln!("trained {} steps in {:.0} s", o.steps, clock.elapsed().as_secs_f64());
+    putln!("validation loss {val:.4} nats a token");
+    Ok(())
+}
+
+fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
+    let options = Options {
+        overrides: common::overrides(&args.model)?,
+        no_optimize: args.no_optimize,
+        by_definition: args.no_optimize,
+        locked: args.model.locked,
+        ..Options::default()
     };
+    let clock = Instant::now();
+    let process = ranks::process(&args.ranks)?;
+    if process.world.size > 1 || args.ranks.ranks.is_some() || args.ranks.replicas > 1 {
+        return over_ranks(args, &process, &options, format, clock);
+    }
+    let library = common::library(&args.model, &options, format)?;
+    if library.manifest.entries.iter().all(|e| e.name != "update") {
+        eprintln!("{} has no train item", args.model.file.display());
+        return Err(common::FAILED);
+    }
+    let o = settings(args, &library.manifest.settings);
+    let steps = o.steps;
     let text = Text::read(&args.data, o.seq).map_err(|e| common::fail_with(&e))?;
     let elems: i64 = library.manifest.params.iter().map(|p| p.shape.iter().product::<i64>()).sum();
     eprintln!(
@@ -105,10 +143,7 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
     );
     let mut session = common::session(library, args.threads)?;
     session.profile = args.profile.then(Default::default);
-    let bar = ProgressBar::new(steps);
-    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} [{elapsed}<{eta}]").expect("the template is valid");
-    bar.set_style(style);
-    let mut progress = Progress { bar, val: None, plain: !std::io::stderr().is_terminal() };
+    let mut progress = Progress::new(steps);
     let outcome = train::train(&mut session, &text, &o, &mut progress);
     progress.bar.finish_and_clear();
     let val = outcome.map_err(|e| common::fail_with(&e))?;

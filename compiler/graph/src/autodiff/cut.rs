@@ -104,10 +104,10 @@ pub(super) fn is_cheap(op: &Op) -> bool {
     }
 }
 
-/// A name no output or argument of the role `Inner` has.
-pub(super) fn fresh(func: &Func, k: usize) -> String {
+/// A name, `<prefix>.<k>` if it is free, that no output or argument has.
+pub(super) fn fresh(func: &Func, prefix: &str, k: usize) -> String {
     let taken = |name: &str| func.outputs.iter().any(|o| o.name == name) || func.args.iter().any(|a| a.name == name);
-    let mut name = format!("saved.{k}");
+    let mut name = format!("{prefix}.{k}");
     while taken(&name) {
         name.push('\'');
     }

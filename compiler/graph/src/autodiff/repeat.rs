@@ -162,7 +162,7 @@ fn save(func: &mut Func, s: &Site, r: &Repeat, joint: &Joint, values: impl Itera
         let known = body.outputs.iter().skip(r.carried).position(|o| o.value == v);
         let at = known.map_or(body.outputs.len(), |k| r.carried + k);
         if known.is_none() {
-            let name = fresh(&body, at);
+            let name = fresh(&body, "saved", at);
             body.output(&name, Role::Inner, v);
             let mut ty = body.ty(v).clone();
             ty.shape.insert(0, Dim::from(r.count));

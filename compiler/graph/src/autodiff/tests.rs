@@ -138,11 +138,15 @@ fn differences(name: &str, f: &Func, args: &[Tensor], dims: &DimEnv, i: usize, g
 /// Runs the parts of `split` one after the other.
 #[track_caller]
 fn in_two_parts(name: &str, joint: &Func, args: &[Tensor], dims: &DimEnv, want: &[Tensor]) {
-    let parts = split(joint);
+    let is_weight =
+        |o: &crate::ir::Output| o.role == Role::Grad && joint.args.iter().any(|a| a.name == o.name && a.role == Role::Param);
+    let parts = split(joint, &is_weight);
     for part in [&parts.backward_input, &parts.backward_weight] {
         assert_eq!(verify_func(part), [], "{name}");
     }
-    let first = interp::eval(&parts.backward_input, args, dims, Options::EXACT).expect("the first part evaluates");
+    let given = |arg: &crate::ir::Arg| args[joint.args.iter().position(|a| a == arg).expect("an argument of the whole")].clone();
+    let first_args: Vec<Tensor> = parts.backward_input.args.iter().map(given).collect();
+    let first = interp::eval(&parts.backward_input, &first_args, dims, Options::EXACT).expect("the first part evaluates");
     let by_name = |arg: &crate::ir::Arg| match joint.args.iter().position(|a| a == arg) {
         Some(i) => args[i].clone(),
         None => {

@@ -59,7 +59,14 @@ fn train_entries_have_the_roles_the_run_time_needs() {
     let roles: Vec<(Role, &str)> = update.args.iter().map(|a| (a.role, a.name.as_str())).collect();
     assert_eq!(
         roles,
-        [(Role::Param, "w"), (Role::Grad, "w"), (Role::Scalar, "lr"), (Role::Scalar, "step"), (Role::Scalar, "clip")]
+        [
+            (Role::Param, "w"),
+            (Role::Grad, "w"),
+            (Role::Scalar, "lr"),
+            (Role::Scalar, "step"),
+            (Role::Scalar, "clip"),
+            (Role::Scalar, "grad_norm")
+        ]
     );
     assert_eq!(p.settings["lr"], 0.5);
 }

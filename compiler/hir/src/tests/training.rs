@@ -112,12 +112,15 @@ fn the_update_clips_decays_and_runs_what_is_after_the_step() {
             (Role::Scalar, "lr", tensor(&[], &[0.125])),
             (Role::Scalar, "step", tensor(&[], &[2.0])),
             (Role::Scalar, "clip", tensor(&[], &[clip])),
+            (Role::Scalar, "grad_norm", tensor(&[], &[6.0])),
         ];
+        // Four each of 0, 1, 2, in each of three layers 0 1 2 0, 1 2 0 1, 2 0 1 2; and one 4.
+        let sums = outputs("norm", &given);
+        is(&sums, Role::Result, "layers.*.layer.w", &[3], &[5.0, 6.0, 9.0]);
+        is(&sums, Role::Result, "b", &[], &[16.0]);
         let got = outputs("update", &given);
-        // Four each of 0, 1, 2 and one 4.
-        let norm = (4.0 + 16.0 + 16.0f64).sqrt();
+        let norm = (5.0 + 6.0 + 9.0 + 16.0f64).sqrt();
         let factor = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        is(&got, Role::Scalar, "grad_norm", &[], &[norm]);
         let moment: Vec<f64> = g.iter().map(|g| 1.0 + factor * g).collect();
         let next: Vec<f64> = w.iter().zip(&moment).map(|(w, v)| w - 0.25 * (v + 0.5 * w)).collect();
         is(&got, Role::Moment, "layers.*.layer.w#0", &[3, 2, 2], &moment);

@@ -38,7 +38,9 @@ fn a_checkpoint_reads_back_and_is_the_same_each_time() {
     assert_eq!(save(&mut a, &m, &folder, 7, &id).expect("it saves"), path);
     assert_eq!(fs::read(&path).expect("it is there"), first);
     let file = SafeTensors::deserialize(&first).expect("others read it too");
-    assert_eq!(file.len(), 4 + 4);
+    // A table, two layers' biases, a state; two moments of each of the three parameters.
+    assert_eq!(file.len(), 4 + 6);
+    assert_eq!(file.tensor("moment:layers.1.bias#0").expect("a layer's").shape(), [32]);
     assert_eq!(file.tensor("layers.1.bias").expect("a layer").shape(), [32]);
     let mut b = store(2);
     let (step, warnings) = resumed(&mut b, &folder, &id);

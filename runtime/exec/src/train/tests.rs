@@ -215,7 +215,7 @@ fn nan_stops_before_the_update_and_is_traced() {
     let slot = s.store.slot(Role::State, "limit", DType::F32, &[1]).expect("it is there");
     at.extend(HostTensor::from_f64(DType::F32, &[1], [limit]).bytes);
     slot.memory.bytes_mut().copy_from_slice(&at);
-    let identity = identity(&s, &text(), &o);
+    let identity = identity(&s.manifest, &text(), &o);
     let manifest = s.manifest.clone();
     checkpoint::save(&mut s.store, &manifest, &folder, 4, &identity).expect("it saves");
     let mut log = Log::default();
@@ -240,7 +240,7 @@ fn a_broken_parameter_is_named() {
     train(&mut s, &text(), &o, &mut first).expect("it stops");
     let slot = s.store.slot(Role::Param, "layers.*.bias", DType::F32, &[2, 32]).expect("it is there");
     slot.memory.bytes_mut()[..4].copy_from_slice(&f32::NAN.to_le_bytes());
-    let identity = identity(&s, &text(), &o);
+    let identity = identity(&s.manifest, &text(), &o);
     let manifest = s.manifest.clone();
     checkpoint::save(&mut s.store, &manifest, &folder, 3, &identity).expect("it saves");
     let (outcome, _) = run(&Options { resume: true, ..o }, 1);

@@ -1,0 +1,195 @@
+//! `lode train` over ranks: of this process, or this process as one of several.
+
+use super::common::{self, FAILED, USAGE};
+use crate::{
+    cli::{Carrier, Engine, Ranks, Train},
+    pipeline::{Front, Options},
+    stages::{self, Failed, Stages},
+};
+use exec::{
+    ExecError,
+    data::Text,
+    ranks::{self, Job},
+    train,
+};
+use fabric::{FabricError, Timeouts, World, discover, tcp};
+use schedule::{Plan, Policy, Size};
+use std::time::Duration;
+
+/// This process among the ranks.
+pub struct Process {
+    /// Who it is.
+    pub world: World,
+    #[cfg(feature = "mpi")]
+    mpi: Option<fabric::mpi::Mpi>,
+}
+
+/// How long waits may take.
+fn timeouts(args: &Ranks) -> Result<Timeouts, u8> {
+    if !args.timeout.is_finite() || args.timeout <= 0.0 {
+        eprintln!("--timeout takes seconds");
+        return Err(USAGE);
+    }
+    let message = Duration::from_secs_f64(args.timeout);
+    // A message gives up before the start does.
+    Ok(Timeouts { message, start: Timeouts::default().start.max(message) })
+}
+
+/// Who this process is.
+///
+/// # Errors
+/// E0425, E0426; the exit code.
+pub fn process(args: &Ranks) -> Result<Process, u8> {
+    #[cfg(feature = "mpi")]
+    if args.fabric == Carrier::Mpi {
+        let mpi = fabric::mpi::start(timeouts(args)?).map_err(|e| common::fail_with(&e))?;
+        return Ok(Process { world: mpi.world(), mpi: Some(mpi) });
+    }
+    if args.fabric == Carrier::Mpi {
+        eprintln!("this lode was built without MPI: cargo build -p driver --features mpi");
+        return Err(USAGE);
+    }
+    let flags = discover::Flags {
+        rank: args.rank,
+        size: args.world_size,
+        local_rank: args.local_rank,
+        rendezvous: args.rendezvous.clone(),
+    };
+    let world = discover(&flags, &|name| std::env::var(name).ok()).map_err(|e| common::fail_with(&e))?;
+    Ok(Process {
+        world,
+        #[cfg(feature = "mpi")]
+        mpi: None,
+    })
+}
+
+/// The plan of a step, and how many micro-batches it has in all.
+fn plan(args: &Ranks, world: &World, micro_batches: usize) -> Result<Plan, u8> {
+    let usage = |text: String| {
+        eprintln!("{text}");
+        USAGE
+    };
+    let Some(policy) = Policy::from_name(&args.schedule) else {
+        let names: Vec<&str> = Policy::ALL.iter().map(|p| p.name()).collect();
+        return Err(usage(format!("there is no schedule '{}'; there are {}", args.schedule, names.join(" "))));
+    };
+    let copies = args.replicas.max(1);
+    let ranks = args.ranks.unwrap_or(world.size / copies);
+    if world.size > 1 && ranks * copies != world.size {
+        let text = format!("{ranks} ranks × {copies} replicas are not the {} processes that {} says", world.size, world.source);
+        return Err(usage(text));
+    }
+    if !micro_batches.is_multiple_of(copies) {
+        return Err(usage(format!("{micro_batches} micro-batches are not shared evenly by {copies} replicas")));
+    }
+    let size = Size { ranks, micro: micro_batches / copies, chunks: args.chunks };
+    let plan = schedule::plan(policy, size).map_err(|e| common::fail_with(&e))?;
+    Ok(plan.copies(copies))
+}
+
+/// Trains over ranks; the last validation loss.
+///
+/// # Errors
+/// The exit code; what was wrong was told.
+pub fn train(
+    args: &Train,
+    process: &Process,
+    front: &Front,
+    o: &mut train::Options,
+    options: &Options,
+    report: &mut (dyn train::Report + Send),
+) -> Result<f64, u8> {
+    let r = &args.ranks;
+    if args.model.file.extension().is_some_and(|x| x == library::file::EXTENSION) {
+        eprintln!("{} is built: it can no longer be cut into stages", args.model.file.display());
+        return Err(USAGE);
+    }
+    let (world, timeouts) = (&process.world, timeouts(r)?);
+    let plan = plan(r, world, o.micro_batches)?;
+    o.micro_batches = plan.num_micro * plan.placement.num_dirs();
+    let program = front.program.as_ref().expect("checked by `front`");
+    let stages = stages::compile(program, &front.sources, r.layout.as_deref(), plan.num_stages(), options);
+    let stages = stages.map_err(|e| match e {
+        Failed::Cut(e) => common::fail_with(&e),
+        Failed::Back(e) => common::back_failed(&e),
+    })?;
+    let text = Text::read(&args.data, o.seq).map_err(|e| common::fail_with(&e))?;
+    let vocab = stages::vocab(program);
+    if let Some(vocab) = vocab {
+        text.expect_vocab(vocab).map_err(|e| common::fail_with(&e))?;
+    }
+    // After a restart there may be no checkpoint yet.
+    let restarted = std::env::var("LODE_RESTART").is_ok_and(|n| n != "0" && !n.is_empty());
+    o.resume |= restarted && !exec::checkpoint::list(&o.out).is_empty();
+    let here = if world.size > 1 { 1 } else { plan.num_ranks() };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = args.threads.unwrap_or((cores / here).max(1));
+    let job = Job {
+        plan: &plan,
+        programs: &stages.programs,
+        whole: &stages.whole,
+        inputs: &stages.inputs,
+        text: &text,
+        options: o,
+        threads,
+        checked: r.check_messages,
+    };
+    if world.rank == 0 {
+        header(&stages, &job, r);
+    }
+    let word = format!("{} {:016x}", env!("CARGO_PKG_VERSION"), stages.checksum);
+    let hash = job.hash(library::file::checksum(word.as_bytes()));
+    #[cfg(feature = "mpi")]
+    if let Some(mpi) = &process.mpi {
+        let result = mpi.agree(hash).map_err(ExecError::from).and_then(|()| ranks::train_rank(&job, mpi, report));
+        return result.map_err(|e| told(world, &e));
+    }
+    let result = if world.size > 1 {
+        tcp::connect(world, hash, timeouts).map_err(ExecError::from).and_then(|f| ranks::train_rank(&job, &f, report))
+    } else {
+        let engine = match r.engine {
+            Engine::Threads => ranks::Engine::Threads,
+            Engine::Replay => ranks::Engine::Replay,
+        };
+        ranks::train_here(&job, engine, timeouts, report)
+    };
+    result.map_err(|e| told(world, &e))
+}
+
+/// Tells what went wrong; what another rank said, it says itself.
+fn told(world: &World, e: &ExecError) -> u8 {
+    if world.rank > 0 && matches!(e.fabric(), Some(FabricError::Aborted { .. })) { FAILED } else { common::fail_with(e) }
+}
+
+/// What runs where, and what it costs.
+fn header(stages: &Stages, job: &Job, r: &Ranks) {
+    let plan = job.plan;
+    let shown = |counts: &[usize]| counts.iter().map(usize::to_string).collect::<Vec<_>>().join(" + ");
+    eprintln!(
+        "{} on {} ranks{}, {} stages of {} layers, {} micro-batches{}",
+        plan.policy,
+        plan.num_ranks(),
+        if r.replicas > 1 { format!(" ({} replicas)", r.replicas) } else { String::new() },
+        plan.num_stages(),
+        shown(&stages.layout.0),
+        plan.num_micro * plan.placement.num_dirs(),
+        if plan.placement.num_dirs() > r.replicas.max(1) { ", half of them each way" } else { "" },
+    );
+    let total: f64 = stages.costs.iter().flatten().sum();
+    for (stage, (program, [forward, backward])) in stages.programs.iter().zip(&stages.costs).enumerate() {
+        let params: i64 = program.manifest.params.iter().map(|p| p.shape.iter().product::<i64>()).sum();
+        let share = |x: f64| 100.0 * x / total;
+        let holders = plan.placement.holders(stage as u16);
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        // What does not fit the model is told when the run starts.
+        let memory = exec::ranks::memory(job, stage as u16, holders[0]).map_or(String::new(), |m| {
+            format!("  {:.2} MiB and {} × {:.2} MiB of activations", mib(m.stored), m.units, mib(m.kept))
+        });
+        eprintln!(
+            "stage {stage:<3} ranks {:<8} {params:>12} parameters  cost {:>4.1} % forward {:>4.1} % backward{memory}",
+            holders.iter().map(usize::to_string).collect::<Vec<_>>().join(","),
+            share(*forward),
+            share(*backward),
+        );
+    }
+}

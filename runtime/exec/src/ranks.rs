@@ -1,0 +1,127 @@
+//! Training over ranks: each has some stages of a model, and a plan says who computes what when. On any number of ranks and with any
+//! schedule a step gives what a single process gives: the same bits where each stage lives once; with copies of stages (DualPipe's mirrors,
+//! data parallelism) the same losses of the same parameters, and gradients that differ by the order of one sum.
+//!
+//! What is summed, and in which order: a stage's gradients over its micro-batches, by their number, in place; over the copies of a stage, by
+//! direction; a parameter of several stages (a tied table), by stage; the squares of the gradient's norm, in double precision by name of
+//! tensor; losses, by micro-batch, where those of direction d come after those of d − 1.
+
+mod execute;
+mod model;
+mod save;
+mod step;
+
+pub use execute::{Compute, Follow, Turns, execute};
+pub use model::{StageMemory, memory};
+
+use crate::{ExecError, data::Text, train};
+use device::{Code, KernelFn};
+use fabric::{Fabric, Timeouts, threads};
+use library::{Manifest, Port};
+use schedule::Plan;
+use std::sync::Arc;
+
+/// A stage's program: its manifest with the entries `forward`, `backward_input`, `backward_weight`, `norm` and `update`.
+#[derive(Clone)]
+pub struct Program {
+    /// Parameters, kernels, entries.
+    pub manifest: Manifest,
+    /// All stages may share one.
+    pub code: Arc<dyn Code>,
+}
+
+/// Code that stages share.
+struct Shared(Arc<dyn Code>);
+
+impl Code for Shared {
+    fn kernel(&self, symbol: &str) -> Option<KernelFn> {
+        self.0.kernel(symbol)
+    }
+}
+
+/// A training run over ranks.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// Who computes what; its stages are the programs.
+    pub plan: &'a Plan,
+    /// By stage.
+    pub programs: &'a [Program],
+    /// The model as a whole: its name, run-time dims and parameters.
+    pub whole: &'a Manifest,
+    /// What the model is fed: tokens, what follows them, and a weight for each.
+    pub inputs: &'a [Port],
+    /// The text.
+    pub text: &'a Text,
+    /// `micro_batches` are those of the plan, all directions together.
+    pub options: &'a train::Options,
+    /// Threads that a rank computes on.
+    pub threads: usize,
+    /// Whether every message says what it is, and that is checked.
+    pub checked: bool,
+}
+
+impl Job<'_> {
+    /// A hash of all that ranks have to agree on: plan, parameters, run, and the given word for binary and model.
+    pub fn hash(&self, binary: u64) -> u64 {
+        let o = self.options;
+        let run = (o.batch, o.seq, o.steps, o.warmup, o.lr.to_bits(), o.floor.to_bits(), o.clip.to_bits(), o.seed);
+        let often = (o.eval_every, o.eval_rows, o.save_every, o.resume, self.checked, self.text.checksum);
+        let params: Vec<_> = self.programs.iter().map(|p| &p.manifest.params).collect();
+        let text = format!("{binary} {} {params:?} {run:?} {often:?}", schedule::text::print(self.plan));
+        library::file::checksum(text.as_bytes())
+    }
+}
+
+/// How ranks of one process run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// At once, a thread each.
+    Threads,
+    /// One after the other, always in one order.
+    Replay,
+}
+
+/// Trains with all ranks in this process; the last validation loss.
+///
+/// # Errors
+/// The first cause: what a rank says that did not fail because of another.
+pub fn train_here(
+    job: &Job,
+    engine: Engine,
+    timeouts: Timeouts,
+    report: &mut (dyn train::Report + Send),
+) -> Result<f64, ExecError> {
+    let turns = (engine == Engine::Replay).then(|| Turns::new(job.plan));
+    let mut world = threads::world(job.plan.num_ranks(), timeouts).into_iter();
+    let first = world.next().expect("a plan has a rank");
+    let mut results = std::thread::scope(|s| {
+        let turns = turns.as_ref();
+        let others: Vec<_> = world.map(|f| s.spawn(move || step::train(job, &f, turns, &mut Silent))).collect();
+        let mut results = vec![step::train(job, &first, turns, report)];
+        drop(first);
+        results.extend(others.into_iter().map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e))));
+        results
+    });
+    let follows =
+        |e: &ExecError| matches!(e.fabric(), Some(fabric::FabricError::Aborted { .. } | fabric::FabricError::Lost { .. }));
+    let cause = results.iter().position(|r| r.as_ref().is_err_and(|e| !follows(e)));
+    let any = results.iter().position(Result::is_err);
+    results.swap_remove(cause.or(any).unwrap_or(0))
+}
+
+/// Trains as one rank of several processes; the last validation loss.
+///
+/// # Errors
+/// What went wrong here, or which rank gave up, and why.
+pub fn train_rank(job: &Job, fabric: &dyn Fabric, report: &mut dyn train::Report) -> Result<f64, ExecError> {
+    step::train(job, fabric, None, report)
+}
+
+/// What ranks above 0 report: nothing.
+pub struct Silent;
+
+impl train::Report for Silent {
+    fn start(&mut self, _: &crate::plan::Peak, _: u64, _: u64) {}
+    fn step(&mut self, _: &train::Figures) {}
+    fn warn(&mut self, _: String) {}
+}

@@ -1,0 +1,265 @@
+//! Follows a rank's list of a plan: the one executor, for every schedule, every fabric, and whatever computes.
+//!
+//! What is computed is bytes in, bytes out; see [`Compute`]. A receive is only noted where it stands in the list; the action that reads the
+//! message waits for it, so that computing goes on while it is under way. Each flow of messages over a boundary between stages has a channel
+//! of its own, on which messages keep their order.
+
+use crate::ExecError;
+use fabric::{Channel, Fabric, FabricError};
+use schedule::{Action, Message, Payload, Plan, Unit, text::cell};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Condvar, Mutex, PoisonError},
+};
+
+/// What a rank computes.
+pub trait Compute {
+    /// How long a message is that this rank reads. # Units: bytes.
+    fn length(&self, message: Message) -> usize;
+    /// The forward of a unit, from what the stage before handed over: what the next one reads.
+    ///
+    /// # Errors
+    /// What computing it says.
+    fn forward(&mut self, unit: Unit, input: Vec<u8>) -> Result<Vec<u8>, ExecError>;
+    /// The whole backward, from the gradient of what the forward made: that of what it read.
+    ///
+    /// # Errors
+    /// As above.
+    fn backward(&mut self, unit: Unit, gradient: Vec<u8>) -> Result<Vec<u8>, ExecError>;
+    /// The backward without the gradients of weights.
+    ///
+    /// # Errors
+    /// As above.
+    fn backward_input(&mut self, unit: Unit, gradient: Vec<u8>) -> Result<Vec<u8>, ExecError>;
+    /// The gradients of weights that `backward_input` left.
+    ///
+    /// # Errors
+    /// As above.
+    fn backward_weight(&mut self, unit: Unit) -> Result<(), ExecError>;
+    /// A forward and a whole backward at once.
+    ///
+    /// # Errors
+    /// As above.
+    fn pair(&mut self, forward: (Unit, Vec<u8>), backward: (Unit, Vec<u8>)) -> Result<[Vec<u8>; 2], ExecError> {
+        Ok([self.forward(forward.0, forward.1)?, self.backward(backward.0, backward.1)?])
+    }
+    /// Sums a stage's gradients over the ranks that hold it.
+    ///
+    /// # Errors
+    /// As above, and what the fabric says.
+    fn reduce(&mut self, stage: u16, fabric: &dyn Fabric) -> Result<(), ExecError>;
+    /// The optimiser's step on a stage.
+    ///
+    /// # Errors
+    /// As above, and what the fabric says.
+    fn update(&mut self, stage: u16, fabric: &dyn Fabric) -> Result<(), ExecError>;
+}
+
+/// How a rank follows its list.
+#[derive(Clone, Copy, Default)]
+pub struct Follow<'a> {
+    /// The step, in messages' headers and in errors.
+    pub step: u64,
+    /// Whether each message says what it is, and that is checked.
+    pub checked: bool,
+    /// Where all ranks compute in one order.
+    pub turns: Option<&'a Turns>,
+}
+
+/// The channel of a message: one for each payload, direction and boundary between stages.
+fn channel(plan: &Plan, m: Message) -> Channel {
+    let payload = u32::from(m.payload == Payload::Gradient);
+    let lane = (u32::from(m.unit.dir) * plan.num_stages() as u32 + u32::from(m.unit.stage)) * 2 + payload;
+    Channel(lane)
+}
+
+/// Bytes of a header: what the message is, and of which step.
+const HEADER: usize = 24;
+
+fn header(m: Message, step: u64) -> [u8; HEADER] {
+    let mut out = [0; HEADER];
+    out[..4].copy_from_slice(if m.payload == Payload::Gradient { b"GRAD" } else { b"ACTI" });
+    out[4..6].copy_from_slice(&m.unit.dir.to_le_bytes());
+    out[6..8].copy_from_slice(&m.unit.stage.to_le_bytes());
+    out[8..12].copy_from_slice(&m.unit.micro.to_le_bytes());
+    out[16..].copy_from_slice(&step.to_le_bytes());
+    out
+}
+
+/// Runs a rank's list of one step.
+///
+/// # Errors
+/// What computing says, and E0421 to E0424 of the fabric, with the action that was under way.
+pub fn execute(plan: &Plan, fabric: &dyn Fabric, compute: &mut dyn Compute, follow: Follow) -> Result<(), ExecError> {
+    let rank = fabric.rank();
+    let mut post = Post { plan, fabric, follow, made: BTreeMap::new(), noted: BTreeMap::new() };
+    for (position, action) in plan.actions[rank].iter().enumerate() {
+        let mut run = || post.act(*action, compute);
+        let done = match follow.turns.filter(|_| is_turn(*action)) {
+            Some(turns) => turns.wait(rank, position).and_then(|()| {
+                let done = run();
+                turns.end();
+                done
+            }),
+            None => run(),
+        };
+        let doing = || format!("rank {rank}, step {}, {}", follow.step, cell(*action, plan.num_stages()));
+        done.map_err(|e| if let ExecError::Fabric(source) = e { ExecError::Rank { doing: doing(), source } } else { e })?;
+    }
+    Ok(())
+}
+
+/// Messages on their way.
+struct Post<'a> {
+    plan: &'a Plan,
+    fabric: &'a dyn Fabric,
+    follow: Follow<'a>,
+    /// Made here or arrived, and not yet read or sent.
+    made: BTreeMap<Message, Vec<u8>>,
+    /// Receives that the list has passed, by channel.
+    noted: BTreeMap<Channel, VecDeque<Message>>,
+}
+
+impl Post<'_> {
+    fn act(&mut self, action: Action, compute: &mut dyn Compute) -> Result<(), ExecError> {
+        let num_stages = self.plan.num_stages();
+        let mut read = Vec::new();
+        for m in action.reads(num_stages) {
+            read.push(self.take(m, compute.length(m))?);
+        }
+        // The first stage's forward and the last one's backward read nothing.
+        let starts = |u: Unit, payload| match payload {
+            Payload::Activation => u.stage == 0,
+            Payload::Gradient => usize::from(u.stage) + 1 == num_stages,
+        };
+        let mut read = read.into_iter();
+        let mut next = |u: Unit, payload| if starts(u, payload) { Vec::new() } else { read.next().expect("it was read") };
+        let mut made = Vec::new();
+        match action {
+            Action::Forward(u) => made.push(compute.forward(u, next(u, Payload::Activation))?),
+            Action::Backward(u) => made.push(compute.backward(u, next(u, Payload::Gradient))?),
+            Action::BackwardInput(u) => made.push(compute.backward_input(u, next(u, Payload::Gradient))?),
+            Action::BackwardWeight(u) => compute.backward_weight(u)?,
+            Action::Pair { forward, backward } => {
+                let forward = (forward, next(forward, Payload::Activation));
+                made.extend(compute.pair(forward, (backward, next(backward, Payload::Gradient)))?);
+            }
+            // A backward computes again what it needs.
+            Action::Recompute(_) => {}
+            Action::Send(m) => self.send(m)?,
+            Action::Receive(m) => self.noted.entry(channel(self.plan, m)).or_default().push_back(m),
+            // A send hands over a copy: its buffer is free.
+            Action::WaitSend(_) => {}
+            Action::ReduceGrad { stage } => compute.reduce(stage, self.fabric)?,
+            Action::Update { stage } => compute.update(stage, self.fabric)?,
+        }
+        for (m, bytes) in action.makes().zip(made) {
+            if self.plan.route(m).is_some() {
+                self.made.insert(m, bytes);
+            }
+        }
+        Ok(())
+    }
+    fn send(&mut self, m: Message) -> Result<(), ExecError> {
+        let (_, to) = self.plan.route(m).expect("a plan sends what is read");
+        let bytes = self.made.remove(&m).expect("a plan sends what was made");
+        let channel = channel(self.plan, m);
+        if self.follow.checked {
+            let whole = [&header(m, self.follow.step)[..], &bytes].concat();
+            return Ok(self.fabric.send(to, channel, &whole)?);
+        }
+        Ok(self.fabric.send(to, channel, &bytes)?)
+    }
+    /// The bytes of a message that an action reads: made here, or received after those that were noted before it.
+    fn take(&mut self, m: Message, length: usize) -> Result<Vec<u8>, ExecError> {
+        let (from, to) = self.plan.route(m).expect("what is read is made");
+        if from == to {
+            return Ok(self.made.remove(&m).expect("a plan reads what was made"));
+        }
+        let channel = channel(self.plan, m);
+        while !self.made.contains_key(&m) {
+            let next = self.noted.get_mut(&channel).and_then(VecDeque::pop_front).expect("a plan receives what is read");
+            let head = if self.follow.checked { HEADER } else { 0 };
+            let mut bytes = vec![0; head + length];
+            self.fabric.receive(from, channel, &mut bytes)?;
+            if self.follow.checked {
+                let (want, rank) = (header(next, self.follow.step), self.fabric.rank());
+                if bytes[..HEADER] != want {
+                    let what = format!(
+                        "its header is {:02x?}, that of {next:?} at step {} is {want:02x?}",
+                        &bytes[..HEADER],
+                        self.follow.step
+                    );
+                    let number = u64::from(next.unit.micro);
+                    return Err(ExecError::Fabric(FabricError::Mismatch { rank, peer: from, channel, number, what }));
+                }
+                bytes.drain(..HEADER);
+            }
+            self.made.insert(next, bytes);
+        }
+        Ok(self.made.remove(&m).expect("it arrived"))
+    }
+}
+
+/// Whether an action computes and so takes its turn in the one order.
+fn is_turn(action: Action) -> bool {
+    action.forward().is_some() || action.backward().is_some() || action.ends().is_some()
+}
+
+/// One order for what all ranks of a process compute: with it, the ranks' threads run one after the other, always the same way.
+pub struct Turns {
+    order: Vec<(usize, usize)>,
+    state: Mutex<(usize, bool)>,
+    changed: Condvar,
+}
+
+impl Turns {
+    /// The order: ranks in turn, each its next computation as soon as what it reads was made.
+    pub fn new(plan: &Plan) -> Turns {
+        let num_stages = plan.num_stages();
+        let mut made = std::collections::BTreeSet::new();
+        let mut next = vec![0; plan.num_ranks()];
+        let mut order = Vec::new();
+        loop {
+            let before = order.len();
+            for rank in 0..plan.num_ranks() {
+                let list = &plan.actions[rank];
+                while next[rank] < list.len() && !is_turn(list[next[rank]]) {
+                    next[rank] += 1;
+                }
+                let Some(action) = list.get(next[rank]) else { continue };
+                if action.reads(num_stages).all(|m| made.contains(&m)) {
+                    made.extend(action.makes());
+                    order.push((rank, next[rank]));
+                    next[rank] += 1;
+                }
+            }
+            if order.len() == before {
+                return Turns { order, state: Mutex::default(), changed: Condvar::new() };
+            }
+        }
+    }
+    /// Waits for the turn of a rank's action.
+    fn wait(&self, rank: usize, position: usize) -> Result<(), ExecError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let (at, stopped) = *state;
+            if stopped {
+                return Err(FabricError::Aborted { peer: rank, why: "another rank failed".into() }.into());
+            }
+            if self.order[at % self.order.len()] == (rank, position) {
+                return Ok(());
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+    fn end(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).0 += 1;
+        self.changed.notify_all();
+    }
+    /// Ends all waits: a rank failed.
+    pub fn stop(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
+        self.changed.notify_all();
+    }
+}

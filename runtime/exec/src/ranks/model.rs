@@ -1,0 +1,295 @@
+//! A rank's stages as what computes: sessions, and what each unit keeps between its forward and its backward.
+
+use super::{Job, Shared, execute::Compute, step};
+use crate::{ExecError, HostTensor, Session, plan::size};
+use base::{DType, Dim, DimEnv};
+use fabric::Fabric;
+use library::{Entry, Port, Role};
+use schedule::{Message, Payload, Unit};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Tensors by name.
+type Pool = BTreeMap<String, HostTensor>;
+
+/// A rank's part of the model.
+pub(super) struct Model<'a> {
+    pub job: Job<'a>,
+    pub rank: usize,
+    /// By stage.
+    pub sessions: BTreeMap<u16, Session>,
+    /// Of a micro-batch, and of a validation's part.
+    pub shapes: [Shapes; 2],
+    /// The step under way.
+    pub step: u64,
+    /// What the step's micro-batches lost, of those whose last stage is here.
+    pub losses: BTreeMap<usize, f64>,
+    /// What the step's `update` is told, once all gradients are there.
+    pub agreed: Option<step::Agreed>,
+    kept: BTreeMap<Unit, Pool>,
+}
+
+/// What depends on the number of rows.
+pub(super) struct Shapes {
+    pub rows: usize,
+    pub dims: DimEnv,
+    pub weights: HostTensor,
+}
+
+impl<'a> Model<'a> {
+    pub fn new(job: Job<'a>, rank: usize) -> Result<Model<'a>, ExecError> {
+        let mut sessions = BTreeMap::new();
+        for stage in &job.plan.placement.stages_by_rank()[rank] {
+            let program = &job.programs[usize::from(*stage)];
+            let code = Box::new(Shared(program.code.clone()));
+            let mut session = Session::new(program.manifest.clone(), code, Some(job.threads))?;
+            session.store.initialise(&program.manifest, job.options.seed)?;
+            sessions.insert(*stage, session);
+        }
+        let o = job.options;
+        let eval_rows = o.eval_rows.clamp(1, o.batch);
+        let parts = [(o.batch / o.micro_batches, o.micro_batches), (eval_rows, o.eval_rows.div_ceil(eval_rows).max(1))];
+        let [a, b] = parts.map(|(rows, parts)| shapes(&job, rows, parts));
+        let (losses, kept) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Model { job, rank, sessions, shapes: [a?, b?], step: 0, losses, agreed: None, kept })
+    }
+
+    /// The number of a unit's micro-batch among all of the step.
+    pub fn number(&self, u: Unit) -> usize {
+        usize::from(u.dir) * self.job.plan.num_micro + u.micro as usize
+    }
+
+    /// What a message holds: ports of the entry that made it, with `prefix` in their names.
+    fn layout(&self, stage: u16, payload: Payload) -> impl Iterator<Item = &Port> {
+        let (entry, prefix) = match payload {
+            Payload::Activation => ("forward", "out."),
+            Payload::Gradient => ("backward_input", "d_in."),
+        };
+        let outputs = entry_of(&self.job, stage, entry).map_or(&[][..], |e| &e.outputs);
+        outputs.iter().filter(move |p| p.role == Role::Inner && p.name.starts_with(prefix))
+    }
+    /// Bytes of a message for these dims.
+    fn bytes(&self, stage: u16, payload: Payload, dims: &DimEnv) -> usize {
+        self.layout(stage, payload).map(|p| elems(p, dims) * p.dtype.bytes()).sum()
+    }
+    /// A message's tensors, under the names its reader has for them.
+    fn decode(&self, from: u16, payload: Payload, bytes: &[u8], dims: &DimEnv, pool: &mut Pool) {
+        let mut at = 0;
+        for p in self.layout(from, payload) {
+            let n = elems(p, dims) * p.dtype.bytes();
+            let name = match payload {
+                Payload::Activation => p.name.replacen("out.", "in.", 1),
+                Payload::Gradient => p.name.replacen("d_in.", "d_out.", 1),
+            };
+            let shape = p.shape.iter().map(|d| size(d, dims)).collect();
+            pool.insert(name, HostTensor { dtype: p.dtype, shape, bytes: bytes[at..at + n].to_vec() });
+            at += n;
+        }
+    }
+    /// Takes what a message holds out of an entry's results.
+    fn encode(&self, stage: u16, payload: Payload, pool: &mut Pool) -> Vec<u8> {
+        let names: Vec<String> = self.layout(stage, payload).map(|p| p.name.clone()).collect();
+        names.iter().flat_map(|n| pool.remove(n).expect("the entry makes it").bytes).collect()
+    }
+
+    /// Runs an entry on what it takes from the pool, and adds its results.
+    fn run(&mut self, stage: u16, entry: &str, which: usize, pool: &mut Pool) -> Result<(), ExecError> {
+        let session = self.sessions.get_mut(&stage).expect("a stage of this rank");
+        let names: Vec<String> =
+            session.entry(entry)?.args.iter().filter(|p| !p.role.is_stored()).map(|p| p.name.clone()).collect();
+        let mut inputs: Vec<(&str, &HostTensor)> = Vec::new();
+        for n in &names {
+            let why = || format!("stage {stage} does not have it for {entry}");
+            let t = pool.get(n).ok_or_else(|| ExecError::Input { name: n.clone(), why: why() })?;
+            inputs.push((n, t));
+        }
+        let results = session.run(entry, &self.shapes[which].dims, &inputs)?;
+        pool.extend(results);
+        Ok(())
+    }
+
+    /// The forward of a stage: from what the stage before made and the batch to what the next reads, and all results.
+    fn forward_of(&mut self, stage: u16, which: usize, first_row: usize, input: &[u8]) -> Result<(Vec<u8>, Pool), ExecError> {
+        let (job, shapes) = (self.job, &self.shapes[which]);
+        let o = job.options;
+        let mut pool = Pool::new();
+        let batch = if which == 0 {
+            job.text.batch(o.seed, self.step, first_row, shapes.rows, o.seq)
+        } else {
+            let total = o.eval_rows.div_ceil(shapes.rows).max(1) * shapes.rows;
+            job.text.validation(first_row, shapes.rows, total, o.seq)
+        };
+        let text = job.inputs.iter().filter(|p| p.name != "weights").zip([batch.tokens, batch.targets]);
+        pool.extend(text.map(|(p, t)| (p.name.clone(), t)));
+        pool.insert("weights".into(), shapes.weights.clone());
+        if stage > 0 {
+            self.decode(stage - 1, Payload::Activation, input, &shapes.dims, &mut pool);
+        }
+        self.run(stage, "forward", which, &mut pool)?;
+        let made = self.encode(stage, Payload::Activation, &mut pool);
+        Ok((made, pool))
+    }
+
+    /// The mean validation loss: forwards alone, one part of the text after the other through the stages of direction 0.
+    pub fn evaluate(&mut self, fabric: &dyn Fabric) -> Result<f64, ExecError> {
+        let plan = self.job.plan;
+        let num_stages = plan.num_stages() as u16;
+        let rounds = self.job.options.eval_rows.div_ceil(self.shapes[1].rows).max(1);
+        let rank_of = |stage: u16| plan.placement.rank(0, stage).expect("every direction has every stage");
+        let mut loss = 0.0;
+        let mut here: BTreeMap<u16, Vec<Vec<u8>>> = BTreeMap::new();
+        let own: Vec<u16> = (0..num_stages).filter(|s| rank_of(*s) == self.rank).collect();
+        for stage in own {
+            let before = stage.checked_sub(1).map(rank_of);
+            let channel = |stage: u16| fabric::Channel(step::EVALUATION | u32::from(stage));
+            let mut handed = here.remove(&stage).unwrap_or_default().into_iter();
+            for round in 0..rounds {
+                let input = match before {
+                    None => Vec::new(),
+                    Some(from) if from == self.rank => handed.next().expect("the stage before made it"),
+                    Some(from) => {
+                        let mut bytes = vec![0; self.bytes(stage - 1, Payload::Activation, &self.shapes[1].dims)];
+                        fabric.receive(from, channel(stage), &mut bytes)?;
+                        bytes
+                    }
+                };
+                let first_row = round * self.shapes[1].rows;
+                let (made, pool) = self.forward_of(stage, 1, first_row, &input)?;
+                if stage + 1 == num_stages {
+                    loss += loss_of(&pool);
+                } else if rank_of(stage + 1) == self.rank {
+                    here.entry(stage + 1).or_default().push(made);
+                } else {
+                    fabric.send(rank_of(stage + 1), channel(stage + 1), &made)?;
+                }
+            }
+        }
+        let mut bytes = loss.to_le_bytes();
+        fabric::collective::broadcast(fabric, rank_of(num_stages - 1), &mut bytes)?;
+        Ok(f64::from_le_bytes(bytes))
+    }
+}
+
+/// What a stage needs on a rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageMemory {
+    /// Parameters, states, gradients, moments, tallies. # Units: bytes.
+    pub stored: u64,
+    /// What a micro-batch keeps from its forward to the end of its backward. # Units: bytes.
+    pub kept: u64,
+    /// How many micro-batches keep that at once, at most.
+    pub units: u64,
+}
+
+/// What stage `stage` needs on rank `rank`, beside what its entries use while they run.
+///
+/// # Errors
+/// E0702 if the model does not take the run's rows and tokens.
+pub fn memory(job: &Job, stage: u16, rank: usize) -> Result<StageMemory, ExecError> {
+    let dims = shapes(job, job.options.batch / job.options.micro_batches, job.options.micro_batches)?.dims;
+    let bytes =
+        |p: &Port| p.shape.iter().map(|d| d.eval(&dims).unwrap_or(0)).product::<i64>().max(0) as u64 * p.dtype.bytes() as u64;
+    let entries = &job.programs[usize::from(stage)].manifest.entries;
+    let stored: BTreeMap<(Role, &str), u64> = entries
+        .iter()
+        .flat_map(|e| e.args.iter().chain(&e.outputs))
+        .filter(|p| p.role.is_stored())
+        .map(|p| ((p.role, p.name.as_str()), bytes(p)))
+        .collect();
+    let wanted = wanted(job, stage);
+    let forward = entry_of(job, stage, "forward");
+    let ports = forward.iter().flat_map(|e| e.args.iter().chain(&e.outputs));
+    let kept = ports.filter(|p| wanted.contains(p.name.as_str()) && !p.role.is_stored()).map(bytes).sum();
+    let (mut live, mut units) = (0u64, 0);
+    for action in &job.plan.actions[rank] {
+        live += u64::from(action.forward().is_some_and(|u| u.stage == stage));
+        units = live.max(units);
+        live -= u64::from(action.ends().is_some_and(|u| u.stage == stage));
+    }
+    Ok(StageMemory { stored: stored.into_values().sum(), kept, units })
+}
+
+fn entry_of<'a>(job: &Job<'a>, stage: u16, name: &str) -> Option<&'a Entry> {
+    job.programs.get(usize::from(stage))?.manifest.entries.iter().find(|e| e.name == name)
+}
+
+/// What a stage's backward entries take.
+fn wanted<'a>(job: &Job<'a>, stage: u16) -> BTreeSet<&'a str> {
+    let entries = ["backward_input", "backward_weight"].into_iter().filter_map(|n| entry_of(job, stage, n));
+    entries.flat_map(|e| &e.args).filter(|p| !p.role.is_stored()).map(|p| p.name.as_str()).collect()
+}
+
+fn elems(p: &Port, dims: &DimEnv) -> usize {
+    p.shape.iter().map(|d| size(d, dims)).product::<i64>().max(0) as usize
+}
+
+fn loss_of(pool: &Pool) -> f64 {
+    pool.get("loss").and_then(|t| t.to_f64().first().copied()).unwrap_or(f64::NAN)
+}
+
+/// Dims and weights for so many rows; each token's loss weighs 1 / (tokens of `parts` such parts).
+fn shapes(job: &Job, rows: usize, parts: usize) -> Result<Shapes, ExecError> {
+    let mut dims = DimEnv::new();
+    for p in job.inputs.iter().filter(|p| p.name != "weights") {
+        for (d, n) in p.shape.iter().zip([rows as i64, job.options.seq as i64]) {
+            for s in job.whole.dims.iter().filter(|s| *d == Dim::sym(s)) {
+                dims.insert(s.as_str().into(), n);
+            }
+        }
+    }
+    for s in &job.whole.dims {
+        dims.entry(s.as_str().into()).or_insert(1);
+    }
+    let of_weights = job.inputs.iter().find(|p| p.name == "weights").map_or(&[][..], |p| &p.shape);
+    let shape: Vec<i64> = of_weights.iter().map(|d| d.eval(&dims).unwrap_or(0)).collect();
+    let n = shape.iter().product::<i64>().max(0) as usize;
+    let weights = HostTensor::from_f64(DType::F32, &shape, vec![1.0 / (n * parts) as f64; n]);
+    Ok(Shapes { rows, dims, weights })
+}
+
+impl Compute for Model<'_> {
+    fn length(&self, m: Message) -> usize {
+        self.bytes(m.unit.stage, m.payload, &self.shapes[0].dims)
+    }
+    fn forward(&mut self, u: Unit, input: Vec<u8>) -> Result<Vec<u8>, ExecError> {
+        let number = self.number(u);
+        let (made, mut pool) = self.forward_of(u.stage, 0, number * self.shapes[0].rows, &input)?;
+        if usize::from(u.stage) + 1 == self.job.plan.num_stages() {
+            let loss = loss_of(&pool);
+            if !loss.is_finite() {
+                let at = format!("stage {}, micro-batch {number}", u.stage);
+                return Err(step::not_finite(&self.job, self.step, "the loss", loss, at));
+            }
+            self.losses.insert(number, loss);
+        }
+        let wanted = wanted(&self.job, u.stage);
+        pool.retain(|name, _| wanted.contains(name.as_str()));
+        self.kept.insert(u, pool);
+        Ok(made)
+    }
+    fn backward(&mut self, u: Unit, gradient: Vec<u8>) -> Result<Vec<u8>, ExecError> {
+        // In its two parts: a kernel of both would contract a·b + c elsewhere, and schedules that split would have other bits.
+        let made = self.backward_input(u, gradient)?;
+        self.backward_weight(u)?;
+        Ok(made)
+    }
+    fn backward_input(&mut self, u: Unit, gradient: Vec<u8>) -> Result<Vec<u8>, ExecError> {
+        let mut pool = self.kept.remove(&u).expect("a plan's forward comes first");
+        self.decode(u.stage + 1, Payload::Gradient, &gradient, &self.shapes[0].dims, &mut pool);
+        self.run(u.stage, "backward_input", 0, &mut pool)?;
+        let made = self.encode(u.stage, Payload::Gradient, &mut pool);
+        let later = entry_of(&self.job, u.stage, "backward_weight");
+        pool.retain(|name, _| later.is_some_and(|e| e.args.iter().any(|p| p.name == *name)));
+        self.kept.insert(u, pool);
+        Ok(made)
+    }
+    fn backward_weight(&mut self, u: Unit) -> Result<(), ExecError> {
+        let mut pool = self.kept.remove(&u).expect("a plan's backward of inputs comes first");
+        self.run(u.stage, "backward_weight", 0, &mut pool)
+    }
+    fn reduce(&mut self, stage: u16, fabric: &dyn Fabric) -> Result<(), ExecError> {
+        step::reduce(self, stage, fabric)
+    }
+    fn update(&mut self, stage: u16, fabric: &dyn Fabric) -> Result<(), ExecError> {
+        step::update(self, stage, fabric)
+    }
+}

@@ -1,0 +1,340 @@
+//! Steps of training over ranks: what ranks tell each other beside the plan's messages.
+
+use super::{
+    Job,
+    execute::{Follow, Turns, execute},
+    model::{Model, memory},
+    save,
+};
+use crate::{
+    ExecError, checkpoint,
+    metrics::Metrics,
+    plan::Peak,
+    tensor,
+    train::{self, Figures, Report},
+};
+use base::DType;
+use fabric::{Channel, Fabric, Group, collective};
+use library::{Role, names};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+/// Channels beside the plan's: validation, by stage.
+pub(super) const EVALUATION: u32 = 0x4000_0000;
+/// Sums over the copies of a stage, by stage.
+const COPIES: u32 = 0x5000_0000;
+/// Sums over the stages of a parameter, by its number.
+const TIED: u32 = 0x6000_0000;
+
+/// What all ranks know of a step once its gradients are there.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Agreed {
+    pub losses: Vec<f64>,
+    pub grad_norm: f64,
+    pub max_violation: Option<f64>,
+}
+
+/// Trains as one rank.
+pub(super) fn train(job: &Job, f: &dyn Fabric, turns: Option<&Turns>, report: &mut dyn Report) -> Result<f64, ExecError> {
+    // A panic of ours must not leave the others waiting.
+    let guard = Guard { fabric: f, turns, finished: std::cell::Cell::new(false) };
+    let result = run(job, f, turns, report);
+    guard.finished.set(true);
+    if let Err(e) = &result {
+        if !matches!(e.fabric(), Some(fabric::FabricError::Aborted { .. })) {
+            f.abort(&e.to_string());
+        }
+        if let Some(turns) = turns {
+            turns.stop();
+        }
+    }
+    result
+}
+
+struct Guard<'a> {
+    fabric: &'a dyn Fabric,
+    turns: Option<&'a Turns>,
+    finished: std::cell::Cell<bool>,
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if !self.finished.get() {
+            self.fabric.abort("it panicked");
+            self.turns.iter().for_each(|t| t.stop());
+        }
+    }
+}
+
+fn run(job: &Job, f: &dyn Fabric, turns: Option<&Turns>, report: &mut dyn Report) -> Result<f64, ExecError> {
+    let o = job.options;
+    train::check(o)?;
+    let rank = f.rank();
+    let mut model = Model::new(*job, rank)?;
+    let peak = peak(&model)?;
+    for session in model.sessions.values().take(1) {
+        session.admit(&peak, o.memory_limit)?;
+    }
+    let identity = train::identity(job.whole, job.text, o);
+    let first = save::resume(&mut model, f, &identity, &mut |w| report.warn(w))?;
+    report.start(&peak, first, o.steps);
+    let mut metrics = if rank == 0 { Some(Metrics::open(&o.out.join("metrics.jsonl"), first)?) } else { None };
+    let started = Instant::now();
+    let mut val_loss = f64::NAN;
+    for step in first + 1..=o.steps {
+        (model.step, model.agreed) = (step, None);
+        model.losses.clear();
+        for session in model.sessions.values_mut() {
+            session.store.zero(Role::Grad);
+            session.store.zero(Role::Tally);
+        }
+        let during = |what: &'static str| {
+            move |e: ExecError| match e {
+                ExecError::Fabric(source) => ExecError::Rank { doing: format!("rank {rank}, step {step}, {what}"), source },
+                other => other,
+            }
+        };
+        let follow = Follow { step, checked: job.checked, turns };
+        execute(job.plan, f, &mut model, follow)?;
+        let agreed = model.agreed.take().expect("a plan ends with updates");
+        report.micro_losses(&agreed.losses);
+        let last = step == o.steps;
+        let mut figures = Figures {
+            step,
+            loss: agreed.losses.iter().sum(),
+            grad_norm: agreed.grad_norm,
+            lr: train::learning_rate(o, step),
+            tokens_per_s: ((step - first) * (o.batch * o.seq) as u64) as f64 / started.elapsed().as_secs_f64(),
+            max_violation: agreed.max_violation,
+            val_loss: None,
+            peak_bytes: peak.total(),
+        };
+        if last || (o.eval_every > 0 && step.is_multiple_of(o.eval_every)) {
+            val_loss = model.evaluate(f).map_err(during("validation"))?;
+            figures.val_loss = Some(val_loss);
+        }
+        if let Some(metrics) = &mut metrics {
+            metrics.write(&figures)?;
+        }
+        report.step(&figures);
+        let mut stop = [u8::from(!last && report.stop())];
+        collective::broadcast(f, 0, &mut stop).map_err(ExecError::from).map_err(during("whether to go on"))?;
+        let stop = stop == [1];
+        if last || stop || (o.save_every > 0 && step.is_multiple_of(o.save_every)) {
+            if let Some(metrics) = &mut metrics {
+                metrics.sync()?;
+            }
+            save::save(&mut model, f, step, &identity).map_err(during("a checkpoint"))?;
+            if rank == 0 {
+                checkpoint::prune(&o.out, o.keep.max(1));
+            }
+        }
+        if stop {
+            break;
+        }
+    }
+    if first >= o.steps {
+        val_loss = model.evaluate(f)?;
+    }
+    // Nobody goes before all have what they need.
+    collective::barrier(f)?;
+    Ok(val_loss)
+}
+
+/// Memory of a rank by cause: its stages' entries, and what units keep between forward and backward.
+fn peak(model: &Model) -> Result<Peak, ExecError> {
+    let mut sum = Peak::default();
+    for (stage, s) in &model.sessions {
+        let dims = &model.shapes[0].dims;
+        let names: Vec<&str> = s.manifest.entries.iter().map(|e| e.name.as_str()).collect();
+        let entries: Vec<_> = names.iter().map(|n| (*n, dims)).collect();
+        let part = s.peak(&entries)?;
+        sum.activations += part.activations;
+        part.by_role.into_iter().for_each(|(role, n)| *sum.by_role.entry(role).or_insert(0) += n);
+        let kept = memory(&model.job, *stage, model.rank)?;
+        *sum.by_role.entry(Role::Inner).or_insert(0) += kept.units * kept.kept;
+    }
+    Ok(sum)
+}
+
+/// The error for a number that is not finite.
+pub(super) fn not_finite(job: &Job, step: u64, what: &str, value: f64, first: String) -> ExecError {
+    let newest = checkpoint::list(&job.options.out).first().map(|p| p.display().to_string());
+    ExecError::NotFinite { what: what.into(), value, step, first, checkpoint: newest.unwrap_or("none was made yet".into()) }
+}
+
+/// The ranks that have a stage, in order of its directions.
+pub(super) fn copies(job: &Job, stage: u16) -> Vec<usize> {
+    let placement = &job.plan.placement;
+    let mut out = Vec::new();
+    for rank in (0..placement.num_dirs()).filter_map(|d| placement.rank(d as u16, stage)) {
+        if !out.contains(&rank) {
+            out.push(rank);
+        }
+    }
+    out
+}
+
+/// Sums a stage's gradients and tallies over its copies.
+pub(super) fn reduce(model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<(), ExecError> {
+    let members = copies(&model.job, stage);
+    if members.len() < 2 {
+        return Ok(());
+    }
+    let group = Group::new(f, members, Channel(COPIES | u32::from(stage)));
+    let store = &mut model.sessions.get_mut(&stage).expect("a stage of this rank").store;
+    for role in [Role::Grad, Role::Tally] {
+        let mut all: Vec<f32> = Vec::new();
+        store.of_role(role).for_each(|(_, s)| all.extend(numbers(s.dtype, s.memory.bytes())));
+        collective::all_reduce(&group, &mut all)?;
+        let mut rest = &all[..];
+        for (_, slot) in store.of_role(role) {
+            let (own, after) = rest.split_at(slot.memory.len() / slot.dtype.bytes());
+            write(slot.dtype, own, slot.memory.bytes_mut());
+            rest = after;
+        }
+    }
+    Ok(())
+}
+
+fn numbers(dtype: DType, bytes: &[u8]) -> Vec<f32> {
+    match dtype {
+        DType::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        other => tensor::read(other, bytes).into_iter().map(|x| x as f32).collect(),
+    }
+}
+
+fn write(dtype: DType, numbers: &[f32], to: &mut [u8]) {
+    let mut bytes = Vec::with_capacity(to.len());
+    numbers.iter().for_each(|x| tensor::push(dtype, f64::from(*x), &mut bytes));
+    to.copy_from_slice(&bytes);
+}
+
+/// The optimiser's step on a stage; before the first of a step, all ranks agree on the gradient's norm.
+pub(super) fn update(model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<(), ExecError> {
+    if model.agreed.is_none() {
+        model.agreed = Some(agree(model, f)?);
+    }
+    let grad_norm = model.agreed.as_ref().expect("set above").grad_norm;
+    let (o, step) = (model.job.options, model.step);
+    let session = model.sessions.get_mut(&stage).expect("a stage of this rank");
+    train::update(session, &model.shapes[0].dims, o, step, grad_norm)
+}
+
+/// Sums the gradients of parameters that several stages have, over these stages.
+fn sum_tied(model: &mut Model, f: &dyn Fabric) -> Result<(), ExecError> {
+    let job = model.job;
+    let mut stages_of: BTreeMap<&str, Vec<u16>> = BTreeMap::new();
+    for (stage, program) in job.programs.iter().enumerate() {
+        for p in program.manifest.params.iter().filter(|p| p.role == Role::Param) {
+            stages_of.entry(&p.name).or_default().push(stage as u16);
+        }
+    }
+    for (number, (name, stages)) in stages_of.into_iter().filter(|(_, s)| s.len() > 1).enumerate() {
+        let members: BTreeSet<usize> = stages.iter().flat_map(|s| copies(&job, *s)).collect();
+        if !members.contains(&model.rank) {
+            continue;
+        }
+        let members: Vec<usize> = members.into_iter().collect();
+        let group = Group::new(f, members.clone(), Channel(TIED | number as u32));
+        let mut sum: Option<Vec<f32>> = None;
+        let here = stages.iter().find(|s| model.sessions.contains_key(s)).expect("a member has one of the stages");
+        let slot = model.sessions[here].store.get(Role::Grad, name).expect("trained parameters have gradients");
+        let (dtype, len) = (slot.dtype, slot.memory.len());
+        for stage in &stages {
+            let from = copies(&job, *stage)[0];
+            let mut bytes = vec![0; len];
+            if from == model.rank {
+                let slot = model.sessions[stage].store.get(Role::Grad, name).expect("trained parameters have gradients");
+                bytes.copy_from_slice(slot.memory.bytes());
+            }
+            let root = members.iter().position(|m| *m == from).expect("it is a member");
+            collective::broadcast(&group, root, &mut bytes)?;
+            let part = numbers(dtype, &bytes);
+            match &mut sum {
+                None => sum = Some(part),
+                Some(sum) => sum.iter_mut().zip(part).for_each(|(s, x)| *s += x),
+            }
+        }
+        let sum = sum.expect("there are stages");
+        for stage in stages.iter().filter(|s| model.sessions.contains_key(s)).copied().collect::<Vec<_>>() {
+            let store = &mut model.sessions.get_mut(&stage).expect("filtered").store;
+            let (_, slot) = store.of_role(Role::Grad).find(|(n, _)| *n == name).expect("trained parameters have gradients");
+            write(dtype, &sum, slot.memory.bytes_mut());
+        }
+    }
+    Ok(())
+}
+
+/// What a rank tells the others after its gradients.
+enum Item {
+    /// The sum of squares of a tensor's gradient.
+    Square(String),
+    /// A layer's imbalance.
+    Violation,
+    /// A micro-batch's loss.
+    Loss(usize),
+}
+
+/// What a rank tells, in order: every rank knows how much every other one does.
+fn items(job: &Job, rank: usize) -> Vec<Item> {
+    let mut out = Vec::new();
+    for (_, program) in job.programs.iter().enumerate().filter(|(s, _)| copies(job, *s as u16)[0] == rank) {
+        let mut squares = BTreeSet::new();
+        for p in program.manifest.params.iter().filter(|p| p.role == Role::Param) {
+            squares.extend(names::expand(&p.name, &p.shape).0);
+        }
+        out.extend(squares.into_iter().map(Item::Square));
+        let forward = program.manifest.entries.iter().find(|e| e.name == "forward");
+        for p in forward.iter().flat_map(|e| &e.outputs).filter(|p| p.role == Role::Tally && train::is_load(&p.name)) {
+            let layers: i64 = p.shape.iter().rev().skip(1).filter_map(base::Dim::known).product();
+            out.extend((0..layers).map(|_| Item::Violation));
+        }
+    }
+    let (placement, last) = (&job.plan.placement, job.plan.num_stages() as u16 - 1);
+    for dir in (0..placement.num_dirs()).filter(|d| placement.rank(*d as u16, last) == Some(rank)) {
+        out.extend((0..job.plan.num_micro).map(|m| Item::Loss(dir * job.plan.num_micro + m)));
+    }
+    out
+}
+
+/// All ranks tell each other what they have; all come to the same.
+fn agree(model: &mut Model, f: &dyn Fabric) -> Result<Agreed, ExecError> {
+    sum_tied(model, f)?;
+    let (job, rank) = (model.job, model.rank);
+    let mut own: Vec<f64> = Vec::new();
+    for stage in 0..job.programs.len() as u16 {
+        if copies(&job, stage)[0] == rank {
+            let session = model.sessions.get_mut(&stage).expect("a stage of this rank");
+            own.extend(train::squares(session, &model.shapes[0].dims)?.into_values());
+            own.extend(train::violations(session));
+        }
+    }
+    own.extend(model.losses.values());
+    let all: Vec<Vec<Item>> = (0..f.size()).map(|r| items(&job, r)).collect();
+    assert_eq!(own.len(), all[rank].len(), "a rank tells what the others expect");
+    let bytes: Vec<u8> = own.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let lengths: Vec<usize> = all.iter().map(|items| items.len() * 8).collect();
+    let told = collective::all_to_all(f, &vec![bytes; f.size()], &lengths)?;
+    let mut squares = BTreeMap::new();
+    let (mut violations, mut losses) = (Vec::new(), BTreeMap::new());
+    for (items, bytes) in all.into_iter().zip(&told) {
+        for (item, x) in items.into_iter().zip(bytes.as_chunks::<8>().0) {
+            let x = f64::from_le_bytes(*x);
+            match item {
+                Item::Square(name) => _ = squares.entry(name).or_insert(x),
+                Item::Violation => violations.push(x),
+                Item::Loss(number) => _ = losses.insert(number, x),
+            }
+        }
+    }
+    let grad_norm = squares.values().sum::<f64>().sqrt();
+    if !grad_norm.is_finite() {
+        let bad = squares.iter().find(|(_, x)| !x.is_finite()).map_or("", |(name, _)| name);
+        return Err(not_finite(&job, model.step, "the gradient's norm", grad_norm, format!("the gradient of {bad}")));
+    }
+    let max_violation = train::mean(&violations);
+    Ok(Agreed { losses: losses.into_values().collect(), grad_norm, max_violation })
+}

@@ -1,0 +1,298 @@
+//! Training over ranks: strata and deepseek_v3, tiny, with every schedule, over threads and TCP, against the model on one rank.
+
+use driver::{
+    pipeline::{self, Options},
+    stages::{self, Failed, Stages},
+};
+use exec::{
+    ExecError,
+    data::Text,
+    plan::Peak,
+    ranks::{self, Engine, Job, Silent},
+    train::{self, Figures, Report},
+};
+use fabric::{Timeouts, World, tcp};
+use hir::Overrides;
+use schedule::{Plan, Policy, Size};
+use std::{
+    collections::BTreeMap,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+const STRATA: (&str, &str) =
+    ("strata", "d=32 heads=2 kv=1 dh=16 experts=4 top=2 ff=16 length=8 stride=4 size=8 count=2 window=16");
+const DEEPSEEK: (&str, &str) = (
+    "deepseek_v3",
+    "vocab_size=256 hidden_size=32 intermediate_size=32 moe_intermediate_size=16 num_attention_heads=2 q_lora_rank=16 \
+     kv_lora_rank=16 qk_nope_head_dim=8 qk_rope_head_dim=8 v_head_dim=8 n_routed_experts=8 num_experts_per_tok=2 n_group=4 \
+     topk_group=2 initializer_range=0.05 first_k_dense_replace=1",
+);
+const LLAMA: (&str, &str) =
+    ("llama", "vocab_size=256 hidden_size=32 intermediate_size=32 num_attention_heads=2 num_key_value_heads=1 head_dim=16");
+const TIMEOUTS: Timeouts = Timeouts { start: Duration::from_secs(60), message: Duration::from_secs(60) };
+
+fn compile((model, set): (&str, &str), more: &str, layout: Option<&str>, num_stages: usize) -> Stages {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models").join(model).join("model.lode");
+    let text = std::fs::read_to_string(path).expect("the model is part of the source");
+    let all = format!("{set} {more}");
+    let set = all.split_whitespace().filter_map(|s| s.split_once('=')).map(|(n, v)| (n.to_string(), v.to_string())).collect();
+    let options = Options { overrides: Overrides { set, ..Overrides::default() }, ..Options::default() };
+    let front = pipeline::front("model.lode", &text, &mut |_| None, &options);
+    let program = front.program.as_ref().expect("the model is right");
+    match stages::compile(program, &front.sources, layout, num_stages, &options) {
+        Ok(stages) => stages,
+        Err(Failed::Cut(e)) => panic!("{e}"),
+        Err(Failed::Back(e)) => panic!("{e:?}"),
+    }
+}
+
+/// What a run reports.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Log {
+    losses: Vec<Vec<f64>>,
+    norms: Vec<f64>,
+    val: Vec<f64>,
+}
+
+impl Report for Log {
+    fn start(&mut self, peak: &Peak, _: u64, _: u64) {
+        assert!(peak.total() > 0);
+    }
+    fn step(&mut self, f: &Figures) {
+        self.norms.push(f.grad_norm);
+        self.val.extend(f.val_loss);
+    }
+    fn micro_losses(&mut self, losses: &[f64]) {
+        self.losses.push(losses.to_vec());
+    }
+    fn warn(&mut self, text: String) {
+        panic!("{text}");
+    }
+}
+
+fn folder(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("lode-ranks-{}-{name}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&path);
+    path
+}
+
+fn options(out: PathBuf, micro_batches: usize, steps: u64) -> train::Options {
+    train::Options {
+        batch: micro_batches,
+        seq: 24,
+        micro_batches,
+        steps,
+        warmup: 0,
+        lr: 3e-3,
+        floor: 0.1,
+        // Below the norm, so that clipping is at work.
+        clip: 0.1,
+        seed: 5,
+        eval_every: 0,
+        eval_rows: 4,
+        save_every: 0,
+        keep: 3,
+        out,
+        resume: false,
+        memory_limit: None,
+    }
+}
+
+fn plan(policy: Policy, ranks: usize, micro: usize, copies: usize) -> Plan {
+    schedule::plan(policy, Size { ranks, micro, chunks: 2 }).expect("the size fits").copies(copies)
+}
+
+fn text() -> Text {
+    let word = |i: usize| (i * i * 31 + i / 7 * 11 + (i % 13) * 17) % 251;
+    Text::new((0..4000).map(|i| word(i) as i32).collect(), 24, "numbers").expect("it is long enough")
+}
+
+/// How ranks run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Over {
+    Threads,
+    Replay,
+    Tcp,
+}
+
+/// Trains, and loads the last checkpoint's tensors.
+fn run(stages: &Stages, plan: &Plan, over: Over, o: &train::Options) -> Result<(Log, BTreeMap<String, Vec<f64>>), ExecError> {
+    let text = text();
+    let (programs, whole, inputs) = (&stages.programs[..], &stages.whole, &stages.inputs[..]);
+    let job = Job { plan, programs, whole, inputs, text: &text, options: o, threads: 1, checked: over != Over::Threads };
+    let mut log = Log::default();
+    match over {
+        Over::Threads => ranks::train_here(&job, Engine::Threads, TIMEOUTS, &mut log)?,
+        Over::Replay => ranks::train_here(&job, Engine::Replay, TIMEOUTS, &mut log)?,
+        Over::Tcp => {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let place = listener.local_addr().expect("an address").to_string();
+            let (size, mut listener) = (plan.num_ranks(), Some(listener));
+            let one = |rank: usize, listener: Option<TcpListener>, report: &mut dyn Report| {
+                let world = World { rank, size, local_rank: rank, rendezvous: Some(place.clone()), source: "test" };
+                let f = tcp::connect_at(&world, job.hash(1), TIMEOUTS, listener)?;
+                ranks::train_rank(&job, &f, report)
+            };
+            std::thread::scope(|s| {
+                let one = &one;
+                let others: Vec<_> = (1..size).map(|r| s.spawn(move || one(r, None, &mut Silent))).collect();
+                let first = one(0, listener.take(), &mut log);
+                for other in others {
+                    other.join().expect("no rank panics")?;
+                }
+                first
+            })?
+        }
+    };
+    let path = exec::checkpoint::list(&o.out).first().cloned().expect("a checkpoint was made");
+    let mut tensors = BTreeMap::new();
+    for (path, bytes) in exec::checkpoint::read(&path)? {
+        for (name, t) in exec::checkpoint::parse(&bytes, &path)? {
+            tensors.insert(name, t.to_f64());
+        }
+    }
+    Ok((log, tensors))
+}
+
+/// The run on one rank, and each of the others: the same bits where every stage lives once; with copies the same losses in the first step,
+/// and what one step makes of gradients that were summed in another order.
+fn compare(model: (&str, &str), more: &str, name: &str, runs: &[(Policy, usize, usize, Over)]) {
+    let micro = runs.iter().map(|(_, ranks, copies, _)| 2 * ranks * copies).max().expect("some runs");
+    let o = options(folder(&format!("{name}-one")), micro, 2);
+    let one = compile(model, more, None, 1);
+    let (want, tensors) = run(&one, &plan(Policy::OneFOneB, 1, micro, 1), Over::Replay, &o).expect("it trains");
+    assert!(want.norms.iter().all(|n| *n > o.clip), "{:?}", want.norms);
+    for (policy, ranks, copies, over) in runs {
+        let what = format!("{name} {} on {ranks} ranks, {copies} copies, {over:?}", policy.name());
+        let plan = plan(*policy, *ranks, micro / copies, *copies);
+        let stages = compile(model, more, None, plan.num_stages());
+        let o = options(folder(&what.replace([' ', ','], "-")), micro, 2);
+        let (got, found) = run(&stages, &plan, *over, &o).expect("it trains");
+        assert_eq!(got.losses[0], want.losses[0], "{what}");
+        assert!(found.keys().eq(tensors.keys()), "{what}");
+        // A tied table's gradient is the sum of two stages'.
+        if plan.placement.num_dirs() == 1 && !more.contains("tie_word_embeddings=true") {
+            assert_eq!(got, want, "{what}");
+            assert_eq!(found, tensors, "{what}");
+        } else {
+            for (name, x) in &tensors {
+                let y = &found[name];
+                let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+                let cosine = dot(x, y) / (dot(x, x) * dot(y, y)).sqrt();
+                // First moments are sums of the gradients. f32 of unit roundoff 6e-8 over `micro` terms: 1 − cos is of the order of its square.
+                if name.ends_with("#0") && dot(x, x) > 0.0 {
+                    assert!(1.0 - cosine < 1e-11, "{what}: {name}: {:e}", 1.0 - cosine);
+                }
+            }
+        }
+        let _ = std::fs::remove_dir_all(&o.out);
+    }
+    let _ = std::fs::remove_dir_all(&o.out);
+}
+
+#[test]
+fn strata_is_the_same_on_any_ranks() {
+    use Policy::*;
+    compare(
+        STRATA,
+        "layers=4",
+        "strata",
+        &[
+            (OneFOneB, 2, 1, Over::Threads),
+            (Zb1p, 4, 1, Over::Tcp),
+            (Interleaved, 2, 1, Over::Replay),
+            (DualPipeV, 2, 1, Over::Threads),
+            (DualPipe, 4, 1, Over::Tcp),
+            (OneFOneB, 2, 2, Over::Threads),
+        ],
+    );
+}
+
+#[test]
+fn a_tied_table_has_both_ends_gradients() {
+    use Policy::*;
+    let runs = [(OneFOneB, 2, 1, Over::Threads), (Zbv, 2, 1, Over::Replay), (DualPipe, 2, 1, Over::Threads)];
+    compare(LLAMA, "num_hidden_layers=4 tie_word_embeddings=true", "llama", &runs);
+}
+
+#[test]
+fn deepseek_is_the_same_on_any_ranks() {
+    use Policy::*;
+    let runs =
+        [(OneFOneB, 4, 1, Over::Tcp), (Zbv, 2, 1, Over::Threads), (DualPipe, 4, 1, Over::Threads), (DualPipe, 2, 1, Over::Tcp)];
+    compare(DEEPSEEK, "num_hidden_layers=4", "deepseek", &runs);
+}
+
+/// `LODE_RANKS_LONG=1` for 8 ranks of both models.
+#[test]
+fn eight_ranks_are_the_same() {
+    if std::env::var("LODE_RANKS_LONG").is_err() {
+        eprintln!("skipped: LODE_RANKS_LONG is not set");
+        return;
+    }
+    use Policy::*;
+    let of = |over| [OneFOneB, Zb1p, DualPipe].map(|p| (p, 8, 1, over));
+    let four = |over| [Interleaved, Zbv, DualPipeV].map(|p| (p, 4, 1, over));
+    let runs = [of(Over::Threads), of(Over::Tcp), four(Over::Threads), four(Over::Tcp)].concat();
+    compare(STRATA, "layers=8", "strata8", &runs);
+    compare(DEEPSEEK, "num_hidden_layers=8", "deepseek8", &runs);
+}
+
+#[test]
+fn a_run_goes_on_with_other_ranks() {
+    let out = folder("resume");
+    let micro = 8;
+    let straight = options(folder("resume-straight"), micro, 4);
+    let two = compile(STRATA, "layers=4", None, 2);
+    let (want, tensors) = run(&two, &plan(Policy::OneFOneB, 2, micro, 1), Over::Threads, &straight).expect("it trains");
+    // Two steps on 4 ranks, a third on 2, the last on one; each stops where its steps end, but the learning rate is that of the whole.
+    let four = compile(STRATA, "layers=4", None, 4);
+    let one = compile(STRATA, "layers=4", None, 1);
+    let parts = [(&four, 4, Policy::Zb1p, 2), (&two, 2, Policy::OneFOneB, 3), (&one, 1, Policy::OneFOneB, 4)];
+    let mut losses = Vec::new();
+    let mut last = BTreeMap::new();
+    for (stages, ranks, policy, until) in parts {
+        let o = train::Options { resume: until > 2, steps: 4, save_every: 1, ..options(out.clone(), micro, 4) };
+        let mut log = Until { log: Log::default(), until };
+        let text = text();
+        let plan = plan(policy, ranks, micro, 1);
+        let (programs, whole, inputs) = (&stages.programs[..], &stages.whole, &stages.inputs[..]);
+        let job = Job { plan: &plan, programs, whole, inputs, text: &text, options: &o, threads: 1, checked: true };
+        ranks::train_here(&job, Engine::Threads, TIMEOUTS, &mut log).expect("it trains");
+        losses.extend(log.log.losses);
+        let newest = exec::checkpoint::list(&out).first().cloned().expect("a checkpoint");
+        for (path, bytes) in exec::checkpoint::read(&newest).expect("it reads") {
+            last.extend(exec::checkpoint::parse(&bytes, &path).expect("it is whole").into_iter().map(|(n, t)| (n, t.to_f64())));
+        }
+    }
+    assert_eq!(losses, want.losses);
+    assert_eq!(last, tensors);
+    let _ = (std::fs::remove_dir_all(&out), std::fs::remove_dir_all(&straight.out));
+}
+
+/// Stops after a step.
+struct Until {
+    log: Log,
+    until: u64,
+}
+
+impl Report for Until {
+    fn start(&mut self, peak: &Peak, first: u64, steps: u64) {
+        self.log.start(peak, first, steps);
+    }
+    fn step(&mut self, f: &Figures) {
+        self.until = if f.step >= self.until { 0 } else { self.until };
+        self.log.step(f);
+    }
+    fn micro_losses(&mut self, losses: &[f64]) {
+        self.log.micro_losses(losses);
+    }
+    fn warn(&mut self, text: String) {
+        panic!("{text}");
+    }
+    fn stop(&mut self) -> bool {
+        self.until == 0
+    }
+}
