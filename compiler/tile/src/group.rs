@@ -119,8 +119,10 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
         }
     }
     // Rows that come with the loads of a step.
-    let loaded: BTreeSet<NodeId> =
-        if products && fuse { experts::find(func).into_iter().filter_map(|g| g.gather).collect() } else { BTreeSet::new() };
+    let gates = if products && fuse { experts::find(func) } else { Vec::new() };
+    let loaded: BTreeSet<NodeId> = gates.iter().filter_map(|g| g.gather).collect();
+    // Factors that a step has in its registers: others compute them again.
+    let passing: BTreeSet<NodeId> = gates.iter().filter_map(|g| g.factor).collect();
     // The roots that use a node inline.
     let mut users: Vec<BTreeSet<NodeId>> = vec![BTreeSet::new(); n];
     let mut forced = vec![false; n];
@@ -139,7 +141,8 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
             continue;
         }
         let is_root = if is_inline(&node.op) || is_unrolled_node(func, id) {
-            forced[i] || cost[i] > SIZE_LIMIT || (users[i].len() > 1 && cost[i] > RECOMPUTE_LIMIT)
+            let shared = users[i].len() > 1 && cost[i] > RECOMPUTE_LIMIT && !passing.contains(&id);
+            forced[i] || cost[i] > SIZE_LIMIT || shared
         } else {
             let in_parts = parts && num_parts(func, Value { node: id, index: 0 }).is_some();
             forced[i] || in_parts || !fuses_into_row(func, id, &users[i])

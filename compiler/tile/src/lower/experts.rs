@@ -1,5 +1,5 @@
-//! Gated products of ragged rows as one kernel, for a device on which products are kernels: `swiglu(x·w, x·u)` of the same rows, each with its group's
-//! matrices. Rows that are taken by index for these products alone come with their loads and are never stored; the products are stored if others read
+//! Gated products of ragged rows as one kernel, for a device on which products are kernels: `swiglu(x·w, x·u)`, or `silu(x·w)·(x·u)` with the first
+//! factor rounded, of the same rows, each with its group's matrices. Rows that are taken by index for these products alone come with their loads and are never stored; the products are stored if others read
 //! them. See `kernels::gpu_product::Epilogue`.
 
 use super::{Body, Class, Lowerer, Work, is_aligned};
@@ -22,6 +22,8 @@ pub(crate) struct Gate {
     pub products: [NodeId; 2],
     /// The map of both.
     pub map: NodeId,
+    /// Where it is a factor of the map that is rounded: the function of the first product.
+    pub factor: Option<NodeId>,
     /// The gather that only they read.
     pub gather: Option<NodeId>,
 }
@@ -47,9 +49,14 @@ pub(crate) fn find(func: &Func) -> Vec<Gate> {
         _ => None,
     };
     let gate = |(map, node): (NodeId, &graph::Node)| {
-        let (Op::Map(MapFn::Swiglu), [a, b]) = (&node.op, node.inputs.as_slice()) else { return None };
-        let (p, q) = (func.def(*a), func.def(*b));
-        let alike = product(*a)? == product(*b)? && p.inputs[0] == q.inputs[0] && p.inputs[2] == q.inputs[2];
+        let silu = |v: &Value| matches!(func.def(*v).op, Op::Map(MapFn::Silu)) && !is_output(*v);
+        let (a, b, factor) = match (&node.op, node.inputs.as_slice()) {
+            (Op::Map(MapFn::Swiglu), [a, b]) => (*a, *b, None),
+            (Op::Map(MapFn::Mul), [s, b] | [b, s]) if silu(s) => (func.def(*s).inputs[0], *b, Some(s.node)),
+            _ => return None,
+        };
+        let (p, q) = (func.def(a), func.def(b));
+        let alike = product(a)? == product(b)? && p.inputs[0] == q.inputs[0] && p.inputs[2] == q.inputs[2];
         let narrow = matches!(node.types[0].dtype, DType::BF16 | DType::F16);
         let empty = node.types[0].elems().is(0);
         if !alike || !narrow || empty || a == b || is_output(Value { node: map, index: 0 }) {
@@ -58,7 +65,7 @@ pub(crate) fn find(func: &Func) -> Vec<Gate> {
         let (x, products) = (p.inputs[0], [a.node, b.node]);
         let alone = !is_output(x) && users.get(&x).is_some_and(|u| *u == BTreeSet::from(products));
         let rows = matches!(func.def(x).op, Op::Gather { batch: 0 }) && func.ty(func.def(x).inputs[0]).rank() == 2;
-        Some(Gate { products, map, gather: (alone && rows && func.ty(x).rank() == 2).then_some(x.node) })
+        Some(Gate { products, map, factor, gather: (alone && rows && func.ty(x).rank() == 2).then_some(x.node) })
     };
     func.nodes.iter().filter_map(gate).collect()
 }
@@ -68,7 +75,8 @@ pub(super) fn steps(func: &Func, grouping: &Grouping) -> BTreeMap<NodeId, Gate> 
     let stands = |g: &Gate| {
         let first = Value { node: g.products[0].min(g.products[1]), index: 0 };
         let between = (first.node.0 + 1..g.at().0).map(|i| &grouping.reads[i as usize]);
-        grouping.root[g.map.0 as usize] && !between.into_iter().any(|r| r.contains(&first))
+        let stored = |n: NodeId| grouping.root[n.0 as usize];
+        stored(g.map) && !g.factor.is_some_and(stored) && !between.into_iter().any(|r| r.contains(&first))
     };
     find(func).into_iter().filter(stands).map(|g| (g.at(), g)).collect()
 }
@@ -122,7 +130,11 @@ impl Lowerer<'_> {
         let [groups, rows, k, n] = extents.clone();
         // Two products of the same rows.
         let work = Work { class: Class::GroupedProduct, dtype: x_ty.dtype, shape: vec![groups, rows, n.clone() + n, k] };
-        let swiglu = |_: &mut Build, x: &[Expr]| Expr::Map(MapFn::Swiglu, x.to_vec());
+        let dtype = x_ty.dtype;
+        let swiglu = |_: &mut Build, x: &[Expr]| match g.factor {
+            None => Expr::Map(MapFn::Swiglu, x.to_vec()),
+            Some(_) => Expr::map1(MapFn::Silu, x[0].clone()).cast(dtype) * x[1].clone(),
+        };
         let p = Grouped { dtype: x_ty.dtype, extents, rows: Some(transposed), aligned };
         let kernel = gpu_grouped_map(&p, &Epilogue { taken, matrices: 2, kept, map: Some(&swiglu) }, None);
         let step = self.launch(kernel, views, func.nodes[g.map].origin, work);
