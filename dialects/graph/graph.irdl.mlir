@@ -457,4 +457,21 @@ irdl.dialect @graph {
       "output_roles" = %a_output_roles}
     irdl.regions(body: %body)
   }
+  // Ops that are computed together; its body is a function.
+  irdl.operation @fused {
+    %values = irdl.base @graph::@values
+    %results = irdl.base @graph::@values
+    %a_form = irdl.is "select"
+    %a_sym_name = irdl.base "#builtin.string"
+    %a_arg_names = irdl.base "#builtin.array"
+    %a_arg_roles = irdl.base "#builtin.array"
+    %a_output_names = irdl.base "#builtin.array"
+    %a_output_roles = irdl.base "#builtin.array"
+    %body = irdl.region with size 1
+    irdl.operands(operands: %values)
+    irdl.results(results: %results)
+    irdl.attributes {"form" = %a_form, "sym_name" = %a_sym_name, "arg_names" = %a_arg_names, "arg_roles" = %a_arg_roles,
+      "output_names" = %a_output_names, "output_roles" = %a_output_roles}
+    irdl.regions(body: %body)
+  }
 }

@@ -69,4 +69,18 @@
     %2 = "builtin.unrealized_conversion_cast"(%out2) : (!graph.values) -> !graph.tensor<f32, ["B", "4"]>
     "vector.yield"(%2) : (!graph.tensor<f32, ["B", "4"]>) -> ()
   }) {sym_name = "loops", arg_names = ["h", "w"], arg_roles = ["input", "param"], output_names = ["h"], output_roles = ["result"]} : () -> ()
+  "graph.func"() ({
+  ^bb0(%0: !graph.tensor<f32, ["B", "T", "8"]>):
+    %1 = "graph.map"(%0) {fn = "exp"} : (!graph.tensor<f32, ["B", "T", "8"]>) -> !graph.tensor<f32, ["B", "T", "8"]>
+    %2 = "graph.topk"(%1) {k = 2 : i64} : (!graph.tensor<f32, ["B", "T", "8"]>) -> !graph.tensor<i32, ["B", "T", "2"]>
+    %in3 = "builtin.unrealized_conversion_cast"(%0) : (!graph.tensor<f32, ["B", "T", "8"]>) -> !graph.values
+    %out3 = "graph.fused"(%in3) ({
+    ^bb0(%4: !graph.tensor<f32, ["B", "T", "8"]>):
+      %5 = "graph.map"(%4) {fn = "exp"} : (!graph.tensor<f32, ["B", "T", "8"]>) -> !graph.tensor<f32, ["B", "T", "8"]>
+      %6 = "graph.topk"(%5) {k = 2 : i64} : (!graph.tensor<f32, ["B", "T", "8"]>) -> !graph.tensor<i32, ["B", "T", "2"]>
+      "vector.yield"(%6) : (!graph.tensor<i32, ["B", "T", "2"]>) -> ()
+    }) {form = "select", sym_name = "body", arg_names = ["x0"], arg_roles = ["inner"], output_names = ["y0"], output_roles = ["inner"]} : (!graph.values) -> !graph.values
+    %3 = "builtin.unrealized_conversion_cast"(%out3) : (!graph.values) -> !graph.tensor<i32, ["B", "T", "2"]>
+    "vector.yield"(%3) : (!graph.tensor<i32, ["B", "T", "2"]>) -> ()
+  }) {sym_name = "regions", arg_names = ["x"], arg_roles = ["input"], output_names = ["best"], output_roles = ["result"]} : () -> ()
 }) {sym_name = "sample"} : () -> ()

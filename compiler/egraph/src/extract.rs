@@ -40,7 +40,8 @@ fn place(op: &Op) -> Place {
         | Op::Route { .. }
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
-        | Op::Repeat(_) => Place::Memory,
+        | Op::Repeat(_)
+        | Op::Fused(_) => Place::Memory,
         Op::Arg(_) | Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::Reduce(..) | Op::Concat(_) => Place::Sink,
     }
 }

@@ -190,7 +190,7 @@ fn optimize_func(func: Func, name: &str, run: &Run) -> (Func, Report) {
     (if gains { result.func } else { func }, report)
 }
 
-/// Applies the rules, then the joins; how often each fired.
+/// Applies the rules, then the joins, then what outlines regions; how often each fired.
 fn grow(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], options: &Options) -> Vec<usize> {
     let mut fired = rewrite::saturate(egraph, table, options.iteration_limit, options.node_limit);
     let join = |name| table.iter().position(|r| r.name == name && matches!(r.how, How::Join));
@@ -200,6 +200,7 @@ fn grow(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], options: &Options) ->
             fired[rule] += count;
         }
     }
+    rewrite::outline(egraph, table, options.node_limit, &mut fired);
     fired
 }
 

@@ -108,18 +108,7 @@ pub fn saturate(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], iterations: u
     let mut fired = vec![0; table.len()];
     for _ in 0..iterations {
         let mut before = fired.clone();
-        for (place, terms) in directed(egraph, table) {
-            for (class, term) in terms {
-                if egraph.total_size() > node_limit {
-                    break;
-                }
-                egraph.analysis.rule = Some(place);
-                egraph.analysis.origin = egraph[class].data.origin;
-                let id = add(egraph, &term);
-                fired[place] += usize::from(egraph.union_trusted(class, id, table[place].name));
-            }
-        }
-        egraph.analysis.origin = None;
+        apply(egraph, table, directed(egraph, table, false), node_limit, &mut fired);
         for (place, rule) in table.iter().enumerate() {
             let How::Pattern(rewrite) = &rule.how else { continue };
             egraph.analysis.rule = None;
@@ -142,19 +131,50 @@ pub fn saturate(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], iterations: u
     fired
 }
 
+/// What outlines regions, once: nothing is rewritten in a region.
+pub fn outline(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], node_limit: usize, fired: &mut [usize]) {
+    apply(egraph, table, directed(egraph, table, true), node_limit, fired);
+    egraph.analysis.rule = None;
+    egraph.rebuild();
+}
+
+fn apply(
+    egraph: &mut EGraph<ENode, Facts>,
+    table: &[Rule],
+    found: Vec<(usize, Found)>,
+    node_limit: usize,
+    fired: &mut [usize],
+) {
+    for (place, terms) in found {
+        for (class, term) in terms {
+            if egraph.total_size() > node_limit {
+                break;
+            }
+            egraph.analysis.rule = Some(place);
+            egraph.analysis.origin = egraph[class].data.origin;
+            let id = add(egraph, &term);
+            fired[place] += usize::from(egraph.union_trusted(class, id, table[place].name));
+        }
+    }
+    egraph.analysis.origin = None;
+}
+
 type Found = Vec<(Id, Term)>;
 
-/// What the directed rules find, by rule.
-fn directed(egraph: &EGraph<ENode, Facts>, table: &[Rule]) -> Vec<(usize, Found)> {
+/// What the directed rules find, by rule; or those that outline.
+fn directed(egraph: &EGraph<ENode, Facts>, table: &[Rule], outlines: bool) -> Vec<(usize, Found)> {
     let mut found: Vec<(usize, Found)> = (0..table.len()).map(|i| (i, Vec::new())).collect();
     for class in classes(egraph) {
         for node in sorted(egraph, class) {
             let mut look = |op: &Op, children: &[Id], result| {
                 let site = Site { egraph, op, children, ty: &egraph[class].data.types[0], result };
                 for (rule, (_, terms)) in table.iter().zip(&mut found) {
-                    if let How::Directed(root, apply) = rule.how
-                        && root == op.name()
-                    {
+                    let (root, apply) = match rule.how {
+                        How::Directed(root, apply) if !outlines => (root, apply),
+                        How::Outline(root, apply) if outlines => (root, apply),
+                        How::Pattern(_) | How::Directed(..) | How::Outline(..) | How::Join => continue,
+                    };
+                    if root == op.name() {
                         terms.extend(apply(&site).into_iter().map(|t| (class, t)));
                     }
                 }

@@ -7,6 +7,7 @@ mod fusion;
 mod heads;
 mod layout;
 mod precision;
+mod regions;
 
 use crate::{
     language::{ENode, Facts},
@@ -80,8 +81,10 @@ pub enum How {
     Pattern(Rewrite<ENode, Facts>),
     /// The name of the root op, and the terms that equal it at a site.
     Directed(&'static str, fn(&Site) -> Vec<Term>),
-    /// Done once after all others, see `merge`.
+    /// Done once after those, see `merge`.
     Join,
+    /// As directed, done once after all others: the terms are regions, whose ops are those of the site and below it.
+    Outline(&'static str, fn(&Site) -> Vec<Term>),
 }
 
 /// Every rule, by family.
@@ -93,6 +96,7 @@ pub fn all() -> Vec<Rule> {
     all.extend(fusion::rules());
     all.extend(heads::rules());
     all.extend(precision::rules());
+    all.extend(regions::rules());
     all.extend([join("contract-of-shared-operand"), join("grouped-contract-of-shared-operand")]);
     all
 }

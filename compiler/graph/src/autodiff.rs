@@ -26,6 +26,7 @@ use crate::{
     build::Builder,
     ir::{Func, Node, NodeId, Role, Value},
     op::Op,
+    passes::expand_fused,
 };
 use base::arena::Id;
 
@@ -90,6 +91,9 @@ pub enum AutodiffError {
 /// # Errors
 /// If the objective is not a float scalar, an argument is not of floats, or an op on the way has no derivative.
 pub fn grad(func: &Func, wrt: &[usize], seed: Seed) -> Result<Func, AutodiffError> {
+    let mut whole = func.clone();
+    expand_fused(&mut whole);
+    let func = &whole;
     let objective = func
         .output_named(seed.objective)
         .ok_or_else(|| AutodiffError::NoOutput { func: func.name.clone(), name: seed.objective.into() })?;
@@ -220,6 +224,7 @@ fn terms(b: &mut Builder, s: &Site) -> Result<Vec<Option<Value>>, AutodiffError>
     match &s.node.op {
         Op::Attend(a) => Ok(attend::terms(b, s, a)),
         Op::Repeat(r) => repeat::terms(b, s, r),
+        Op::Fused(_) => base::bug!("regions are taken apart first"),
         Op::AttendGrad(_) => Err(AutodiffError::NotDifferentiable { op: s.node.op.name() }),
         Op::Arg(_)
         | Op::Const(..)
@@ -276,6 +281,6 @@ fn term(b: &mut Builder, s: &Site, i: usize) -> Option<Value> {
         Op::GroupedContract { transposed } => Some(moe::grouped_contract(b, s, *transposed, i)),
         Op::GroupedOuter => Some(moe::grouped_outer(b, s, i)),
         Op::Arg(_) | Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::TopK(_) | Op::Route { .. } | Op::StopGradient => None,
-        Op::Attend(_) | Op::AttendGrad(_) | Op::Repeat(_) => base::bug!("{} has its own rule", s.node.op.name()),
+        Op::Attend(_) | Op::AttendGrad(_) | Op::Repeat(_) | Op::Fused(_) => base::bug!("{} has its own rule", s.node.op.name()),
     }
 }

@@ -290,6 +290,9 @@ impl Site<'_> {
         if let Op::Repeat(r) = &self.node.op {
             return self.repeat(r, x);
         }
+        if let Op::Fused(f) = &self.node.op {
+            return run(&f.body, x.to_vec(), self.dims, self.options);
+        }
         let shapes = (0..self.node.types.len()).map(|i| self.shape(i)).collect::<Result<Vec<_>, _>>()?;
         let data = self.data(&x.iter().map(|t| &**t).collect::<Vec<_>>(), &shapes)?;
         let mut results = Vec::new();
@@ -344,7 +347,7 @@ impl Site<'_> {
             Op::Route { groups } => return Ok(index::route(*groups as usize, x[0])),
             Op::GroupedContract { transposed } => contract::grouped_contract(*transposed, x[0], x[1], x[2]),
             Op::GroupedOuter => contract::grouped_outer(x[0], x[1], x[2]),
-            Op::Repeat(_) => base::bug!("loops are evaluated turn by turn"),
+            Op::Repeat(_) | Op::Fused(_) => base::bug!("bodies are evaluated op by op"),
         }])
     }
     fn repeat(&self, r: &Repeat, x: &[Rc<Tensor>]) -> Result<Vec<Rc<Tensor>>, InterpError> {

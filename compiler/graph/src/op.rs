@@ -6,6 +6,7 @@ use base::{DType, Dim, TensorType, ty::ShapeDisplay};
 
 pub mod attend;
 pub mod contract;
+pub mod fused;
 pub mod index;
 pub mod layout;
 pub mod map;
@@ -15,6 +16,7 @@ pub mod repeat;
 
 pub use attend::{Attend, Domain};
 pub use contract::Contract;
+pub use fused::{Form, Fused};
 pub use map::MapFn;
 pub use reduce::ReduceFn;
 pub use repeat::Repeat;
@@ -140,6 +142,8 @@ pub enum Op {
     StopGradient,
     /// A loop; see [`Repeat`].
     Repeat(Box<Repeat>),
+    /// A region; see [`Fused`].
+    Fused(Box<Fused>),
 }
 
 /// Why an op does not take its operands.
@@ -182,12 +186,14 @@ impl Op {
             Op::GroupedOuter => "grouped_outer",
             Op::StopGradient => "stop_gradient",
             Op::Repeat(_) => "repeat",
+            Op::Fused(_) => "fused",
         }
     }
     /// The functions inside this op.
     pub fn body(&self) -> Option<&Func> {
         match self {
             Op::Repeat(r) => Some(&r.body),
+            Op::Fused(f) => Some(&f.body),
             _ => None,
         }
     }
@@ -215,7 +221,7 @@ pub fn infer(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpErr
         | Op::Route { .. } => Some(1),
         Op::Contract(_) | Op::Gather { .. } | Op::ScatterAdd { .. } => Some(2),
         Op::GroupedContract { .. } | Op::GroupedOuter => Some(3),
-        Op::Concat(_) | Op::Attend(_) | Op::AttendGrad(_) | Op::Repeat(_) => None,
+        Op::Concat(_) | Op::Attend(_) | Op::AttendGrad(_) | Op::Repeat(_) | Op::Fused(_) => None,
     };
     if let Some(n) = arity.filter(|n| *n != operands.len()) {
         return op_error!("{} takes {n} operands, not {}", op.name(), operands.len());
@@ -246,6 +252,7 @@ pub fn infer(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpErr
         Op::GroupedOuter => one(moe::grouped_outer(operands)?),
         Op::StopGradient => one(operands[0].clone()),
         Op::Repeat(r) => repeat::infer(r, operands),
+        Op::Fused(f) => fused::infer(f, operands),
     }
 }
 

@@ -8,10 +8,10 @@
 use crate::{
     interp::{self, Options as InterpOptions, Tensor},
     ir::{Func, Module, Node, Role, Value},
-    op::{self, Attend, Contract, Domain, MapFn, Op, ReduceFn, Repeat, Scalar, map::Kind},
+    op::{self, Attend, Contract, Domain, Form, Fused, MapFn, Op, ReduceFn, Repeat, Scalar, map::Kind},
 };
 use base::{DType, Dim, DimEnv, TensorType};
-use std::rc::Rc;
+use std::{collections::BTreeSet, rc::Rc};
 
 /// Pseudo-random numbers. # Source: Steele, Lea and Flood, Fast splittable pseudorandom number generators, 2014.
 #[derive(Clone, Debug)]
@@ -186,6 +186,7 @@ const GROWTHS: &[(usize, Growth)] = &[
     (2, Grower::attend),
     (1, Grower::experts),
     (2, Grower::repeat),
+    (1, Grower::fused),
 ];
 
 impl Grower {
@@ -707,6 +708,20 @@ impl Grower {
             self.op(Op::Reduce(ReduceFn::Sum, vec![1]), &[back])?;
         }
         Some(())
+    }
+    /// A region of a value and of some of what it is computed from.
+    fn fused(&mut self) -> Option<()> {
+        let last = self.value(|_| true)?;
+        let (mut nodes, mut open) = (BTreeSet::new(), vec![last.node]);
+        while let Some(id) = open.pop() {
+            let node = &self.func.nodes[id];
+            if !matches!(node.op, Op::Arg(_) | Op::Repeat(_) | Op::Fused(_)) && nodes.insert(id) {
+                open.extend(node.inputs.iter().map(|v| v.node).filter(|_| !self.random.once_in(3)));
+            }
+        }
+        let form = pick(&mut self.random, &Form::ALL);
+        let (fused, operands) = Fused::outline(&self.func, form, &nodes, &[last]);
+        self.node(Op::Fused(Box::new(fused)), &operands).map(drop)
     }
     fn repeat(&mut self) -> Option<()> {
         if self.depth == 2 {

@@ -80,7 +80,7 @@ enum How {
     Constants(f64),
     /// Another op.
     Op(Box<Op>, Vec<Value>),
-    /// The body of a loop of one turn.
+    /// The body of a loop of one turn, or of a region.
     Inline,
     /// It goes, as nothing reads it.
     Drop,
@@ -107,7 +107,7 @@ fn of_func(func: &Func, w: &mut Weight) {
             Op::Arg(_) => 0,
             Op::Const(..) => 1,
             Op::Broadcast { axes, .. } if axes.is_empty() => 2,
-            Op::Repeat(_) => 40,
+            Op::Repeat(_) | Op::Fused(_) => 40,
             Op::Concat(_) => 3 + node.inputs.len(),
             _ => 4,
         };
@@ -123,6 +123,10 @@ fn of_func(func: &Func, w: &mut Weight) {
                 w.5 += usize::from(r.reverse);
                 w.3 += r.body.args.len() + r.body.outputs.len();
                 of_func(&r.body, w);
+            }
+            Op::Fused(f) => {
+                w.3 += f.body.args.len() + f.body.outputs.len();
+                of_func(&f.body, w);
             }
             Op::Const(c, _) => w.5 += usize::from(c.get() != 0.0 && c.get() != 1.0),
             Op::Slice { step, .. } => w.5 += *step as usize,
@@ -224,7 +228,9 @@ fn facts(func: &Func, names: &mut BTreeSet<String>, extents: &mut BTreeSet<i64>,
         }
         if let Op::Repeat(r) = &node.op {
             extents.insert(r.count);
-            facts(&r.body, names, extents, dtypes);
+        }
+        if let Some(body) = node.op.body() {
+            facts(body, names, extents, dtypes);
         }
     }
 }
@@ -264,6 +270,9 @@ fn at_nodes(f: &Func, func: usize, path: &mut Vec<NodeId>, list: &mut Vec<Change
             add(How::Constants(1.0));
         }
         simpler(node).into_iter().for_each(|(op, inputs)| add(How::Op(Box::new(op), inputs)));
+        if let Op::Fused(_) = &node.op {
+            add(How::Inline);
+        }
         if let Op::Repeat(r) = &node.op {
             if r.count == 1 {
                 add(How::Inline);
@@ -343,7 +352,8 @@ fn simpler(node: &Node) -> Vec<(Op, Vec<Value>)> {
         | Op::ScatterAdd { .. }
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
-        | Op::StopGradient => Vec::new(),
+        | Op::StopGradient
+        | Op::Fused(_) => Vec::new(),
     }
 }
 
@@ -585,8 +595,11 @@ fn at_node(func: &Func, at: NodeId, how: &How) -> Option<Func> {
     })
 }
 
-/// What a loop of one turn does.
+/// What a loop of one turn or a region does.
 fn inline(out: &mut Func, node: &Node, inputs: &[Value]) -> Option<Vec<Value>> {
+    if let Op::Fused(f) = &node.op {
+        return Some(f.inline(out, inputs, node.origin));
+    }
     let Op::Repeat(r) = &node.op else { return None };
     let fixed = r.carried + r.constant;
     let mut moved: Vec<Vec<Value>> = Vec::new();
@@ -647,6 +660,7 @@ fn in_func(
                 let body = in_func(&r.body, dim, number, dtype, ty)?;
                 Op::Repeat(Box::new(Repeat { body, count: number(r.count), ..(**r).clone() }))
             }
+            Op::Fused(f) => Op::Fused(Box::new(op::Fused { body: in_func(&f.body, dim, number, dtype, ty)?, form: f.form })),
             Op::Arg(_)
             | Op::Map(_)
             | Op::Reduce(..)

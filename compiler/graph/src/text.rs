@@ -158,7 +158,7 @@ impl Printer<'_> {
         let mut operands: Vec<TextValue> = node.inputs.iter().map(|v| operand(func, *v, names)).collect();
         // How many operands come before those that are packed.
         let fixed = match operands.len() {
-            _ if matches!(node.op, Op::Concat(_) | Op::Repeat(_)) => Some(0),
+            _ if matches!(node.op, Op::Concat(_) | Op::Repeat(_) | Op::Fused(_)) => Some(0),
             n if matches!(node.op, Op::Attend(_)) && n > 3 => Some(3),
             n if matches!(node.op, Op::AttendGrad(_)) && n > 7 => Some(7),
             _ => None,
@@ -173,13 +173,13 @@ impl Printer<'_> {
         let results: Vec<TextValue> = (0..node.types.len()).map(result).collect();
         let op_name = if node.op == Op::Map(MapFn::Select) { "select" } else { node.op.name() };
         let mut op = TextOp { operands, attrs: attrs(&node.op), loc: loc.clone(), ..TextOp::new(&format!("graph.{op_name}")) };
-        let Op::Repeat(r) = &node.op else {
+        let Some(body) = node.op.body() else {
             op.results = results;
             ops.push(op);
             return name;
         };
-        op.attrs.extend(func_attrs(&r.body));
-        op.regions.push(self.region(&r.body));
+        op.attrs.extend(func_attrs(body));
+        op.regions.push(self.region(body));
         let packed = TextValue { name: format!("out{name}"), ty: values() };
         op.results = vec![packed.clone()];
         ops.push(op);
@@ -245,6 +245,7 @@ fn attrs(op: &Op) -> Vec<(String, Attr)> {
             ("constant", index(r.constant)),
             ("reverse", Attr::Bool(r.reverse)),
         ]),
+        Op::Fused(f) => named([("form", Attr::str(f.form.name()))]),
         Op::Arg(_) | Op::Iota(_) | Op::Cast(_) | Op::Reshape(_) | Op::GroupedOuter | Op::StopGradient => Vec::new(),
     }
 }

@@ -144,16 +144,18 @@ impl Check<'_> {
                 return self.report(Some(id), format!("{} uses result {} of {}", node.op.name(), v.index, v.node));
             }
         }
-        if let Op::Repeat(r) = &node.op {
-            let mut body = Check { func: &r.body, path: format!("{}.{id}", self.path), found: Vec::new() };
+        if let Some(inner) = node.op.body() {
+            let mut body = Check { func: inner, path: format!("{}.{id}", self.path), found: Vec::new() };
             body.all();
-            // The shape rule of a loop is stated for bodies that are graphs.
+            // The shape rules of loops and regions are stated for bodies that are graphs.
             let whole = body.found.is_empty();
             self.found.append(&mut body.found);
             if !whole {
                 return;
             }
-            if r.carried.checked_add(r.constant).is_none_or(|n| n > r.body.args.len()) {
+            if let Op::Repeat(r) = &node.op
+                && r.carried.checked_add(r.constant).is_none_or(|n| n > r.body.args.len())
+            {
                 return self.report(Some(id), format!("{} carried and {} constant arguments", r.carried, r.constant));
             }
         }

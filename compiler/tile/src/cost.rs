@@ -87,8 +87,30 @@ impl<'t> Model<'t> {
             Op::Concat(_) => self.time(&valued(&work(op, operands, results), sizes)),
             _ if is_layout(op) => 0.0,
             _ if is_inline(op) => ops(&results[0].elems(), 2),
+            Op::Fused(region) => self.region_cost(sizes, region, operands, results),
             _ => self.time(&valued(&work(op, operands, results), sizes)),
         }
+    }
+
+    /// The arithmetic of a region, or its traffic. Without a kernel it is its ops one by one, and a launch more, so that nobody outlines it.
+    fn region_cost(&self, sizes: &DimEnv, region: &graph::op::Fused, operands: &[&TensorType], results: &[TensorType]) -> f64 {
+        let (body, t) = (&region.body, self.tuning);
+        let has_kernel = crate::lower::has_kernel(region);
+        let of = |node: &graph::Node| {
+            let operands: Vec<&TensorType> = node.inputs.iter().map(|v| body.ty(*v)).collect();
+            match &node.op {
+                Op::Contract(_) if has_kernel => {
+                    let job = valued(&work(&node.op, &operands, &node.types), sizes);
+                    job.flops() / t.product_rate(job.dtype)
+                }
+                Op::Reduce(..) | Op::TopK(_) if has_kernel => value(&operands[0].elems(), sizes) / t.map_ops_per_ns,
+                op => self.op_cost(sizes, op, &operands, &node.types),
+            }
+        };
+        let arithmetic: f64 = body.nodes.values().map(of).sum();
+        let bytes = |t: &TensorType| value(&t.elems(), sizes) * t.dtype.bytes() as f64;
+        let traffic = operands.iter().copied().chain(results).map(bytes).sum::<f64>() / t.bytes_per_ns;
+        t.launch_ns + if has_kernel { arithmetic.max(traffic) } else { arithmetic }
     }
 }
 
@@ -192,7 +214,18 @@ fn ops(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Dim {
         Op::Map(f) => results[0].elems() * Dim::from(map_ops(*f)),
         Op::Reduce(..) => operands[0].elems(),
         _ if is_layout(op) => Dim::from(0),
-        Op::Const(..) | Op::Extent(..) => Dim::from(0),
+        Op::Arg(_) | Op::Const(..) | Op::Extent(..) => Dim::from(0),
+        Op::Fused(region) => {
+            let body = &region.body;
+            let of = |node: &graph::Node| {
+                let operands: Vec<&TensorType> = node.inputs.iter().map(|v| body.ty(*v)).collect();
+                match &node.op {
+                    Op::Contract(c) => contract(c, &operands).into_iter().fold(Dim::from(2), |n, d| n * d),
+                    op => ops(op, &operands, &node.types),
+                }
+            };
+            body.nodes.values().map(of).fold(Dim::from(0), |a, b| a + b)
+        }
         _ => results[0].elems() * Dim::from(2),
     }
 }

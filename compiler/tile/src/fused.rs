@@ -4,6 +4,10 @@
 //! rows (all axes but the innermost); the innermost axis, or the innermost reduced one, is a vector loop. Each value is bound at
 //! the outermost loop its index allows, so what a row shares is computed once a row.
 
+mod select;
+
+pub use select::{Select, select as fuse_select};
+
 use crate::{
     group::{Grouping, is_inline, is_unrolled, reduces_trailing},
     ir::{Access, Expr, Kernel, LoopKind, Mem, Stmt, VarId, compute_dtype},
@@ -125,6 +129,7 @@ impl<'a> Fuser<'a> {
             target_index: None,
             conflicts: false,
             root: v,
+            tiles: Vec::new(),
         }
     }
     fn finish(mut self) -> Fused {
@@ -152,6 +157,8 @@ struct Fuser<'a> {
     target_index: Option<Expr>,
     conflicts: bool,
     root: Value,
+    /// Values in scratch.
+    tiles: Vec<select::Tile>,
 }
 
 impl Fuser<'_> {
@@ -216,6 +223,9 @@ impl Fuser<'_> {
         // What has no elements is only read in vain.
         if self.scene.func.ty(v).elems().is(0) {
             return Expr::Const(Scalar::new(0.0), self.scene.dtype(v));
+        }
+        if let Some(e) = self.in_scratch(v, idx) {
+            return e;
         }
         for scope in &self.scopes {
             if let Some((_, _, e)) = scope.memo.iter().find(|(w, i, _)| *w == v && i == idx) {
@@ -329,7 +339,8 @@ impl Fuser<'_> {
             | Op::Route { .. }
             | Op::GroupedContract { .. }
             | Op::GroupedOuter
-            | Op::Repeat(_) => base::bug!("{} has no place and is not fused", node.op.name()),
+            | Op::Repeat(_)
+            | Op::Fused(_) => base::bug!("{} has no place and is not fused", node.op.name()),
         }
     }
 

@@ -101,7 +101,7 @@ pub fn view_base(func: &Func, v: Value) -> Option<(Value, StridedView)> {
 
 /// Whether operand `i` of a step that is not a fused kernel may be a strided view.
 fn takes_strides(op: &Op) -> bool {
-    matches!(op, Op::Contract(_) | Op::Repeat(_))
+    matches!(op, Op::Contract(_) | Op::Repeat(_) | Op::Fused(_))
 }
 
 /// Decides for the whole function. Without `fuse` every value that some arithmetic makes is stored; with `parts` every reduction that is taken in

@@ -7,7 +7,7 @@
 
 use crate::{
     cost,
-    fused::{Fused, Scene, fuse, fuse_parts, num_parts},
+    fused::{Fused, Scene, Select, fuse, fuse_parts, fuse_select, num_parts},
     gemm::gemm,
     group::{Grouping, group, is_layout},
     ir::{COPY_ALIGN, Kernel},
@@ -16,7 +16,11 @@ use crate::{
     view::StridedView,
 };
 use base::{DType, Dim, TensorType};
-use graph::{Func, Module, NodeId, Op, Role, Value, op::MapFn};
+use graph::{
+    Func, Module, NodeId, Op, Role, Value,
+    op::{Form, MapFn},
+    passes::expand_fused_where,
+};
 use library::{BufferId, Class, GroupedGemm, Port, Step, View, Work};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -106,6 +110,10 @@ pub fn lower(module: &Module, options: Options) -> Result<Lowered, TargetError> 
 pub fn lower_with(module: &Module, options: Options, tilings: Tilings) -> Result<Lowered, TargetError> {
     let mut out = Lowered::default();
     let mut seen = BTreeMap::new();
+    let mut module = module.clone();
+    for func in &mut module.funcs {
+        expand_fused_where(func, &|region| !has_kernel(region));
+    }
     for func in &module.funcs {
         let (func_name, loops) = (func.name.clone(), Vec::new());
         let (buffers, constraints) = (Vec::new(), Vec::new());
@@ -139,6 +147,13 @@ pub fn variant_of(name: &str) -> (&str, Vec<Dim>) {
     };
     let when: Option<Vec<Dim>> = conditions.split('&').map(room).collect();
     (entry, when.unwrap_or_else(|| base::bug!("'{conditions}' is no condition of a variant")))
+}
+
+/// Whether a region has a kernel of its own; others are computed op by op.
+pub fn has_kernel(region: &graph::op::Fused) -> bool {
+    match region.form {
+        Form::Select => Select::of(region).is_some(),
+    }
 }
 
 /// Whether some axis of a value may have no element.
@@ -389,6 +404,7 @@ impl Lowerer<'_> {
                 self.finish(b, value(0), w, add);
             }
             Op::Repeat(_) => self.repeat(b, id)?,
+            Op::Fused(region) => self.region(b, id, region),
             Op::ScatterAdd { .. } | Op::TopK(_) | Op::Cumsum { .. } | Op::Attend(_) | Op::AttendGrad(_) | Op::Route { .. } => {
                 let operands: Vec<StridedView> = node.inputs.iter().map(|v| self.dense(b, *v)).collect();
                 let results: Vec<(StridedView, Option<StridedView>)> =
@@ -452,6 +468,24 @@ impl Lowerer<'_> {
             Op::Arg(_) => base::bug!("an argument is no root"),
         }
         Ok(())
+    }
+
+    /// A region that has a kernel.
+    fn region(&mut self, b: &mut Body, id: NodeId, region: &graph::op::Fused) {
+        let node = b.func.nodes[id].clone();
+        let operands: Vec<StridedView> = node.inputs.iter().map(|v| self.strided(b, *v)).collect();
+        let v = Value { node: id, index: 0 };
+        let (view, add_to) = self.fresh_destination(b, v);
+        let Fused { kernel, views, .. } = match region.form {
+            Form::Select => {
+                let select = Select::of(region).unwrap_or_else(|| base::bug!("a region without a kernel was not taken apart"));
+                fuse_select(&select, &operands, &view)
+            }
+        };
+        let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
+        let step = self.launch(kernel, views, node.origin, cost::work(&node.op, &types, &node.types));
+        b.steps.push(step);
+        self.finish(b, v, view, add_to);
     }
 
     /// A reduction whose parts are computed by many blocks.

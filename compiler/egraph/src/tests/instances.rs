@@ -186,6 +186,20 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let n = b.map(MapFn::Not, &[n]);
         vec![b.map(MapFn::Select, &[n, a[0], a[1]])]
     }),
+    // The best earlier tokens by the sum of an indexer's heads: DSA's.
+    ("topk-of-scores", &["float B T H K", "float B T K", "float B T H"], |b, a| {
+        let like = b.contract("bthd,bsd->bths", a[0], a[1]);
+        let zero = b.full_like(like, 0.0);
+        let like = b.map(MapFn::Max, &[like, zero]);
+        let score = b.contract("bths,bth->bts", like, a[2]);
+        let all = shape(b, score);
+        let i = b.op(Op::Iota(all[1].clone()), &[]);
+        let (j, t) = (b.broadcast(i, &all, &[2]), b.broadcast(i, &all, &[1]));
+        let known = b.map(MapFn::Le, &[j, t]);
+        let never = b.full_like(score, f64::NEG_INFINITY);
+        let score = b.map(MapFn::Select, &[known, score, never]);
+        vec![b.op(Op::TopK(2), &[score])]
+    }),
     // Indices outside are among those drawn.
     ("gather-of-contract", &["float B T K", "float K N", "i32 B T 2"], |b, a| {
         let y = b.contract("btk,kn->btn", a[0], a[1]);
@@ -362,6 +376,21 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
     ("a pick along the rows", &["gather-of-contract"], &["f32 T K", "f32 K N", "i32 2"], |b, a| {
         let y = b.contract("tk,kn->tn", a[0], a[1]);
         vec![b.op(Op::Gather { batch: 0 }, &[y, a[2]])]
+    }),
+    ("experts are few: their scores are small", &["topk-of-scores"], &["f32 B K", "f32 K N"], |b, a| {
+        let y = b.contract("bk,kn->bn", a[0], a[1]);
+        let y = b.map(MapFn::Sigmoid, &[y]);
+        vec![b.op(Op::TopK(2), &[y])]
+    }),
+    ("scores that are there already", &["topk-of-scores"], &["f32 B T B"], |b, a| {
+        let y = b.map(MapFn::Exp, &[a[0]]);
+        vec![b.op(Op::TopK(2), &[y])]
+    }),
+    ("each score needs all others", &["topk-of-scores"], &["f32 B T K", "f32 B T K", "f32 B T T"], |b, a| {
+        let s = b.contract("btd,bsd->bts", a[0], a[1]);
+        let s = b.map(MapFn::Exp, &[s]);
+        let y = b.contract("bts,bsu->btu", s, a[2]);
+        vec![b.op(Op::TopK(2), &[y])]
     }),
     ("outside, e⁰ is not 0", &["gather-of-map"], &["f32 K N", "i32 B"], |b, a| {
         let y = b.map(MapFn::Exp, &[a[0]]);

@@ -105,3 +105,63 @@ fn absorbed_attention_means_the_same() {
     }
     assert!(fired.iter().any(|(r, n)| *r == "attend-of-projected-keys" && *n > 0), "{fired:?}");
 }
+
+/// The sparse attentions of `std`, with what choosing keys by a score of each pair of positions would store.
+const SPARSE: &[(&str, bool)] = &[
+    (
+        "use std.nsa
+dims B, T
+model m(q: [B, T, 4, 8], k: [B, T, 2, 8], v: [B, T, 2, 8], g: [B, T, 4, 3]) -> [B, T, 4, 8] {
+  nsa(q, k, v, g, length: 16, stride: 8, size: 16, count: 6, window: 64)
+}",
+        true,
+    ),
+    (
+        "use std.moba
+dims B, T
+model m(q: [B, T, 4, 8], k: [B, T, 2, 8], v: [B, T, 2, 8]) -> [B, T, 4, 8] { moba(q, k, v, size: 16, count: 3) }",
+        true,
+    ),
+    (
+        "use std.dsa
+dims B, T
+model m(q: [B, T, 4, 8], k: [B, T, 2, 8], v: [B, T, 2, 8], qi: [B, T, 3, 8], ki: [B, T, 8], wi: [B, T, 3]) -> [B, T, 4, 8] {
+  dsa(q, k, v, qi, ki, wi, count: 16)
+}",
+        true,
+    ),
+    (
+        "use std.sink
+dims B, T
+model m(q: [B, T, 4, 8], k: [B, T, 2, 8], v: [B, T, 2, 8]) -> [B, T, 4, 8] { sink(q, k, v, window: 16, sinks: 4) }",
+        false,
+    ),
+];
+
+/// How many run-time extents are multiplied in a size, at most.
+fn degree(d: &Dim) -> usize {
+    d.sum_of_products().iter().map(|(_, atoms)| atoms.len()).max().unwrap_or(0)
+}
+
+#[test]
+fn sparse_attention_of_std_stores_no_score_of_each_pair() {
+    for (text, chooses) in SPARSE {
+        let module = source::compile(text, "");
+        let (out, _) = optimize(&module, &tile::cost::op_cost, &Options::default());
+        assert_eq!(graph::verify::verify(&out), [], "{text}");
+        let ops: Vec<&Op> = out.funcs[0].nodes.values().map(|n| &n.op).collect();
+        let regions = ops.iter().filter(|op| matches!(op, Op::Fused(_))).count();
+        assert_eq!(regions, usize::from(*chooses), "{text}\n{}", print(&out));
+        assert!(ops.iter().any(|op| matches!(op, Op::Attend(_))), "{text}");
+        let stored = |m: &Module| {
+            let lowered = tile::lower(m, tile::lower::Options::default()).expect("it has kernels");
+            lowered.entries[0].buffers.iter().map(|b| degree(&b.elems)).max()
+        };
+        // Batch and positions; not positions twice.
+        assert_eq!(stored(&out), Some(2), "{text}\n{}", print(&out));
+        assert_eq!(stored(&module), Some(if *chooses { 3 } else { 2 }), "{text}");
+        // And they mean the same.
+        let dims = [("B".into(), 2), ("T".into(), 37)].into_iter().collect();
+        assert_agree(text, &run(&module.funcs[0], &dims, 1), &run(&out.funcs[0], &dims, 1));
+    }
+}

@@ -79,7 +79,8 @@ pub(super) fn is_free(op: &Op) -> bool {
         | Op::Route { .. }
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
-        | Op::Repeat(_) => false,
+        | Op::Repeat(_)
+        | Op::Fused(_) => false,
     }
 }
 
@@ -100,7 +101,8 @@ pub(super) fn is_cheap(op: &Op) -> bool {
         | Op::Route { .. }
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
-        | Op::Repeat(_) => false,
+        | Op::Repeat(_)
+        | Op::Fused(_) => false,
     }
 }
 

@@ -28,7 +28,7 @@ fn flows(op: &Op, i: usize) -> bool {
         Op::GroupedContract { .. } | Op::GroupedOuter => i < 2,
         Op::Attend(_) => i < 3,
         Op::AttendGrad(_) => i < 7,
-        Op::Repeat(_) => base::bug!("what flows through a loop depends on its body"),
+        Op::Repeat(_) | Op::Fused(_) => base::bug!("what flows through a body depends on it"),
     }
 }
 

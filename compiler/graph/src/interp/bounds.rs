@@ -90,6 +90,7 @@ fn run(func: &Func, args: Vec<Rc<Bounded>>, dims: &DimEnv, roundoff: Roundoff) -
         values.push(match &node.op {
             Op::Arg(i) => vec![args[*i as usize].clone()],
             Op::Repeat(r) => repeat(r, node, &operands, dims, roundoff)?,
+            Op::Fused(f) => run(&f.body, operands, dims, roundoff)?,
             _ => single(node, &operands, dims, roundoff)?,
         });
     }
@@ -244,7 +245,7 @@ impl Site<'_> {
     fn errors(&self) -> Result<Vec<Vec<f64>>, InterpError> {
         let errors = |i: usize| self.x[i].error.clone();
         Ok(vec![match &self.node.op {
-            Op::Arg(_) | Op::Repeat(_) => base::bug!("arguments and loops are bounded elsewhere"),
+            Op::Arg(_) | Op::Repeat(_) | Op::Fused(_) => base::bug!("arguments and bodies are bounded elsewhere"),
             Op::Const(..) | Op::Extent(..) | Op::Iota(_) => self.rounded(0, vec![0.0; self.results[0].data.len()], &Own::Rounded),
             Op::Map(f) => self.map(*f),
             Op::Cast(to) => self.cast(*to),

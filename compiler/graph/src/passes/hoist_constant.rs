@@ -165,7 +165,8 @@ fn costs(op: &Op) -> bool {
         | Op::Route { .. }
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
-        | Op::Repeat(_) => true,
+        | Op::Repeat(_)
+        | Op::Fused(_) => true,
     }
 }
 

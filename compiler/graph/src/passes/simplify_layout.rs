@@ -52,7 +52,8 @@ fn changes_nothing(op: &Op, from: &TensorType, to: &TensorType) -> bool {
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
         | Op::StopGradient
-        | Op::Repeat(_) => false,
+        | Op::Repeat(_)
+        | Op::Fused(_) => false,
     }
 }
 

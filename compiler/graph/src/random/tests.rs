@@ -24,8 +24,11 @@ fn count(func: &Func, seen: &mut BTreeMap<String, usize>) {
         match &node.op {
             Op::Map(f) => *seen.entry(f.name().into()).or_default() += 1,
             Op::Attend(a) | Op::AttendGrad(a) => domain(&a.domain, seen),
-            Op::Repeat(r) => count(&r.body, seen),
-            _ => {}
+            op => {
+                if let Some(body) = op.body() {
+                    count(body, seen);
+                }
+            }
         }
     }
 }
@@ -66,6 +69,7 @@ fn programs_are_whole_and_varied() {
         "grouped_outer",
         "stop_gradient",
         "repeat",
+        "fused",
     ];
     let domains = ["Full", "Causal", "Window", "EndsBefore", "EndsAt", "Segments", "Blocks", "Groups", "Tokens", "And", "Or"]
         .map(|d| format!("domain {d}"));

@@ -3,7 +3,7 @@
 use super::{PACK, Role, YIELD};
 use crate::{
     ir::{Func, Init, Module, ParamDecl, Value},
-    op::{Attend, Contract, MapFn, Op, ReduceFn, Repeat, Scalar},
+    op::{Attend, Contract, Form, Fused, MapFn, Op, ReduceFn, Repeat, Scalar},
 };
 use base::{
     DType, Dim, TensorType,
@@ -95,7 +95,7 @@ fn parse_dim(op: &TextOp, text: &str) -> Parsed<Dim> {
     text.parse().map_err(|e| op.error(e))
 }
 
-/// The function that an op's attributes and its only region describe: `graph.func`, `graph.repeat`.
+/// The function that an op's attributes and its only region describe: `graph.func`, `graph.repeat`, `graph.fused`.
 fn func(op: &TextOp) -> Parsed<Func> {
     let [region] = &op.regions[..] else { return Err(op.error("expected one region")) };
     let [Block { args, ops }] = &region.blocks[..] else { return Err(op.error("expected one block")) };
@@ -190,10 +190,10 @@ impl Builder {
             }
         }
         let built = build(op, &inputs)?;
-        let is_repeat = matches!(built, Op::Repeat(_));
+        let has_body = built.body().is_some();
         let node = self.func.add(built, &inputs, None).map_err(|e| op.error(e))?;
         let results = (0..).zip(&self.func.nodes[node].types).map(|(index, _)| Value { node, index }).collect::<Vec<_>>();
-        match (is_repeat, &op.results[..]) {
+        match (has_body, &op.results[..]) {
             (true, [packed]) => self.define_pack(op, &packed.name, results),
             (true, _) => Err(op.error("expected one result of type !graph.values")),
             (false, _) => self.define_results(op, &results),
@@ -273,6 +273,10 @@ fn build(op: &TextOp, inputs: &[Value]) -> Parsed<Op> {
                 return Err(op.error(format_args!("{} operands, {} arguments", inputs.len(), body.args.len())));
             }
             Op::Repeat(Box::new(Repeat { count: count("count")?, carried, constant, reverse: op.get_bool("reverse")?, body }))
+        }
+        "fused" => {
+            let (form, body) = (op.get_str("form")?, func(op)?);
+            Op::Fused(Box::new(Fused { form: Form::from_name(form).ok_or_else(|| no("form", form))?, body }))
         }
         _ => return Err(no("op", name)),
     })

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     build::Builder,
-    op::{Attend, Contract, Domain, ReduceFn, Repeat, Scalar},
+    op::{Attend, Contract, Domain, Form, Fused, ReduceFn, Repeat, Scalar},
 };
 use base::DType::{self, BF16, Bool, E4M3, F16, F32, F64, I32, I64};
 
@@ -114,6 +114,19 @@ fn loops() -> Func {
     f
 }
 
+/// A region.
+fn regions() -> Func {
+    let mut f = Func::new("regions");
+    let x = f.arg("x", Role::Input, ty(F32, "B T 8"));
+    let mut b = Builder::new(&mut f);
+    let e = b.map(MapFn::Exp, &[x]);
+    let best = b.op(Op::TopK(2), &[e]);
+    let (region, operands) = Fused::outline(b.func, Form::Select, &[e.node, best.node].into(), &[best]);
+    let best = b.op(Op::Fused(Box::new(region)), &operands);
+    f.output("best", Role::Result, best);
+    f
+}
+
 fn sample() -> Module {
     let param = |name: &str, init, decay, role| ParamDecl { name: name.into(), ty: ty(BF16, "2 3 4"), init, decay, role };
     Module {
@@ -123,7 +136,7 @@ fn sample() -> Module {
             param("odd \"name\"", Init::Uniform(0.5), false, Role::Param),
             param("bias", Init::Constant(f64::NEG_INFINITY), false, Role::State),
         ],
-        funcs: vec![ops(), loops()],
+        funcs: vec![ops(), loops(), regions()],
     }
 }
 

@@ -18,6 +18,10 @@ impl Build {
     pub fn new(name: &str) -> Build {
         Build { kernel: Kernel::new(name), lists: vec![Vec::new()] }
     }
+    /// More of a kernel whose body is empty.
+    pub fn on(kernel: Kernel) -> Build {
+        Build { kernel, lists: vec![Vec::new()] }
+    }
     /// The kernel with its statements.
     pub fn finish(mut self) -> Kernel {
         self.kernel.body = self.lists.pop().expect("the outermost list");

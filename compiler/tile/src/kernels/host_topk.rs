@@ -6,7 +6,7 @@
 //! for rows in random order, n·k at worst.
 
 use super::build::{Build, eq};
-use crate::ir::{Expr, Kernel, compute_dtype};
+use crate::ir::{Expr, Kernel, Mem, VarId, compute_dtype};
 use base::{DType, Dim};
 use graph::op::MapFn;
 
@@ -57,32 +57,7 @@ pub fn host_topk(p: &TopK, tiling: Tiling) -> Kernel {
         let count = b.var(DType::I64, Expr::int(0));
         b.range(n, |b, i| {
             let value = b.bind(Expr::load(x, start + i.clone()));
-            let full = Expr::le(k.clone(), Expr::Var(count));
-            let last = Expr::load(best, Expr::int(p.k - 1));
-            let taken = Expr::map2(MapFn::Ne, value.clone(), Build::f(dtype, f64::NEG_INFINITY));
-            b.if_(taken, |b| {
-                // Until the list is full its last place has no value yet.
-                let enters = b.var(DType::Bool, Expr::map1(MapFn::Not, full.clone()));
-                b.if_(full, |b| b.assign(enters, beats(&value, last)));
-                b.if_(Expr::Var(enters), |b| {
-                    let at = b.var(DType::I64, Expr::minimum(Expr::Var(count), Expr::int(p.k - 1)));
-                    let moving = b.var(DType::Bool, Expr::lt(Expr::int(0), Expr::Var(at)));
-                    b.while_(Expr::Var(moving), |b| {
-                        let before = b.bind(Expr::Var(at) - Expr::int(1));
-                        let other = b.bind(Expr::load(best, before.clone()));
-                        b.assign(moving, beats(&value, other.clone()));
-                        b.if_(Expr::Var(moving), |b| {
-                            b.store(best, Expr::Var(at), other);
-                            b.store(place, Expr::Var(at), Expr::load(place, before.clone()));
-                            b.assign(at, before.clone());
-                            b.assign(moving, Expr::lt(Expr::int(0), before));
-                        });
-                    });
-                    b.store(best, Expr::Var(at), value);
-                    b.store(place, Expr::Var(at), i.cast(DType::I32));
-                    b.assign(count, Expr::minimum(Expr::Var(count) + Expr::int(1), k.clone()));
-                });
-            });
+            insert(b, [best, place], &Expr::int(0), p.k, count, value, i);
         });
         let none = Expr::Const(graph::op::Scalar::new(-1.0), DType::I32);
         b.range(k.clone(), |b, j| {
@@ -93,6 +68,39 @@ pub fn host_topk(p: &TopK, tiling: Tiling) -> Kernel {
         });
     });
     b.finish()
+}
+
+/// Lets a value into a list of the `k` best, which begins at `base` of both memories and has `count` of them.
+pub(crate) fn insert(b: &mut Build, [best, place]: [Mem; 2], base: &Expr, k: i64, count: VarId, value: Expr, index: Expr) {
+    let dtype = b.kernel.expr_dtype(&value);
+    let full = Expr::le(Expr::int(k), Expr::Var(count));
+    let last = Expr::load(best, base.clone() + Expr::int(k - 1));
+    let taken = Expr::map2(MapFn::Ne, value.clone(), Build::f(dtype, f64::NEG_INFINITY));
+    b.if_(taken, |b| {
+        // Until the list is full its last place has no value yet.
+        let enters = b.var(DType::Bool, Expr::map1(MapFn::Not, full.clone()));
+        b.if_(full, |b| b.assign(enters, beats(&value, last)));
+        b.if_(Expr::Var(enters), |b| {
+            let at = b.var(DType::I64, Expr::minimum(Expr::Var(count), Expr::int(k - 1)));
+            let moving = b.var(DType::Bool, Expr::lt(Expr::int(0), Expr::Var(at)));
+            b.while_(Expr::Var(moving), |b| {
+                let before = b.bind(Expr::Var(at) - Expr::int(1));
+                let other = b.bind(Expr::load(best, base.clone() + before.clone()));
+                b.assign(moving, beats(&value, other.clone()));
+                b.if_(Expr::Var(moving), |b| {
+                    let to = b.bind(base.clone() + Expr::Var(at));
+                    b.store(best, to.clone(), other);
+                    b.store(place, to, Expr::load(place, base.clone() + before.clone()));
+                    b.assign(at, before.clone());
+                    b.assign(moving, Expr::lt(Expr::int(0), before));
+                });
+            });
+            let to = b.bind(base.clone() + Expr::Var(at));
+            b.store(best, to.clone(), value);
+            b.store(place, to, index.cast(DType::I32));
+            b.assign(count, Expr::minimum(Expr::Var(count) + Expr::int(1), Expr::int(k)));
+        });
+    });
 }
 
 /// Whether `a` comes before `b`, which is at a lower index.

@@ -3,6 +3,7 @@
 mod attend;
 mod index;
 mod product;
+mod select;
 
 use crate::{
     interp::{Options, run},

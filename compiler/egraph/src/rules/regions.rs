@@ -1,0 +1,158 @@
+//! Regions: ops that are computed together, so that what is large between them is never stored. Every rule has one law: values computed inside
+//! of a region are those computed outside. So the rules say what is worth it, and a target's cost whether it has a kernel.
+
+use super::{Class, Family, How, Rule};
+use crate::rewrite::{Site, Term};
+use base::TensorType;
+use egg::Id;
+use graph::{
+    Func, Op, Role, Value,
+    op::{Form, Fused},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The table.
+pub fn rules() -> Vec<Rule> {
+    let rule = |name, family, root, f| Rule { name, family, class: Class::Exact, how: How::Outline(root, f) };
+    vec![rule("topk-of-scores", Family::Attention, "topk", topk_of_scores)]
+}
+
+/// How many extents are run-time dims.
+fn degree(shape: &[base::Dim]) -> usize {
+    shape.iter().filter(|d| d.known().is_none()).count()
+}
+
+/// A region being cut out, from its end.
+struct Cut<'a> {
+    site: &'a Site<'a>,
+    /// Values with more run-time dims than this are not to be stored.
+    most: usize,
+    /// The classes so far with the ops that compute them, operands first; none for what the region takes.
+    order: Vec<(Id, Option<(Op, Vec<Id>)>)>,
+    open: BTreeSet<Id>,
+    index: BTreeMap<Id, bool>,
+}
+
+impl Cut<'_> {
+    fn is_wide(&self, ty: &TensorType) -> bool {
+        degree(&ty.shape) > self.most
+    }
+    /// Whether a class is computed from indices and constants alone.
+    fn is_index(&mut self, class: Id) -> bool {
+        let class = self.site.egraph.find(class);
+        if let Some(known) = self.index.get(&class) {
+            return *known;
+        }
+        self.index.insert(class, false);
+        let is = self.site.defs(class).any(|(op, of)| match &*op {
+            Op::Const(..) | Op::Extent(..) | Op::Iota(_) => true,
+            Op::Map(_) | Op::Cast(_) | Op::Broadcast { .. } | Op::Reshape(_) | Op::Transpose(_) | Op::Slice { .. } => {
+                of.iter().all(|c| self.is_index(*c))
+            }
+            _ => false,
+        });
+        self.index.insert(class, is);
+        is
+    }
+    /// Whether an op of a class belongs inside.
+    fn belongs(&mut self, class: Id, op: &Op, of: &[Id]) -> bool {
+        let wide = self.is_wide(self.site.ty_of(class));
+        match op {
+            Op::Const(..) | Op::Extent(..) | Op::Iota(_) => true,
+            Op::Broadcast { .. } | Op::Reshape(_) | Op::Transpose(_) | Op::Slice { .. } | Op::Cast(_) => true,
+            Op::Map(_) | Op::Reduce(..) | Op::Pad { .. } => wide || self.is_index(class),
+            // What is summed of large values is few.
+            Op::Contract(c) => {
+                let wide_below = of.iter().any(|x| self.is_wide(self.site.ty_of(*x)));
+                let shape = &self.site.ty_of(of[0]).shape;
+                let few = c.lhs.iter().zip(shape).all(|(l, d)| c.out.contains(l) || d.known().is_some());
+                (wide || wide_below) && few
+            }
+            Op::Arg(_)
+            | Op::Concat(_)
+            | Op::Gather { .. }
+            | Op::ScatterAdd { .. }
+            | Op::TopK(_)
+            | Op::Cumsum { .. }
+            | Op::Attend(_)
+            | Op::AttendGrad(_)
+            | Op::Route { .. }
+            | Op::GroupedContract { .. }
+            | Op::GroupedOuter
+            | Op::StopGradient
+            | Op::Repeat(_)
+            | Op::Fused(_) => false,
+        }
+    }
+    /// Takes a class in, with what it is computed from; false if that cannot be without storing a large value.
+    fn take(&mut self, class: Id) -> bool {
+        let class = self.site.egraph.find(class);
+        if self.order.iter().any(|(c, _)| *c == class) {
+            return true;
+        }
+        if self.open.contains(&class) {
+            return false;
+        }
+        if !self.site.egraph[class].data.whole_arg {
+            self.open.insert(class);
+            for (op, of) in self.site.defs(class) {
+                let before = self.order.len();
+                if self.belongs(class, &op, of) && of.iter().all(|c| self.take(*c)) {
+                    self.open.remove(&class);
+                    let of = of.iter().map(|c| self.site.egraph.find(*c)).collect();
+                    self.order.push((class, Some((op.into_owned(), of))));
+                    return true;
+                }
+                self.order.truncate(before);
+            }
+            self.open.remove(&class);
+        }
+        let small = self.site.egraph[class].data.whole_arg || !self.is_wide(self.site.ty_of(class));
+        if small {
+            self.order.push((class, None));
+        }
+        small
+    }
+    /// The region that ends in `op` of classes taken.
+    fn region(self, form: Form, op: Op, of: &[Id]) -> Term {
+        let find = |c: &Id| self.site.egraph.find(*c);
+        let mut body = Func::new("body");
+        let mut values: BTreeMap<Id, Value> = BTreeMap::new();
+        let mut operands = Vec::new();
+        for (class, _) in self.order.iter().filter(|(_, op)| op.is_none()) {
+            let ty = self.site.ty_of(*class).clone();
+            values.insert(*class, body.arg(&format!("x{}", operands.len()), Role::Inner, ty));
+            operands.push(Term::from(*class));
+        }
+        let add = |body: &mut Func, op: Op, inputs: &[Value]| {
+            let node = body.add(op, inputs, None).unwrap_or_else(|e| base::bug!("a region of misfits: {e}"));
+            Value { node, index: 0 }
+        };
+        for (class, op) in &self.order {
+            let Some((op, of)) = op else { continue };
+            let inputs: Vec<Value> = of.iter().map(|c| values[c]).collect();
+            values.insert(*class, add(&mut body, op.clone(), &inputs));
+        }
+        let inputs: Vec<Value> = of.iter().map(|c| values[&find(c)]).collect();
+        let last = add(&mut body, op, &inputs);
+        body.output("y0", Role::Inner, last);
+        Term::Op(Op::Fused(Box::new(Fused { form, body })), operands)
+    }
+}
+
+// topₖ(f(q·k)): each row keeps its best so far while its scores are computed; no row of scores is whole in memory. Where a score belongs to a
+// pair of positions, or of a position and a block of them, and is computed from products that themselves are not argument or result.
+fn topk_of_scores(site: &Site) -> Vec<Term> {
+    let (Op::TopK(_), [scores]) = (site.op, site.children) else { return Vec::new() };
+    let (_, rows) = site.ty_of(*scores).shape.split_last().expect("a row to choose from");
+    let mut cut = Cut { site, most: degree(rows), order: Vec::new(), open: BTreeSet::new(), index: BTreeMap::new() };
+    let large = cut.is_wide(site.ty_of(*scores));
+    if !large || !cut.take(*scores) {
+        return Vec::new();
+    }
+    let is_product = |op: &Option<(Op, Vec<Id>)>| matches!(op, Some((Op::Contract(_), _)));
+    if !cut.order.iter().any(|(_, op)| is_product(op)) {
+        return Vec::new();
+    }
+    vec![cut.region(Form::Select, site.op.clone(), site.children)]
+}

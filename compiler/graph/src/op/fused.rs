@@ -1,0 +1,95 @@
+//! A region: ops that are computed together, whose inner values are never stored. The meaning is that of the ops; the form says which kind of
+//! kernel the region is cut out for. `docs/adr/0005-fused-regions.md`.
+
+use super::{Op, OpError, op_error};
+use crate::ir::{Func, Node, NodeId, Role, Value};
+use base::{Span, TensorType, arena::Id};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What kind of kernel a region is cut out for. A target without such a kernel computes the ops one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Form {
+    /// Ends in `topk` of scores that are computed where they are compared: each row keeps its best so far.
+    Select,
+}
+
+impl Form {
+    /// Every form.
+    pub const ALL: [Form; 1] = [Form::Select];
+    /// Its name in the text form.
+    pub fn name(self) -> &'static str {
+        match self {
+            Form::Select => "select",
+        }
+    }
+    /// The form with this name.
+    pub fn from_name(name: &str) -> Option<Form> {
+        Form::ALL.into_iter().find(|f| f.name() == name)
+    }
+}
+
+/// Ops that are computed together. Operands are the body's arguments, results its outputs. The body has no loop and no region in it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fused {
+    /// What for.
+    pub form: Form,
+    /// The ops; arguments and outputs have the role [`Role::Inner`].
+    pub body: Func,
+}
+
+impl Fused {
+    /// The region of some nodes of a function, which gives `results`, and the values that it takes, in order of first use.
+    pub fn outline(func: &Func, form: Form, nodes: &BTreeSet<NodeId>, results: &[Value]) -> (Fused, Vec<Value>) {
+        let mut operands: Vec<Value> = Vec::new();
+        for v in nodes.iter().flat_map(|id| &func.nodes[*id].inputs).chain(results) {
+            if !nodes.contains(&v.node) && !operands.contains(v) {
+                operands.push(*v);
+            }
+        }
+        let mut body = Func::new("body");
+        let mut moved: BTreeMap<Value, Value> = BTreeMap::new();
+        for (i, v) in operands.iter().enumerate() {
+            moved.insert(*v, body.arg(&format!("x{i}"), Role::Inner, func.ty(*v).clone()));
+        }
+        for id in nodes {
+            let node = &func.nodes[*id];
+            let inputs = node.inputs.iter().map(|v| moved[v]).collect();
+            let count = node.types.len() as u32;
+            let new = body.nodes.push(Node { inputs, ..node.clone() });
+            moved.extend((0..count).map(|index| (Value { node: *id, index }, Value { node: new, index })));
+        }
+        for (i, v) in results.iter().enumerate() {
+            body.output(&format!("y{i}"), Role::Inner, moved[v]);
+        }
+        (Fused { form, body }, operands)
+    }
+    /// Appends the region's ops to a function; returns its results.
+    pub fn inline(&self, func: &mut Func, inputs: &[Value], origin: Option<Span>) -> Vec<Value> {
+        let mut moved: Vec<Vec<Value>> = inputs.iter().map(|v| vec![*v]).collect();
+        let at = |moved: &[Vec<Value>], v: Value| moved[v.node.index()][v.index as usize];
+        for node in self.body.nodes.values().skip(self.body.args.len()) {
+            let inputs = node.inputs.iter().map(|v| at(&moved, *v)).collect();
+            let count = node.types.len() as u32;
+            let node = func.nodes.push(Node { inputs, origin: node.origin.or(origin), ..node.clone() });
+            moved.push((0..count).map(|index| Value { node, index }).collect());
+        }
+        self.body.outputs.iter().map(|o| at(&moved, o.value)).collect()
+    }
+}
+
+pub(super) fn infer(f: &Fused, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
+    let body = &f.body;
+    if operands.len() != body.args.len() {
+        return op_error!("a region of {} arguments and {} operands", body.args.len(), operands.len());
+    }
+    if let Some(i) = (0..operands.len()).find(|i| body.arg_type(*i) != operands[*i]) {
+        return op_error!("operand {i} of a region is {}, not {}", operands[i], body.arg_type(i));
+    }
+    if let Some(node) = body.nodes.values().find(|n| matches!(n.op, Op::Repeat(_) | Op::Fused(_))) {
+        return op_error!("{} in a region", node.op.name());
+    }
+    if body.outputs.is_empty() {
+        return op_error!("a region without results");
+    }
+    Ok(body.outputs.iter().map(|o| body.ty(o.value).clone()).collect())
+}

@@ -1,0 +1,830 @@
+//! The best of scores that are computed where they are compared: a region of the form `select`. No row of scores is ever whole in memory.
+//!
+//! A block has the rows that differ in one axis, `TILE / heads` of them, so that they share keys. It walks over the candidates in chunks. For a
+//! chunk it computes one product of queries and keys into scratch (`s`), maps it there (scale, exp, mask), sums it over the axes that end
+//! inside (heads of a group), then computes each candidate's score from that (folding windows to blocks), and lets those that beat the
+//! last of a row's best so far into its list, in order of index, so that ties go to the lower one. A row that says itself that it takes no
+//! candidate behind some index is not compared with those.
+//!
+//! Scratch: queries [rows, d], keys [d, w], scores [rows, w], their sums [tile, w], a chunk of a row's scores, the best [tile, k] and where
+//! they are. Work: the product once, k² moves at most for each row that improves.
+//! # Source: docs/adr/0005-fused-regions.md.
+
+use super::{Fused, Fuser, Scene, Scope, combine, neutral};
+use crate::{
+    group::Grouping,
+    ir::{Expr, Kernel, LoopKind, Mem, Stmt, VarId, compute_dtype},
+    kernels::{
+        build::{Build, tile},
+        host_topk::insert,
+    },
+    view::{StridedView, reshape_groups},
+};
+use base::{DType, Dim};
+use graph::{
+    Func, NodeId, Op, Value,
+    op::{Contract, MapFn, ReduceFn, Scalar},
+};
+use std::collections::BTreeMap;
+
+/// Rows of the product in a block: enough to use each key often, few enough for scratch.
+const TILE: i64 = 32;
+/// Keys of a chunk, about.
+const CHUNK: i64 = 128;
+
+/// What a block needs of an axis of a value.
+#[derive(Clone, Debug, PartialEq)]
+enum Need {
+    /// The index of this axis of the scores.
+    Row(usize),
+    /// For candidates `j..j + chunk`: `mul·j + lo`, and `len` from there.
+    Range { mul: i64, lo: Dim, len: i64 },
+    /// All of it.
+    Whole(i64),
+}
+
+/// How the product becomes a value per key without the axes that end inside.
+#[derive(Clone, Debug, PartialEq)]
+enum Fold {
+    /// It has none.
+    No,
+    /// A reduction of the mapped product.
+    Reduce(ReduceFn),
+    /// A weighted sum; the weight, and its axes' letters.
+    Weighted(Value, Contract, bool),
+}
+
+/// A region of the form `select` that can be computed so.
+#[derive(Clone, Debug)]
+pub struct Select<'a> {
+    func: &'a Func,
+    /// How many are chosen.
+    k: i64,
+    /// The scores, of all rows.
+    scores: Value,
+    /// The product, its operands (queries first) and how their axes meet, with what a block needs of each axis of it.
+    product: Value,
+    spec: Contract,
+    /// The side of the queries.
+    left: bool,
+    need: Vec<Need>,
+    /// The product after its maps.
+    mapped: Value,
+    /// What is folded from that, if anything.
+    folded: Value,
+    fold: Fold,
+    /// The axis of the scores that rows of a block differ in.
+    along: Option<usize>,
+    /// No candidate behind this index is taken: a value that does not depend on the candidate, and the scores' axes that its are.
+    last: Option<(Value, Vec<Option<usize>>)>,
+}
+
+/// Candidates of a chunk, when `mul` keys belong to each.
+fn chunk(mul: i64) -> i64 {
+    (CHUNK / mul).clamp(8, CHUNK)
+}
+
+impl<'a> Select<'a> {
+    /// The region as one, if it is.
+    pub fn of(region: &'a graph::op::Fused) -> Option<Select<'a>> {
+        let func = &region.body;
+        let [output] = &func.outputs[..] else { return None };
+        let (Op::TopK(k), 0) = (&func.def(output.value).op, output.value.index) else { return None };
+        let scores = func.def(output.value).inputs[0];
+        // The product that others are computed from.
+        let contracts: Vec<(NodeId, &Contract)> =
+            func.nodes.iter().filter_map(|(id, n)| if let Op::Contract(c) = &n.op { Some((id, c)) } else { None }).collect();
+        let (product, spec) = contracts.first()?;
+        let product = Value { node: *product, index: 0 };
+        let mut above = vec![false; func.nodes.len()];
+        above[product.node.0 as usize] = true;
+        for (id, node) in func.nodes.iter() {
+            let is = node.inputs.iter().any(|v| above[v.node.0 as usize]);
+            above[id.0 as usize] |= is;
+            let inline = crate::group::is_inline(&node.op) || matches!(node.op, Op::Arg(_) | Op::Reduce(..) | Op::Contract(_));
+            if !inline && id != output.value.node {
+                return None;
+            }
+        }
+        let mut s = Select {
+            func,
+            k: *k,
+            scores,
+            product,
+            spec: (*spec).clone(),
+            left: true,
+            need: Vec::new(),
+            mapped: product,
+            folded: product,
+            fold: Fold::No,
+            along: None,
+            last: None,
+        };
+        s.find_maps(&above, output.value.node)?;
+        let known = if contracts.len() == 1 { 1 } else { 1 + usize::from(matches!(s.fold, Fold::Weighted(..))) };
+        let needs = s.needs(&above)?;
+        s.need = needs.get(&product)?.clone();
+        (contracts.len() == known && s.folds_all() && s.sides()?).then_some(())?;
+        s.last = s.last_candidate();
+        Some(s)
+    }
+
+    fn ty(&self, v: Value) -> &'a base::TensorType {
+        self.func.ty(v)
+    }
+    /// The single reader of a value.
+    fn reader(&self, v: Value) -> Option<NodeId> {
+        let mut all = self.func.nodes.iter().filter(|(_, n)| n.inputs.contains(&v));
+        let (id, _) = all.next()?;
+        all.next().is_none().then_some(id)
+    }
+
+    /// Follows the product through maps, and through the fold after them.
+    fn find_maps(&mut self, above: &[bool], topk: NodeId) -> Option<()> {
+        let value = |node| Value { node, index: 0 };
+        while let Some(id) = self.reader(self.mapped).filter(|id| *id != topk) {
+            let node = &self.func.nodes[id];
+            // The other operands are read from memory or computed from indices.
+            let alone = node.inputs.iter().filter(|v| above[v.node.0 as usize]).all(|v| *v == self.mapped);
+            match &node.op {
+                Op::Map(_) | Op::Cast(_) | Op::StopGradient if alone => self.mapped = value(id),
+                _ => break,
+            }
+        }
+        self.folded = self.mapped;
+        let Some(id) = self.reader(self.mapped).filter(|id| *id != topk) else { return Some(()) };
+        let node = &self.func.nodes[id];
+        match &node.op {
+            Op::Reduce(f, _) => (self.fold, self.folded) = (Fold::Reduce(*f), value(id)),
+            Op::Contract(c) => {
+                let right = node.inputs[0] == self.mapped;
+                let weight = node.inputs[usize::from(right)];
+                if above[weight.node.0 as usize] {
+                    return None;
+                }
+                (self.fold, self.folded) = (Fold::Weighted(weight, c.clone(), right), value(id));
+            }
+            _ => {}
+        }
+        Some(())
+    }
+
+    /// What a block needs of the product and of what is computed from it.
+    fn needs(&self, above: &[bool]) -> Option<BTreeMap<Value, Vec<Need>>> {
+        let mut needs: BTreeMap<Value, Vec<Need>> = BTreeMap::new();
+        let rank = self.ty(self.scores).rank();
+        let range = Need::Range { mul: 1, lo: Dim::from(0), len: 1 };
+        needs.insert(self.scores, (0..rank - 1).map(Need::Row).chain([range]).collect());
+        for (id, node) in self.func.nodes.iter().rev() {
+            let v = Value { node: id, index: 0 };
+            if !above[id.0 as usize] || v == self.product {
+                continue;
+            }
+            // The choice itself asks for nothing.
+            let Some(need) = needs.get(&v).cloned() else { continue };
+            for (i, x) in node.inputs.iter().enumerate().filter(|(_, x)| above[x.node.0 as usize]) {
+                let below = self.below(&node.op, &need, i, *x)?;
+                let joined = match needs.get(x) {
+                    Some(other) => join(other, &below)?,
+                    None => below,
+                };
+                needs.insert(*x, joined);
+            }
+        }
+        Some(needs)
+    }
+    /// What an op needs of operand `i`.
+    fn below(&self, op: &Op, need: &[Need], i: usize, x: Value) -> Option<Vec<Need>> {
+        let shape = &self.ty(x).shape;
+        let whole = |a: usize| shape[a].known().map(Need::Whole);
+        match op {
+            Op::Map(_) | Op::Cast(_) | Op::StopGradient => Some(need.to_vec()),
+            Op::Broadcast { axes, .. } => Some(axes.iter().map(|a| need[*a].clone()).collect()),
+            Op::Transpose(perm) => {
+                let mut below = need.to_vec();
+                perm.iter().enumerate().for_each(|(i, p)| below[*p] = need[i].clone());
+                Some(below)
+            }
+            Op::Slice { axis, start, step: 1, .. } => {
+                let mut below = need.to_vec();
+                match &mut below[*axis] {
+                    Need::Range { lo, .. } => *lo = lo.clone() + start.clone(),
+                    Need::Row(_) if start.is(0) => {}
+                    Need::Row(_) => return None,
+                    Need::Whole(n) => *n = shape[*axis].known()?,
+                }
+                Some(below)
+            }
+            Op::Pad { axis, low, .. } => {
+                let mut below = need.to_vec();
+                match &mut below[*axis] {
+                    Need::Range { lo, .. } => *lo = lo.clone() - low.clone(),
+                    Need::Row(_) if low.is(0) => {}
+                    Need::Row(_) => return None,
+                    Need::Whole(n) => *n = shape[*axis].known()?,
+                }
+                Some(below)
+            }
+            Op::Reshape(new) => {
+                let mut below = vec![Need::Whole(1); shape.len()];
+                for (old, new_axes) in reshape_groups(shape, new)? {
+                    let real = |s: &[Dim], r: std::ops::Range<usize>| r.filter(|a| !s[*a].is(1)).collect::<Vec<_>>();
+                    let (old, news) = (real(shape, old), real(new, new_axes));
+                    match (&old[..], &news[..]) {
+                        ([], []) => {}
+                        ([o], [n]) => below[*o] = need[*n].clone(),
+                        // Candidates and what belongs to each lie side by side.
+                        ([o], [n, inner @ ..]) => {
+                            let count = inner.iter().map(|a| new[*a].known()).product::<Option<i64>>()?;
+                            if !inner.iter().all(|a| matches!(need[*a], Need::Whole(_))) {
+                                return None;
+                            }
+                            below[*o] = match &need[*n] {
+                                Need::Range { mul, lo, len } => {
+                                    Need::Range { mul: mul * count, lo: lo.clone() * Dim::from(count), len: len * count }
+                                }
+                                Need::Whole(n) => Need::Whole(n * count),
+                                Need::Row(_) => return None,
+                            };
+                        }
+                        (olds, news) => {
+                            if !news.iter().all(|a| matches!(need[*a], Need::Whole(_))) {
+                                return None;
+                            }
+                            for o in olds {
+                                below[*o] = whole(*o)?;
+                            }
+                        }
+                    }
+                }
+                Some(below)
+            }
+            Op::Reduce(_, axes) => {
+                let mut kept = need.iter();
+                (0..shape.len()).map(|a| if axes.contains(&a) { whole(a) } else { kept.next().cloned() }).collect()
+            }
+            Op::Contract(c) => {
+                let letters = if i == 0 { &c.lhs } else { &c.rhs };
+                let of = |(a, l): (usize, &char)| match c.out.iter().position(|o| o == l) {
+                    Some(at) => Some(need[at].clone()),
+                    None => whole(a),
+                };
+                letters.iter().enumerate().map(of).collect()
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the fold, if there is one, is over what ends inside, all of it and nothing else.
+    fn folds_all(&self) -> bool {
+        let inside = |a: usize| matches!(self.need[a], Need::Whole(_));
+        // An axis of one index is as good as none.
+        let all = (0..self.spec.out.len()).filter(|a| self.need[*a] != Need::Whole(1));
+        match &self.fold {
+            Fold::No => true,
+            Fold::Reduce(_) => match &self.func.def(self.folded).op {
+                Op::Reduce(_, axes) => all.clone().all(|a: usize| axes.contains(&a) == inside(a)),
+                op => base::bug!("{} is no reduction", op.name()),
+            },
+            Fold::Weighted(_, c, right) => {
+                let mapped = if *right { &c.lhs } else { &c.rhs };
+                all.clone().all(|a: usize| c.out.contains(&mapped[a]) != inside(a)) && c.out.iter().all(|l| mapped.contains(l))
+            }
+        }
+    }
+    /// Which operand of the product has the keys, and along which axis a block has several rows.
+    fn sides(&mut self) -> Option<bool> {
+        let letters = |left: bool| if left { &self.spec.lhs } else { &self.spec.rhs };
+        let ranged: Vec<char> = self.letters(|n| matches!(n, Need::Range { .. }));
+        let [key] = ranged[..] else { return None };
+        let in_left = self.spec.lhs.contains(&key);
+        if in_left == self.spec.rhs.contains(&key) {
+            return None;
+        }
+        self.left = !in_left;
+        let keys = letters(!self.left);
+        // Keys are the same for the heads that share them.
+        if self.letters(|n| matches!(n, Need::Whole(n) if *n > 1)).iter().any(|c| keys.contains(c)) {
+            return None;
+        }
+        let own = |n: &Need| if let Need::Row(a) = n { Some(*a) } else { None };
+        let mut along = self.spec.out.iter().zip(&self.need).filter(|(c, _)| !keys.contains(c)).filter_map(|(_, n)| own(n));
+        self.along = along.next();
+        let summed = self.spec.summed();
+        let depth = |c: &char| self.spec.lhs.iter().position(|l| l == c).map(|a| self.lhs_shape()[a].known());
+        if summed.is_empty() || summed.iter().any(|c| depth(c).flatten().is_none()) {
+            return None;
+        }
+        // A row of the scores is a row of the product: every axis of the scores is one of it.
+        let rows = self.ty(self.scores).rank() - 1;
+        let all = (0..rows).all(|a| self.need.iter().any(|n| own(n) == Some(a)) || self.ty(self.scores).shape[a].is(1));
+        Some(all)
+    }
+    fn lhs_shape(&self) -> &'a [Dim] {
+        &self.ty(self.func.def(self.product).inputs[0]).shape
+    }
+    /// The result letters of the product whose need is such.
+    fn letters(&self, is: impl Fn(&Need) -> bool) -> Vec<char> {
+        self.spec.out.iter().zip(&self.need).filter(|(_, n)| is(n)).map(|(c, _)| *c).collect()
+    }
+    fn range(&self) -> (i64, Dim, i64) {
+        let found = self.need.iter().find_map(|n| match n {
+            Need::Range { mul, lo, len } => Some((*mul, lo.clone(), *len)),
+            Need::Row(_) | Need::Whole(_) => None,
+        });
+        found.expect("one axis is of keys")
+    }
+    /// How many rows of the product belong to one of the scores.
+    fn heads(&self) -> i64 {
+        self.need.iter().map(|n| if let Need::Whole(n) = n { *n } else { 1 }).product()
+    }
+
+    /// Looks for `select(j <= last, score, -inf)`.
+    fn last_candidate(&self) -> Option<(Value, Vec<Option<usize>>)> {
+        let node = self.func.def(self.scores);
+        let (Op::Map(MapFn::Select), [cond, _, never]) = (&node.op, &node.inputs[..]) else { return None };
+        if !self.is_splat(*never, f64::NEG_INFINITY) {
+            return None;
+        }
+        let rank = self.ty(self.scores).rank();
+        let mut axes: Vec<Option<usize>> = (0..rank).map(Some).collect();
+        let mut v = *cond;
+        while let Op::Broadcast { axes: to, .. } = &self.func.def(v).op {
+            axes = to.iter().map(|a| axes[*a]).collect();
+            v = self.func.def(v).inputs[0];
+        }
+        let node = self.func.def(v);
+        let (Op::Map(MapFn::Le), [j, last]) = (&node.op, &node.inputs[..]) else { return None };
+        let (mut of_j, mut j) = (axes.clone(), *j);
+        while let Op::Broadcast { axes: to, .. } = &self.func.def(j).op {
+            of_j = to.iter().map(|a| of_j[*a]).collect();
+            j = self.func.def(j).inputs[0];
+        }
+        let is_index = matches!(self.func.def(j).op, Op::Iota(_)) && of_j == [Some(rank - 1)];
+        (is_index && self.is_free_of(*last, &axes, rank - 1)).then_some((*last, axes))
+    }
+    fn is_splat(&self, v: Value, x: f64) -> bool {
+        let node = self.func.def(v);
+        match &node.op {
+            Op::Const(c, _) => c.get() == x,
+            Op::Broadcast { .. } | Op::Cast(_) => self.is_splat(node.inputs[0], x),
+            _ => false,
+        }
+    }
+    /// Whether a value whose axes are these axes of the scores does not depend on one of them.
+    fn is_free_of(&self, v: Value, axes: &[Option<usize>], axis: usize) -> bool {
+        let node = self.func.def(v);
+        match &node.op {
+            _ if !axes.contains(&Some(axis)) => true,
+            Op::Const(..) | Op::Extent(..) => true,
+            Op::Map(_) | Op::Cast(_) => node.inputs.iter().all(|x| self.is_free_of(*x, axes, axis)),
+            Op::Broadcast { axes: to, .. } => {
+                let below: Vec<_> = to.iter().map(|a| axes[*a]).collect();
+                self.is_free_of(node.inputs[0], &below, axis)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Both needs.
+fn join(a: &[Need], b: &[Need]) -> Option<Vec<Need>> {
+    let one = |(a, b): (&Need, &Need)| match (a, b) {
+        _ if a == b => Some(a.clone()),
+        (x, Need::Whole(1)) | (Need::Whole(1), x) => Some(x.clone()),
+        (Need::Range { mul, lo, len }, Need::Range { mul: m, lo: l, len: n }) if mul == m => {
+            let gap = (l.clone() - lo.clone()).known()?;
+            let end = (gap + n).max(*len);
+            let lo = if gap < 0 { l } else { lo };
+            Some(Need::Range { mul: *mul, lo: lo.clone(), len: end - gap.min(0) })
+        }
+        (Need::Whole(a), Need::Whole(b)) => Some(Need::Whole(*a.max(b))),
+        _ => None,
+    };
+    a.iter().zip(b).map(one).collect()
+}
+
+/// A value that is in scratch, of the block's rows and the chunk's keys.
+pub(super) struct Tile {
+    pub(super) value: Value,
+    mem: Mem,
+    /// For each axis of the value: its first index and the elements from one to the next. Axes of one index have none.
+    axes: Vec<Option<(Expr, i64)>>,
+    /// The axis of keys and how many there are. What is read in vain, as a padding is, may be outside.
+    keys: (usize, i64),
+}
+
+impl Fuser<'_> {
+    /// The element of a value in scratch, if it is.
+    pub(super) fn in_scratch(&self, v: Value, idx: &[Expr]) -> Option<Expr> {
+        let t = self.tiles.iter().find(|t| t.value == v)?;
+        let mut at = Expr::int(0);
+        for (a, i) in t.axes.iter().zip(idx).enumerate().filter_map(|(a, (x, i))| x.as_ref().map(|x| ((a, x), i))) {
+            let (a, (first, stride)) = a;
+            let mut near = i.clone() - first.clone();
+            if a == t.keys.0 {
+                near = Expr::maximum(Expr::int(0), Expr::minimum(near, Expr::int(t.keys.1 - 1)));
+            }
+            at = at + near * Expr::int(*stride);
+        }
+        Some(Expr::load(t.mem, at))
+    }
+    /// Statements written by hand, at the end of the innermost open loop.
+    fn by_hand(&mut self, write: impl FnOnce(&mut Build)) {
+        let mut b = Build::on(std::mem::replace(&mut self.kernel, Kernel::new("")));
+        write(&mut b);
+        self.kernel = b.finish();
+        let stmts = std::mem::take(&mut self.kernel.body);
+        let level = self.scopes.len() - 1;
+        self.var_level.resize(self.kernel.vars.len(), level);
+        self.scopes[level].stmts.extend(stmts);
+    }
+    /// `for i in lo..hi`, of the innermost open loop; the loops are closed by [`Fuser::close_loops`].
+    fn open(&mut self, lo: Expr, hi: Expr, kind: LoopKind, loops: &mut Vec<super::Loop>) -> Expr {
+        let var: VarId = self.new_var(DType::I64, self.scopes.len());
+        self.scopes.push(Scope::default());
+        loops.push((var, lo, hi, kind));
+        Expr::Var(var)
+    }
+    fn here(&mut self, s: Stmt) {
+        self.scopes.last_mut().expect("a scope").stmts.push(s);
+    }
+    /// Closes loops; the innermost is turn after turn if it has loops in it.
+    fn close(&mut self, mut loops: Vec<super::Loop>) {
+        let nested = self.scopes.last().expect("a scope").stmts.iter().any(|s| matches!(s, Stmt::For { .. }));
+        if let Some(last) = loops.last_mut().filter(|_| nested) {
+            last.3 = LoopKind::Serial;
+        }
+        self.close_loops(loops);
+    }
+}
+
+/// The kernel; `places` are where the operands are.
+pub fn select(s: &Select, places: &[StridedView], target: &StridedView) -> Fused {
+    let n = s.func.nodes.len();
+    let grouping = Grouping { root: vec![false; n], reads: vec![Vec::new(); n] };
+    let mut all: Vec<Vec<Option<StridedView>>> = s.func.nodes.values().map(|n| vec![None; n.types.len()]).collect();
+    places.iter().enumerate().for_each(|(i, p)| all[i][0] = Some(p.clone()));
+    let scene = Scene { func: s.func, grouping: &grouping, places: &all };
+    let mut f = Fuser::new(&scene, s.func.outputs[0].value, target);
+    Emit::new(s, &mut f).block(&mut f);
+    f.finish()
+}
+
+/// Sizes and memory of the kernel.
+struct Emit<'a> {
+    s: &'a Select<'a>,
+    shape: &'a [Dim],
+    /// Rows of the scores in a block, and of the product for each.
+    queries: i64,
+    heads: i64,
+    /// Keys of a chunk, and for how many candidates.
+    width: i64,
+    chunk: i64,
+    depth: i64,
+    dtype: DType,
+    mem: Memory,
+}
+
+struct Memory {
+    queries: Mem,
+    keys: Mem,
+    scores: Mem,
+    sums: Mem,
+    line: Mem,
+    best: Mem,
+    place: Mem,
+    count: Mem,
+}
+
+impl<'a> Emit<'a> {
+    fn new(s: &'a Select<'a>, f: &mut Fuser) -> Emit<'a> {
+        let shape = &s.ty(s.scores).shape[..];
+        let heads = s.heads();
+        let queries = if s.along.is_some() { (TILE / heads.max(1)).max(1) } else { 1 };
+        let (mul, _, len) = s.range();
+        let chunk = chunk(mul);
+        let width = mul * (chunk - 1) + len;
+        let summed = s.spec.summed();
+        let extent = |c: &char| s.spec.lhs.iter().position(|l| l == c).and_then(|a| s.lhs_shape()[a].known());
+        let depth: i64 = summed.iter().map(|c| extent(c).expect("checked before")).product();
+        let dtype = compute_dtype(s.ty(s.product).dtype.accumulator());
+        let of_scores = compute_dtype(s.ty(s.scores).dtype);
+        let k = &mut f.kernel;
+        k.name = "select".into();
+        let mut scratch = |name: &str, dtype, elems: i64| k.scratch(name, dtype, elems.max(1) as usize);
+        let mem = Memory {
+            queries: scratch("queries", dtype, queries * heads * depth),
+            keys: scratch("keys", dtype, depth * width),
+            scores: scratch("scores", dtype, queries * heads * width),
+            sums: scratch("sums", dtype, queries * width),
+            line: scratch("line", of_scores, chunk),
+            best: scratch("best", of_scores, queries * s.k),
+            place: scratch("place", DType::I32, queries * s.k),
+            count: scratch("count", DType::I64, queries),
+        };
+        Emit { s, shape, queries, heads, width, chunk, depth, dtype, mem }
+    }
+
+    fn block(&self, f: &mut Fuser) {
+        let s = self.s;
+        let rank = self.shape.len();
+        let mut counts: Vec<Dim> = self.shape[..rank - 1].to_vec();
+        if let Some(a) = s.along {
+            counts[a] = counts[a].ceil_div(&Dim::from(self.queries));
+        }
+        f.kernel.grid = counts.iter().fold(Dim::from(1), |n, d| n * d.clone());
+        let mut at = vec![Expr::int(0); rank - 1];
+        let mut rest = f.kernel.block();
+        for a in (0..rank - 1).rev() {
+            let n = f.kernel.dim(&counts[a]);
+            at[a] = f.bind(Expr::rem(rest.clone(), n.clone()));
+            rest = f.bind(Expr::floor_div(rest, n));
+        }
+        let mut rows = Expr::int(1);
+        if let Some(a) = s.along {
+            at[a] = f.bind(at[a].clone() * Expr::int(self.queries));
+            let n = f.kernel.dim(&self.shape[a]);
+            rows = f.bind(Expr::minimum(Expr::int(self.queries), n - at[a].clone()));
+        }
+        let zero = Expr::Const(Scalar::new(0.0), self.dtype);
+        f.by_hand(|b| {
+            b.fill(self.mem.scores, Expr::int(self.queries * self.heads * self.width), zero);
+            b.fill(self.mem.count, Expr::int(self.queries), Expr::int(0));
+        });
+        self.pack_queries(f, &at, &rows);
+        let n = f.kernel.dim(&self.shape[rank - 1]);
+        let end = self.end(f, &at, &rows, n);
+        let chunks = f.bind(Expr::floor_div(end.clone() + Expr::int(self.chunk - 1), Expr::int(self.chunk)));
+        let mut outer = Vec::new();
+        let c = f.open(Expr::int(0), chunks, LoopKind::Serial, &mut outer);
+        let first = f.bind(c * Expr::int(self.chunk));
+        let here = f.bind(Expr::minimum(Expr::int(self.chunk), end - first.clone()));
+        let (mul, lo, _) = s.range();
+        let lo = f.kernel.dim(&lo);
+        let key = f.bind(first.clone() * Expr::int(mul) + lo);
+        let num_keys = {
+            let at = self.s.need.iter().position(|n| matches!(n, Need::Range { .. })).expect("one axis is of keys");
+            f.kernel.dim(&s.ty(s.product).shape[at])
+        };
+        // Of the keys that the chunk asks for, those that there are.
+        let from = f.bind(Expr::minimum(Expr::maximum(Expr::int(0) - key.clone(), Expr::int(0)), Expr::int(self.width)));
+        let to = Expr::minimum(Expr::maximum(num_keys - key.clone(), from.clone()), Expr::int(self.width));
+        let to = f.bind(to);
+        self.product(f, &at, &key, [&from, &to], &rows);
+        self.map(f, &at, &key, [&from, &to], &rows);
+        self.fold(f, &at, &key, &rows);
+        self.compare(f, &at, &key, &first, &here, &rows);
+        f.close_loops(outer);
+        self.write(f, &at, &rows);
+    }
+
+    /// The index of a value of the product's letters: rows of the block from `at`, `query` along, heads, the key, the rest from `inner`.
+    fn index(&self, letters: &[char], at: &[Expr], query: &Expr, heads: &BTreeMap<char, Expr>, key: Option<&Expr>) -> Vec<Expr> {
+        let of = |c: &char| {
+            let need = self.s.spec.out.iter().position(|o| o == c).map(|i| &self.s.need[i]);
+            match need {
+                Some(Need::Row(a)) if Some(*a) == self.s.along => at[*a].clone() + query.clone(),
+                Some(Need::Row(a)) => at[*a].clone(),
+                Some(Need::Range { .. }) => key.expect("keys are asked for").clone(),
+                Some(Need::Whole(_)) | None => heads.get(c).cloned().unwrap_or_else(|| Expr::int(0)),
+            }
+        };
+        letters.iter().map(of).collect()
+    }
+    /// The letters that end inside, with their extents.
+    fn inside(&self) -> Vec<(char, i64)> {
+        let whole = |(c, n): (&char, &Need)| if let Need::Whole(n) = n { Some((*c, *n)) } else { None };
+        self.s.spec.out.iter().zip(&self.s.need).filter_map(whole).collect()
+    }
+    /// Loops over the letters that end inside, and the number of the turn.
+    fn open_heads(&self, f: &mut Fuser, loops: &mut Vec<super::Loop>) -> (BTreeMap<char, Expr>, Expr) {
+        let (mut found, mut number) = (BTreeMap::new(), Expr::int(0));
+        for (c, n) in self.inside() {
+            let i = f.open(Expr::int(0), Expr::int(n), LoopKind::Serial, loops);
+            number = number * Expr::int(n) + i.clone();
+            found.insert(c, i);
+        }
+        (found, f.bind(number))
+    }
+    /// Loops over the summed letters, the last in lanes, and the number of the turn.
+    fn open_summed(&self, f: &mut Fuser, heads: &mut BTreeMap<char, Expr>, loops: &mut Vec<super::Loop>) -> Expr {
+        let summed = self.s.spec.summed();
+        let mut number = Expr::int(0);
+        for (i, c) in summed.iter().enumerate() {
+            let at = self.s.spec.lhs.iter().position(|l| l == c).expect("it is in both");
+            let n = self.s.lhs_shape()[at].known().expect("checked before");
+            let kind = if i + 1 == summed.len() { LoopKind::Vector } else { LoopKind::Serial };
+            let var = f.open(Expr::int(0), Expr::int(n), kind, loops);
+            number = number * Expr::int(n) + var.clone();
+            heads.insert(*c, var);
+        }
+        number
+    }
+    fn operand(&self, queries: bool) -> (Value, &'a [char]) {
+        let s = self.s;
+        let left = s.left == queries;
+        let v = s.func.def(s.product).inputs[usize::from(!left)];
+        (v, if left { &s.spec.lhs } else { &s.spec.rhs })
+    }
+
+    fn pack_queries(&self, f: &mut Fuser, at: &[Expr], rows: &Expr) {
+        let (v, letters) = self.operand(true);
+        let mut loops = Vec::new();
+        let q = f.open(Expr::int(0), rows.clone(), LoopKind::Serial, &mut loops);
+        let (mut heads, number) = self.open_heads(f, &mut loops);
+        let row = f.bind((q.clone() * Expr::int(self.heads) + number) * Expr::int(self.depth));
+        let d = self.open_summed(f, &mut heads, &mut loops);
+        let idx = self.index(letters, at, &q, &heads, None);
+        let value = f.eval(v, &idx);
+        f.here(Stmt::Store { mem: self.mem.queries, index: row + d, value });
+        f.close(loops);
+    }
+
+    /// One past the last candidate that some row of the block may take.
+    fn end(&self, f: &mut Fuser, at: &[Expr], rows: &Expr, n: Expr) -> Expr {
+        let Some((last, axes)) = &self.s.last else { return n };
+        let end = f.new_var(DType::I64, f.scopes.len() - 1);
+        f.here(Stmt::Var(end, Expr::int(0)));
+        let mut loops = Vec::new();
+        let q = f.open(Expr::int(0), rows.clone(), LoopKind::Serial, &mut loops);
+        let index = |a: &Option<usize>| match a {
+            Some(a) if Some(*a) == self.s.along => at[*a].clone() + q.clone(),
+            Some(a) if *a < at.len() => at[*a].clone(),
+            Some(_) | None => Expr::int(0),
+        };
+        let idx: Vec<Expr> = axes.iter().map(index).collect();
+        let value = f.eval(*last, &idx).cast(DType::I64) + Expr::int(1);
+        f.here(Stmt::Assign(end, Expr::maximum(Expr::Var(end), Expr::minimum(value, n))));
+        f.close_loops(loops);
+        Expr::Var(end)
+    }
+
+    /// The keys of the chunk, transposed, and the product.
+    fn product(&self, f: &mut Fuser, at: &[Expr], key: &Expr, [from, to]: [&Expr; 2], rows: &Expr) {
+        let (v, letters) = self.operand(false);
+        let mut loops = Vec::new();
+        let i = f.open(from.clone(), to.clone(), LoopKind::Serial, &mut loops);
+        let k = f.bind(key.clone() + i.clone());
+        let mut none = BTreeMap::new();
+        let d = self.open_summed(f, &mut none, &mut loops);
+        let idx = self.index(letters, at, &Expr::int(0), &none, Some(&k));
+        let value = f.eval(v, &idx);
+        f.here(Stmt::Store { mem: self.mem.keys, index: d * Expr::int(self.width) + i, value });
+        f.close(loops);
+        let extents = [rows.clone() * Expr::int(self.heads), to.clone() - from.clone(), Expr::int(self.depth)];
+        let (width, depth) = (self.width, self.depth);
+        f.by_hand(|b| {
+            let a = tile(self.mem.queries, Expr::int(0), depth);
+            b.dot(extents, a, tile(self.mem.keys, from.clone(), width), tile(self.mem.scores, from.clone(), width), false);
+        });
+    }
+    /// Where a value with the product's axes is.
+    fn tile(&self, value: Value, letters: &[char], mem: Mem, at: &[Expr], key: &Expr, heads: i64) -> Tile {
+        let width = self.width;
+        let mut stride = BTreeMap::new();
+        let mut next = width;
+        if heads > 1 {
+            for (c, n) in self.inside().into_iter().rev() {
+                stride.insert(c, next);
+                next *= n;
+            }
+        }
+        let mut keys = (0, width);
+        let mut axes = Vec::new();
+        for (a, c) in letters.iter().enumerate() {
+            let need = self.s.spec.out.iter().position(|o| o == c).map(|i| &self.s.need[i]);
+            axes.push(match need {
+                Some(Need::Row(r)) if Some(*r) == self.s.along => Some((at[*r].clone(), heads * width)),
+                Some(Need::Row(_)) | None => None,
+                Some(Need::Range { .. }) => {
+                    keys.0 = a;
+                    Some((key.clone(), 1))
+                }
+                Some(Need::Whole(_)) => stride.get(c).map(|s| (Expr::int(0), *s)),
+            });
+        }
+        Tile { value, mem, axes, keys }
+    }
+    /// The maps after the product, in its place.
+    fn map(&self, f: &mut Fuser, at: &[Expr], key: &Expr, [from, to]: [&Expr; 2], rows: &Expr) {
+        let s = self.s;
+        if s.mapped == s.product {
+            return;
+        }
+        f.tiles = vec![self.tile(s.product, &s.spec.out, self.mem.scores, at, key, self.heads)];
+        let mut loops = Vec::new();
+        let q = f.open(Expr::int(0), rows.clone(), LoopKind::Serial, &mut loops);
+        let (heads, number) = self.open_heads(f, &mut loops);
+        let row = f.bind((q.clone() * Expr::int(self.heads) + number) * Expr::int(self.width));
+        let i = f.open(from.clone(), to.clone(), LoopKind::Vector, &mut loops);
+        let k = key.clone() + i.clone();
+        let idx = self.index(&s.spec.out, at, &q, &heads, Some(&k));
+        let value = f.eval(s.mapped, &idx);
+        let value = if f.kernel.expr_dtype(&value) == self.dtype { value } else { value.cast(self.dtype) };
+        f.here(Stmt::Store { mem: self.mem.scores, index: row + i, value });
+        f.close(loops);
+    }
+    /// The sum over the axes that end inside.
+    fn fold(&self, f: &mut Fuser, at: &[Expr], key: &Expr, rows: &Expr) {
+        let s = self.s;
+        let weight = match &s.fold {
+            Fold::No => {
+                f.tiles = vec![self.tile(s.mapped, &s.spec.out, self.mem.scores, at, key, self.heads)];
+                return;
+            }
+            Fold::Reduce(_) => None,
+            Fold::Weighted(v, c, right) => Some((*v, c, *right)),
+        };
+        let how = if let Fold::Reduce(r) = &s.fold { *r } else { ReduceFn::Sum };
+        let mut loops = Vec::new();
+        let q = f.open(Expr::int(0), rows.clone(), LoopKind::Serial, &mut loops);
+        let sum = f.bind(q.clone() * Expr::int(self.width));
+        let (mem, width, dtype) = (&self.mem, self.width, self.dtype);
+        f.by_hand(|b| b.each(Expr::int(width), |b, i| b.store(mem.sums, sum.clone() + i, neutral(how, dtype))));
+        let (heads, number) = self.open_heads(f, &mut loops);
+        let row = f.bind((q.clone() * Expr::int(self.heads) + number) * Expr::int(width));
+        let factor = weight.map(|(v, c, right)| {
+            // The weight's letters in the names of the product's.
+            let own = if right { &c.rhs } else { &c.lhs };
+            let mapped = if right { &c.lhs } else { &c.rhs };
+            let name = |l: &char| mapped.iter().position(|m| m == l).map(|i| s.spec.out[i]);
+            let letters: Vec<char> = own.iter().map(|l| name(l).unwrap_or('\0')).collect();
+            let idx = self.index(&letters, at, &q, &heads, None);
+            let w = f.eval(v, &idx);
+            f.bind(w)
+        });
+        f.by_hand(|b| {
+            b.each(Expr::int(width), |b, i| {
+                let x = Expr::load(mem.scores, row + i.clone());
+                let x = factor.map_or(x.clone(), |w| x * w);
+                let to = b.bind(sum + i);
+                b.store(mem.sums, to.clone(), Expr::Map(combine(how), vec![Expr::load(mem.sums, to), x]));
+            });
+        });
+        f.close_loops(loops);
+        let letters: Vec<char> = match &s.fold {
+            Fold::No | Fold::Reduce(_) => {
+                let node = s.func.def(s.folded);
+                let Op::Reduce(_, axes) = &node.op else { base::bug!("a reduction") };
+                (0..s.spec.out.len()).filter(|a| !axes.contains(a)).map(|a| s.spec.out[a]).collect()
+            }
+            Fold::Weighted(_, c, right) => {
+                let mapped = if *right { &c.lhs } else { &c.rhs };
+                let name = |l: &char| mapped.iter().position(|m| m == l).map_or('\0', |i| s.spec.out[i]);
+                c.out.iter().map(name).collect()
+            }
+        };
+        f.tiles = vec![self.tile(s.folded, &letters, mem.sums, at, key, 1)];
+    }
+    /// The chunk's candidates against each row's best so far.
+    fn compare(&self, f: &mut Fuser, at: &[Expr], _key: &Expr, first: &Expr, here: &Expr, rows: &Expr) {
+        let s = self.s;
+        let mut loops = Vec::new();
+        let q = f.open(Expr::int(0), rows.clone(), LoopKind::Serial, &mut loops);
+        let mut idx: Vec<Expr> = at.to_vec();
+        if let Some(a) = s.along {
+            idx[a] = f.bind(at[a].clone() + q.clone());
+        }
+        let mut inner = Vec::new();
+        let i = f.open(Expr::int(0), here.clone(), LoopKind::Vector, &mut inner);
+        idx.push(first.clone() + i.clone());
+        let value = f.eval(s.scores, &idx);
+        f.here(Stmt::Store { mem: self.mem.line, index: i, value });
+        f.close(inner);
+        let (mem, k) = (&self.mem, s.k);
+        f.by_hand(|b| {
+            let base = b.bind(q.clone() * Expr::int(k));
+            let count = b.var(DType::I64, Expr::load(mem.count, q.clone()));
+            b.range(here.clone(), |b, i| {
+                let value = b.bind(Expr::load(mem.line, i.clone()));
+                insert(b, [mem.best, mem.place], &base, k, count, value, first.clone() + i);
+            });
+            b.store(mem.count, q, Expr::Var(count));
+        });
+        f.close_loops(loops);
+    }
+    fn write(&self, f: &mut Fuser, at: &[Expr], rows: &Expr) {
+        let s = self.s;
+        let mut loops = Vec::new();
+        let q = f.open(Expr::int(0), rows.clone(), LoopKind::Serial, &mut loops);
+        let mut idx: Vec<Expr> = at.to_vec();
+        if let Some(a) = s.along {
+            idx[a] = f.bind(at[a].clone() + q.clone());
+        }
+        let i = f.open(Expr::int(0), Expr::int(s.k), LoopKind::Serial, &mut loops);
+        idx.push(i.clone());
+        let target = f.target.clone();
+        let index = f.address(&target, &idx);
+        let to = f.buffer(&target, DType::I32, crate::ir::Access::Write);
+        let (mem, k) = (&self.mem, s.k);
+        f.by_hand(|b| {
+            let chosen = b.bind(Expr::lt(i.clone(), Expr::load(mem.count, q.clone())));
+            let index = b.bind(index);
+            b.if_(chosen.clone(), |b| b.store(to, index.clone(), Expr::load(mem.place, q * Expr::int(k) + i)));
+            let none = Expr::Const(Scalar::new(-1.0), DType::I32);
+            b.if_(Expr::map1(MapFn::Not, chosen), |b| b.store(to, index, none));
+        });
+        f.close_loops(loops);
+    }
+}
