@@ -16,7 +16,7 @@ use crate::{
     ir::{Expr, Kernel, LoopKind, Mem, Stmt, VarId, compute_dtype},
     kernels::{
         build::{Build, tile},
-        host_topk::insert,
+        host_topk::{beats, insert},
     },
     view::{StridedView, reshape_groups},
 };
@@ -28,7 +28,9 @@ use graph::{
 use std::collections::BTreeMap;
 
 /// Rows of the product in a block: enough to use each key often, few enough for scratch.
-const TILE: i64 = 32;
+const TILE: i64 = 64;
+/// Candidates that are compared at once.
+const SOME: i64 = 16;
 /// Keys of a chunk, about.
 const CHUNK: i64 = 128;
 
@@ -73,6 +75,10 @@ pub struct Select<'a> {
     /// What is folded from that, if anything.
     folded: Value,
     fold: Fold,
+    /// The folded value with keys around it that do not count: the value, and how many there are before.
+    padded: Option<(Value, Dim)>,
+    /// Whether scratch may be read in vain, where there are no keys.
+    in_vain: bool,
     /// The axis of the scores that rows of a block differ in.
     along: Option<usize>,
     /// No candidate behind this index is taken: a value that does not depend on the candidate, and the scores' axes that its are.
@@ -117,6 +123,8 @@ impl<'a> Select<'a> {
             mapped: product,
             folded: product,
             fold: Fold::No,
+            padded: None,
+            in_vain: false,
             along: None,
             last: None,
         };
@@ -126,6 +134,9 @@ impl<'a> Select<'a> {
         s.need = needs.get(&product)?.clone();
         (contracts.len() == known && s.folds_all() && s.sides()?).then_some(())?;
         s.last = s.last_candidate();
+        s.find_padding(&needs);
+        let pads = func.nodes.iter().filter(|(id, n)| above[id.0 as usize] && matches!(n.op, Op::Pad { .. })).count();
+        s.in_vain = pads > usize::from(s.padded.is_some());
         Some(s)
     }
 
@@ -167,6 +178,22 @@ impl<'a> Select<'a> {
             _ => {}
         }
         Some(())
+    }
+
+    /// Keys that do not count add nothing, as a fold of none gives: then what is in scratch is the folded value with those around it.
+    fn find_padding(&mut self, needs: &BTreeMap<Value, Vec<Need>>) {
+        let how = match &self.fold {
+            Fold::No => return,
+            Fold::Reduce(f) => *f,
+            Fold::Weighted(..) => ReduceFn::Sum,
+        };
+        let Some(id) = self.reader(self.folded) else { return };
+        let (Op::Pad { axis, low, value, .. }, padded) = (&self.func.nodes[id].op, Value { node: id, index: 0 }) else { return };
+        let dtype = compute_dtype(self.ty(self.product).dtype.accumulator());
+        let around_keys = matches!(needs[&padded][*axis], Need::Range { .. });
+        if around_keys && neutral(how, dtype) == Expr::Const(*value, dtype) {
+            self.padded = Some((padded, low.clone()));
+        }
     }
 
     /// What a block needs of the product and of what is computed from it.
@@ -410,8 +437,8 @@ pub(super) struct Tile {
     mem: Mem,
     /// For each axis of the value: its first index and the elements from one to the next. Axes of one index have none.
     axes: Vec<Option<(Expr, i64)>>,
-    /// The axis of keys and how many there are. What is read in vain, as a padding is, may be outside.
-    keys: (usize, i64),
+    /// The axis of keys and how many there are, if what is read in vain, as a padding is, may be outside.
+    keys: Option<(usize, i64)>,
 }
 
 impl Fuser<'_> {
@@ -422,8 +449,8 @@ impl Fuser<'_> {
         for (a, i) in t.axes.iter().zip(idx).enumerate().filter_map(|(a, (x, i))| x.as_ref().map(|x| ((a, x), i))) {
             let (a, (first, stride)) = a;
             let mut near = i.clone() - first.clone();
-            if a == t.keys.0 {
-                near = Expr::maximum(Expr::int(0), Expr::minimum(near, Expr::int(t.keys.1 - 1)));
+            if let Some((_, n)) = t.keys.filter(|(keys, _)| *keys == a) {
+                near = Expr::maximum(Expr::int(0), Expr::minimum(near, Expr::int(n - 1)));
             }
             at = at + near * Expr::int(*stride);
         }
@@ -560,20 +587,20 @@ impl<'a> Emit<'a> {
         let c = f.open(Expr::int(0), chunks, LoopKind::Serial, &mut outer);
         let first = f.bind(c * Expr::int(self.chunk));
         let here = f.bind(Expr::minimum(Expr::int(self.chunk), end - first.clone()));
-        let (mul, lo, _) = s.range();
+        let (mul, lo, len) = s.range();
         let lo = f.kernel.dim(&lo);
         let key = f.bind(first.clone() * Expr::int(mul) + lo);
         let num_keys = {
             let at = self.s.need.iter().position(|n| matches!(n, Need::Range { .. })).expect("one axis is of keys");
             f.kernel.dim(&s.ty(s.product).shape[at])
         };
-        // Of the keys that the chunk asks for, those that there are.
-        let from = f.bind(Expr::minimum(Expr::maximum(Expr::int(0) - key.clone(), Expr::int(0)), Expr::int(self.width)));
-        let to = Expr::minimum(Expr::maximum(num_keys - key.clone(), from.clone()), Expr::int(self.width));
-        let to = f.bind(to);
+        // Of the keys that the chunk's candidates ask for, those that there are.
+        let reach = f.bind((here.clone() - Expr::int(1)) * Expr::int(mul) + Expr::int(len));
+        let from = f.bind(Expr::minimum(Expr::maximum(Expr::int(0) - key.clone(), Expr::int(0)), reach.clone()));
+        let to = f.bind(Expr::minimum(Expr::maximum(num_keys - key.clone(), from.clone()), reach.clone()));
         self.product(f, &at, &key, [&from, &to], &rows);
         self.map(f, &at, &key, [&from, &to], &rows);
-        self.fold(f, &at, &key, &rows);
+        self.fold(f, &at, &key, [&from, &to, &reach], &rows);
         self.compare(f, &at, &key, &first, &here, &rows);
         f.close_loops(outer);
         self.write(f, &at, &rows);
@@ -690,7 +717,7 @@ impl<'a> Emit<'a> {
                 next *= n;
             }
         }
-        let mut keys = (0, width);
+        let mut keys = None;
         let mut axes = Vec::new();
         for (a, c) in letters.iter().enumerate() {
             let need = self.s.spec.out.iter().position(|o| o == c).map(|i| &self.s.need[i]);
@@ -698,7 +725,7 @@ impl<'a> Emit<'a> {
                 Some(Need::Row(r)) if Some(*r) == self.s.along => Some((at[*r].clone(), heads * width)),
                 Some(Need::Row(_)) | None => None,
                 Some(Need::Range { .. }) => {
-                    keys.0 = a;
+                    keys = self.s.in_vain.then_some((a, width));
                     Some((key.clone(), 1))
                 }
                 Some(Need::Whole(_)) => stride.get(c).map(|s| (Expr::int(0), *s)),
@@ -726,7 +753,7 @@ impl<'a> Emit<'a> {
         f.close(loops);
     }
     /// The sum over the axes that end inside.
-    fn fold(&self, f: &mut Fuser, at: &[Expr], key: &Expr, rows: &Expr) {
+    fn fold(&self, f: &mut Fuser, at: &[Expr], key: &Expr, [from, to, reach]: [&Expr; 3], rows: &Expr) {
         let s = self.s;
         let weight = match &s.fold {
             Fold::No => {
@@ -741,7 +768,7 @@ impl<'a> Emit<'a> {
         let q = f.open(Expr::int(0), rows.clone(), LoopKind::Serial, &mut loops);
         let sum = f.bind(q.clone() * Expr::int(self.width));
         let (mem, width, dtype) = (&self.mem, self.width, self.dtype);
-        f.by_hand(|b| b.each(Expr::int(width), |b, i| b.store(mem.sums, sum.clone() + i, neutral(how, dtype))));
+        f.by_hand(|b| b.each(reach.clone(), |b, i| b.store(mem.sums, sum.clone() + i, neutral(how, dtype))));
         let (heads, number) = self.open_heads(f, &mut loops);
         let row = f.bind((q.clone() * Expr::int(self.heads) + number) * Expr::int(width));
         let factor = weight.map(|(v, c, right)| {
@@ -755,7 +782,7 @@ impl<'a> Emit<'a> {
             f.bind(w)
         });
         f.by_hand(|b| {
-            b.each(Expr::int(width), |b, i| {
+            b.for_(from.clone(), to.clone(), LoopKind::Vector, |b, i| {
                 let x = Expr::load(mem.scores, row + i.clone());
                 let x = factor.map_or(x.clone(), |w| x * w);
                 let to = b.bind(sum + i);
@@ -775,7 +802,12 @@ impl<'a> Emit<'a> {
                 c.out.iter().map(name).collect()
             }
         };
-        f.tiles = vec![self.tile(s.folded, &letters, mem.sums, at, key, 1)];
+        let (value, key) = match &s.padded {
+            Some((padded, low)) => (*padded, key.clone() + f.kernel.dim(low)),
+            None => (s.folded, key.clone()),
+        };
+        let key = f.bind(key);
+        f.tiles = vec![self.tile(value, &letters, mem.sums, at, &key, 1)];
     }
     /// The chunk's candidates against each row's best so far.
     fn compare(&self, f: &mut Fuser, at: &[Expr], _key: &Expr, first: &Expr, here: &Expr, rows: &Expr) {
@@ -796,9 +828,28 @@ impl<'a> Emit<'a> {
         f.by_hand(|b| {
             let base = b.bind(q.clone() * Expr::int(k));
             let count = b.var(DType::I64, Expr::load(mem.count, q.clone()));
-            b.range(here.clone(), |b, i| {
-                let value = b.bind(Expr::load(mem.line, i.clone()));
-                insert(b, [mem.best, mem.place], &base, k, count, value, first.clone() + i);
+            // Few get in once the list is full, so a few candidates at a time are passed over.
+            let some = Expr::int(SOME);
+            let parts = b.bind(Expr::floor_div(here.clone() + Expr::int(SOME - 1), some.clone()));
+            b.range(parts, |b, part| {
+                let from = b.bind(part * some.clone());
+                let num = b.bind(Expr::minimum(some, here.clone() - from.clone()));
+                let dtype = b.kernel.mem_dtype(mem.line);
+                let most = b.reduce(ReduceFn::Max, Build::f(dtype, f64::NEG_INFINITY), num.clone(), |_, i| {
+                    Expr::load(mem.line, from.clone() + i)
+                });
+                let last = Expr::minimum(Expr::Var(count), Expr::int(k)) - Expr::int(1);
+                let last = b.bind(Expr::maximum(last, Expr::int(0)) + base.clone());
+                let short = b.bind(Expr::lt(Expr::Var(count), Expr::int(k)));
+                let enters = b.var(DType::Bool, short.clone());
+                b.if_(Expr::map1(MapFn::Not, short), |b| b.assign(enters, beats(&Expr::Var(most), Expr::load(mem.best, last))));
+                b.if_(Expr::Var(enters), |b| {
+                    b.range(num, |b, i| {
+                        let i = b.bind(from + i);
+                        let value = b.bind(Expr::load(mem.line, i.clone()));
+                        insert(b, [mem.best, mem.place], &base, k, count, value, first.clone() + i);
+                    });
+                });
             });
             b.store(mem.count, q, Expr::Var(count));
         });

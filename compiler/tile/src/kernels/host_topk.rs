@@ -104,7 +104,7 @@ pub(crate) fn insert(b: &mut Build, [best, place]: [Mem; 2], base: &Expr, k: i64
 }
 
 /// Whether `a` comes before `b`, which is at a lower index.
-fn beats(a: &Expr, b: Expr) -> Expr {
+pub(crate) fn beats(a: &Expr, b: Expr) -> Expr {
     let is_nan = |x: &Expr| Expr::map2(MapFn::Ne, x.clone(), x.clone());
     let above = Expr::and(is_nan(a), eq(b.clone(), b.clone()));
     Expr::map2(MapFn::Or, above, Expr::lt(b, a.clone()))
