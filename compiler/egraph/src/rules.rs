@@ -3,6 +3,7 @@
 
 mod algebra;
 mod attention;
+mod experts;
 mod fusion;
 mod heads;
 mod layout;
@@ -33,6 +34,8 @@ pub enum Family {
     Algebra,
     /// Attention: absorbed projections, shared heads, scales.
     Attention,
+    /// Rows of experts: sums by routed indices as picks, combination of choices.
+    Experts,
     /// Elementwise chains with a function of their own.
     Fusion,
     /// What follows the last layer.
@@ -47,13 +50,22 @@ pub enum Family {
 
 impl Family {
     /// Every family.
-    pub const ALL: &[Family] =
-        &[Family::Algebra, Family::Attention, Family::Fusion, Family::Heads, Family::Layout, Family::Merging, Family::Precision];
+    pub const ALL: &[Family] = &[
+        Family::Algebra,
+        Family::Attention,
+        Family::Experts,
+        Family::Fusion,
+        Family::Heads,
+        Family::Layout,
+        Family::Merging,
+        Family::Precision,
+    ];
     /// Its name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Family::Algebra => "algebra",
             Family::Attention => "attention",
+            Family::Experts => "experts",
             Family::Fusion => "fusion",
             Family::Heads => "heads",
             Family::Layout => "layout",
@@ -93,6 +105,7 @@ pub fn all() -> Vec<Rule> {
     let mut all = layout::rules();
     all.extend(algebra::rules());
     all.extend(attention::rules());
+    all.extend(experts::rules());
     all.extend(fusion::rules());
     all.extend(heads::rules());
     all.extend(precision::rules());

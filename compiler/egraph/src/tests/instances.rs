@@ -186,6 +186,21 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let n = b.map(MapFn::Not, &[n]);
         vec![b.map(MapFn::Select, &[n, a[0], a[1]])]
     }),
+    ("contract-of-nothing-summed", &["float B K", "float B N"], |b, a| vec![b.contract("ac,ab->abc", a[0], a[1])]),
+    ("contract-of-few-choices", &["float B 4 N", "float B 4"], |b, a| vec![b.contract("nkd,nk->nd", a[0], a[1])]),
+    // Choices outside of the groups are among those drawn: their rows are none.
+    ("scatter-add-by-position", &["float B N", "float B 2", "float B 2 N", "i32 B 2"], |b, a| {
+        let route = b.node(Op::Route { groups: 3 }, &[a[3]]);
+        let n = shape(b, route[1])[0].clone();
+        let product = b.contract("ac,ab->abc", a[0], a[1]);
+        [product, a[2]].map(|v| b.op(Op::ScatterAdd { batch: 0, n: n.clone() }, &[route[2], v])).to_vec()
+    }),
+    ("scatter-add-by-source", &["float 8 N", "i32 4 2"], |b, a| {
+        let route = b.node(Op::Route { groups: 3 }, &[a[1]]);
+        let k = b.full_like(route[1], 2.0);
+        let token = b.map(MapFn::FloorDiv, &[route[1], k]);
+        vec![b.op(Op::ScatterAdd { batch: 0, n: Dim::from(4) }, &[token, a[0]])]
+    }),
     // The best earlier tokens by the sum of an indexer's heads: DSA's.
     ("topk-of-scores", &["float B T H K", "float B T K", "float B T H"], |b, a| {
         let like = b.contract("bthd,bsd->bths", a[0], a[1]);
@@ -376,6 +391,27 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
     ("a pick along the rows", &["gather-of-contract"], &["f32 T K", "f32 K N", "i32 2"], |b, a| {
         let y = b.contract("tk,kn->tn", a[0], a[1]);
         vec![b.op(Op::Gather { batch: 0 }, &[y, a[2]])]
+    }),
+    ("many choices are a product", &["contract-of-few-choices"], &["f32 B 9 K", "f32 B 9"], |b, a| {
+        vec![b.contract("nkd,nk->nd", a[0], a[1])]
+    }),
+    ("a matrix for each row", &["contract-of-few-choices"], &["f32 B 4 N", "f32 B 4 M"], |b, a| {
+        vec![b.contract("nkd,nkm->ndm", a[0], a[1])]
+    }),
+    ("positions of another routing's rows", &["scatter-add-by-position"], &["f32 B 2 N", "i32 B 2"], |b, a| {
+        let n = shape(b, a[0])[0].clone() * Dim::from(2);
+        vec![b.op(Op::ScatterAdd { batch: 0, n }, &[a[1], a[0]])]
+    }),
+    ("fewer rows than there are choices", &["scatter-add-by-position"], &["f32 B 2 N", "i32 B 2"], |b, a| {
+        let route = b.node(Op::Route { groups: 3 }, &[a[1]]);
+        let n = shape(b, a[0])[0].clone();
+        vec![b.op(Op::ScatterAdd { batch: 0, n }, &[route[2], a[0]])]
+    }),
+    ("tokens of another number of choices", &["scatter-add-by-source"], &["f32 8 N", "i32 4 2"], |b, a| {
+        let route = b.node(Op::Route { groups: 3 }, &[a[1]]);
+        let k = b.full_like(route[1], 4.0);
+        let token = b.map(MapFn::FloorDiv, &[route[1], k]);
+        vec![b.op(Op::ScatterAdd { batch: 0, n: Dim::from(4) }, &[token, a[0]])]
     }),
     ("experts are few: their scores are small", &["topk-of-scores"], &["f32 B K", "f32 K N"], |b, a| {
         let y = b.contract("bk,kn->bn", a[0], a[1]);

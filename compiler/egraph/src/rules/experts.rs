@@ -1,0 +1,170 @@
+//! Experts: what a routing says of indices. `source` names for each row the choice that it is for, `position` for each choice its row, so sums
+//! over choices by row are picks, and the other way round: nothing is added up in memory, and rows are computed where they are read.
+//! # Source: SonicMoE, arXiv 2512.14080, section 3.
+
+use super::{Class, Family, Rule, directed};
+use crate::rewrite::{Site, Term};
+use base::{Dim, TensorType};
+use egg::Id;
+use graph::{
+    Op,
+    op::{MapFn, ReduceFn},
+};
+
+/// The table.
+pub fn rules() -> Vec<Rule> {
+    use Class::{Exact, Reassociates};
+    let rule = |name, class, root, f| directed(name, Family::Experts, class, root, f);
+    vec![
+        rule("contract-of-nothing-summed", Exact, "contract", contract_of_nothing_summed),
+        rule("contract-of-few-choices", Reassociates, "contract", contract_of_few_choices),
+        rule("scatter-add-by-position", Exact, "scatter_add", scatter_add_by_position),
+        rule("scatter-add-by-source", Reassociates, "scatter_add", scatter_add_by_source),
+    ]
+}
+
+/// A value with letters as one with the axes of `out`: those that it has in order, repeated along the others.
+fn spread(x: Term, letters: &[char], out: &[char], shape: &[Dim]) -> Term {
+    let mut order: Vec<usize> = (0..letters.len()).collect();
+    let at = |a: usize| out.iter().position(|o| *o == letters[a]).unwrap_or_else(|| base::bug!("a letter of no axis"));
+    order.sort_by_key(|a| at(*a));
+    let axes: Vec<usize> = order.iter().map(|a| at(*a)).collect();
+    let x = if order.iter().copied().eq(0..letters.len()) { x } else { Term::of(Op::Transpose(order), x) };
+    if axes.len() == out.len() { x } else { Term::of(Op::Broadcast { shape: shape.to_vec(), axes }, x) }
+}
+
+fn times(x: Term, y: Term) -> Term {
+    Term::Op(Op::Map(MapFn::Mul), vec![x, y])
+}
+
+// Σ over nothing of x·y = x·y: an outer product is elementwise. Exact: one product, rounded once.
+fn contract_of_nothing_summed(site: &Site) -> Vec<Term> {
+    let Op::Contract(spec) = site.op else { return Vec::new() };
+    if !spec.summed().is_empty() {
+        return Vec::new();
+    }
+    let side = |i: usize, letters: &[char]| spread(site.children[i].into(), letters, &spec.out, &site.ty.shape);
+    vec![times(side(0, &spec.lhs), side(1, &spec.rhs))]
+}
+
+/// A sum over at most so many choices is written out in the kernel that uses it.
+const FEW: i64 = 8;
+
+// Σₖ wₙₖ·yₙₖ: the combination of few choices is a sum of products in the accumulator's dtype, in the order of the choices. The weights have no
+// axis that the values lack, so that no matrix is multiplied.
+fn contract_of_few_choices(site: &Site) -> Vec<Term> {
+    let Op::Contract(spec) = site.op else { return Vec::new() };
+    let mut found = Vec::new();
+    let (sum, dtype) = (site.ty.dtype.accumulator(), site.ty.dtype);
+    let wide = |c: Id| if sum == dtype { Term::from(c) } else { Term::of(Op::Cast(sum), c) };
+    for right in [false, true] {
+        let (values, weights) = if right { (&spec.rhs, &spec.lhs) } else { (&spec.lhs, &spec.rhs) };
+        let (y, w) = (site.children[usize::from(right)], site.children[usize::from(!right)]);
+        let shape = &site.ty_of(y).shape;
+        let summed: Vec<usize> = (0..values.len()).filter(|a| !spec.out.contains(&values[*a])).collect();
+        let terms: Option<i64> = summed.iter().map(|a| shape[*a].known()).product();
+        if summed.is_empty() || terms.is_none_or(|n| n > FEW) || !weights.iter().all(|c| values.contains(c)) {
+            continue;
+        }
+        let products = times(wide(y), spread(wide(w), weights, values, shape));
+        let sums = Term::of(Op::Reduce(ReduceFn::Sum, summed.clone()), products);
+        let sums = if sum == dtype { sums } else { Term::of(Op::Cast(dtype), sums) };
+        let kept: Vec<char> = values.iter().filter(|c| spec.out.contains(c)).copied().collect();
+        found.push(spread(sums, &kept, &spec.out, &site.ty.shape));
+    }
+    found
+}
+
+/// The routings of which a class is this result.
+fn routes(site: &Site, class: Id, which: u32) -> Vec<Id> {
+    let of = site.results(class).filter(|(_, i)| *i == which).map(|(op, _)| op);
+    of.filter(|op| site.defs(*op).any(|(op, _)| matches!(&*op, Op::Route { .. }))).collect()
+}
+
+/// Whether a class is one integer everywhere.
+fn is_number(site: &Site, class: Id, n: i64) -> bool {
+    site.defs(class).any(|(op, of)| match &*op {
+        Op::Const(x, _) => x.get() == n as f64,
+        Op::Broadcast { .. } | Op::Reshape(_) => is_number(site, of[0], n),
+        _ => false,
+    })
+}
+
+fn gather(x: Term, index: Term) -> Term {
+    Term::Op(Op::Gather { batch: 0 }, vec![x, index])
+}
+
+/// A number everywhere.
+fn full(ty: &TensorType, n: i64) -> Term {
+    let scalar = Term::Op(Op::Const(graph::op::Scalar::new(n as f64), ty.dtype), Vec::new());
+    Term::of(Op::Broadcast { shape: ty.shape.clone(), axes: Vec::new() }, scalar)
+}
+
+// Σ over choices with position r of v = v[source r]: each row is for one choice or for none, and then 0 both ways. Rows of a product of a
+// token's and a choice's factors are the products of the picked factors. Exact.
+fn scatter_add_by_position(site: &Site) -> Vec<Term> {
+    let (Op::ScatterAdd { batch: 0, n }, [index, v]) = (site.op, site.children) else { return Vec::new() };
+    let (choices, of_v) = (site.ty_of(*index), site.ty_of(*v));
+    let [_, k] = &choices.shape[..] else { return Vec::new() };
+    let mut found = Vec::new();
+    for route in routes(site, *index, 2).into_iter().filter(|_| *n == choices.elems()) {
+        let source = Term::Result(1, Term::Class(route).into());
+        let flat = |x: Id, ty: &TensorType| {
+            let shape = [&[n.clone()], &ty.shape[2..]].concat();
+            Term::of(Op::Reshape(shape), x)
+        };
+        found.push(gather(flat(*v, of_v), source.clone()));
+        let Some(k) = k.known() else { continue };
+        let index = TensorType::new(choices.dtype, vec![n.clone()]);
+        let token = Term::Op(Op::Map(MapFn::FloorDiv), vec![source.clone(), full(&index, k)]);
+        for (op, of) in site.defs(*v) {
+            if !matches!(&*op, Op::Map(MapFn::Mul)) {
+                continue;
+            }
+            // A factor that is the same for all choices of a token, one that is a number for each choice, or any other.
+            let factor = |x: Id| {
+                for (op, below) in site.defs(x) {
+                    let Op::Broadcast { axes, .. } = &*op else { continue };
+                    let rows = site.ty_of(below[0]);
+                    let wide = |picked: Term, rest: Vec<usize>| {
+                        let axes: Vec<usize> = [0].into_iter().chain(rest).collect();
+                        let whole = axes.len() == site.ty.rank();
+                        if whole { picked } else { Term::of(Op::Broadcast { shape: site.ty.shape.clone(), axes }, picked) }
+                    };
+                    let after = |axes: &[usize]| axes.iter().map(|a| a - 1).collect::<Vec<_>>();
+                    if axes.first() == Some(&0) && axes.get(1) != Some(&1) {
+                        return wide(gather(below[0].into(), token.clone()), after(&axes[1..]));
+                    }
+                    if axes.starts_with(&[0, 1]) {
+                        return wide(gather(flat(below[0], rows), source.clone()), after(&axes[2..]));
+                    }
+                }
+                gather(flat(x, of_v), source.clone())
+            };
+            found.push(times(factor(of[0]), factor(of[1])));
+        }
+    }
+    found
+}
+
+// Σ over rows of token t of v = Σₖ v[position t k]: the sum of each token's rows, in the order of its choices rather than of its experts.
+fn scatter_add_by_source(site: &Site) -> Vec<Term> {
+    let (Op::ScatterAdd { batch: 0, n }, [index, v]) = (site.op, site.children) else { return Vec::new() };
+    let mut found = Vec::new();
+    for (op, of) in site.defs(*index) {
+        if !matches!(&*op, Op::Map(MapFn::FloorDiv)) {
+            continue;
+        }
+        for route in routes(site, of[0], 1) {
+            let choices = &site.egraph[route].data.types[2];
+            let [tokens, k] = &choices.shape[..] else { continue };
+            let Some(k) = k.known().filter(|_| tokens == n) else { continue };
+            if !is_number(site, of[1], k) || k < 1 {
+                continue;
+            }
+            let picked = gather((*v).into(), Term::Result(2, Term::Class(route).into()));
+            found.push(Term::of(Op::Reduce(ReduceFn::Sum, vec![1]), picked));
+        }
+    }
+    found
+}
