@@ -139,7 +139,8 @@ fn work(func: &Func, grouping: &Grouping, id: NodeId) -> Work {
         | Op::TopK(_)
         | Op::Cumsum { .. }
         | Op::ScatterAdd { .. }
-        | Op::Route { .. } => {
+        | Op::Route { .. }
+        | Op::Fused(_) => {
             let operands: Vec<&TensorType> = node.inputs.iter().map(|v| func.ty(*v)).collect();
             cost::work(&node.op, &operands, &node.types)
         }

@@ -138,13 +138,7 @@ pub fn outline(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], node_limit: us
     egraph.rebuild();
 }
 
-fn apply(
-    egraph: &mut EGraph<ENode, Facts>,
-    table: &[Rule],
-    found: Vec<(usize, Found)>,
-    node_limit: usize,
-    fired: &mut [usize],
-) {
+fn apply(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], found: Vec<(usize, Found)>, node_limit: usize, fired: &mut [usize]) {
     for (place, terms) in found {
         for (class, term) in terms {
             if egraph.total_size() > node_limit {

@@ -107,6 +107,7 @@ pub fn label(op: &Op) -> String {
         Op::AttendGrad(a) => format!("attend_grad {}", a.domain),
         Op::Reduce(f, _) => format!("reduce {}", f.name()),
         Op::Repeat(r) => format!("repeat {}", r.count),
+        Op::Fused(f) => format!("fused {}", f.form.name()),
         Op::Cast(d) => format!("cast {d}"),
         op => op.name().into(),
     }
