@@ -165,6 +165,16 @@ fn every_rule_fires_and_both_sides_are_equal() {
 }
 
 #[test]
+fn the_page_and_the_table_name_the_same_rules() {
+    let page = include_str!("../../../docs/optimiser.md");
+    let named = rules::all().iter().map(|r| format!("`{}`", r.name)).collect::<Vec<_>>();
+    named.iter().for_each(|n| assert!(page.contains(n.as_str()), "{n} is not on the page"));
+    let rows = page.lines().filter(|l| l.starts_with("| ") && !l.starts_with("| family"));
+    let on_page: usize = rows.filter_map(|l| l.split('|').nth(2)).map(|cell| cell.matches('`').count() / 2).sum();
+    assert_eq!(on_page, named.len());
+}
+
+#[test]
 fn every_choice_of_random_programs_is_equal() {
     let mut compared = 0;
     for seed in 0..300 {
