@@ -11,7 +11,13 @@ use std::{
 };
 use tile::{
     Access, Kernel, interp,
-    kernels::{gpu_route, gpu_route::gpu_route, host_route::Route},
+    kernels::{
+        domain::Problem,
+        gpu_attend::{self, gpu_attend},
+        gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_queries},
+        gpu_route::{self, gpu_route},
+        host_route::Route,
+    },
 };
 
 /// The models, small.
@@ -47,6 +53,43 @@ fn ptxas() -> Option<PathBuf> {
     found
 }
 
+/// What the assembler tells of a text.
+fn assemble(ptxas: &Path, name: &str, text: &str) -> String {
+    let folder = std::env::temp_dir().join(format!("lode-ptx-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder for temporary files");
+    let (source, code) = (folder.join("kernels.ptx"), folder.join("kernels.cubin"));
+    std::fs::write(&source, text).expect("it is written");
+    let out = Command::new(ptxas).args(["-arch=sm_90a", "-v"]).arg(&source).arg("-o").arg(&code).output();
+    let out = out.expect("ptxas starts");
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    std::fs::remove_dir_all(&folder).expect("the folder is there");
+    assert!(out.status.success(), "{name}: {told}");
+    told
+}
+
+#[test]
+fn attention_spills_no_registers_and_its_products_run_on() {
+    let Some(ptxas) = ptxas() else { return };
+    let mut kernels = Vec::new();
+    for (dk, dv, domain) in [(128, 128, "causal"), (64, 64, "causal & window(512)"), (192, 128, "full")] {
+        let [b, t] = ["B", "T"].map(Dim::sym);
+        let domain = domain.parse().expect("a domain");
+        let s = t.clone();
+        let p = Problem { dtype: DType::BF16, b, t, s, h: 16, g: 4, dk, dv, domain, scale: 0.1, operands: Vec::new() };
+        let tiling = gpu_attend_grad::Tiling::choose(&p);
+        kernels.push(gpu_attend(&p, gpu_attend::Tiling::choose(&p)));
+        kernels.push(gpu_attend_grad_keys(&p, tiling));
+        kernels.push(gpu_attend_grad_queries(&p, tiling));
+    }
+    kernels.iter_mut().enumerate().for_each(|(i, k)| k.name = format!("{}_{i}", k.name));
+    let ptx = codegen::emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles");
+    assert!(ptx.kernels.iter().all(|k| !k.maps.is_empty()), "they run on warp groups");
+    let told = assemble(&ptxas, "attention", &ptx.text);
+    assert_eq!(told.matches(" 0 bytes spill stores").count(), kernels.len(), "{told}");
+    // What the assembler says when a product waits for itself.
+    assert!(!told.contains("serialized"), "{told}");
+}
+
 #[test]
 fn every_model_assembles() {
     let Some(ptxas) = ptxas() else { return };
@@ -54,15 +97,7 @@ fn every_model_assembles() {
         let kernels = kernels(model, set);
         let ptx = codegen::emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles");
         assert_eq!(ptx.kernels.len(), kernels.len());
-        let folder = std::env::temp_dir().join(format!("lode-ptx-{}-{model}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder for temporary files");
-        let (source, code) = (folder.join("kernels.ptx"), folder.join("kernels.cubin"));
-        std::fs::write(&source, &ptx.text).expect("it is written");
-        let out = Command::new(&ptxas).args(["-arch=sm_90a", "-v"]).arg(&source).arg("-o").arg(&code).output();
-        let out = out.expect("ptxas starts");
-        let told = String::from_utf8_lossy(&out.stderr).into_owned();
-        std::fs::remove_dir_all(&folder).expect("the folder is there");
-        assert!(out.status.success(), "{model}: {told}");
+        let told = assemble(&ptxas, model, &ptx.text);
         let spills = told.split("Compiling entry function '").skip(1).filter(|text| !text.contains(" 0 bytes spill stores"));
         // A few registers may be spilled outside of the inner loops of a long kernel, or of one block that reads all gradients, never in a map.
         let many = |name: &&str| ptx.kernels.iter().any(|k| k.symbol == *name && !k.grid.is(1));

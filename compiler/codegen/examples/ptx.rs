@@ -1,7 +1,7 @@
 //! PTX of tile programs, for `gpu_check` of the tile crate, and how long it takes:
 //! `cargo run --release -p codegen --example ptx -- FOLDER model.tile… maps`. Reads what `lode build --emit=tile` prints; `maps` stands for a kernel of
 //! every function of f32 and of every conversion, `products` for products of many shapes, `attends` for attention,
-//! `large_products` and `large_attends` for those that are timed. Writes `.tile`, `.ptx` and `.launch` of each into the folder.
+//! `grads` for its gradient, `large_products`, `large_attends` and `large_grads` for those that are timed. Writes `.tile`, `.ptx` and `.launch` of each into the folder.
 
 use base::{DType, Dim, TensorType};
 use codegen::gpu::Extent;
@@ -13,6 +13,7 @@ use tile::{
         build::Build,
         domain::Problem,
         gpu_attend::{self, gpu_attend},
+        gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_queries, gpu_attend_grad_rows},
         gpu_product::{Epilogue, Grouped, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product},
         gpu_route::gpu_route,
         gpu_scatter_add::gpu_scatter_add,
@@ -33,12 +34,16 @@ fn main() {
             products()
         } else if path == "attends" {
             attends()
+        } else if path == "grads" {
+            all_grads()
         } else if path == "large_attends" {
             large_attends()
         } else if path == "large_grouped" {
             large_grouped()
         } else if path == "indexing" {
             indexing()
+        } else if path == "large_grads" {
+            large_grads()
         } else if path == "large_products" {
             large_products()
         } else {
@@ -172,19 +177,32 @@ fn indexing() -> Vec<Kernel> {
     numbered(all)
 }
 
-fn attend(dtype: DType, heads: [i64; 2], [dk, dv]: [i64; 2], domain: &str, t: Option<gpu_attend::Tiling>) -> Kernel {
+fn problem(dtype: DType, heads: [i64; 2], [dk, dv]: [i64; 2], domain: &str) -> Problem {
     let [b, t_dim, s] = ["B", "T", "T"].map(Dim::sym);
     let segments = TensorType::new(DType::I32, vec![b.clone(), t_dim.clone()]);
     let domain: graph::op::Domain = domain.parse().expect("a domain");
     let operands = vec![segments; domain.num_operands()];
     let scale = 1.0 / (dk as f64).sqrt();
-    let p = Problem { dtype, b, t: t_dim, s, h: heads[0], g: heads[1], dk, dv, domain, scale, operands };
+    Problem { dtype, b, t: t_dim, s, h: heads[0], g: heads[1], dk, dv, domain, scale, operands }
+}
+
+fn attend(dtype: DType, heads: [i64; 2], n: [i64; 2], domain: &str, t: Option<gpu_attend::Tiling>) -> Kernel {
+    let p = problem(dtype, heads, n, domain);
     gpu_attend(&p, t.unwrap_or_else(|| gpu_attend::Tiling::choose(&p)))
 }
 
+fn grads(dtype: DType, heads: [i64; 2], n: [i64; 2], domain: &str) -> [Kernel; 3] {
+    let p = problem(dtype, heads, n, domain);
+    let t = gpu_attend_grad::Tiling::choose(&p);
+    [gpu_attend_grad_rows(&p), gpu_attend_grad_keys(&p, t), gpu_attend_grad_queries(&p, t)]
+}
+
+const DOMAINS: [&str; 5] =
+    ["full", "causal", "causal & window(40)", "segments(0, 0)", "causal & (window(3) | ends_before(8, 16))"];
+
 fn attends() -> Vec<Kernel> {
     let mut all = Vec::new();
-    for domain in ["full", "causal", "causal & window(40)", "segments(0, 0)", "causal & (window(3) | ends_before(8, 16))"] {
+    for domain in DOMAINS {
         for (dtype, n) in [(DType::BF16, [128, 128]), (DType::F16, [64, 64]), (DType::F32, [64, 32])] {
             all.push(attend(dtype, [4, 2], n, domain, None));
         }
@@ -195,11 +213,34 @@ fn attends() -> Vec<Kernel> {
     numbered(all)
 }
 
+fn all_grads() -> Vec<Kernel> {
+    let mut all = Vec::new();
+    for domain in DOMAINS {
+        for (dtype, n) in [(DType::BF16, [128, 128]), (DType::F16, [64, 64]), (DType::F32, [64, 32])] {
+            all.extend(grads(dtype, [4, 2], n, domain));
+        }
+    }
+    all.extend(grads(DType::BF16, [2, 2], [192, 128], "causal"));
+    all.extend(grads(DType::BF16, [2, 1], [256, 256], "causal"));
+    numbered(all)
+}
+
 fn large_attends() -> Vec<Kernel> {
     let all = [[128, 128], [64, 64], [192, 128], [256, 256]];
     let mut all: Vec<Kernel> = all.map(|n| attend(DType::BF16, [16, 16], n, "causal", None)).into();
     all.push(attend(DType::BF16, [16, 16], [128, 128], "full", None));
     all.push(attend(DType::BF16, [16, 16], [128, 128], "causal", Some(gpu_attend::Tiling::LEGAL[1])));
+    numbered(all)
+}
+
+fn large_grads() -> Vec<Kernel> {
+    let all = [[128, 128], [64, 64], [192, 128]];
+    let mut all: Vec<Kernel> = all.into_iter().flat_map(|n| grads(DType::BF16, [16, 16], n, "causal")).collect();
+    let p = problem(DType::BF16, [16, 16], [128, 128], "causal");
+    for keys in [80, 96, 128] {
+        let t = gpu_attend_grad::Tiling { of_queries: [128, keys], ..gpu_attend_grad::Tiling::choose(&p) };
+        all.push(gpu_attend_grad_queries(&p, t));
+    }
     numbered(all)
 }
 

@@ -293,7 +293,11 @@ impl<'k> Emitter<'k> {
         {
             return self.held_address(i, slot);
         }
-        let (base, ty, pointer) = (pointer(mem), memory_type(dtype), self.pointer_type(mem));
+        let (ty, pointer) = (memory_type(dtype), self.pointer_type(mem));
+        let base = match mem {
+            Mem::Scratch(i) if self.simt.as_ref().is_some_and(|t| t.is_ring(i)) => self.ring_address(i),
+            Mem::Scratch(_) | Mem::Buffer(_) => self::pointer(mem),
+        };
         self.w.op(&format!("llvm.getelementptr inbounds {base}[{index}] : ({pointer}, i64) -> {pointer}, {ty}"))
     }
 
@@ -351,6 +355,12 @@ impl<'k> Emitter<'k> {
                 self.w.map(*f, &values, dtype)
             }
             Expr::Cast(to, x) => {
+                // A place in a tile is small.
+                if let (DType::I32, Expr::Map(f, args)) = (to, &**x)
+                    && let Some(part) = self.simt.as_ref().and_then(|t| t.part_of_elem(*f, args))
+                {
+                    return self.w.convert("trunci", &part, "i64", "i32");
+                }
                 let from = self.k.expr_dtype(x);
                 let v = self.expr(x);
                 self.w.cast(v, from, *to)

@@ -150,16 +150,23 @@ impl Driver {
             };
             let rank = m.axes.len();
             let extents: Vec<u64> = m.axes.iter().rev().map(|(e, _)| value(e).max(1)).collect();
-            let strides: Vec<u64> = m.axes.iter().rev().skip(1).map(|(_, s)| 2 * value(s)).collect();
+            // 7, 9, 6: f32, bf16, f16. 3: swizzle of 128 bytes.
+            let (dtype, bytes, swizzle) = match m.dtype {
+                DType::F32 => (7, 4, 0),
+                DType::BF16 => (9, 2, 3),
+                DType::F16 => (6, 2, 3),
+                other => panic!("a tensor map of {other}"),
+            };
+            let strides: Vec<u64> = m.axes.iter().rev().skip(1).map(|(_, s)| bytes * value(s)).collect();
             let mut sizes = vec![1u32; rank];
             (sizes[0], sizes[1]) = (m.cols, m.rows);
             let steps = vec![1u32; rank];
             let mut map = TensorMap([0; 16]);
-            // 9, 6: bf16, f16. 0, 3, 3, 0: elements lie as they are; swizzle of 128 bytes; 256 bytes at once to the second level; zeros outside.
-            call!(self, c"cuTensorMapEncodeTiled", &mut map => *mut TensorMap, if m.bf16 { 9 } else { 6 } => c_int,
+            // 0, swizzle, 3, 0: elements lie as they are; 256 bytes at once to the second level; zeros outside.
+            call!(self, c"cuTensorMapEncodeTiled", &mut map => *mut TensorMap, dtype => c_int,
                 rank as c_uint => c_uint, buffers[m.buffer] => Address, extents.as_ptr() => *const u64,
                 strides.as_ptr() => *const u64, sizes.as_ptr() => *const u32, steps.as_ptr() => *const u32,
-                0 => c_int, 3 => c_int, 3 => c_int, 0 => c_int);
+                0 => c_int, swizzle => c_int, 3 => c_int, 0 => c_int);
             map
         };
         l.maps.iter().map(encode).collect()
@@ -187,7 +194,7 @@ enum Extent {
 /// A tensor map to be.
 struct MapOf {
     buffer: usize,
-    bf16: bool,
+    dtype: DType,
     rows: u32,
     cols: u32,
     axes: Vec<(Extent, Extent)>,
@@ -216,7 +223,7 @@ fn launches(text: &str) -> BTreeMap<String, Launch> {
             };
             let axes = w[4..].chunks(2).map(|p| (extent(p[0]), extent(p[1]))).collect();
             let n = |i: usize| w[i].parse::<u32>().expect("a number");
-            MapOf { buffer: n(0) as usize, bf16: w[1] == "bf16", rows: n(2), cols: n(3), axes }
+            MapOf { buffer: n(0) as usize, dtype: w[1].parse().expect("a dtype"), rows: n(2), cols: n(3), axes }
         };
         let maps = f[5..].iter().map(map).collect();
         Launch { symbol: f[0].into(), threads: n(1) as u32, grid, dynamic_shared: n(3), workspace: n(4), maps }

@@ -4,7 +4,7 @@ use crate::{
     ir::Kernel,
     kernels::{
         domain::Problem,
-        gpu_attend, gpu_route, gpu_scatter_add, gpu_topk, host_attend, host_attend_grad,
+        gpu_attend, gpu_attend_grad, gpu_route, gpu_scatter_add, gpu_topk, host_attend, host_attend_grad,
         host_cumsum::{self, Cumsum},
         host_gather::Rows,
         host_route::{self, Route},
@@ -74,10 +74,32 @@ pub fn kernels(
     if let (Op::Route { groups }, true) = (op, device.many) {
         return Ok(route(&Route { choices: operands[0].elems(), groups: *groups }));
     }
+    if let (Op::AttendGrad(a), true) = (op, device.many) {
+        let p = problem(op, a, operands, &operands[7..])?;
+        if gpu_attend_grad::takes(&p, device.aligned) {
+            return Ok(attend_grad(&p));
+        }
+    }
     let Kernels { problem, candidates, dtypes } = candidates(op, operands, results, device, want)?;
     let places: Vec<Place> = (0..operands.len()).map(Place::Operand).chain((0..results.len()).map(Place::Result)).collect();
     let launches = candidates.into_iter().map(|c| (c.kernel, places.clone(), c.tiling)).collect();
     Ok(Work { problem, launches, asides: Vec::new(), dtypes })
+}
+
+/// The gradient of attention by many processors.
+fn attend_grad(p: &Problem) -> Work {
+    let tiling = gpu_attend_grad::Tiling::choose(p);
+    let [q, k, v, o, lse, d_o, d_lse] = [0, 1, 2, 3, 4, 5, 6].map(Place::Operand);
+    let ([l, delta], [dq, dk, dv]) = ([0, 1].map(Place::Aside), [0, 1, 2].map(Place::Result));
+    let of_domain = (7..7 + p.operands.len()).map(Place::Operand);
+    let given: Vec<Place> = [q, k, v, d_o, l, delta].into_iter().chain(of_domain).collect();
+    let launches = vec![
+        (gpu_attend_grad::gpu_attend_grad_rows(p), vec![o, lse, d_o, d_lse, l, delta], None),
+        (gpu_attend_grad::gpu_attend_grad_keys(p, tiling), [given.clone(), vec![dk, dv]].concat(), None),
+        (gpu_attend_grad::gpu_attend_grad_queries(p, tiling), [given, vec![dq]].concat(), None),
+    ];
+    let of_rows = TensorType::new(p.sum_dtype(), vec![gpu_attend_grad::of_rows(p)]);
+    Work { problem: String::new(), launches, asides: vec![of_rows.clone(), of_rows], dtypes: vec![p.dtype; 3] }
 }
 
 /// A routing by many processors.

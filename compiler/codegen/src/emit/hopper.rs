@@ -5,7 +5,7 @@ use crate::{
     dot::{Matrix, Tiled},
     gpu::{
         access::Access,
-        hopper::{GROUP, GROUP_ROWS, Hopper, Ring, STRIP, STRIP_BYTES, is_load, limited_rows, runs},
+        hopper::{GROUP, GROUP_ROWS, Hopper, Ring, STRIP, STRIP_BYTES, copy_bytes, is_load, is_vector, limited_rows, runs},
     },
 };
 use base::DType;
@@ -29,6 +29,8 @@ pub(super) struct Turn {
     pending: Vec<Pending>,
     /// Where all threads of the producer's warp group work: which of them starts the copies of rectangles.
     gathers: Option<String>,
+    /// Whether a loop is around.
+    in_loop: bool,
 }
 
 /// A product under way.
@@ -110,6 +112,14 @@ impl Emitter<'_> {
                 e.asm(&format!("setmaxnreg.inc.sync.aligned.u32 {more};"), "", "", "");
             }
             e.begin_rings(&h);
+            if takes_turns(body, h.consumers) {
+                // The first group begins.
+                let (group, last) = (e.group_number(), e.w.int(i64::from(h.consumers) - 1, "i32"));
+                let passes = e.w.cmpi("eq", &group, &last, "i32");
+                e.w.line(&format!("scf.if {passes} {{"));
+                e.inside(Self::pass_turn);
+                e.w.line("}");
+            }
             e.blocks(body, |e| e.stmts(body, LoopKind::Serial));
         });
         self.w.line("} else {");
@@ -139,7 +149,8 @@ impl Emitter<'_> {
         for p in slots.iter().flatten() {
             self.store(&zero, p, "i32");
         }
-        self.simt_mut().turn = Turn { slots, current: BTreeMap::new(), under_way: None, pending: Vec::new(), gathers: None };
+        self.simt_mut().turn =
+            Turn { slots, current: BTreeMap::new(), under_way: None, pending: Vec::new(), gathers: None, in_loop: false };
     }
     /// Waits until the barrier's phase of this parity is over.
     fn wait_barrier(&mut self, at: &str, parity: &str) {
@@ -269,7 +280,7 @@ impl Emitter<'_> {
     }
     /// Starts a stage's copies of rectangles by the tensor memory accelerator: its barrier, and its first byte.
     fn start_rectangles(&mut self, h: &Hopper, r: &Ring, copies: &[&Copy], [full, start]: [&str; 2]) {
-        let bytes: i64 = copies.iter().map(|c| c.rows * c.cols * 2).sum();
+        let bytes: i64 = copies.iter().map(|c| copy_bytes(self.k, c)).sum();
         self.asm(&format!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {bytes};"), "r", full, "i32");
         for c in copies {
             let Mem::Scratch(scratch) = c.to else { base::bug!("a copy to scratch") };
@@ -278,7 +289,8 @@ impl Emitter<'_> {
             let coordinates: Vec<String> =
                 coordinates.iter().map(|x| self.w.op(&format!("arith.trunci {x} : i64 to i32"))).collect();
             let (last, outer) = coordinates.split_last().expect("it has axes");
-            for strip in 0..c.cols / STRIP {
+            let strips = if is_vector(self.k, c) { 1 } else { c.cols / STRIP };
+            for strip in 0..strips {
                 let to = self.plus32(start, r.offsets[&scratch] as i64 + strip * c.rows * STRIP_BYTES);
                 let first = self.plus32(last, strip * STRIP);
                 let n = c.axes.len();
@@ -314,6 +326,7 @@ impl Emitter<'_> {
             rest.filter(|(_, s)| access(s).read.iter().any(of_ring)).map(|(i, _)| i).last()
         };
         let before = self.simt().turn.pending.len();
+        let taken = if self.simt().turn.in_loop { taken_in_turns(body, h.consumers) } else { None };
         for (i, s) in body.iter().enumerate() {
             for (run, ring) in rings.iter().enumerate().filter(|(run, _)| runs[*run].start == i) {
                 let r = &h.rings[*ring];
@@ -354,7 +367,13 @@ impl Emitter<'_> {
             }
             let done: Vec<usize> = (0..rings.len()).filter(|run| last_use(*run) == Some(i)).map(|run| rings[run]).collect();
             if let Stmt::Dot(d) = s {
+                if taken.is_some_and(|[begin, _]| begin == i) {
+                    self.await_turn();
+                }
                 let first = self.wgmma(d, None);
+                if taken.is_some_and(|[_, end]| end == i) {
+                    self.pass_turn();
+                }
                 let frees = done.iter().map(|ring| self.pass(*ring, &h.rings[*ring])).collect();
                 let copied = |m: &Mem| matches!(m, Mem::Scratch(i) if h.ring_of.contains_key(i));
                 let mut access = access;
@@ -363,7 +382,20 @@ impl Emitter<'_> {
                 continue;
             }
             self.stmt(s, LoopKind::Serial);
-            done.into_iter().for_each(|ring| self.release(ring, &h.rings[ring]));
+            for ring in done {
+                let r = &h.rings[ring];
+                // A product under way may still read it.
+                let reads = |p: &Pending| {
+                    [&p.dot.a, &p.dot.b].iter().any(|x| matches!(x.mem, Mem::Scratch(i) if h.ring_of.get(&i) == Some(&ring)))
+                };
+                match self.simt().turn.pending.iter().rposition(reads) {
+                    Some(p) => {
+                        let empty = self.pass(ring, r);
+                        self.simt_mut().turn.pending[p].frees.push(empty);
+                    }
+                    None => self.release(ring, r),
+                }
+            }
         }
         let pending = self.simt().turn.pending.len();
         if pending > before {
@@ -414,6 +446,27 @@ impl Emitter<'_> {
             self.w.line("}");
         }
     }
+    /// Waits until it is this warp group's turn: barriers from 2 on are for the groups.
+    fn await_turn(&mut self) {
+        let group = self.group_number();
+        let own = self.plus32(&group, 2);
+        self.asm(&format!("bar.sync $0, {};", 2 * GROUP), "r", &own, "i32");
+    }
+    /// Gives the turn to the next warp group.
+    fn pass_turn(&mut self) {
+        let groups = self.hopper().consumers;
+        let (group, last) = (self.group_number(), self.w.int(i64::from(groups) - 1, "i32"));
+        let (first, next) = (self.w.int(2, "i32"), self.plus32(&group, 3));
+        let around = self.w.cmpi("eq", &group, &last, "i32");
+        let next = self.w.select(&around, &first, &next, "i32");
+        self.asm(&format!("bar.arrive $0, {};", 2 * GROUP), "r", &next, "i32");
+    }
+    /// This thread's warp group, i32.
+    fn group_number(&mut self) -> String {
+        let group = self.w.int(i64::from(GROUP), "i64");
+        let group = self.w.bin("divui", "%tid", &group, "i64");
+        self.w.op(&format!("arith.trunci {group} : i64 to i32"))
+    }
     /// Waits for the first `count` products under way.
     fn settle_pending(&mut self, count: usize) {
         let all = std::mem::take(&mut self.simt_mut().turn.pending);
@@ -441,7 +494,10 @@ impl Emitter<'_> {
     pub(super) fn loop_of_products(&mut self, body: &[Stmt], emit: impl FnOnce(&mut Self)) {
         let dots = only_products(body);
         if dots.is_empty() {
-            return emit(self);
+            let outside = std::mem::replace(&mut self.simt_mut().turn.in_loop, true);
+            emit(self);
+            self.simt_mut().turn.in_loop = outside;
+            return;
         }
         let (under_way, zero) = (self.slot("i32"), self.w.int(0, "i32"));
         self.store(&zero, &under_way, "i32");
@@ -492,6 +548,18 @@ impl Emitter<'_> {
         self.asm(&format!("bar.sync 1, {threads};"), "", "", "");
     }
 
+    /// Where a copied memory is in the stage at hand.
+    pub(super) fn ring_address(&mut self, scratch: usize) -> String {
+        let h = self.hopper();
+        let ring = h.ring_of[&scratch];
+        let offset = h.rings[ring].offsets[&scratch] as i64;
+        let Some([_, start]) = self.simt().turn.current.get(&ring).cloned() else {
+            base::bug!("a load of what was not waited for")
+        };
+        let start = self.plus32(&start, offset);
+        self.w.op(&format!("llvm.inttoptr {start} : i32 to !llvm.ptr<3>"))
+    }
+
     // --- products ---
 
     /// Where a matrix begins for this warp group, what the hardware is told of how its pieces lie, and how far each sixteen terms are from the first.
@@ -505,9 +573,7 @@ impl Emitter<'_> {
         };
         let mut start = self.plus32(&start, offset);
         if own {
-            let group = self.w.int(i64::from(GROUP), "i64");
-            let group = self.w.bin("divui", "%tid", &group, "i64");
-            let group = self.w.op(&format!("arith.trunci {group} : i64 to i32"));
+            let group = self.group_number();
             let by = self.w.int(STRIP_BYTES * if terms_inside { GROUP_ROWS } else { terms }, "i32");
             let by = self.w.bin("muli", &group, &by, "i32");
             start = self.w.bin("addi", &start, &by, "i32");
@@ -616,6 +682,38 @@ fn only_products(body: &[Stmt]) -> Vec<&Dot> {
     let apart = (1..sums.len()).all(|i| !sums[..i].contains(&sums[i]));
     let own = apart && dots.iter().all(|d| d.accumulate && !sums.contains(&d.a.mem));
     if simple && own && runs(body).len() == 1 { dots } else { Vec::new() }
+}
+
+/// The first and the last of the products at the beginning of a loop's body that warp groups start in turns, so that one weighs what its products gave
+/// while another's run: more than half of the body's, and something follows that is not scalar. With fewer, turns cost more than they give
+/// (`docs/performance.md`).
+fn taken_in_turns(body: &[Stmt], consumers: u32) -> Option<[usize; 2]> {
+    let is_dot = |s: &Stmt| matches!(s, Stmt::Dot(_));
+    let count = |body: &[Stmt]| body.iter().filter(|s| is_dot(s)).count();
+    let begin = body.iter().position(is_dot)?;
+    let plain = |s: &&Stmt| is_dot(s) || is_load(s) || matches!(s, Stmt::Let(..));
+    let run = &body[begin..begin + body[begin..].iter().take_while(plain).count()];
+    let end = begin + run.iter().rposition(is_dot)?;
+    let fits = end > begin && begin + run.len() < body.len() && 2 * count(run) > count(body);
+    (consumers > 1 && fits).then_some([begin, end])
+}
+
+/// Whether there is such a loop.
+fn takes_turns(body: &[Stmt], consumers: u32) -> bool {
+    body.iter().any(|s| match s {
+        Stmt::For { body, kind: LoopKind::Serial, .. } | Stmt::While { body, .. } => {
+            taken_in_turns(body, consumers).is_some() || takes_turns(body, consumers)
+        }
+        Stmt::If { then, otherwise, .. } => takes_turns(then, consumers) || takes_turns(otherwise, consumers),
+        Stmt::For { .. }
+        | Stmt::Let(..)
+        | Stmt::Var(..)
+        | Stmt::Assign(..)
+        | Stmt::Accumulate(..)
+        | Stmt::Store { .. }
+        | Stmt::Dot(_)
+        | Stmt::Copy(_) => false,
+    })
 }
 
 fn has_loads(body: &[Stmt]) -> bool {

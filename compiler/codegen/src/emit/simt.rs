@@ -91,6 +91,9 @@ impl Simt {
     pub(super) fn on_tensor_cores(&self) -> bool {
         self.machine == Machine::Gpu && self.plan.tensor
     }
+    pub(super) fn is_ring(&self, scratch: usize) -> bool {
+        self.plan.places[scratch] == Place::Ring
+    }
     pub(super) fn is_shared(&self, mem: Mem) -> bool {
         matches!(mem, Mem::Scratch(i) if matches!(self.plan.places[i], Place::Shared(_)))
     }

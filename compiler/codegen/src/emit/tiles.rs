@@ -10,7 +10,13 @@
 //!
 //! # Source: PTX ISA 8.6, sections 9.7.14 (mma, ldmatrix) and 9.7.9.25 (cp.async).
 
-use super::{Emitter, Slot, convert::memory_type, pointer, reduce::reductions, simt::Machine};
+use super::{
+    Emitter, Slot,
+    convert::memory_type,
+    pointer,
+    reduce::{neutral, reductions},
+    simt::Machine,
+};
 use crate::{
     dot::{Matrix, Tiled},
     gpu::{
@@ -19,7 +25,7 @@ use crate::{
     },
 };
 use base::DType;
-use graph::op::MapFn;
+use graph::op::{MapFn, ReduceFn};
 use std::collections::BTreeMap;
 use tile::{
     Access as BufferAccess, Expr, Kernel, LoopKind, Mem, Stmt, VarId,
@@ -59,6 +65,8 @@ pub(super) struct Chunk<'a> {
     only_if: Option<&'a Expr>,
 }
 
+/// Terms of a row's reduction that a thread has under way at once, a power of two: each waits some cycles for the one before.
+const CHAINS: usize = 4;
 /// What a thread copies at once. # Units: bytes.
 const CHUNK: usize = 16;
 
@@ -169,14 +177,17 @@ impl Emitter<'_> {
     // --- held tiles ---
 
     /// The rows and columns of a thread's elements, by place.
-    fn shares(&mut self, [m, n]: [i64; 2]) -> Vec<(String, String)> {
+    fn shares(&mut self, extents: [i64; 2]) -> Vec<(String, String)> {
+        self.shares_of("%lane", extents)
+    }
+    fn shares_of(&mut self, lane: &str, [m, n]: [i64; 2]) -> Vec<(String, String)> {
         let threads = i64::from(self.simt().plan.threads);
         let (rows, cols): (Vec<(String, i64)>, Vec<(String, i64)>);
         if self.simt().on_tensor_cores() {
             let [row0, col0, tall, wide] = self.warp_tile([m, n]);
             let (four, two) = (self.w.int(4, "i64"), self.w.int(2, "i64"));
-            let g = self.w.bin("divui", "%lane", &four, "i64");
-            let q = self.w.bin("remui", "%lane", &four, "i64");
+            let g = self.w.bin("divui", lane, &four, "i64");
+            let q = self.w.bin("remui", lane, &four, "i64");
             let q = self.w.bin("muli", &q, &two, "i64");
             let (row0, col0) = (self.w.bin("addi", &row0.0, &g, "i64"), self.w.bin("addi", &col0.0, &q, "i64"));
             rows = (0..tall.1 / 8).map(|i| (row0.clone(), i * 8)).collect();
@@ -244,12 +255,46 @@ impl Emitter<'_> {
         let mut found = Vec::new();
         reductions(body, &mut found);
         let partial = self.begin(found);
-        let shares = self.shares(extents);
+        // Places that tests ask for are found anew, so that they do not take registers where nothing is tested.
+        let lane = match self.simt().plan.hopper {
+            Some(_) if body.iter().any(|s| matches!(s, Stmt::Let(..))) => {
+                self.w.op("llvm.inline_asm has_side_effects asm_dialect = att \"mov.b64 $0, $1;\", \"=l,l\" %lane : (i64) -> i64")
+            }
+            Some(_) | None => "%lane".to_string(),
+        };
+        let shares = self.shares_of(&lane, extents);
         self.natural[var.0 as usize] = true;
         let columns = extents[1];
-        let width = self.w.int(columns, "i64");
         let apart = loads_first(body);
         let row_slots = row_slots(&shares);
+        if let Some(factor) = row_factor(body).filter(|m| self.simt().plan.held.rows[*m]) {
+            // Most of the time there is nothing to scale.
+            let one = self.w.float(1.0, "f32");
+            let mut changes: Option<String> = None;
+            for slot in 0..=row_slots.iter().copied().max().unwrap_or(0) {
+                let p = self.held_address(factor, slot);
+                let x = self.load(&p, "f32");
+                let other = self.w.cmpf("une", &x, &one, "f32");
+                changes = Some(changes.map_or(other.clone(), |c| self.w.bin("ori", &c, &other, "i1")));
+            }
+            self.w.line(&format!("scf.if {} {{", changes.expect("a thread has rows")));
+            self.inside(|e| e.each_held_elem(var, columns, (shares, row_slots), body, apart));
+            self.w.line("}");
+            return self.gather(partial);
+        }
+        self.each_held_elem(var, columns, (shares, row_slots), body, apart);
+        self.gather(partial);
+    }
+    /// The elements of a thread, one after the other.
+    fn each_held_elem(
+        &mut self,
+        var: VarId,
+        columns: i64,
+        (shares, row_slots): (Vec<(String, String)>, Vec<usize>),
+        body: &[Stmt],
+        apart: bool,
+    ) {
+        let width = self.w.int(columns, "i64");
         self.alone(|e| {
             let mut stores = Vec::new();
             for (slot, (row, col)) in shares.into_iter().enumerate() {
@@ -286,7 +331,6 @@ impl Emitter<'_> {
                 e.w.line(&format!("llvm.store {value}, {p} : {}, {space}", memory_type(dtype)));
             }
         });
-        self.gather(partial);
     }
 
     /// A loop over the rows of held tiles: the lanes that share a row take it together, each its columns.
@@ -318,18 +362,52 @@ impl Emitter<'_> {
         let mut found = Vec::new();
         reductions(body, &mut found);
         let partial = self.begin(found);
+        let chains = self.chains(&partial);
         let shares = self.shares([row.rows, columns]);
         let row_slots = row_slots(&shares);
         self.natural[var.0 as usize] = true;
         self.alone(|e| {
-            for (slot, (value, col)) in shares.into_iter().enumerate().filter(|(slot, _)| row_slots[*slot] == row.slot) {
+            let own = shares.into_iter().enumerate().filter(|(slot, _)| row_slots[*slot] == row.slot);
+            for (i, (slot, (value, col))) in own.enumerate() {
+                for (v, places) in &chains {
+                    e.vars[v.0 as usize] = Slot::Memory(places[i % CHAINS].clone());
+                }
                 e.vars[var.0 as usize] = Slot::Value(col.clone());
                 e.simt_mut().elem = Some(Elem { var: VarId(u32::MAX), columns, row: value, col, slot, row_slot: row.slot });
                 body.iter().for_each(|s| e.stmt(s, LoopKind::Serial));
             }
             e.simt_mut().elem = None;
         });
+        self.join_chains(chains, &partial);
         self.gather(partial);
+    }
+    /// For each reduction places for terms that do not wait for each other.
+    fn chains(&mut self, partial: &[(VarId, ReduceFn, String)]) -> Vec<(VarId, Vec<String>)> {
+        let mut all = Vec::new();
+        for (v, f, _) in partial {
+            let (ty, first) = (self.type_of(*v), self.place(*v));
+            let nothing = self.constant(neutral(*f), self.k.vars[v.0 as usize]);
+            let mut places = vec![first];
+            for _ in 1..CHAINS {
+                let p = self.slot(ty);
+                self.store(&nothing, &p, ty);
+                places.push(p);
+            }
+            all.push((*v, places));
+        }
+        all
+    }
+    /// Puts what [`Self::chains`] gave together in pairs.
+    fn join_chains(&mut self, chains: Vec<(VarId, Vec<String>)>, partial: &[(VarId, ReduceFn, String)]) {
+        for ((v, places), (_, f, _)) in chains.into_iter().zip(partial) {
+            let ty = self.type_of(v);
+            let mut values: Vec<String> = places.iter().map(|p| self.load(p, ty)).collect();
+            while values.len() > 1 {
+                values = values.chunks(2).map(|x| self.combine(*f, &x[0], &x[1], ty, false)).collect();
+            }
+            self.store(&values[0], &places[0], ty);
+            self.vars[v.0 as usize] = Slot::Memory(places[0].clone());
+        }
     }
     /// Elements of a held tile into a buffer. On tensor cores two neighbours go at once.
     pub(super) fn put(&mut self, c: &Copy) {
@@ -661,6 +739,17 @@ impl Emitter<'_> {
              {{$0,$1,$2,$3}}, [$4+{bytes}];\", \"=r,=r,=r,=r,r,~{{memory}}\" {start} : (i32) -> !llvm.struct<(i32, i32, i32, i32)>"
         ));
         [0, 1, 2, 3].map(|i| self.w.op(&format!("llvm.extractvalue {all}[{i}] : !llvm.struct<(i32, i32, i32, i32)>")))
+    }
+}
+
+/// If a loop over elements multiplies each by what there is one of for its row: that memory.
+fn row_factor(body: &[Stmt]) -> Option<usize> {
+    let [Stmt::Store { mem, index, value: Expr::Map(MapFn::Mul, args) }] = body else { return None };
+    match &args[..] {
+        [Expr::Load(own, at), Expr::Load(Mem::Scratch(factor), row)] if own == mem && **at == *index => {
+            matches!(&**row, Expr::Map(MapFn::FloorDiv, a) if a[0] == *index).then_some(*factor)
+        }
+        _ => None,
     }
 }
 

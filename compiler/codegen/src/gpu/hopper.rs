@@ -3,7 +3,7 @@
 //! A tile program that copies rectangles of bf16 or f16 to scratch that only products read is run by two kinds of threads. One thread of the last
 //! warp group, the producer, walks the program for its copies alone and starts them as soon as there is room; the other warp groups, the
 //! consumers, walk it for all the rest and wait for each copy where it stands. Neighbouring copies of a list of statements are a ring: there is
-//! memory for some turns of them, and two barriers for each, full and empty.
+//! memory for some turns of them, and two barriers for each, full and empty. A single row of f32 may be copied likewise, for loops to read.
 //!
 //! In shared memory a matrix is cut into strips of 64 columns, each row of a strip 128 bytes, with the pieces of 16 bytes permuted as the accelerator
 //! and `wgmma` agree (128-byte swizzle).
@@ -44,12 +44,12 @@ pub enum Extent {
 }
 
 /// A buffer as a tensor whose rectangles are copied: what `cuTensorMapEncodeTiled` is told. Elements outside are 0; neighbours are permuted within 128
-/// bytes.
+/// bytes, but those of f32 lie as they are.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TensorMap {
     /// The kernel's buffer.
     pub buffer: usize,
-    /// Its dtype: bf16 or f16.
+    /// Its dtype: bf16, f16 or, of single rows, f32.
     pub dtype: DType,
     /// Extent and stride (in elements) of each axis, outermost first; the last stride is 1.
     pub axes: Vec<(Extent, Extent)>,
@@ -117,9 +117,12 @@ impl Hopper {
         let (Some(consumers), 1, false) = (consumers.first().copied(), consumers.len(), found.runs.is_empty()) else {
             return None;
         };
-        let copied: BTreeSet<Mem> = found.runs.iter().flat_map(|(run, _)| run.iter().map(|c| c.to)).collect();
-        let same_dtype = |c: &&Copy| k.mem_dtype(c.from) == k.mem_dtype(c.to);
-        let private = found.touched.is_disjoint(&copied) && found.runs.iter().all(|(run, _)| run.iter().all(same_dtype));
+        let copies = || found.runs.iter().flat_map(|(run, _)| run.iter().copied());
+        let copied: BTreeSet<Mem> = copies().map(|c| c.to).collect();
+        let same_dtype = |c: &Copy| k.mem_dtype(c.from) == k.mem_dtype(c.to);
+        let untouched =
+            |c: &Copy| !found.touched.written.contains(&c.to) && (is_vector(k, c) || !found.touched.read.contains(&c.to));
+        let private = copies().all(|c| same_dtype(c) && untouched(c));
         let held_mem = |m: &Mem| matches!(m, Mem::Scratch(i) if held[*i]);
         let brought = |d: &&Dot| (copied.contains(&d.a.mem) || held_mem(&d.a.mem)) && copied.contains(&d.b.mem);
         if !private || !found.dots.iter().all(brought) {
@@ -133,7 +136,7 @@ impl Hopper {
                 if k.scratch[scratch].elems as i64 != c.rows * c.cols || offsets.insert(scratch, bytes).is_some() {
                     return None;
                 }
-                bytes += usize::try_from(c.rows * c.cols * 2).ok()?.next_multiple_of(ALIGN);
+                bytes += usize::try_from(copy_bytes(k, c)).ok()?.next_multiple_of(ALIGN);
                 match c.index {
                     None => h.maps.push(tensor_map(k, buffer, c)?),
                     Some(_) if takes_rows(c) => {}
@@ -203,8 +206,20 @@ fn tensor_map(k: &Kernel, buffer: usize, c: &Copy) -> Option<TensorMap> {
         axes.push((extent, stride));
     }
     let rows = u32::try_from(c.rows).ok().filter(|r| *r <= 256)?;
-    let fits = axes.len() <= 5 && c.cols % STRIP == 0;
-    fits.then_some(TensorMap { buffer, dtype: k.buffers[buffer].dtype, axes, rows, cols: STRIP as u32 })
+    let vector = is_vector(k, c);
+    let (cols, narrow) = (if vector { c.cols } else { STRIP }, matches!(k.mem_dtype(c.to), DType::BF16 | DType::F16));
+    let fits = axes.len() <= 5 && c.cols % cols == 0 && (narrow || vector);
+    fits.then_some(TensorMap { buffer, dtype: k.buffers[buffer].dtype, axes, rows, cols: cols as u32 })
+}
+
+/// Whether a copy is of a single row of f32, which loops may read.
+pub(crate) fn is_vector(k: &Kernel, c: &Copy) -> bool {
+    c.rows == 1 && c.cols % 4 == 0 && c.cols <= 256 && k.mem_dtype(c.to) == DType::F32
+}
+
+/// What a copy moves. # Units: bytes.
+pub(crate) fn copy_bytes(k: &Kernel, c: &Copy) -> i64 {
+    c.rows * c.cols * k.mem_dtype(c.to).bytes() as i64
 }
 
 /// Whether a warp group's threads can carry a copy of rows by index.
@@ -239,7 +254,7 @@ struct Found<'k> {
     /// Products.
     dots: Vec<&'k Dot>,
     /// What the other statements touch.
-    touched: BTreeSet<Mem>,
+    touched: Access,
 }
 
 impl<'k> Found<'k> {
@@ -255,8 +270,7 @@ impl<'k> Found<'k> {
                 Stmt::For { body, kind: LoopKind::Serial, .. } | Stmt::While { body, .. } => self.list(body, true),
                 Stmt::If { then, otherwise, .. } => [then, otherwise].into_iter().for_each(|b| self.list(b, in_loop)),
                 s => {
-                    let a = Access::of(std::slice::from_ref(s));
-                    self.touched.extend(a.read.union(&a.written));
+                    self.touched.join(&Access::of(std::slice::from_ref(s)));
                 }
             }
         }

@@ -8,6 +8,9 @@ use tile::{
     Expr, Kernel,
     kernels::{
         build::{Build, tile},
+        domain::Problem,
+        gpu_attend::{self, gpu_attend},
+        gpu_attend_grad::{self, gpu_attend_grad_keys},
         gpu_product::{Product, gpu_product},
     },
 };
@@ -199,4 +202,45 @@ fn large_products_run_on_warp_groups() {
     assert!(launch.maps.is_empty());
     let (text, _) = ptx(&dense(DType::F32, [64, 64, 64], true));
     check(&text, "check: cp.async.cg\ncheck: fma.rn.f32\nnot: mma");
+}
+
+fn attention(dtype: DType, d: i64) -> Problem {
+    let [b, t] = ["B", "T"].map(Dim::sym);
+    let (s, domain) = (t.clone(), "causal".parse().expect("a domain"));
+    Problem { dtype, b, t, s, h: 4, g: 2, dk: d, dv: d, domain, scale: 0.125, operands: Vec::new() }
+}
+
+#[test]
+fn attention_weighs_while_products_run() {
+    let p = attention(DType::BF16, 128);
+    let (text, launch) = ptx(&gpu_attend(&p, gpu_attend::Tiling::choose(&p)));
+    // In the loop: two products, the first awaited while the second runs.
+    check(
+        &text,
+        "check: bar.arrive
+         check: wgmma.mma_async.sync.aligned.m64n128k16
+         check: bar.sync
+         check: wgmma.mma_async.sync.aligned.m64n128k16
+         check: wgmma.mma_async.sync.aligned.m64n128k16
+         check: bar.arrive
+         check: wgmma.wait_group.sync.aligned 1;
+         check: ex2.approx.ftz.f32
+         check: wgmma.wait_group.sync.aligned 0;",
+    );
+    assert_eq!((launch.threads, launch.maps.len(), launch.workspace), (384, 3, 0));
+
+    let (text, launch) = ptx(&gpu_attend_grad_keys(&p, gpu_attend_grad::Tiling::choose(&p)));
+    check(
+        &text,
+        "check: wgmma.mma_async.sync.aligned.m64n64k16\ncheck: ld.shared\ncheck: m64n128k16\nnot: bar.arrive\nnot: atom",
+    );
+    // k and v by 128 keys, q and d_o by 64 queries, a row of what there is one of for each query.
+    let vectors: Vec<_> = launch.maps.iter().filter(|m| m.dtype == DType::F32).map(|m| (m.rows, m.cols)).collect();
+    assert_eq!((launch.maps.len(), vectors), (6, vec![(1, 64), (1, 64)]));
+
+    // Without instructions for its dtype it is spread over the threads of a block.
+    let p = attention(DType::F32, 64);
+    let (text, launch) = ptx(&gpu_attend(&p, gpu_attend::Tiling::choose(&p)));
+    check(&text, "check: fma.rn.f32\nnot: wgmma\nnot: mma.sync");
+    assert!(launch.maps.is_empty());
 }

@@ -138,6 +138,34 @@ pub struct Scene<'a> {
     pub group: Expr,
 }
 
+/// A test of query `t` and key `s` of a tile: `factor·s − t ≤ below`, or more than that.
+#[derive(Clone, Debug)]
+pub struct Bound {
+    /// Of the key.
+    pub factor: i64,
+    /// i64.
+    pub below: Expr,
+    /// Whether `≤` is asked for, else `>`.
+    pub at_most: bool,
+}
+
+/// Whether a key that a query sees is certainly one of those there are.
+pub fn sees_only_keys(d: &Domain) -> bool {
+    match d {
+        Domain::Causal => true,
+        Domain::And(x, y) => sees_only_keys(x) || sees_only_keys(y),
+        Domain::Or(x, y) => sees_only_keys(x) && sees_only_keys(y),
+        Domain::Full
+        | Domain::Window(_)
+        | Domain::EndsBefore { .. }
+        | Domain::EndsAt(_)
+        | Domain::Segments(..)
+        | Domain::Blocks { .. }
+        | Domain::Groups { .. }
+        | Domain::Tokens(_) => false,
+    }
+}
+
 /// The keys of a tile.
 pub enum Keys {
     /// Consecutive ones.
@@ -274,6 +302,77 @@ impl Scene<'_> {
     pub fn range(&self, b: &mut Build, d: &Domain, first: &Expr, last: &Expr) -> (Expr, Expr) {
         let (lo, hi) = self.hull(d, first, last);
         (b.bind(Expr::maximum(lo, Expr::int(0))), b.bind(Expr::minimum(hi, self.s.clone())))
+    }
+
+    /// Whether queries `first..=last` see every one of the keys `low..=high`, as far as the domain's form tells.
+    pub fn all_see(&self, b: &mut Build, d: &Domain, rows: [&Expr; 2], keys: [&Expr; 2]) -> Expr {
+        let ([first, last], [low, high]) = (rows, keys);
+        match d {
+            Domain::Full => truth(),
+            // What the first query sees of later keys, or the last of earlier ones.
+            Domain::Causal | Domain::EndsBefore { .. } => self.sees(b, d, first, high),
+            Domain::Window(_) => self.sees(b, d, last, low),
+            Domain::And(x, y) => {
+                let x = self.all_see(b, x, rows, keys);
+                both(x, self.all_see(b, y, rows, keys))
+            }
+            Domain::Or(..)
+            | Domain::EndsAt(_)
+            | Domain::Segments(..)
+            | Domain::Blocks { .. }
+            | Domain::Groups { .. }
+            | Domain::Tokens(_) => Expr::map1(MapFn::Not, truth()),
+        }
+    }
+    /// The tests of a domain that is made of straight bounds, for query `first[0] + t` and key `first[1] + s`; not whether the key exists.
+    pub fn bounds(&self, d: &Domain, first: [&Expr; 2]) -> Option<Vec<Bound>> {
+        let [query, key] = first.map(Expr::clone);
+        match d {
+            Domain::Full => Some(Vec::new()),
+            Domain::Causal => Some(vec![Bound { factor: 1, below: self.position(query) - key, at_most: true }]),
+            Domain::Window(w) => {
+                Some(vec![Bound { factor: 1, below: self.position(query) - Expr::int(*w) - key, at_most: false }])
+            }
+            Domain::EndsBefore { length, stride } => {
+                let below = query - key * Expr::int(*stride) - Expr::int(length - 1);
+                Some(vec![Bound { factor: *stride, below, at_most: true }])
+            }
+            Domain::And(x, y) => Some([self.bounds(x, first)?, self.bounds(y, first)?].concat()),
+            Domain::Or(..)
+            | Domain::EndsAt(_)
+            | Domain::Segments(..)
+            | Domain::Blocks { .. }
+            | Domain::Groups { .. }
+            | Domain::Tokens(_) => None,
+        }
+    }
+    /// The range of queries that see some of the keys `first..=last`.
+    pub fn queries(&self, b: &mut Build, d: &Domain, first: &Expr, last: &Expr) -> (Expr, Expr) {
+        let (lo, hi) = self.seen_from(d, first, last);
+        (b.bind(Expr::maximum(lo, Expr::int(0))), b.bind(Expr::minimum(hi, self.t.clone())))
+    }
+    /// The same, not clipped.
+    fn seen_from(&self, d: &Domain, first: &Expr, last: &Expr) -> (Expr, Expr) {
+        let before = self.s.clone() - self.t.clone();
+        match d {
+            Domain::Causal => (first.clone() - before, self.t.clone()),
+            Domain::Window(w) => (Expr::int(0), last.clone() + Expr::int(*w) - before),
+            Domain::EndsBefore { length, stride } => (first.clone() * Expr::int(*stride) + Expr::int(length - 1), self.t.clone()),
+            Domain::And(x, y) => {
+                let ((a, b), (c, d)) = (self.seen_from(x, first, last), self.seen_from(y, first, last));
+                (Expr::maximum(a, c), Expr::minimum(b, d))
+            }
+            Domain::Or(x, y) => {
+                let ((a, b), (c, d)) = (self.seen_from(x, first, last), self.seen_from(y, first, last));
+                (Expr::minimum(a, c), Expr::maximum(b, d))
+            }
+            Domain::Full
+            | Domain::EndsAt(_)
+            | Domain::Segments(..)
+            | Domain::Blocks { .. }
+            | Domain::Groups { .. }
+            | Domain::Tokens(_) => (Expr::int(0), self.t.clone()),
+        }
     }
 
     /// Whether query `t` sees `key`, which is in bounds. Lists are scanned.

@@ -8,23 +8,26 @@
 //! for each further tile j of keys: S = Q·Kⱼᵀ, O = O + P·Vⱼ₋₁, weigh S, O = α·O, P = S
 //! O = O + P·V of the last
 //!
-//! weigh: m' = max(m, max S)     α = 2^(c·(m − m'))     S = 2^(c·S − c·m')     l = α·l + ΣS     c = scale·log₂ e
+//! weigh: m' = max S if that is larger than m by more than 8/c, else m     α = 2^(c·(m − m'))     S = 2^(c·S − c·m')     l = α·l + ΣS     c = scale·log₂ e
 //! o = O / l, lse = scale·m + log l      both 0 for a row that saw no key
 //! ```
 //!
 //! Memory map: Q [rows, dk], K [keys, dk], V [keys, dv] as they come; S, P [rows, keys] and O [rows, dv], of which each thread may hold its part; m, l, α
 //! [rows]. Values of keys that a row does not see have to be finite, if they are in a tile of which it sees another.
 //!
-//! # Source: Shah et al., FlashAttention-3, 2024, section 3.2. Tested on the domains and sizes of `tests/attend.rs`.
+//! # Source: Shah et al., FlashAttention-3, 2024, section 3.2; Zadouri et al., FlashAttention-4, 2026, on when to scale. Tested on the domains and sizes of `tests/attend.rs`.
 
 use super::{
-    build::{Build, div, eq, exp, tile, transposed},
-    domain::{Problem, Scene, driving_list},
+    build::{Build, both, div, eq, exp, tile, transposed, truth},
+    domain::{Problem, Scene, driving_list, sees_only_keys},
     gpu_product::is_multiple,
 };
 use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, LoopKind, Mem, Stmt};
 use base::{DType, Dim};
 use graph::op::{Domain, MapFn, ReduceFn};
+
+/// How much larger than 1 weights may become before the largest score is taken anew, as a power of two: far below what f16 holds.
+const SLACK: f64 = 8.0;
 
 /// Sizes of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +49,7 @@ impl Tiling {
     /// The one used unless another is asked for.
     pub fn choose(p: &Problem) -> Tiling {
         match p.dtype {
-            DType::BF16 | DType::F16 if p.dk.max(p.dv) <= 128 => Tiling::LEGAL[0],
+            DType::BF16 | DType::F16 if p.dk <= 192 && p.dv <= 128 => Tiling::LEGAL[0],
             DType::BF16 | DType::F16 => Tiling::LEGAL[1],
             _ => Tiling::LEGAL[2],
         }
@@ -163,6 +166,64 @@ pub fn gpu_attend(p: &Problem, t: Tiling) -> Kernel {
     b.finish()
 }
 
+/// Makes scores −∞ where a query does not see a key, unless all of the tile see each other. Each side is given by its first and how many there are; with
+/// `by_queries` a row of the scores is a query, else a key. Past the last query any may be seen, and past the last key where rows are keys.
+pub(super) fn mask(
+    b: &mut Build,
+    scene: &Scene,
+    scores: Mem,
+    [(query, queries), (key, keys)]: [(&Expr, i64); 2],
+    by_queries: bool,
+) {
+    let p = scene.problem;
+    let [last_query, last_key] = [(query, queries), (key, keys)].map(|(first, n)| b.bind(first.clone() + Expr::int(n - 1)));
+    let mut all = scene.all_see(b, &p.domain, [query, &last_query], [key, &last_key]);
+    let within = by_queries && !sees_only_keys(&p.domain);
+    if within {
+        all = both(Expr::lt(last_key, scene.s.clone()), all);
+    }
+    if all == truth() {
+        return;
+    }
+    let all = b.bind(all);
+    b.if_(Expr::map1(MapFn::Not, all), |b| {
+        let width = Expr::int(if by_queries { keys } else { queries });
+        let bounds = scene.bounds(&p.domain, [query, key]).map(|bounds| {
+            let near = |b: &mut Build, e: Expr| b.bind(e.cast(DType::I32));
+            let rest = near(b, scene.s.clone() - key.clone());
+            (bounds.into_iter().map(|x| (x.factor, near(b, x.below), x.at_most)).collect::<Vec<_>>(), rest)
+        });
+        b.each(Expr::int(queries * keys), |b, e| {
+            let (row, col) = (Expr::floor_div(e.clone(), width.clone()), Expr::rem(e.clone(), width));
+            let (t, s) = if by_queries { (row, col) } else { (col, row) };
+            let seen = match bounds {
+                Some((bounds, rest)) => {
+                    // Places in a tile and how far tiles are apart fit in 32 bits.
+                    let [t, s] = [t, s].map(|x| b.bind(x.cast(DType::I32)));
+                    let mut seen = if within { Expr::lt(s.clone(), rest) } else { truth() };
+                    for (factor, below, at_most) in bounds {
+                        let s = if factor == 1 { s.clone() } else { s.clone() * Expr::int(factor).cast(DType::I32) };
+                        let limit = t.clone() + below;
+                        seen = both(seen, if at_most { Expr::le(s, limit) } else { Expr::lt(limit, s) });
+                    }
+                    seen
+                }
+                None => {
+                    let t = b.bind(Expr::minimum(query.clone() + t, scene.t.clone() - Expr::int(1)));
+                    let s = b.bind(key.clone() + s);
+                    // Tests look at keys that there are.
+                    let inside = b.bind(Expr::lt(s.clone(), scene.s.clone()));
+                    let s = b.bind(Expr::minimum(s, scene.s.clone() - Expr::int(1)));
+                    both(inside, scene.sees(b, &p.domain, &t, &s))
+                }
+            };
+            let seen = b.bind(seen);
+            let none = Build::f(p.sum_dtype(), f64::NEG_INFINITY);
+            b.store(scores, e.clone(), Expr::select(seen, Expr::load(scores, e), none));
+        });
+    });
+}
+
 /// A block's memory.
 struct Attend<'a> {
     scene: &'a Scene<'a>,
@@ -210,34 +271,22 @@ impl<'a> Attend<'a> {
         let (Tiling { rows, keys }, p) = (self.tiling, self.scene.problem);
         let (elems, width) = (Expr::int(rows * keys), Expr::int(keys));
         let none = self.f(f64::NEG_INFINITY);
-        let last = b.bind(start.clone() + Expr::int(keys - 1));
-        let last_row = b.bind(self.first.clone() + Expr::int(rows - 1));
-        let all = self.all_see(b, &p.domain, [&self.first, &last_row], [start, &last]);
-        let all = b.bind(Expr::and(Expr::lt(last, self.scene.s.clone()), all));
-        b.if_(Expr::map1(MapFn::Not, all), |b| {
-            b.each(elems.clone(), |b, e| {
-                let t = b.bind(self.first.clone() + Expr::floor_div(e.clone(), width.clone()));
-                let t = b.bind(Expr::minimum(t, self.scene.t.clone() - Expr::int(1)));
-                let key = b.bind(start.clone() + Expr::rem(e.clone(), width.clone()));
-                // Tests look at keys that there are.
-                let inside = b.bind(Expr::lt(key.clone(), self.scene.s.clone()));
-                let key = b.bind(Expr::minimum(key, self.scene.s.clone() - Expr::int(1)));
-                let seen = self.scene.sees(b, &p.domain, &t, &key);
-                let seen = b.bind(Expr::and(inside, seen));
-                b.store(self.scores, e.clone(), Expr::select(seen, Expr::load(self.scores, e), none.clone()));
-            });
-        });
+        mask(b, self.scene, self.scores, [(&self.first, rows), (start, keys)], true);
         let factor = self.f(p.scale * std::f64::consts::LOG2_E);
         let ln_2 = self.f(std::f64::consts::LN_2);
+        let per_score = p.scale * std::f64::consts::LOG2_E;
+        let slack = self.f(if per_score > 0.0 { SLACK / per_score } else { 0.0 });
         self.each_row(b, |b, r| {
             let old = b.bind(Expr::load(self.max, r.clone()));
             let largest = b.reduce(ReduceFn::Max, none.clone(), width.clone(), |_, c| {
                 Expr::load(self.scores, r.clone() * width.clone() + c)
             });
-            let new = b.bind(Expr::maximum(old.clone(), Expr::Var(largest)));
+            // A largest score that is hardly larger changes nothing, so that O stays as it is: weights are below 2^SLACK then.
+            let rises = b.bind(Expr::lt(old.clone() + slack, Expr::Var(largest)));
+            let new = b.bind(Expr::select(rises.clone(), Expr::Var(largest), old.clone()));
             // A row that has seen nothing yet: subtract 0 instead of -inf.
             let shift = b.bind(Expr::select(eq(new.clone(), none.clone()), self.f(0.0), new.clone() * factor.clone()));
-            let alpha = exp((old * factor.clone() - shift.clone()) * ln_2.clone());
+            let alpha = Expr::select(rises, exp((old * factor.clone() - shift) * ln_2.clone()), self.f(1.0));
             let alpha = b.bind(alpha);
             b.store(self.max, r.clone(), new);
             b.store(self.alpha, r.clone(), alpha.clone());
@@ -274,27 +323,6 @@ impl<'a> Attend<'a> {
         let zero = Expr::int(0);
         let (left, v) = (tile(self.weights, zero.clone(), keys), tile(self.v, zero.clone(), dv));
         b.dot([rows, dv, keys].map(Expr::int), left, v, tile(self.out, zero, dv), true);
-    }
-    /// Whether queries `first..=last` see every one of the keys `low..=high`, as far as the domain's form tells.
-    fn all_see(&self, b: &mut Build, d: &Domain, rows: [&Expr; 2], keys: [&Expr; 2]) -> Expr {
-        let truth = || Expr::Const(graph::op::Scalar::new(1.0), DType::Bool);
-        let ([first, last], [low, high]) = (rows, keys);
-        match d {
-            Domain::Full => truth(),
-            // What the first query sees of later keys, or the last of earlier ones.
-            Domain::Causal | Domain::EndsBefore { .. } => self.scene.sees(b, d, first, high),
-            Domain::Window(_) => self.scene.sees(b, d, last, low),
-            Domain::And(x, y) => {
-                let x = self.all_see(b, x, rows, keys);
-                Expr::and(x, self.all_see(b, y, rows, keys))
-            }
-            Domain::Or(..)
-            | Domain::EndsAt(_)
-            | Domain::Segments(..)
-            | Domain::Blocks { .. }
-            | Domain::Groups { .. }
-            | Domain::Tokens(_) => Expr::map1(MapFn::Not, truth()),
-        }
     }
     /// o and lse, but for storing o.
     fn finish(&self, b: &mut Build, lse: Mem, head: &Expr) {

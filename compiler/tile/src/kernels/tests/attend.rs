@@ -3,7 +3,9 @@
 use super::{Random, assert_near, i32s, oracle, results};
 use crate::kernels::{
     domain::{Problem, Tiling},
-    gpu_attend, host_attend, host_attend_grad,
+    gpu_attend,
+    gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_queries, gpu_attend_grad_rows},
+    host_attend, host_attend_grad,
 };
 use base::{DType, Dim, DimEnv};
 use graph::{
@@ -131,11 +133,63 @@ impl Case {
     }
 }
 
+impl Case {
+    /// The kernels of the gradient for many processors.
+    fn check_many_grads(&self, tiling: gpu_attend_grad::Tiling) {
+        let scale = 1.0 / (self.size.dk as f64).sqrt();
+        let case = Case { dtype: DType::F32, operands: self.operands.clone(), domain: self.domain.clone(), data: None, ..*self };
+        let p = case.problem(scale);
+        assert!(gpu_attend_grad::takes(&p, true));
+        let Size { b, t, s, .. } = case.size;
+        let dims: DimEnv = [("B", b), ("T", t), ("S", s)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
+        let [q, k, v] = case.random();
+        let attend = Attend { domain: case.domain.clone(), scale: Scalar::new(scale) };
+        let args: Vec<Tensor> = [&q, &k, &v].into_iter().chain(&case.operands).cloned().collect();
+        let [o, lse] = oracle(&Op::Attend(attend.clone()), &args).try_into().expect("two results");
+        let mut r = Random::new(99);
+        let (d_o, d_lse) = (r.tensor(DType::F32, &o.shape), r.tensor(DType::F32, &lse.shape));
+        let args: Vec<Tensor> = [&q, &k, &v, &o, &lse, &d_o, &d_lse].into_iter().chain(&case.operands).cloned().collect();
+        let want = oracle(&Op::AttendGrad(attend), &args);
+
+        let n = gpu_attend_grad::of_rows(&p).eval(&dims).expect("known dims") as usize;
+        let of_rows = results(&gpu_attend_grad_rows(&p), &[o, lse, d_o.clone(), d_lse], &[n, n], &dims, true);
+        let of_rows = of_rows.into_iter().map(|x| Tensor::new(DType::F32, &[n as i64], x));
+        let args: Vec<Tensor> = [q, k, v, d_o].into_iter().chain(of_rows).chain(case.operands.clone()).collect();
+        let lens: Vec<usize> = want.iter().map(|x| x.data.len()).collect();
+        let mut got = results(&gpu_attend_grad_queries(&p, tiling), &args, &lens[..1], &dims, true);
+        got.extend(results(&gpu_attend_grad_keys(&p, tiling), &args, &lens[1..], &dims, true));
+        for (i, x) in ["dq", "dk", "dv"].into_iter().enumerate() {
+            let name = format!("{x} of {} at {:?} with {tiling:?}", self.domain, self.size);
+            assert_near(&name, &got[i], &want[i].data, 2e-5);
+        }
+    }
+}
+
+#[test]
+fn gradients_for_many_processors() {
+    let size = Size { dk: 16, dv: 32, ..SMALL };
+    for (tiling, lengths) in [(2, [1, 70]), (3, [15, 33])] {
+        let tiling = &gpu_attend_grad::Tiling::LEGAL[tiling];
+        for n in lengths {
+            for domain in ["full", "causal", "causal & window(9)", "causal & (window(3) | ends_before(8, 16))"] {
+                Case::new(size.tokens(n), domain, &[]).check_many_grads(*tiling);
+            }
+            // More keys than queries, more queries than keys, and as many as end before the last query.
+            Case::new(Size { s: n + 21, ..size.tokens(n) }, "causal", &[]).check_many_grads(*tiling);
+            Case::new(Size { t: n + 21, ..size.tokens(n) }, "causal & window(9)", &[]).check_many_grads(*tiling);
+            Case::new(Size { s: (n / 4).max(1), ..size.tokens(n) }, "ends_before(4, 4)", &[]).check_many_grads(*tiling);
+            let segments = i32s(&[2, n], (0..2 * n).map(|i| i % n / 11));
+            Case::new(size.tokens(n), "causal & segments(0, 0)", &[segments]).check_many_grads(*tiling);
+        }
+    }
+}
+
 #[test]
 fn tiles_for_many_processors() {
     let size = Size { dk: 16, dv: 32, ..SMALL };
-    for tiling in &gpu_attend::Tiling::LEGAL[2..] {
-        for n in [1, 15, 70] {
+    for (tiling, lengths) in [(2, [1, 70]), (3, [15, 33])] {
+        let tiling = &gpu_attend::Tiling::LEGAL[tiling];
+        for n in lengths {
             for domain in ["full", "causal", "causal & window(9)", "causal & (window(3) | ends_before(8, 16))"] {
                 Case::new(size.tokens(n), domain, &[]).check_many(*tiling);
             }

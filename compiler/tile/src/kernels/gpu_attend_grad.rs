@@ -1,0 +1,321 @@
+//! The gradient of softmax attention for a device of many processors, over domains that are ranges with tests: three kernels, each the only one to
+//! write its results, so that sums have one order.
+//!
+//! ```text
+//! rows      l = lse·log₂ e       Δ = rowsum(dO∘O) − dlse                      by heads: [b, h, t], padded
+//! keys      for each head of the group and each tile of queries that see the block's keys, keys down and queries across:
+//!               Sᵀ = K·Qᵀ, dPᵀ = V·dOᵀ, P = 2^(c·S − l), dV += Pᵀ·dO, dS = P∘(dP − Δ), dK += dSᵀ·Q
+//!           dk = scale·dK, dv = dV                                            c = scale·log₂ e
+//! queries   for each tile of keys that the block's queries see, queries down and keys across:
+//!               S = Q·Kᵀ, dP = dO·Vᵀ, P = 2^(c·S − l), dS = P∘(dP − Δ), dQ += dS·K
+//!           dq = scale·dQ
+//! ```
+//!
+//! S and dP are computed twice: sums of dQ over key tiles would have to wait for each other, or be taken in any order.
+//!
+//! Memory map of keys: K [keys, dk], V [keys, dv] of the block; Q [queries, dk], dO [queries, dv] and l, Δ [queries] as they come; S, P, dP, dS [keys, queries],
+//! dK, dV, of which each thread may hold its part. Of queries: the same with the two turned round. What a row does not see has to be finite, if it is in a
+//! tile of which the row sees something.
+//!
+//! # Source: Shah et al., FlashAttention-3, 2024, appendix B.1; Dao, FlashAttention-2, 2023, algorithm 2. Tested on the domains and sizes of `tests/attend.rs`.
+
+use super::{
+    build::{Build, exp, tile, transposed},
+    domain::{Problem, Scene},
+    gpu_attend::{self, Heads, mask},
+};
+use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, Mem, Stmt};
+use base::{DType, Dim};
+use graph::op::ReduceFn;
+
+/// Sizes of the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiling {
+    /// Queries and keys of a tile of the kernel that a block of keys has.
+    pub of_keys: [i64; 2],
+    /// The same of the kernel that a block of queries has.
+    pub of_queries: [i64; 2],
+}
+
+impl Tiling {
+    /// All that the kernels are built for.
+    pub const LEGAL: [Tiling; 4] = [
+        Tiling { of_keys: [64, 128], of_queries: [128, 128] },
+        Tiling { of_keys: [32, 128], of_queries: [128, 64] },
+        Tiling { of_keys: [32, 64], of_queries: [64, 32] },
+        Tiling { of_keys: [16, 16], of_queries: [16, 16] },
+    ];
+    /// The one used unless another is asked for.
+    pub fn choose(p: &Problem) -> Tiling {
+        match p.dtype {
+            DType::BF16 | DType::F16 if p.dk.max(p.dv) <= 128 => Tiling::LEGAL[0],
+            DType::BF16 | DType::F16 if p.dk + p.dv <= 320 => Tiling::LEGAL[1],
+            _ => Tiling::LEGAL[2],
+        }
+    }
+}
+
+/// Whether the kernels take the problem.
+pub fn takes(p: &Problem, aligned: bool) -> bool {
+    let n = COPY_ALIGN / p.dtype.bytes() as i64;
+    gpu_attend::takes(p, aligned) && p.dv % n == 0
+}
+
+/// Elements of what there is one of for each row, by heads, padded so that each head's begin where rectangles are copied.
+pub fn of_rows(p: &Problem) -> Dim {
+    p.b.clone() * Dim::from(p.h) * padded(p)
+}
+fn padded(p: &Problem) -> Dim {
+    let n = Dim::from(COPY_ALIGN / p.sum_dtype().bytes() as i64);
+    p.t.ceil_div(&n) * n
+}
+
+/// Rows of a block of the first kernel.
+const ROWS: i64 = 8;
+
+/// l and Δ. Buffers: o, lse, d_o, d_lse, l, Δ.
+pub fn gpu_attend_grad_rows(p: &Problem) -> Kernel {
+    let mut b = Build::new("attend_grad_rows");
+    let [_, _, _, o_elems, lse_elems] = p.elems();
+    let sums = p.sum_dtype();
+    let o = b.read("o", p.dtype, o_elems.clone());
+    let lse = b.read("lse", sums, lse_elems.clone());
+    let d_o = b.read("d_o", p.dtype, o_elems);
+    let d_lse = b.read("d_lse", sums, lse_elems);
+    let [l, delta] = ["l", "delta"].map(|name| b.write(name, sums, of_rows(p)));
+    b.kernel.grid = of_rows(p).ceil_div(&Dim::from(ROWS));
+    let (total, t, padded) = (b.dim(&of_rows(p)), b.dim(&p.t), b.dim(&padded(p)));
+    let f = |x: f64| Build::f(sums, x);
+    b.each_row(total, ROWS, |b, row| {
+        let query = b.bind(Expr::rem(row.clone(), padded.clone()));
+        let head = b.bind(Expr::floor_div(row.clone(), padded));
+        let batch = Expr::floor_div(head.clone(), Expr::int(p.h));
+        let inside = b.bind(Expr::lt(query.clone(), t.clone()));
+        let query = Expr::minimum(query, t.clone() - Expr::int(1));
+        let at = b.bind((batch * t + query) * Expr::int(p.h) + Expr::rem(head, Expr::int(p.h)));
+        let first = b.bind(at.clone() * Expr::int(p.dv));
+        let sum = b.reduce(ReduceFn::Sum, f(0.0), Expr::int(p.dv), |_, d| {
+            Expr::load(o, first.clone() + d.clone()) * Expr::load(d_o, first.clone() + d)
+        });
+        let scaled = Expr::load(lse, at.clone()) * f(std::f64::consts::LOG2_E);
+        b.store(l, row.clone(), Expr::select(inside.clone(), scaled, f(0.0)));
+        b.store(delta, row, Expr::select(inside, Expr::Var(sum) - Expr::load(d_lse, at), f(0.0)));
+    });
+    b.finish()
+}
+
+/// What both kernels read.
+struct Given {
+    q: Heads,
+    k: Heads,
+    v: Heads,
+    d_o: Heads,
+    l: Mem,
+    delta: Mem,
+    operands: Vec<Mem>,
+}
+
+impl Given {
+    fn new(b: &mut Build, p: &Problem) -> Given {
+        let [q, k, v, o, _] = p.elems();
+        let [q, k, v, d_o] = [("q", q), ("k", k), ("v", v), ("d_o", o)].map(|(name, n)| b.read(name, p.dtype, n));
+        let [l, delta] = ["l", "delta"].map(|name| b.read(name, p.sum_dtype(), of_rows(p)));
+        let operands = p.operands.iter().enumerate().map(|(i, t)| b.read(&format!("d{i}"), t.dtype, t.elems())).collect();
+        Given {
+            q: Heads::new(b, q, &p.b, &p.t, p.h, p.dk),
+            k: Heads::new(b, k, &p.b, &p.s, p.g, p.dk),
+            v: Heads::new(b, v, &p.b, &p.s, p.g, p.dv),
+            d_o: Heads::new(b, d_o, &p.b, &p.t, p.h, p.dv),
+            l,
+            delta,
+            operands,
+        }
+    }
+}
+
+/// Scores of a tile and what becomes of them: P and dP of f32, and narrowed.
+struct Tiles {
+    dtype: DType,
+    elems: Expr,
+    scores: Mem,
+    grads: Mem,
+    d_scores: Mem,
+}
+
+impl Tiles {
+    fn new(b: &mut Build, p: &Problem, elems: i64) -> Tiles {
+        let dtype = p.sum_dtype();
+        Tiles {
+            dtype,
+            elems: Expr::int(elems),
+            scores: b.scratch("scores", dtype, elems),
+            grads: b.scratch("grads", dtype, elems),
+            d_scores: b.scratch("d_scores", p.dtype, elems),
+        }
+    }
+    /// P = 2^(c·S − l); `row` gives the place of an element's l.
+    fn weigh(&self, b: &mut Build, p: &Problem, l: Mem, row: impl FnOnce(Expr) -> Expr) {
+        let factor = Build::f(self.dtype, p.scale * std::f64::consts::LOG2_E);
+        let ln_2 = Build::f(self.dtype, std::f64::consts::LN_2);
+        b.each(self.elems.clone(), |b, e| {
+            let x = Expr::load(self.scores, e.clone()) * factor - Expr::load(l, row(e.clone()));
+            b.store(self.scores, e, exp(x * ln_2));
+        });
+    }
+    /// dS = P∘(dP − Δ), narrowed.
+    fn differ(&self, b: &mut Build, delta: Mem, row: impl FnOnce(Expr) -> Expr) {
+        b.each(self.elems.clone(), |b, e| {
+            let dp = Expr::load(self.grads, e.clone()) - Expr::load(delta, row(e.clone()));
+            b.store(self.grads, e.clone(), Expr::load(self.scores, e) * dp);
+        });
+        self.narrow(b, self.grads, self.d_scores);
+    }
+    fn narrow(&self, b: &mut Build, from: Mem, to: Mem) {
+        b.each(self.elems.clone(), |b, e| b.store(to, e.clone(), Expr::load(from, e)));
+    }
+}
+
+/// dk and dv. Buffers: q, k, v, d_o, l, Δ, domain operands…, dk, dv.
+pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
+    let [queries, keys] = tiling.of_keys;
+    let mut b = Build::new("attend_grad_keys");
+    let given = Given::new(&mut b, p);
+    let [_, k_elems, v_elems, ..] = p.elems();
+    let [dk, dv] = [("dk", k_elems), ("dv", v_elems)].map(|(name, n)| b.write(name, p.dtype, n));
+    let (dk, dv) = (Heads::new(&mut b, dk, &p.b, &p.s, p.g, p.dk), Heads::new(&mut b, dv, &p.b, &p.s, p.g, p.dv));
+    let padded = padded(p);
+    let axes = [(p.b.clone(), padded.clone() * Dim::from(p.h)), (Dim::from(p.h), padded.clone()), (padded, Dim::from(1))];
+    let axes = axes.map(|(n, by)| (b.dim(&n), b.dim(&by)));
+
+    // Groups are neighbours, and the first keys, which causal queries see the most, come first.
+    b.kernel.grid = p.s.ceil_div(&Dim::from(keys)) * p.b.clone() * Dim::from(p.g);
+    let (groups, batches) = (Expr::int(p.g), b.dim(&p.b));
+    let group = b.bind(Expr::rem(b.block(), groups.clone()));
+    let rest = b.bind(Expr::floor_div(b.block(), groups));
+    let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
+    let first = b.bind(Expr::floor_div(rest, batches) * Expr::int(keys));
+    let (t, s) = (b.dim(&p.t), b.dim(&p.s));
+    let scene = Scene { problem: p, operands: given.operands.clone(), t, s, batch: batch.clone(), group: group.clone() };
+
+    let mut narrow = |name, n: i64| b.scratch(name, p.dtype, n);
+    let (k, v) = (narrow("k", keys * p.dk), narrow("v", keys * p.dv));
+    let (q, d_o) = (narrow("q", queries * p.dk), narrow("d_o", queries * p.dv));
+    let dtype = p.sum_dtype();
+    let mut wide = |name, n: i64| b.scratch(name, dtype, n);
+    let [l, delta] = ["l", "delta"].map(|name| wide(name, queries));
+    let (sums_k, sums_v) = (wide("dk", keys * p.dk), wide("dv", keys * p.dv));
+    let tiles = Tiles::new(&mut b, p, keys * queries);
+    let weights = b.scratch("weights", p.dtype, keys * queries);
+    let zero = || Expr::int(0);
+    let column = |e: Expr| Expr::rem(e, Expr::int(queries));
+
+    given.k.copy(&mut b, k, keys, [&batch, &group, &first], false);
+    given.v.copy(&mut b, v, keys, [&batch, &group, &first], false);
+    b.fill(sums_k, Expr::int(keys * p.dk), Build::f(dtype, 0.0));
+    b.fill(sums_v, Expr::int(keys * p.dv), Build::f(dtype, 0.0));
+    let last = b.bind(Expr::minimum(first.clone() + Expr::int(keys), scene.s.clone()) - Expr::int(1));
+    let (lo, hi) = scene.queries(&mut b, &p.domain, &first, &last);
+    let pieces = b.bind(Expr::floor_div(hi - lo.clone() + Expr::int(queries - 1), Expr::int(queries)));
+    let of_head = |b: &mut Build, head: Expr| {
+        b.range(pieces, |b, j| {
+            let start = b.bind(lo + j * Expr::int(queries));
+            let vector = |b: &mut Build, from: Mem, to: Mem| {
+                let at = [batch.clone(), head.clone(), start.clone()];
+                let axes = axes.iter().zip(at).map(|((n, by), at)| Axis { extent: n.clone(), stride: by.clone(), at });
+                b.push(Stmt::Copy(Copy { from, to, rows: 1, cols: queries, axes: axes.collect(), index: None }));
+            };
+            given.q.copy(b, q, queries, [&batch, &head, &start], false);
+            vector(b, given.l, l);
+            let (left, right) = (tile(k, zero(), p.dk), transposed(q, zero(), p.dk));
+            b.dot([keys, queries, p.dk].map(Expr::int), left, right, tile(tiles.scores, zero(), queries), false);
+            given.d_o.copy(b, d_o, queries, [&batch, &head, &start], false);
+            vector(b, given.delta, delta);
+            let (left, right) = (tile(v, zero(), p.dv), transposed(d_o, zero(), p.dv));
+            b.dot([keys, queries, p.dv].map(Expr::int), left, right, tile(tiles.grads, zero(), queries), false);
+            mask(b, &scene, tiles.scores, [(&start, queries), (&first, keys)], false);
+            tiles.weigh(b, p, l, column);
+            tiles.narrow(b, tiles.scores, weights);
+            let (left, right) = (tile(weights, zero(), queries), tile(d_o, zero(), p.dv));
+            b.dot([keys, p.dv, queries].map(Expr::int), left, right, tile(sums_v, zero(), p.dv), true);
+            tiles.differ(b, delta, column);
+            let (left, right) = (tile(tiles.d_scores, zero(), queries), tile(q, zero(), p.dk));
+            b.dot([keys, p.dk, queries].map(Expr::int), left, right, tile(sums_k, zero(), p.dk), true);
+        });
+    };
+    match p.h / p.g {
+        1 => of_head(&mut b, group.clone()),
+        heads => b.range(Expr::int(heads), |b, i| {
+            let head = b.bind(group.clone() * Expr::int(heads) + i);
+            of_head(b, head);
+        }),
+    }
+    b.each(Expr::int(keys * p.dk), |b, e| b.store(sums_k, e.clone(), Expr::load(sums_k, e) * Build::f(dtype, p.scale)));
+    dk.copy(&mut b, sums_k, keys, [&batch, &group, &first], true);
+    dv.copy(&mut b, sums_v, keys, [&batch, &group, &first], true);
+    b.finish()
+}
+
+/// dq. Buffers: q, k, v, d_o, l, Δ, domain operands…, dq.
+pub fn gpu_attend_grad_queries(p: &Problem, tiling: Tiling) -> Kernel {
+    let [queries, keys] = tiling.of_queries;
+    let mut b = Build::new("attend_grad_queries");
+    let given = Given::new(&mut b, p);
+    let [q_elems, ..] = p.elems();
+    let dq = b.write("dq", p.dtype, q_elems);
+    let dq = Heads::new(&mut b, dq, &p.b, &p.t, p.h, p.dk);
+    let padded = b.dim(&padded(p));
+
+    // Heads are neighbours, and the queries that see the most keys come first.
+    let num_tiles = p.t.ceil_div(&Dim::from(queries));
+    b.kernel.grid = num_tiles.clone() * p.b.clone() * Dim::from(p.h);
+    let (num_tiles, batches, heads) = (b.dim(&num_tiles), b.dim(&p.b), Expr::int(p.h));
+    let head = b.bind(Expr::rem(b.block(), heads.clone()));
+    let rest = b.bind(Expr::floor_div(b.block(), heads.clone()));
+    let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
+    let first = b.bind((num_tiles - Expr::int(1) - Expr::floor_div(rest, batches)) * Expr::int(queries));
+    let group = b.bind(Expr::floor_div(head.clone(), Expr::int(p.h / p.g)));
+    let (t, s) = (b.dim(&p.t), b.dim(&p.s));
+    let scene = Scene { problem: p, operands: given.operands.clone(), t, s, batch: batch.clone(), group: group.clone() };
+
+    let mut narrow = |name, n: i64| b.scratch(name, p.dtype, n);
+    let (k, v) = (narrow("k", keys * p.dk), narrow("v", keys * p.dv));
+    let (q, d_o) = (narrow("q", queries * p.dk), narrow("d_o", queries * p.dv));
+    let dtype = p.sum_dtype();
+    let mut wide = |name, n: i64| b.scratch(name, dtype, n);
+    let [l, delta] = ["l", "delta"].map(|name| wide(name, queries));
+    let sums = wide("dq", queries * p.dk);
+    let tiles = Tiles::new(&mut b, p, queries * keys);
+    let zero = || Expr::int(0);
+    let row = |e: Expr| Expr::floor_div(e, Expr::int(keys));
+
+    given.q.copy(&mut b, q, queries, [&batch, &head, &first], false);
+    given.d_o.copy(&mut b, d_o, queries, [&batch, &head, &first], false);
+    b.fill(sums, Expr::int(queries * p.dk), Build::f(dtype, 0.0));
+    let start = b.bind((batch.clone() * heads + head.clone()) * padded);
+    b.each(Expr::int(queries), |b, r| {
+        let query = Expr::minimum(first.clone() + r.clone(), scene.t.clone() - Expr::int(1));
+        let at = b.bind(start + query);
+        b.store(l, r.clone(), Expr::load(given.l, at.clone()));
+        b.store(delta, r, Expr::load(given.delta, at));
+    });
+    let last = b.bind(Expr::minimum(first.clone() + Expr::int(queries), scene.t.clone()) - Expr::int(1));
+    let (lo, hi) = scene.range(&mut b, &p.domain, &first, &last);
+    let pieces = b.bind(Expr::floor_div(hi - lo.clone() + Expr::int(keys - 1), Expr::int(keys)));
+    b.range(pieces, |b, j| {
+        let start = b.bind(lo + j * Expr::int(keys));
+        given.k.copy(b, k, keys, [&batch, &group, &start], false);
+        let (left, right) = (tile(q, zero(), p.dk), transposed(k, zero(), p.dk));
+        b.dot([queries, keys, p.dk].map(Expr::int), left, right, tile(tiles.scores, zero(), keys), false);
+        given.v.copy(b, v, keys, [&batch, &group, &start], false);
+        let (left, right) = (tile(d_o, zero(), p.dv), transposed(v, zero(), p.dv));
+        b.dot([queries, keys, p.dv].map(Expr::int), left, right, tile(tiles.grads, zero(), keys), false);
+        mask(b, &scene, tiles.scores, [(&first, queries), (&start, keys)], true);
+        tiles.weigh(b, p, l, row);
+        tiles.differ(b, delta, row);
+        let (left, right) = (tile(tiles.d_scores, zero(), keys), tile(k, zero(), p.dk));
+        b.dot([queries, p.dk, keys].map(Expr::int), left, right, tile(sums, zero(), p.dk), true);
+    });
+    b.each(Expr::int(queries * p.dk), |b, e| b.store(sums, e.clone(), Expr::load(sums, e) * Build::f(dtype, p.scale)));
+    dq.copy(&mut b, sums, queries, [&batch, &head, &first], true);
+    b.finish()
+}
