@@ -21,7 +21,7 @@ use tile::{
 };
 
 /// The models, small.
-const MODELS: [(&str, &str); 4] = [
+pub(crate) const MODELS: [(&str, &str); 4] = [
     ("llama", "num_hidden_layers=2 vocab_size=32 hidden_size=32 intermediate_size=48 num_attention_heads=4 head_dim=16"),
     ("strata", "layers=2 vocab=32 d=32 heads=4 kv=2 dh=8 experts=4 ff=16 length=8 stride=4 size=8 count=3 window=12"),
     ("qwen3_moe", "num_hidden_layers=2 vocab_size=32 hidden_size=32 moe_intermediate_size=16 head_dim=8 num_experts=4"),
@@ -33,12 +33,37 @@ const MODELS: [(&str, &str); 4] = [
     ),
 ];
 
-fn kernels(model: &str, set: &str) -> Vec<Kernel> {
+/// A model's program, with its sources.
+fn front(model: &str, options: &Options) -> pipeline::Front {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models").join(model).join("model.lode");
     let text = std::fs::read_to_string(&path).expect("the model is part of the source");
+    pipeline::front("model.lode", &text, &mut |_| None, options)
+}
+
+fn options(set: &str, gpu: bool, plain: bool) -> Options {
     let set = set.split_whitespace().filter_map(|s| s.split_once('=')).map(|(n, v)| (n.to_string(), v.to_string())).collect();
-    let options = Options { overrides: Overrides { set, ..Overrides::default() }, gpu: true, ..Options::default() };
-    let front = pipeline::front("model.lode", &text, &mut |_| None, &options);
+    Options {
+        overrides: Overrides { set, ..Overrides::default() },
+        gpu,
+        no_optimize: plain,
+        by_definition: plain,
+        ..Options::default()
+    }
+}
+
+/// A model's library, for a GPU or the host; `plain` is by its definitions.
+pub(crate) fn built(model: &str, set: &str, gpu: bool, plain: bool) -> library::Library {
+    let options = options(set, gpu, plain);
+    let front = front(model, &options);
+    let program = front.program.as_ref().expect("it checks");
+    let (module, _) = pipeline::middle(program, &options).expect("it optimises");
+    let lowered = pipeline::lower(&module, &options).expect("it lowers");
+    pipeline::library(program, &module, &lowered, &front.sources, &options).expect("it compiles")
+}
+
+fn kernels(model: &str, set: &str) -> Vec<Kernel> {
+    let options = options(set, true, false);
+    let front = front(model, &options);
     let (module, _) = pipeline::middle(front.program.as_ref().expect("it checks"), &options).expect("it optimises");
     pipeline::lower(&module, &options).expect("it lowers").kernels
 }

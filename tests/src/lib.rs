@@ -1,6 +1,8 @@
 //! What only the whole can show: models compiled and run on the host against the interpreter in f64, and file tests of each stage.
 
 #[cfg(test)]
+mod device;
+#[cfg(test)]
 mod filetests;
 #[cfg(test)]
 mod gpu;

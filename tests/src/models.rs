@@ -18,8 +18,15 @@ fn options(set: &str) -> Options {
     Options { overrides: Overrides { set, ..Overrides::default() }, ..Options::default() }
 }
 
-/// Runs `forward` and `grad` both ways; the worst difference relative to the largest magnitude of each output.
+/// Runs `forward` and `grad` both ways, with the steps and kernels of the host and with those of a GPU; the worst difference relative to
+/// the largest magnitude of each output.
 fn compare(model: &str, set: &str, b: i64, t: i64, vocab: i64) {
+    for gpu in [false, true] {
+        compare_steps(model, set, [b, t, vocab], gpu);
+    }
+}
+
+fn compare_steps(model: &str, set: &str, [b, t, vocab]: [i64; 3], gpu: bool) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models").join(model).join("model.lode");
     let text = std::fs::read_to_string(&path).expect("the model is part of the source");
     let options = options(set);
@@ -29,13 +36,13 @@ fn compare(model: &str, set: &str, b: i64, t: i64, vocab: i64) {
     let (module, reports) = pipeline::middle(program, &options).expect("it optimises");
     assert!(reports.iter().all(|r| r.cost.1 <= r.cost.0), "{reports:?}");
     let (plain, _) = pipeline::middle(program, &Options { no_optimize: true, ..options.clone() }).expect("it compiles");
-    let lowered = pipeline::lower(&module, &Options::default()).expect("it lowers");
+    let lowered = pipeline::lower(&module, &Options { gpu, ..Options::default() }).expect("it lowers");
     let context = dialects::context();
     dialects::load(&context, &[dialects::GRAPH_IRDL, dialects::TILE_IRDL]).expect("the dialects load");
     for text in [graph::text::print(&module), tile::text::print(&lowered.kernels)] {
         dialects::parse(&context, &text).unwrap_or_else(|e| panic!("{model}: {e}"));
     }
-    let library = pipeline::library(program, &module, &lowered, &front.sources).expect("it compiles");
+    let library = pipeline::library(program, &module, &lowered, &front.sources, &options).expect("it compiles");
     let mut session = common::session(library, Some(2)).expect("it links");
     let manifest = session.manifest.clone();
     session.store.initialise(&manifest, 1).expect("it fits");

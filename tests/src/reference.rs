@@ -24,6 +24,7 @@ fn run(file: &str, case: &Path, inputs: &[&str], output: &str, set: &[&str], bac
         // Both sides round some forty times to f32, at 6e-8 each.
         tolerance: 1e-5,
         backend,
+        device: 0,
         weights: Some(weights).filter(|w| w.exists()),
         seed: 0,
         out: None,

@@ -49,6 +49,8 @@ pub struct GpuKernel {
     /// The number of blocks that have something to do. Fewer do the same work, more than that idle; at least one has to be launched if
     /// there is work.
     pub grid: Dim,
+    /// The same for every step that launches it: over its extents, `d0`, `d1`, … in their order, and `grid`, the blocks of the tile program.
+    pub blocks: Dim,
     /// Shared memory that the kernel declares itself. # Units: bytes.
     pub static_shared: usize,
     /// Shared memory to ask for when launching; above 48 KiB the function's limit has to be raised first. # Units: bytes.
@@ -111,6 +113,7 @@ fn module(kernels: &[Kernel]) -> Result<(String, Vec<GpuKernel>), CodegenError> 
         symbol: k.name.clone(),
         threads: plan.launched(),
         grid: plan.grid.clone(),
+        blocks: plan.blocks.clone(),
         static_shared: sums,
         dynamic_shared: plan.shared_bytes + plan.hopper.as_ref().map_or(0, |h| h.shared_bytes),
         workspace: plan.workspace_bytes,

@@ -39,6 +39,8 @@ pub enum Command {
     Run(Run),
     /// Measure how fast an entry point runs.
     Bench(Bench),
+    /// Record what runs when, for ui.perfetto.dev.
+    Trace(Trace),
     /// Draw the graph as written and as it runs, on an HTML page.
     Viz(Viz),
     /// Train a model on a file of text.
@@ -181,6 +183,28 @@ pub enum Backend {
     Ref,
     /// Compiled for this machine.
     Host,
+    /// Compiled for a GPU.
+    Cuda,
+}
+
+/// What runs a compiled model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Machine {
+    /// This machine's processor.
+    Host,
+    /// A GPU.
+    Cuda,
+}
+
+/// Where a model runs.
+#[derive(Clone, Debug, Args)]
+pub struct On {
+    /// What runs it.
+    #[arg(long, value_enum, default_value_t = Machine::Host, env = "LODE_BACKEND")]
+    pub backend: Machine,
+    /// Which GPU; `lode doctor` lists them.
+    #[arg(long, default_value_t = 0, env = "LODE_DEVICE")]
+    pub device: usize,
 }
 
 /// `lode run`.
@@ -204,6 +228,9 @@ pub struct Run {
     /// How to evaluate.
     #[arg(long, value_enum, default_value_t = Backend::Host)]
     pub backend: Backend,
+    /// Which GPU; `lode doctor` lists them.
+    #[arg(long, default_value_t = 0, env = "LODE_DEVICE")]
+    pub device: usize,
     /// Weights in safetensors; without them parameters are initialised from the seed.
     #[arg(long)]
     pub weights: Option<PathBuf>,
@@ -224,6 +251,9 @@ pub struct Bench {
     /// The entry point: `forward`, `loss`, `grad`.
     #[arg(long, default_value = "forward")]
     pub entry: String,
+    #[command(flatten)]
+    /// Where it runs.
+    pub on: On,
     /// The run-time dims: `B=1,T=128`.
     #[arg(long, value_delimiter = ',', value_name = "NAME=NUMBER")]
     pub dims: Vec<String>,
@@ -236,6 +266,35 @@ pub struct Bench {
     /// Take the graph as written: attention by its definition, a kernel for each op.
     #[arg(long)]
     pub no_optimize: bool,
+    /// Print the time of each kind of step at the end.
+    #[arg(long)]
+    pub profile: bool,
+    /// Record the last run in this file, for ui.perfetto.dev.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+}
+
+/// `lode trace`.
+#[derive(Debug, Args)]
+pub struct Trace {
+    #[command(flatten)]
+    /// The model.
+    pub model: Model,
+    /// The entry point: `forward`, `loss`, `grad`, `update`.
+    #[arg(long, default_value = "grad")]
+    pub entry: String,
+    #[command(flatten)]
+    /// Where it runs.
+    pub on: On,
+    /// The run-time dims: `B=1,T=128`.
+    #[arg(long, value_delimiter = ',', value_name = "NAME=NUMBER")]
+    pub dims: Vec<String>,
+    /// Threads; by default one a core.
+    #[arg(long, env = "LODE_THREADS")]
+    pub threads: Option<usize>,
+    /// The file.
+    #[arg(short, long, default_value = "trace.json")]
+    pub out: PathBuf,
 }
 
 /// `lode tune`.
@@ -292,6 +351,9 @@ pub struct Train {
     #[command(flatten)]
     /// The model.
     pub model: Model,
+    #[command(flatten)]
+    /// Where it runs.
+    pub on: On,
     /// The text to train on; its last tenth is for validation.
     #[arg(long)]
     pub data: PathBuf,
@@ -340,6 +402,9 @@ pub struct Train {
     /// Print the time of each kind of step at the end.
     #[arg(long)]
     pub profile: bool,
+    /// Record every step in this file, for ui.perfetto.dev: for runs of few steps.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     #[command(flatten)]
     /// Over several ranks.
     pub ranks: Ranks,
@@ -431,6 +496,9 @@ pub struct Generate {
     #[command(flatten)]
     /// The model.
     pub model: Model,
+    #[command(flatten)]
+    /// Where it runs.
+    pub on: On,
     /// A checkpoint or safetensors file.
     #[arg(long)]
     pub weights: Option<PathBuf>,

@@ -331,8 +331,8 @@ fn compiled(cases: &[&Case]) -> Answer<Vec<Answer>> {
         settings: Default::default(),
         outline: String::new(),
     };
-    let library =
-        pipeline::library(&program, &module, &lowered, &Sources::default()).map_err(|e| Verdict::Differs(format!("{e:?}")))?;
+    let library = pipeline::library(&program, &module, &lowered, &Sources::default(), &pipeline::Options::default())
+        .map_err(|e| Verdict::Differs(format!("{e:?}")))?;
     let mut session = common::session(library, Some(2)).map_err(|_| Verdict::Differs("the library does not link".into()))?;
     session.poison = true;
     let run = |(i, case): (usize, &&Case)| {

@@ -27,6 +27,7 @@ pub fn main() -> ExitCode {
         Command::Reduce(args) => commands::reduce::run(args),
         Command::Run(args) => commands::run::run(args, format),
         Command::Bench(args) => commands::bench::run(args, format),
+        Command::Trace(args) => commands::bench::trace(args, format),
         Command::Viz(args) => commands::viz::run(args, format),
         Command::Train(args) => commands::train::run(args, format),
         Command::Launch(args) => commands::launch::run(args),

@@ -197,13 +197,50 @@ pub fn missing(lowered: &Lowered, lock: &Tuning) -> Vec<String> {
     missing
 }
 
-/// tile → mlir → llvm → object → library.
-pub fn library(program: &Program, module: &Module, lowered: &Lowered, sources: &Sources) -> Result<Library, BackError> {
-    let code = codegen::emit_objects(&lowered.kernels)?;
-    Library::new(manifest(program, module, lowered, sources), code).map_err(|e| BackError::Internal(e.to_string()))
+/// tile → mlir → llvm → object or ptx → library.
+pub fn library(
+    program: &Program,
+    module: &Module,
+    lowered: &Lowered,
+    sources: &Sources,
+    options: &Options,
+) -> Result<Library, BackError> {
+    let mut manifest = manifest(program, module, lowered, sources);
+    let code = if options.gpu {
+        let ptx = codegen::emit_ptx(&lowered.kernels, &codegen::GpuOptions::default())?;
+        manifest.target = library::SM_90A.into();
+        manifest.kernels.iter_mut().zip(&ptx.kernels).for_each(|(k, g)| k.gpu = Some(gpu_launch(g)));
+        vec![ptx.text.into_bytes()]
+    } else {
+        codegen::emit_objects(&lowered.kernels)?
+    };
+    Library::new(manifest, code).map_err(|e| BackError::Internal(e.to_string()))
 }
 
-/// The manifest of what was lowered.
+/// What it takes to launch a kernel, in the library's words.
+fn gpu_launch(k: &codegen::GpuKernel) -> library::GpuLaunch {
+    let extent = |e: &codegen::gpu::Extent| match e {
+        codegen::gpu::Extent::Const(n) => base::Dim::from(*n),
+        codegen::gpu::Extent::Dim(i) => base::Dim::sym(&format!("d{i}")),
+    };
+    let map = |m: &codegen::gpu::TensorMap| library::TensorMap {
+        buffer: m.buffer,
+        dtype: m.dtype,
+        axes: m.axes.iter().map(|(n, s)| (extent(n), extent(s))).collect(),
+        rows: m.rows,
+        cols: m.cols,
+    };
+    library::GpuLaunch {
+        threads: k.threads,
+        blocks: k.blocks.clone(),
+        static_shared_bytes: k.static_shared,
+        dynamic_shared_bytes: k.dynamic_shared,
+        workspace_bytes: k.workspace,
+        maps: k.maps.iter().map(map).collect(),
+    }
+}
+
+/// The manifest of what was lowered, for the host.
 pub fn manifest(program: &Program, module: &Module, lowered: &Lowered, sources: &Sources) -> Manifest {
     let kernels = lowered.kernels.iter().zip(&lowered.origins).map(|(k, origin)| library::Kernel {
         symbol: k.name.clone(),
@@ -211,6 +248,7 @@ pub fn manifest(program: &Program, module: &Module, lowered: &Lowered, sources: 
         num_dims: k.dims.len(),
         scratch_bytes: k.scratch.iter().map(|s| s.elems * s.dtype.bytes()).sum(),
         origin: origin.map(|s| format!("{}:{}", sources.get(s.file).name, sources.line_col(s).0)),
+        gpu: None,
     });
     let params = module.params.iter().map(|p| library::Param {
         name: p.name.clone(),
@@ -226,7 +264,7 @@ pub fn manifest(program: &Program, module: &Module, lowered: &Lowered, sources: 
     });
     Manifest {
         name: module.name.clone(),
-        target: "host".into(),
+        target: library::HOST.into(),
         dims: program.dims.clone(),
         params: params.collect(),
         kernels: kernels.collect(),

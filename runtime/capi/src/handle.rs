@@ -156,7 +156,7 @@ impl Handle {
         };
         if !role.is_stored() {
             let r = self.results.iter().find(|r| r.name.to_bytes() == name.as_bytes()).ok_or_else(missing)?;
-            let data = r.memory.as_ptr().cast_const().cast();
+            let data = r.memory.bytes().as_ptr().cast();
             let rank = r.shape.len() as i32;
             return Ok(Tensor { name: r.name.as_ptr(), dtype: dtype_number(r.dtype), rank, shape: r.shape.as_ptr(), data });
         }
@@ -166,7 +166,8 @@ impl Handle {
         self.shape = if place.whole == name { slot.shape.clone() } else { place.shape };
         self.name = c_string(name);
         let at = slot.memory.len() / place.count * place.index;
-        let data = slot.memory.as_ptr().wrapping_add(at).cast_const().cast();
+        slot.memory.refresh().map_err(ExecError::from)?;
+        let data = slot.memory.bytes().as_ptr().wrapping_add(at).cast();
         let (name, dtype, rank) = (self.name.as_ptr(), dtype_number(slot.dtype), self.shape.len() as i32);
         Ok(Tensor { name, dtype, rank, shape: self.shape.as_ptr(), data })
     }

@@ -1,15 +1,21 @@
-//! The host as a device: aligned memory, launches of compiled kernels on a fixed pool of threads, dense and grouped products.
+//! What runs steps: the host, with compiled kernels on a fixed pool of threads and dense and grouped products, or a GPU ([`cuda`]).
 //!
 //! Results do not depend on the number of threads: a block is computed by one thread in a fixed order, and products split rows and
 //! columns, never sums.
 
 pub mod code;
+pub mod cuda;
+pub mod error;
 pub mod memory;
 pub mod product;
+pub mod step;
 
 pub use code::{Code, KernelFn, SharedObject};
+pub use cuda::{Gpu, GpuInfo, driver_version, gpus};
+pub use error::DeviceError;
 pub use memory::Memory;
 pub use product::{Grouped, Product};
+pub use step::{Device, Host, Launch, Mark, Program, Step};
 
 use rayon::prelude::*;
 
@@ -18,24 +24,6 @@ pub struct HostDevice {
     pool: rayon::ThreadPool,
     threads: usize,
 }
-
-/// A resolved launch.
-#[derive(Clone, Debug)]
-pub struct Launch {
-    /// The kernel.
-    pub kernel: KernelFn,
-    /// Its buffers.
-    pub buffers: Vec<*mut u8>,
-    /// Its extents.
-    pub dims: Vec<i64>,
-    /// The number of blocks.
-    pub grid: i64,
-}
-
-// SAFETY: the pointers are only used by `HostDevice::launch`, whose caller keeps the memory alive.
-unsafe impl Send for Launch {}
-// SAFETY: as above; a launch is never changed while it is shared.
-unsafe impl Sync for Launch {}
 
 impl HostDevice {
     /// A device of `threads` threads, or one a core.
@@ -56,17 +44,17 @@ impl HostDevice {
     ///
     /// # Safety
     /// The buffers are valid for what the kernel reads and writes with these extents, and nothing else uses them meanwhile.
-    pub unsafe fn launch(&self, l: &Launch) {
+    pub unsafe fn launch(&self, kernel: KernelFn, l: &Launch) {
         let chunks = l.grid.min(4 * self.threads as i64);
         if self.threads == 1 || chunks <= 1 {
             // SAFETY: the caller vouches for the buffers.
-            unsafe { (l.kernel)(l.buffers.as_ptr(), l.dims.as_ptr(), 0, l.grid) };
+            unsafe { kernel(l.buffers.as_ptr(), l.dims.as_ptr(), 0, l.grid) };
             return;
         }
         (0..chunks).into_par_iter().for_each(|i| {
             let (begin, end) = (l.grid * i / chunks, l.grid * (i + 1) / chunks);
             // SAFETY: blocks are independent, and the caller vouches for the buffers.
-            unsafe { (l.kernel)(l.buffers.as_ptr(), l.dims.as_ptr(), begin, end) };
+            unsafe { kernel(l.buffers.as_ptr(), l.dims.as_ptr(), begin, end) };
         });
     }
 }

@@ -1,6 +1,10 @@
-//! Memory of the device: aligned, and what is left of it.
+//! Memory of a device: aligned, and what is left of it. What lies on a GPU has a copy on the host that comes and goes as it is asked for.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use crate::{DeviceError, cuda::Mirror};
+use std::{
+    alloc::{Layout, alloc_zeroed, dealloc},
+    sync::OnceLock,
+};
 
 /// Alignment of every buffer. # Units: bytes; a cache line, and the widest vector.
 pub const ALIGNMENT: usize = 64;
@@ -8,26 +12,51 @@ pub const ALIGNMENT: usize = 64;
 /// A zeroed, aligned piece of memory.
 #[derive(Debug)]
 pub struct Memory {
-    start: *mut u8,
     bytes: usize,
+    /// Made when it is first asked for, if the memory lies on a GPU.
+    host: OnceLock<Host>,
+    gpu: Option<Mirror>,
+    /// Whether the host's copy is for fast transfers.
+    pinned: bool,
+}
+
+/// Memory of the host.
+#[derive(Debug)]
+struct Host {
+    start: *mut u8,
+    pinned: bool,
 }
 
 // SAFETY: the memory belongs to this value alone; access goes through its pointer under the caller's rules.
-unsafe impl Send for Memory {}
+unsafe impl Send for Host {}
 // SAFETY: as above.
-unsafe impl Sync for Memory {}
+unsafe impl Sync for Host {}
+
+fn layout(bytes: usize) -> Option<Layout> {
+    Layout::from_size_align(bytes.max(1), ALIGNMENT).ok()
+}
+
+impl Host {
+    fn new(bytes: usize) -> Option<Host> {
+        // SAFETY: the layout is not empty.
+        let start = unsafe { alloc_zeroed(layout(bytes)?) };
+        (!start.is_null()).then_some(Host { start, pinned: false })
+    }
+}
 
 impl Memory {
-    /// `bytes` of zeros; `None` if the system has no more.
+    /// `bytes` of zeros on the host; `None` if the system has no more.
     pub fn new(bytes: usize) -> Option<Memory> {
-        let layout = Layout::from_size_align(bytes.max(1), ALIGNMENT).ok()?;
-        // SAFETY: the layout is not empty.
-        let start = unsafe { alloc_zeroed(layout) };
-        (!start.is_null()).then_some(Memory { start, bytes })
+        let host = OnceLock::from(Host::new(bytes)?);
+        Some(Memory { bytes, host, gpu: None, pinned: false })
     }
-    /// The first byte.
+    /// What lies on a GPU. If `pinned`, its copy on the host is for fast transfers.
+    pub(crate) fn on_gpu(bytes: usize, mirror: Mirror, pinned: bool) -> Memory {
+        Memory { bytes, host: OnceLock::new(), gpu: Some(mirror), pinned }
+    }
+    /// The first byte, as steps of its device find it.
     pub fn as_ptr(&self) -> *mut u8 {
-        self.start
+        self.gpu.as_ref().map_or_else(|| self.start(), Mirror::address)
     }
     /// The size. # Units: bytes.
     pub fn len(&self) -> usize {
@@ -37,23 +66,82 @@ impl Memory {
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
+    /// Brings the host's copy up to date.
+    ///
+    /// # Errors
+    /// E0443 if the device fails.
+    pub fn refresh(&self) -> Result<(), DeviceError> {
+        match &self.gpu {
+            // SAFETY: the memory has these bytes, and all who read it come through here first.
+            Some(m) if m.is_ahead() => unsafe { m.fetch(self.start()) },
+            _ => Ok(()),
+        }
+    }
     /// The bytes.
+    ///
+    /// # Panics
+    /// If they are on a device that fails: whoever can report that calls `refresh` before.
     pub fn bytes(&self) -> &[u8] {
+        self.refresh().unwrap_or_else(|e| panic!("{e}"));
         // SAFETY: the memory is valid, initialised and borrowed with `self`.
-        unsafe { std::slice::from_raw_parts(self.start, self.bytes) }
+        unsafe { std::slice::from_raw_parts(self.start(), self.bytes) }
     }
     /// The bytes, to be changed.
+    ///
+    /// # Panics
+    /// As `bytes`.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.refresh().unwrap_or_else(|e| panic!("{e}"));
+        if let Some(m) = &mut self.gpu {
+            m.host_changes();
+        }
         // SAFETY: the memory is valid, initialised and borrowed alone with `self`.
-        unsafe { std::slice::from_raw_parts_mut(self.start, self.bytes) }
+        unsafe { std::slice::from_raw_parts_mut(self.start(), self.bytes) }
+    }
+    /// Sets every byte. A failure of a GPU shows in the next run.
+    pub fn fill(&mut self, byte: u8) {
+        match &mut self.gpu {
+            Some(m) => m.fill(byte),
+            None => self.bytes_mut().fill(byte),
+        }
+    }
+    /// Brings the device's copy up to date; the transfer ends before the steps that follow.
+    ///
+    /// # Errors
+    /// E0443.
+    pub fn send(&mut self) -> Result<(), DeviceError> {
+        let start = self.host.get().map(|h| h.start);
+        let (Some(m), Some(start)) = (&mut self.gpu, start) else { return Ok(()) };
+        // SAFETY: the memory is valid, initialised and borrowed alone with `self`.
+        m.send(unsafe { std::slice::from_raw_parts(start, self.bytes) })
+    }
+    /// Steps wrote to it.
+    pub fn written(&mut self) {
+        if let Some(m) = &mut self.gpu {
+            m.device_changed();
+        }
+    }
+    /// The host's first byte.
+    fn start(&self) -> *mut u8 {
+        let pinned =
+            || self.gpu.as_ref().filter(|_| self.pinned).and_then(Mirror::pinned).map(|start| Host { start, pinned: true });
+        let new = || pinned().or_else(|| Host::new(self.bytes)).unwrap_or_else(|| panic!("no {} bytes on the host", self.bytes));
+        self.host.get_or_init(new).start
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        let layout = Layout::from_size_align(self.bytes.max(1), ALIGNMENT).expect("the layout it was made with");
-        // SAFETY: allocated by `new` with this layout.
-        unsafe { dealloc(self.start, layout) };
+        match (self.host.take(), &self.gpu) {
+            // SAFETY: its mirror gave it, and nothing else has it.
+            (Some(Host { start, pinned: true }), Some(m)) => unsafe { m.free_pinned(start) },
+            (Some(Host { start, .. }), _) => {
+                let layout = layout(self.bytes).expect("the layout it was made with");
+                // SAFETY: allocated by `new` with this layout.
+                unsafe { dealloc(start, layout) };
+            }
+            (None, _) => {}
+        }
     }
 }
 

@@ -31,9 +31,9 @@ fn launches_run_each_block_once() {
         let device = HostDevice::new(Some(threads));
         for grid in [0, 1, 7, 1000] {
             let mut x = vec![0f32; grid];
-            let l = Launch { kernel: add_block, buffers: vec![ptr(&mut x)], dims: vec![5], grid: grid as i64 };
+            let l = Launch { kernel: 0, buffers: vec![ptr(&mut x)], dims: vec![5], grid: grid as i64 };
             // SAFETY: one element a block.
-            unsafe { device.launch(&l) };
+            unsafe { device.launch(add_block, &l) };
             assert!(x.iter().enumerate().all(|(i, v)| *v == (5 + i) as f32));
         }
     }

@@ -201,8 +201,9 @@ pub struct Identity {
 /// Saves parameters and states under their file names and moments as `moment:<parameter>#<k>`.
 ///
 /// # Errors
-/// E0705.
+/// E0705, E0443.
 pub fn save(store: &mut Store, manifest: &Manifest, folder: &Path, step: u64, identity: &Identity) -> Result<PathBuf, ExecError> {
+    store.refresh()?;
     let path = folder.join(format!("step-{step:08}.safetensors"));
     write_pieces(&path, pieces(store, manifest), &metadata(step, identity))?;
     Ok(path)

@@ -3,7 +3,7 @@
 use crate::{
     ExecError, HostTensor, Session,
     plan::{self, size},
-    resolve::flatten,
+    resolve::{describe, flatten},
     tensor,
 };
 use base::DimEnv;
@@ -27,9 +27,10 @@ impl Session {
         let plan = plan::plan_apart(&e, dims)?;
         self.store.zero(Role::Grad);
         self.store.zero(Role::Tally);
-        self.replace_arena(plan.arena_bytes)?;
+        self.replace_arena(self.room(&e, &plan))?;
         let key = self.resolve(&e, plan)?;
         self.write_inputs(&key, entry, inputs)?;
+        self.send(&key, entry)?;
         if let Some(held) = self.held_before(&e, inputs) {
             self.forget();
             return Ok(Some(held));
@@ -41,13 +42,14 @@ impl Session {
         let mut infinite = None;
         let mut found = None;
         let mut kernel = None;
-        let total = prepared.steps.len();
-        for (i, (step, (original, turns))) in prepared.steps.iter().zip(flatten(&e.steps)).enumerate() {
+        let total = prepared.program.steps.len();
+        for (i, (step, (original, turns))) in prepared.program.steps.iter().zip(flatten(&e.steps)).enumerate() {
             // SAFETY: `resolve` made every pointer from memory of this session with the planned sizes.
-            self.device.install(|| unsafe { step.execute(&self.device) });
-            let mut what = format!("{}, step {} of {total} of {entry}", step.describe(&self.manifest), i + 1);
+            unsafe { self.device.execute(&prepared.program, i) }?;
+            self.device.wait()?;
+            let mut what = format!("{}, step {} of {total} of {entry}", describe(step, &self.manifest), i + 1);
             if matches!(original, Step::Launch { .. }) {
-                kernel = Some(step.describe(&self.manifest));
+                kernel = Some(describe(step, &self.manifest));
             } else if let Some(kernel) = &kernel {
                 what.push_str(&format!(", after {kernel}"));
             }
@@ -60,8 +62,8 @@ impl Session {
                 let skipped = moved as usize * b.dtype.bytes();
                 let len = prepared.plan.bytes[v.buffer] - skipped;
                 // SAFETY: the rest of the buffer from the view's start, which `resolve` found to be inside.
-                let rest = unsafe { std::slice::from_raw_parts(prepared.bases[v.buffer].add(skipped), len) };
-                match tensor::not_finite(b.dtype, rest) {
+                let rest = unsafe { self.device.read(prepared.bases[v.buffer].wrapping_add(skipped), len) }?;
+                match tensor::not_finite(b.dtype, &rest) {
                     Some(x) if x.is_nan() => found = Some(format!("{what}, made NaN")),
                     Some(x) if x > 0.0 && infinite.is_none() => infinite = Some(format!("{what}, made infinity")),
                     _ => {}

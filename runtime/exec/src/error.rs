@@ -54,6 +54,9 @@ pub enum ExecError {
     Copies { stage: u16, step: u64, rank: usize, found: u64, owner: usize, expected: u64 },
     #[error(transparent)]
     #[diagnostic(transparent)]
+    Device(#[from] device::DeviceError),
+    #[error(transparent)]
+    #[diagnostic(transparent)]
     Library(#[from] library::LibraryError),
 }
 

@@ -2,7 +2,9 @@
 //!
 //! The run-time imports no compiler stage. A future cache of keys and values belongs in `generate`, as state beside the prompt.
 
+pub mod agree;
 pub mod checkpoint;
+pub mod costs;
 pub mod data;
 mod debug;
 pub mod error;
@@ -18,6 +20,7 @@ mod resolve;
 pub mod session;
 pub mod store;
 pub mod tensor;
+pub mod trace;
 pub mod train;
 
 pub use error::ExecError;

@@ -52,17 +52,24 @@ impl Session {
         self.admit(&peak, None)?;
         self.store.zero(Role::Grad);
         self.store.zero(Role::Tally);
-        self.replace_arena(plan.arena_bytes)?;
+        self.replace_arena(self.room(&e, &plan))?;
         let key = self.resolve(&e, plan)?;
         self.write_inputs(&key, entry, inputs)?;
-        let prepared = self.prepared(&key);
+        self.send(&key, entry)?;
+        let program = &self.prepared(&key).program;
+        // One step alone.
+        let run = |i: usize| -> Result<Duration, ExecError> {
+            let begin = self.device.mark()?;
+            // SAFETY: `resolve` made every pointer from memory of this session with the planned sizes.
+            unsafe { self.device.execute(program, i) }?;
+            let end = self.device.mark()?;
+            self.device.wait()?;
+            Ok(Duration::from_nanos(self.device.nanoseconds(&begin, &end) as u64))
+        };
         // What each kind of step took the first time, how often there is one, and the last of them.
         let mut kinds: BTreeMap<(Option<usize>, Job), (Duration, usize, usize)> = BTreeMap::new();
-        for (i, (step, (original, _))) in prepared.steps.iter().zip(flatten(&e.steps)).enumerate() {
-            let since = Instant::now();
-            // SAFETY: `resolve` made every pointer from memory of this session with the planned sizes.
-            self.device.install(|| unsafe { step.execute(&self.device) });
-            let took = since.elapsed();
+        for (i, (original, _)) in flatten(&e.steps).into_iter().enumerate() {
+            let took = run(i)?;
             let kernel = match original {
                 Step::Launch { kernel, .. } => Some(*kernel),
                 Step::Gemm(_) | Step::GroupedGemm(_) | Step::Copy { .. } | Step::Zero { .. } | Step::Loop { .. } => None,
@@ -77,14 +84,11 @@ impl Session {
         for ((kernel, job), (first, times, at)) in order {
             let mut least = first;
             let began = Instant::now();
-            for run in 0..RUNS[1] {
-                if began >= deadline || run >= RUNS[0] && began.elapsed() > SPEND {
+            for done in 0..RUNS[1] {
+                if began >= deadline || done >= RUNS[0] && began.elapsed() > SPEND {
                     break;
                 }
-                let since = Instant::now();
-                // SAFETY: as above.
-                self.device.install(|| unsafe { prepared.steps[at].execute(&self.device) });
-                least = least.min(since.elapsed());
+                least = least.min(run(at)?);
             }
             whole &= began < deadline;
             each(Measured { kernel, job, ns: least.as_nanos() as f64, times });

@@ -210,19 +210,25 @@ pub struct Peak {
     pub by_role: BTreeMap<Role, u64>,
     /// The largest arena.
     pub activations: u64,
+    /// What kernels need besides.
+    pub workspace: u64,
 }
 
 impl Peak {
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.by_role.values().sum::<u64>() + self.activations
+        self.by_role.values().sum::<u64>() + self.activations + self.workspace
     }
     /// A line a cause.
     pub fn table(&self) -> String {
         let mut out = String::new();
+        let line = |what: &str, n: u64| format!("{what:<12} {:>10.1} MiB", n as f64 / f64::from(1 << 20));
         for (role, n) in &self.by_role {
-            out.push_str(&format!("{:<12} {:>10.1} MiB\n", format!("{role:?}").to_lowercase(), *n as f64 / f64::from(1 << 20)));
+            out += &(line(&format!("{role:?}").to_lowercase(), *n) + "\n");
         }
-        out + &format!("{:<12} {:>10.1} MiB", "activations", self.activations as f64 / f64::from(1 << 20))
+        if self.workspace > 0 {
+            out += &(line("workspace", self.workspace) + "\n");
+        }
+        out + &line("activations", self.activations)
     }
 }

@@ -3,63 +3,26 @@
 
 use crate::plan::{Plan, size};
 use base::Dim;
-use device::{Grouped, HostDevice, KernelFn, Launch, Product};
-use library::{Entry, Gemm, GroupedGemm, Manifest, Step, View};
+use device::{Grouped, Launch, Product, Step as Resolved};
+use library::{Entry, Gemm, GpuLaunch, GroupedGemm, Kernel, Manifest, Step, View};
 
-/// A step with pointers.
-pub(crate) enum Resolved {
-    /// Runs a kernel; its index in the manifest.
-    Launch { index: usize, launch: Launch },
-    /// Dense products.
-    Product(Product),
-    /// A grouped product.
-    Grouped(Grouped),
-    /// Moves bytes.
-    Copy { from: *const u8, to: *mut u8, bytes: usize },
-    /// Zeros bytes.
-    Zero { at: *mut u8, bytes: usize },
-}
-
-// SAFETY: the pointers go to memory that the session owns and changes only through `&mut self`.
-unsafe impl Send for Resolved {}
-// SAFETY: as above.
-unsafe impl Sync for Resolved {}
-
-impl Resolved {
-    /// What it is, for profiles and messages.
-    pub(crate) fn describe(&self, manifest: &Manifest) -> String {
-        match self {
-            Resolved::Launch { index, .. } => {
-                let k = &manifest.kernels[*index];
-                k.origin.as_ref().map_or(k.symbol.clone(), |o| format!("{} ({o})", k.symbol))
-            }
-            Resolved::Product(p) => format!("{} products [{}, {}] @ [{}, {}]", p.starts.len(), p.m, p.k, p.k, p.n),
-            Resolved::Grouped(g) => {
-                let [groups, rows, k, n] = g.extents;
-                match g.rows {
-                    Some(_) => format!("grouped product [{rows}, {k}] @ [{groups}, {k}, {n}]"),
-                    None => format!("grouped outer product [{rows}, {k}], [{rows}, {n}] to [{groups}, {k}, {n}]"),
-                }
-            }
-            Resolved::Copy { .. } => "copy".into(),
-            Resolved::Zero { .. } => "zero".into(),
+/// What a step is, for profiles and messages.
+pub(crate) fn describe(step: &Resolved, manifest: &Manifest) -> String {
+    match step {
+        Resolved::Launch(l) => {
+            let k = &manifest.kernels[l.kernel];
+            k.origin.as_ref().map_or(k.symbol.clone(), |o| format!("{} ({o})", k.symbol))
         }
-    }
-    /// Runs the step.
-    ///
-    /// # Safety
-    /// Its pointers are valid for its extents, and nothing else uses the memory.
-    pub(crate) unsafe fn execute(&self, device: &HostDevice) {
-        // SAFETY: the caller vouches for the pointers.
-        unsafe {
-            match self {
-                Resolved::Launch { launch, .. } => device.launch(launch),
-                Resolved::Product(p) => device.multiply(p),
-                Resolved::Grouped(g) => device.multiply_groups(g),
-                Resolved::Copy { from, to, bytes } => std::ptr::copy(*from, *to, *bytes),
-                Resolved::Zero { at, bytes } => at.write_bytes(0, *bytes),
+        Resolved::Product(p) => format!("{} products [{}, {}] @ [{}, {}]", p.starts.len(), p.m, p.k, p.k, p.n),
+        Resolved::Grouped(g) => {
+            let [groups, rows, k, n] = g.extents;
+            match g.rows {
+                Some(_) => format!("grouped product [{rows}, {k}] @ [{groups}, {k}, {n}]"),
+                None => format!("grouped outer product [{rows}, {k}], [{rows}, {n}] to [{groups}, {k}, {n}]"),
             }
         }
+        Resolved::Copy { .. } => "copy".into(),
+        Resolved::Zero { .. } => "zero".into(),
     }
 }
 
@@ -92,7 +55,7 @@ pub(crate) struct Scene<'a> {
     /// The first byte of each buffer.
     pub bases: &'a [*mut u8],
     /// The kernels of the manifest, in its order.
-    pub kernels: &'a [KernelFn],
+    pub kernels: &'a [Kernel],
 }
 
 impl Scene<'_> {
@@ -104,10 +67,13 @@ impl Scene<'_> {
         let row = |elems: i64| (0, i128::from(elems) - 1);
         Ok(match step {
             Step::Launch { kernel, buffers, dims, grid, .. } => {
+                let dims: Vec<i64> = dims.iter().map(|d| self.size(d)).collect();
+                let grid = self.size(grid).max(0);
+                if let Some(l) = self.kernels[*kernel].gpu.as_ref().filter(|l| !l.maps.is_empty() && grid > 0) {
+                    self.maps(l, buffers, turns, &dims, grid)?;
+                }
                 let buffers: Result<_, _> = buffers.iter().map(|v| self.at(v, turns, (0, -1))).collect();
-                let dims = dims.iter().map(|d| self.size(d)).collect();
-                let launch = Launch { kernel: self.kernels[*kernel], buffers: buffers?, dims, grid: self.size(grid).max(0) };
-                Resolved::Launch { index: *kernel, launch }
+                Resolved::Launch(Launch { kernel: *kernel, buffers: buffers?, dims, grid })
             }
             Step::Gemm(g) => Resolved::Product(self.product(g, turns)?),
             Step::GroupedGemm(g) => Resolved::Grouped(self.grouped(g, turns)?),
@@ -123,6 +89,17 @@ impl Scene<'_> {
             }
             Step::Loop { .. } => base::bug!("loops are flattened before they are resolved"),
         })
+    }
+
+    /// Checks that the tensors whose rectangles a kernel copies are inside their buffers.
+    fn maps(&self, l: &GpuLaunch, buffers: &[View], turns: &[i64], dims: &[i64], grid: i64) -> Result<(), String> {
+        let env = GpuLaunch::extents(dims, grid);
+        for m in &l.maps {
+            let value = |d: &Dim| d.eval(&env).ok_or_else(|| format!("{d} has no value for {dims:?}"));
+            let axes = m.axes.iter().map(|(n, s)| Ok((value(n)?, value(s)?))).collect::<Result<Vec<_>, String>>()?;
+            self.at(&buffers[m.buffer], turns, span(axes.into_iter()))?;
+        }
+        Ok(())
     }
 
     fn product(&self, g: &Gemm, turns: &[i64]) -> Result<Product, String> {

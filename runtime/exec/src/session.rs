@@ -3,14 +3,17 @@
 use crate::{
     ExecError, HostTensor,
     plan::{self, Peak, Plan, size},
-    resolve::{Resolved, Scene, flatten},
+    resolve::{Scene, describe, flatten},
     store::{Store, allocate},
+    trace::{Lane, Trace},
 };
 use base::{Dim, DimEnv};
-use device::{Code, HostDevice, KernelFn, Memory};
-use library::{Entry, LibraryError, Manifest, Port, Role};
+use device::{Code, Device, Gpu, Host, Memory, Program};
+use library::{Entry, HOST, Library, LibraryError, Manifest, Port, Role, SM_90A, Step};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
     time::Instant,
 };
 
@@ -22,18 +25,20 @@ pub struct Session {
     pub store: Store,
     /// Time by kind of step, counted while this is `Some`.
     pub profile: Option<Profile>,
+    /// What ran when, recorded while this is `Some`.
+    pub trace: Option<Trace>,
     /// Fills the arena with NaN before every run: what a step then reads without having written it shows.
     pub poison: bool,
-    /// Holds the kernels in memory.
-    _code: Box<dyn Code>,
-    kernels: Vec<KernelFn>,
-    pub(crate) device: HostDevice,
+    pub(crate) device: Arc<Device>,
     arena: Memory,
     prepared: BTreeMap<Key, Prepared>,
 }
 
 /// An entry and the values of its dims.
 pub(crate) type Key = (String, Vec<(String, i64)>);
+
+/// Where what kernels need besides their buffers begins. # Units: bytes. # Source: docs/ir/ptx.md, a kernel's workspace.
+const WORKSPACE_ALIGN: usize = 128;
 
 /// Resolved entries that are kept; generation makes one for each length of its text.
 const MAX_PREPARED: usize = 16;
@@ -43,7 +48,7 @@ pub(crate) struct Prepared {
     /// Its plan.
     pub plan: Plan,
     /// Its steps.
-    pub steps: Vec<Resolved>,
+    pub program: Program,
     /// The first byte of each buffer.
     pub bases: Vec<*mut u8>,
     /// Memory of inputs, scalars and results, by buffer.
@@ -68,26 +73,46 @@ impl Profile {
         rows.sort_by_key(|(.., ns)| std::cmp::Reverse(*ns));
         rows
     }
-    fn add(&mut self, entry: &str, step: String, since: Instant) {
+    fn add(&mut self, entry: &str, step: String, ns: f64) {
         let row = self.rows.entry((entry.into(), step)).or_default();
         row.0 += 1;
-        row.1 += u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        row.1 += ns as u64;
     }
 }
 
 impl Session {
-    /// A session on `threads` threads, or one a core.
+    /// A session on `threads` threads of the host, or one a core.
     ///
     /// # Errors
-    /// E0606 if a kernel of the manifest is not in the code.
+    /// E0606 if a kernel of the manifest is not in the code, E0607 if the library is for a GPU.
     pub fn new(manifest: Manifest, code: Box<dyn Code>, threads: Option<usize>) -> Result<Session, ExecError> {
-        let kernel = |k: &library::Kernel| {
-            code.kernel(&k.symbol).ok_or_else(|| ExecError::from(LibraryError::Symbol { symbol: k.symbol.clone() }))
-        };
-        let kernels: Vec<KernelFn> = manifest.kernels.iter().map(kernel).collect::<Result<_, _>>()?;
+        let library = Library { manifest, code: Vec::new() };
+        library.expect_target(HOST)?;
+        let symbols = library.manifest.kernels.iter().map(|k| k.symbol.as_str());
+        let host = Host::new(code, symbols, threads).map_err(|symbol| LibraryError::Symbol { symbol })?;
+        Ok(Session::of(library.manifest, Device::Host(host)))
+    }
+    /// A session on a GPU, by its number. `ptxas` assembles the code in the driver's place, if it is given.
+    ///
+    /// # Errors
+    /// E0607 if the library is for the host, E0441 and E0442 for the device.
+    pub fn on_gpu(library: Library, ordinal: usize, ptxas: Option<&Path>) -> Result<Session, ExecError> {
+        library.expect_target(SM_90A)?;
+        let gpu = Gpu::new(ordinal, &library.manifest.kernels, &library.code, ptxas)?;
+        Ok(Session::of(library.manifest, Device::Gpu(gpu)))
+    }
+    fn of(manifest: Manifest, device: Device) -> Session {
         let arena = Memory::new(0).expect("an empty arena");
-        let (store, device, prepared) = (Store::default(), HostDevice::new(threads), BTreeMap::new());
-        Ok(Session { manifest, store, profile: None, poison: false, _code: code, kernels, device, arena, prepared })
+        let device = Arc::new(device);
+        let store = Store::on(&device);
+        Session { manifest, store, profile: None, trace: None, poison: false, device, arena, prepared: BTreeMap::new() }
+    }
+    /// What runs the steps, in words.
+    pub fn device_name(&self) -> String {
+        match &*self.device {
+            Device::Host(_) => "host".into(),
+            Device::Gpu(g) => g.info().name.clone(),
+        }
     }
     /// The entry called `name`.
     ///
@@ -161,6 +186,7 @@ impl Session {
             let entry = self.variant(name, dims)?;
             let plan = plan::plan(entry, dims)?;
             peak.activations = peak.activations.max(plan.arena_bytes as u64);
+            peak.workspace = peak.workspace.max(self.workspace(&entry.steps, dims) as u64);
             for p in entry.args.iter().chain(&entry.outputs) {
                 let bytes = plan.bytes[p.buffer] as u64;
                 if p.role.is_stored() {
@@ -181,7 +207,7 @@ impl Session {
     /// E0703 with the number and a table by cause.
     pub fn admit(&self, peak: &Peak, limit: Option<u64>) -> Result<(), ExecError> {
         let held = self.store.bytes().values().sum::<u64>() + self.arena.len() as u64;
-        let system = device::memory::available_bytes().map(|n| n + held);
+        let system = self.device.available_bytes().map(|n| n + held);
         let available = limit.into_iter().chain(system).min();
         match available {
             Some(n) if peak.total() > n => {
@@ -206,40 +232,144 @@ impl Session {
         let key = self.prepare(entry, dims)?;
         self.write_inputs(&key, entry, inputs)?;
         if self.poison {
-            self.arena.bytes_mut().fill(0xff);
+            self.arena.fill(0xff);
         }
-        let (prepared, device) = (&self.prepared[&key], &self.device);
-        match &mut self.profile {
-            // SAFETY: `prepare` resolved every pointer into memory of this session with the planned sizes.
-            None => device.install(|| prepared.steps.iter().for_each(|s| unsafe { s.execute(device) })),
-            Some(profile) => {
-                let manifest = &self.manifest;
-                device.install(|| {
-                    for s in &prepared.steps {
-                        let since = Instant::now();
-                        // SAFETY: as above.
-                        unsafe { s.execute(device) };
-                        profile.add(entry, s.describe(manifest), since);
-                    }
-                });
-            }
+        if self.profile.is_some() || self.trace.is_some() {
+            self.watch(&key, entry)?;
+        } else {
+            self.send(&key, entry)?;
+            let prepared = self.prepared.get_mut(&key).expect("prepared above");
+            // SAFETY: `prepare` resolved every pointer into memory of this session with the planned sizes; what runs is waited for.
+            let ran = unsafe { self.device.run(&mut prepared.program) };
+            self.written(&key, entry);
+            ran.and(self.device.wait())?;
         }
         self.read_outputs(&key, entry)
     }
 
+    /// As `run` without outputs, with the time of every step and of the copies before them.
+    fn watch(&mut self, key: &Key, entry: &str) -> Result<(), ExecError> {
+        let (device, begun) = (self.device.clone(), Instant::now());
+        let first = device.mark()?;
+        self.send(key, entry)?;
+        let mut marks = vec![device.mark()?];
+        let program = &self.prepared[key].program;
+        for i in 0..program.steps.len() {
+            // SAFETY: as in `run`.
+            unsafe { device.execute(program, i) }?;
+            marks.push(device.mark()?);
+        }
+        self.written(key, entry);
+        device.wait()?;
+        let since = |m: &device::Mark| device.nanoseconds(&first, m);
+        for (s, pair) in self.prepared[key].program.steps.iter().zip(marks.windows(2)) {
+            let (what, ns) = (describe(s, &self.manifest), device.nanoseconds(&pair[0], &pair[1]));
+            let is_copy = matches!(s, device::Step::Copy { .. } | device::Step::Zero { .. });
+            if let Some(t) = &mut self.trace {
+                let lane = if is_copy { Lane::Copies } else { Lane::Kernels };
+                t.add(lane, &what, begun, since(&pair[0]), ns);
+            }
+            if let Some(p) = &mut self.profile {
+                p.add(entry, what, ns);
+            }
+        }
+        if let Some(t) = &mut self.trace {
+            let (sent, all) = (since(&marks[0]), since(&marks[marks.len() - 1]));
+            if matches!(*device, Device::Gpu(_)) {
+                t.add(Lane::Copies, "inputs to the device", begun, 0.0, sent);
+            }
+            t.add(Lane::Entries, entry, begun, 0.0, all);
+        }
+        Ok(())
+    }
+    /// Brings what an entry reads to the device.
+    pub(crate) fn send(&mut self, key: &Key, entry: &str) -> Result<(), ExecError> {
+        self.each_port(key, entry, |m, _| Ok(m.send()?))
+    }
+    /// The entry wrote its outputs.
+    pub(crate) fn written(&mut self, key: &Key, entry: &str) {
+        let marked = self.each_port(key, entry, |m, is_output| {
+            if is_output {
+                m.written();
+            }
+            Ok(())
+        });
+        marked.expect("nothing can fail");
+    }
+    /// The memory of each argument and output, and whether it is an output.
+    fn each_port(
+        &mut self,
+        key: &Key,
+        entry: &str,
+        mut f: impl FnMut(&mut Memory, bool) -> Result<(), ExecError>,
+    ) -> Result<(), ExecError> {
+        let prepared = self.prepared.get_mut(key).expect("prepared by the caller");
+        let e = self.manifest.variant(entry, &prepared.plan.dims).expect("it was prepared");
+        let own = &mut prepared.own;
+        for (p, is_output) in e.args.iter().map(|p| (p, false)).chain(e.outputs.iter().map(|p| (p, true))) {
+            let memory = match own.get_mut(&p.buffer) {
+                Some(own) => own,
+                None => &mut self.store.get_mut(p.role, &p.name).expect("resolving made it").memory,
+            };
+            f(memory, is_output)?;
+        }
+        Ok(())
+    }
+
+    /// What the kernels of these steps need besides their buffers, at most. # Units: bytes.
+    fn workspace(&self, steps: &[Step], dims: &DimEnv) -> usize {
+        let of = |s: &Step| match s {
+            Step::Launch { kernel, dims: own, grid, .. } => {
+                let own: Vec<i64> = own.iter().map(|d| size(d, dims)).collect();
+                self.device.workspace_bytes(*kernel, &own, size(grid, dims))
+            }
+            Step::Loop { body, .. } => self.workspace(body, dims),
+            Step::Gemm(_) | Step::GroupedGemm(_) | Step::Copy { .. } | Step::Zero { .. } => 0,
+        };
+        steps.iter().map(of).max().unwrap_or(0)
+    }
+    /// The arena that a plan needs, with what its kernels need behind it. # Units: bytes.
+    pub(crate) fn room(&self, e: &Entry, plan: &Plan) -> usize {
+        match self.workspace(&e.steps, &plan.dims) {
+            0 => plan.arena_bytes,
+            n => plan.arena_bytes.next_multiple_of(WORKSPACE_ALIGN) + n,
+        }
+    }
+
+    /// The first tensor of a role that is not finite, and its worst number.
+    ///
+    /// # Errors
+    /// E0443.
+    pub fn first_not_finite(&mut self, role: Role) -> Result<Option<(String, f64)>, ExecError> {
+        let device = self.device.clone();
+        let slots: Vec<_> = self.store.of_role(role).collect();
+        let tensors: Vec<_> = slots.iter().map(|(_, s)| (s.dtype, &s.memory)).collect();
+        for ((name, s), finite) in slots.iter().zip(device.are_finite(&tensors)?) {
+            if finite == Some(true) {
+                continue;
+            }
+            s.memory.refresh()?;
+            if let Some(x) = crate::tensor::not_finite(s.dtype, s.memory.bytes()) {
+                return Ok(Some(((*name).to_string(), x)));
+            }
+        }
+        Ok(None)
+    }
+
     /// Plans and resolves an entry unless that is done.
-    fn prepare(&mut self, entry: &str, dims: &DimEnv) -> Result<Key, ExecError> {
+    pub(crate) fn prepare(&mut self, entry: &str, dims: &DimEnv) -> Result<Key, ExecError> {
         let key = key(entry, dims);
         if self.prepared.contains_key(&key) {
             return Ok(key);
         }
         let e = self.variant(entry, dims)?.clone();
         let plan = plan::plan(&e, dims)?;
-        if plan.arena_bytes > self.arena.len() || self.prepared.len() >= MAX_PREPARED {
+        let room = self.room(&e, &plan);
+        if room > self.arena.len() || self.prepared.len() >= MAX_PREPARED {
             self.prepared.clear();
         }
-        if plan.arena_bytes > self.arena.len() {
-            self.replace_arena(plan.arena_bytes)?;
+        if room > self.arena.len() {
+            self.replace_arena(room)?;
         }
         self.resolve(&e, plan)
     }
@@ -252,7 +382,7 @@ impl Session {
     /// An arena of zeros; nothing may be resolved to the old one.
     pub(crate) fn replace_arena(&mut self, bytes: usize) -> Result<(), ExecError> {
         self.forget();
-        self.arena = allocate(bytes, "activations")?;
+        self.arena = allocate(Some(&self.device), bytes, "activations", false)?;
         Ok(())
     }
 
@@ -272,7 +402,7 @@ impl Session {
             } else {
                 if let std::collections::btree_map::Entry::Vacant(vacant) = own.entry(p.buffer) {
                     let bytes = plan.bytes[p.buffer];
-                    vacant.insert(allocate(bytes, &p.name)?);
+                    vacant.insert(allocate(Some(&self.device), bytes, &p.name, true)?);
                 }
                 own[&p.buffer].as_ptr()
             };
@@ -282,12 +412,19 @@ impl Session {
                 bases[b] = self.arena.as_ptr().wrapping_add(*offset);
             }
         }
-        let scene = Scene { entry: e, plan: &plan, bases: &bases, kernels: &self.kernels };
-        let steps: Result<Vec<Resolved>, String> = flatten(&e.steps).iter().map(|(s, turns)| scene.resolve(s, turns)).collect();
+        let scene = Scene { entry: e, plan: &plan, bases: &bases, kernels: &self.manifest.kernels };
+        let steps: Result<Vec<device::Step>, String> =
+            flatten(&e.steps).iter().map(|(s, turns)| scene.resolve(s, turns)).collect();
         let steps = steps.map_err(|why| LibraryError::Invalid { name: e.name.clone(), why })?;
         let key = key(&e.name, &plan.dims);
-        self.prepared.insert(key.clone(), Prepared { plan, steps, own, bases });
+        let workspace = self.arena.as_ptr().wrapping_add(plan.arena_bytes.next_multiple_of(WORKSPACE_ALIGN));
+        let program = self.device.prepare(steps, workspace)?;
+        self.prepared.insert(key.clone(), Prepared { plan, program, own, bases });
         Ok(key)
+    }
+    /// What `resolve` made, to be run.
+    pub(crate) fn prepared_mut(&mut self, key: &Key) -> &mut Prepared {
+        self.prepared.get_mut(key).expect("prepared by the caller")
     }
     /// What `resolve` made.
     pub(crate) fn prepared(&self, key: &Key) -> &Prepared {
@@ -320,8 +457,13 @@ impl Session {
         }
         Ok(())
     }
-    fn read_outputs(&self, key: &Key, entry: &str) -> Result<Vec<(String, HostTensor)>, ExecError> {
+    fn read_outputs(&mut self, key: &Key, entry: &str) -> Result<Vec<(String, HostTensor)>, ExecError> {
+        let begun = Instant::now();
         let prepared = &self.prepared[key];
+        prepared.own.values().try_for_each(Memory::refresh)?;
+        if let (Some(t), Device::Gpu(_)) = (&mut self.trace, &*self.device) {
+            t.add(Lane::Copies, "results from the device", begun, 0.0, begun.elapsed().as_secs_f64() * 1e9);
+        }
         let results = self.variant(entry, &prepared.plan.dims)?.outputs.iter().filter(|p| !p.role.is_stored());
         let tensor = |p: &Port| {
             let bytes = prepared.own[&p.buffer].bytes().to_vec();

@@ -7,11 +7,12 @@ use crate::{
     tensor,
 };
 use base::DType;
-use device::Memory;
+use device::{Device, Memory};
 use library::{Init, Manifest, Param, Role, names};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
+    sync::Arc,
 };
 
 /// A tensor of the store.
@@ -30,12 +31,25 @@ pub struct Slot {
 pub const TIED: &[(&str, &str)] = &[("lm_head.weight", "model.embed_tokens.weight")];
 
 /// Tensors by role and name.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Store {
     slots: BTreeMap<(Role, String), Slot>,
+    /// Where they lie; none is the host.
+    device: Option<Arc<Device>>,
 }
 
 impl Store {
+    /// An empty store on a device.
+    pub(crate) fn on(device: &Arc<Device>) -> Store {
+        Store { slots: BTreeMap::new(), device: Some(device.clone()) }
+    }
+    /// Brings what the host knows of all tensors up to date.
+    ///
+    /// # Errors
+    /// E0443 if the device fails.
+    pub fn refresh(&self) -> Result<(), ExecError> {
+        Ok(self.slots.values().try_for_each(|s| s.memory.refresh())?)
+    }
     /// The tensor, made of zeros if it is not there.
     ///
     /// # Errors
@@ -44,7 +58,7 @@ impl Store {
         let key = (role, name.to_string());
         if !self.slots.contains_key(&key) {
             let bytes = shape.iter().product::<i64>().max(0) as usize * dtype.bytes();
-            let memory = allocate(bytes, name)?;
+            let memory = allocate(self.device.as_deref(), bytes, name, false)?;
             self.slots.insert(key.clone(), Slot { dtype, shape: shape.to_vec(), memory });
         }
         Ok(self.slots.get_mut(&key).expect("inserted above"))
@@ -52,6 +66,10 @@ impl Store {
     /// The tensor, if it is there.
     pub fn get(&self, role: Role, name: &str) -> Option<&Slot> {
         self.slots.get(&(role, name.to_string()))
+    }
+    /// The tensor, if it is there, to be changed.
+    pub(crate) fn get_mut(&mut self, role: Role, name: &str) -> Option<&mut Slot> {
+        self.slots.get_mut(&(role, name.to_string()))
     }
     /// All tensors by role and name.
     pub fn iter(&self) -> impl Iterator<Item = ((Role, &str), &Slot)> {
@@ -63,7 +81,7 @@ impl Store {
     }
     /// Zeros every tensor of a role.
     pub fn zero(&mut self, role: Role) {
-        self.of_role(role).for_each(|(_, s)| s.memory.bytes_mut().fill(0));
+        self.of_role(role).for_each(|(_, s)| s.memory.fill(0));
     }
     /// Bytes by role.
     pub fn bytes(&self) -> BTreeMap<Role, u64> {
@@ -82,7 +100,7 @@ impl Store {
     pub fn initialise(&mut self, manifest: &Manifest, seed: u64) -> Result<(), ExecError> {
         let bytes = |p: &Param| p.shape.iter().fold(p.dtype.bytes() as u64, |n, d| n.saturating_mul(d.max(&0).unsigned_abs()));
         let new = manifest.params.iter().filter(|p| self.get(p.role, &p.name).is_none());
-        admit(new.fold(0, |n, p| n.saturating_add(bytes(p))), "parameters")?;
+        admit(self.device.as_deref(), new.fold(0, |n, p| n.saturating_add(bytes(p))), "parameters")?;
         for p in &manifest.params {
             let (names, shape) = names::expand(&p.name, &p.shape);
             let slot = self.slot(p.role, &p.name, p.dtype, &p.shape)?;
@@ -200,10 +218,10 @@ impl Store {
 }
 
 /// Fails if there is no memory for so many bytes. The system promises more than it has, so it is asked before.
-fn admit(bytes: u64, what: &str) -> Result<(), ExecError> {
+fn admit(device: Option<&Device>, bytes: u64, what: &str) -> Result<(), ExecError> {
     // Not worth a look at the system's files.
     const SMALL: u64 = 1 << 20;
-    let available = if bytes < SMALL { None } else { device::memory::available_bytes() };
+    let available = if bytes < SMALL { None } else { available(device) };
     match available {
         Some(n) if bytes > n => Err(no_memory(bytes, n, what)),
         _ => Ok(()),
@@ -214,13 +232,19 @@ fn no_memory(bytes: u64, available: u64, what: &str) -> ExecError {
     ExecError::Memory { needed_mib: bytes.div_ceil(1 << 20), available_mib: available >> 20, table: format!("for {what}") }
 }
 
-/// Zeros, if there is memory for them.
+/// What a device has left. # Units: bytes.
+fn available(device: Option<&Device>) -> Option<u64> {
+    device.map_or_else(device::memory::available_bytes, Device::available_bytes)
+}
+
+/// Zeros, if there is memory for them. If `pinned`, transfers between host and device are fast.
 ///
 /// # Errors
 /// E0703.
-pub(crate) fn allocate(bytes: usize, what: &str) -> Result<Memory, ExecError> {
-    admit(bytes as u64, what)?;
-    Memory::new(bytes).ok_or_else(|| no_memory(bytes as u64, device::memory::available_bytes().unwrap_or(0), what))
+pub(crate) fn allocate(device: Option<&Device>, bytes: usize, what: &str, pinned: bool) -> Result<Memory, ExecError> {
+    admit(device, bytes as u64, what)?;
+    let memory = device.map_or_else(|| Ok(Memory::new(bytes)), |d| d.memory(bytes, pinned))?;
+    memory.ok_or_else(|| no_memory(bytes as u64, available(device).unwrap_or(0), what))
 }
 
 /// Elements that are drawn or converted at once.

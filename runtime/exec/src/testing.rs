@@ -223,6 +223,7 @@ pub(crate) fn kernels() -> Vec<Kernel> {
         num_dims: *num_dims,
         scratch_bytes: 0,
         origin: Some(format!("bigram.lode:{}", num_dims + 3)),
+        gpu: None,
     };
     KERNELS.iter().map(kernel).collect()
 }

@@ -179,7 +179,7 @@ pub(crate) fn check(o: &Options) -> Result<(), ExecError> {
 }
 
 /// The vocabulary, if the model says: the last extent of what it predicts.
-fn vocab(s: &Session) -> Option<i64> {
+pub(crate) fn vocab(s: &Session) -> Option<i64> {
     let forward = s.manifest.entry("forward")?;
     let logits = forward.outputs.iter().find(|p| p.role == Role::Result && p.dtype.is_float() && p.shape.len() == 3)?;
     logits.shape[2].known()
@@ -194,22 +194,22 @@ pub(crate) fn identity(manifest: &Manifest, text: &Text, o: &Options) -> Identit
 }
 
 /// How batches reach the model: the inputs' names, and what depends on the shapes alone.
-struct Feed {
+pub(crate) struct Feed {
     /// Tokens, and what follows them if the model takes that.
-    names: Vec<String>,
+    pub names: Vec<String>,
     /// Sequences of a micro-batch, and of a validation's.
-    rows: usize,
+    pub rows: usize,
     eval_rows: usize,
     eval_rounds: usize,
-    dims: DimEnv,
+    pub dims: DimEnv,
     eval_dims: DimEnv,
     /// 1 / (tokens of the whole step), for each token's loss; likewise for validation.
-    weights: HostTensor,
+    pub weights: HostTensor,
     eval_weights: HostTensor,
 }
 
 impl Feed {
-    fn new(s: &Session, o: &Options) -> Result<Feed, ExecError> {
+    pub fn new(s: &Session, o: &Options) -> Result<Feed, ExecError> {
         let rows = o.batch / o.micro_batches;
         let eval_rows = o.eval_rows.clamp(1, o.batch);
         let eval_rounds = o.eval_rows.div_ceil(eval_rows).max(1);
@@ -235,7 +235,7 @@ impl Feed {
         let (weights, eval_weights) = (share(&dims, o.micro_batches), share(&eval_dims, eval_rounds));
         Ok(Feed { rows, eval_rows, eval_rounds, dims, eval_dims, weights, eval_weights, names })
     }
-    fn inputs<'a>(&'a self, batch: &'a Batch, weights: &'a HostTensor) -> Vec<(&'a str, &'a HostTensor)> {
+    pub fn inputs<'a>(&'a self, batch: &'a Batch, weights: &'a HostTensor) -> Vec<(&'a str, &'a HostTensor)> {
         let text = self.names.iter().map(String::as_str).zip([&batch.tokens, &batch.targets]);
         text.chain([("weights", weights)]).collect()
     }
@@ -254,9 +254,7 @@ impl Feed {
             losses.push(part_loss);
         }
         report.micro_losses(&losses);
-        let bad =
-            s.store.of_role(Role::Grad).find_map(|(n, g)| Some((n.to_string(), tensor::not_finite(g.dtype, g.memory.bytes())?)));
-        if let Some((name, x)) = bad {
+        if let Some((name, x)) = s.first_not_finite(Role::Grad)? {
             return Err(self.not_finite(s, text, o, step, &format!("the gradient of {name}"), x));
         }
         let max_violation = max_violation(s);

@@ -11,5 +11,8 @@ pub mod work;
 
 pub use error::LibraryError;
 pub use file::Library;
-pub use manifest::{Buffer, BufferId, Entry, Gemm, GroupedGemm, Init, Kernel, Manifest, Param, Port, Role, Step, View};
+pub use manifest::{
+    Buffer, BufferId, Entry, Gemm, GpuLaunch, GroupedGemm, HOST, Init, Kernel, Manifest, Param, Port, Role, SM_90A, Step,
+    TensorMap, View,
+};
 pub use work::{Class, Job, Work};

@@ -96,7 +96,57 @@ pub struct Kernel {
     pub scratch_bytes: usize,
     /// The model's source line it stands for, `file:line`, if known.
     pub origin: Option<String>,
+    /// How a GPU launches it; none on the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuLaunch>,
 }
+
+/// How a GPU launches a kernel. Extents are over the kernel's own: `d0`, `d1`, … in their order, and `grid`, the step's number of blocks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GpuLaunch {
+    /// Threads of a block, in one dimension.
+    pub threads: u32,
+    /// The number of blocks that have something to do. Fewer do the same work.
+    pub blocks: Dim,
+    /// Shared memory that the code declares. # Units: bytes.
+    pub static_shared_bytes: usize,
+    /// Shared memory to ask for. # Units: bytes.
+    pub dynamic_shared_bytes: usize,
+    /// Global memory that each launched block needs. # Units: bytes.
+    pub workspace_bytes: usize,
+    /// The tensor maps that follow the other parameters.
+    pub maps: Vec<TensorMap>,
+}
+
+impl GpuLaunch {
+    /// The values of a step's extents by the names that launch data has for them.
+    pub fn extents(dims: &[i64], grid: i64) -> DimEnv {
+        let named = dims.iter().enumerate().map(|(i, n)| (format!("d{i}").into(), *n));
+        named.chain([("grid".into(), grid)]).collect()
+    }
+}
+
+/// A buffer as a tensor whose rectangles the tensor memory accelerator copies; its neighbours are permuted within 128 bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorMap {
+    /// The kernel's buffer.
+    pub buffer: usize,
+    /// Its dtype: bf16 or f16.
+    pub dtype: DType,
+    /// Extent and stride (in elements) of each axis, outermost first; the last stride is 1.
+    pub axes: Vec<(Dim, Dim)>,
+    /// Rows of a rectangle, along the last axis but one.
+    pub rows: u32,
+    /// Columns of a rectangle, along the last axis.
+    pub cols: u32,
+}
+
+/// The target of libraries whose code is a host object.
+pub const HOST: &str = "host";
+/// The target of libraries whose code is PTX for Hopper GPUs.
+pub const SM_90A: &str = "sm_90a";
 
 /// An entry point: ports, buffers, steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

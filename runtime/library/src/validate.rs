@@ -1,7 +1,7 @@
 //! Checks that a manifest does not contradict itself: what the run-time would otherwise index out of range, resolve to the wrong
 //! memory or never finish.
 
-use crate::{Entry, GroupedGemm, Init, Manifest, Param, Port, Role, Step, View, names};
+use crate::{Entry, GpuLaunch, GroupedGemm, HOST, Init, Kernel, Manifest, Param, Port, Role, SM_90A, Step, View, names};
 use base::{DType, Dim};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,6 +25,18 @@ pub(crate) fn validate(m: &Manifest) -> Result<(), String> {
     if let Some(k) = m.kernels.iter().find(|k| k.symbol.is_empty() || k.symbol.contains('\0') || !symbols.insert(&k.symbol)) {
         return Err(format!("the kernel '{}' twice, or it has no symbol", k.symbol));
     }
+    let gpu = match m.target.as_str() {
+        HOST => false,
+        SM_90A => true,
+        other => return Err(format!("the target '{other}'")),
+    };
+    for k in &m.kernels {
+        match &k.gpu {
+            Some(l) if gpu => launch(k, l).map_err(|why| format!("kernel {}: {why}", k.symbol))?,
+            None if !gpu => {}
+            _ => return Err(format!("kernel {} is not for {}", k.symbol, m.target)),
+        }
+    }
     let mut entries = BTreeSet::new();
     for e in &m.entries {
         if e.is_variant() {
@@ -33,6 +45,41 @@ pub(crate) fn validate(m: &Manifest) -> Result<(), String> {
             return Err(format!("entry {} twice", e.name));
         }
         Check { m, e, dims: &dims }.entry().map_err(|why| format!("entry {}: {why}", e.name))?;
+    }
+    Ok(())
+}
+
+/// Threads of a block, and its shared memory. # Units: threads, bytes. # Source: CUDA C++ programming guide, technical specifications of 9.0.
+const MAX_THREADS: u32 = 1024;
+const MAX_SHARED: usize = 227 << 10;
+/// What a tensor map may be. # Units: axes, elements, elements. # Source: CUDA driver API, cuTensorMapEncodeTiled; 128 bytes are permuted.
+const MAX_AXES: usize = 5;
+const MAX_ROWS: u32 = 256;
+const MAX_COLS: u32 = 64;
+
+fn launch(k: &Kernel, l: &GpuLaunch) -> Result<(), String> {
+    if l.threads == 0 || l.threads > MAX_THREADS {
+        return Err(format!("{} threads", l.threads));
+    }
+    let shared = l.static_shared_bytes.saturating_add(l.dynamic_shared_bytes);
+    if shared > MAX_SHARED || l.workspace_bytes > 1 << 40 {
+        return Err(format!("{shared} bytes of shared memory and {} of workspace", l.workspace_bytes));
+    }
+    let own: BTreeSet<String> = (0..k.num_dims).map(|i| format!("d{i}")).chain(["grid".into()]).collect();
+    let dim = |d: &Dim| {
+        let mut symbols = BTreeSet::new();
+        d.symbols(&mut symbols);
+        let foreign = symbols.iter().find(|s| !own.contains(&***s));
+        foreign.map_or(Ok(()), |s| Err(format!("{s} is none of its {} extents", k.num_dims)))
+    };
+    dim(&l.blocks)?;
+    for m in &l.maps {
+        let narrow = matches!(m.dtype, DType::BF16 | DType::F16);
+        let fits = (1..=MAX_ROWS).contains(&m.rows) && (1..=MAX_COLS).contains(&m.cols) && (2..=MAX_AXES).contains(&m.axes.len());
+        if m.buffer >= k.num_buffers || !narrow || !fits || !m.axes.last().is_some_and(|(_, s)| s.is(1)) {
+            return Err(format!("{} x {} of buffer {} of {} with {} axes", m.rows, m.cols, m.buffer, m.dtype, m.axes.len()));
+        }
+        m.axes.iter().flat_map(|(n, s)| [n, s]).try_for_each(dim)?;
     }
     Ok(())
 }
@@ -153,10 +200,17 @@ impl Check<'_> {
                         return Err(format!("{} gets {} buffers and {} extents", k.symbol, buffers.len(), dims.len()));
                     }
                     self.views(buffers.iter(), depth)?;
+                    let other = |m: &&crate::TensorMap| self.e.buffers[buffers[m.buffer].buffer].dtype != m.dtype;
+                    if let Some(map) = k.gpu.iter().flat_map(|l| &l.maps).find(other) {
+                        return Err(format!("{} copies {} from a buffer of another dtype", k.symbol, map.dtype));
+                    }
                     if work.shape.len() != work.class.extents().len() {
                         return Err(format!("{} is {} of {} extents", k.symbol, work.class.name(), work.shape.len()));
                     }
                     dims.iter().chain([grid]).chain(&work.shape).try_for_each(|d| self.dim(d))?;
+                }
+                Step::Gemm(_) | Step::GroupedGemm(_) if self.m.target != HOST => {
+                    return Err(format!("a product that is no kernel, for {}", self.m.target));
                 }
                 Step::Gemm(g) => {
                     self.views([&g.a, &g.b, &g.c].into_iter(), depth)?;

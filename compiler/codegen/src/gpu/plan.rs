@@ -95,6 +95,8 @@ pub(crate) struct Plan {
     pub workspace_bytes: usize,
     /// The number of blocks that have something to do.
     pub grid: Dim,
+    /// The same over the kernel's own extents, as [`crate::GpuKernel::blocks`] has it.
+    pub blocks: Dim,
     /// What is held by threads.
     pub held: HeldMemories,
     /// How many neighbouring lanes share a row of what is held.
@@ -189,8 +191,8 @@ impl Plan {
             (places, shared_bytes, workspace_bytes) = place(k, &own, &held, None, limits.shared_bytes);
             tensor = is_tensor(&places, false);
         }
-        let grid = match &rows {
-            None => k.grid.clone(),
+        let (grid, blocks) = match &rows {
+            None => (k.grid.clone(), Dim::sym("grid")),
             Some(r) => {
                 let per_block = match r.team {
                     Team::Block => 1,
@@ -198,7 +200,10 @@ impl Plan {
                     Team::Thread if widest_list(&r.body).is_none() => i64::from(threads) * ELEMS_PER_THREAD,
                     Team::Thread => i64::from(threads),
                 };
-                extent(k, &r.count).ceil_div(&Dim::from(per_block))
+                let own = |i: usize| Dim::sym(&format!("d{i}"));
+                let count = [extent(&r.count, &|i| k.dims[i].clone()), extent(&r.count, &own)];
+                let [grid, blocks] = count.map(|n| n.ceil_div(&Dim::from(per_block)));
+                (grid, blocks)
             }
         };
         Plan {
@@ -210,6 +215,7 @@ impl Plan {
             shared_bytes,
             workspace_bytes,
             grid,
+            blocks,
             held,
             row_lanes,
             tensor,
@@ -218,11 +224,11 @@ impl Plan {
     }
 }
 
-/// An extent that [`whole_range`] admits.
-fn extent(k: &Kernel, e: &Expr) -> Dim {
+/// An extent that [`whole_range`] admits; `dim` gives the kernel's.
+fn extent(e: &Expr, dim: &dyn Fn(usize) -> Dim) -> Dim {
     match (e, e.known()) {
         (_, Some(n)) => Dim::from(n),
-        (Expr::Dim(i), None) => k.dims[*i].clone(),
+        (Expr::Dim(i), None) => dim(*i),
         _ => base::bug!("{e:?} is no extent"),
     }
 }

@@ -15,7 +15,7 @@ use std::{path::Path, time::Instant};
 const STAGES: &[&str] = &["tokens", "ast", "hir", "graph", "tile", "mlir", "llvm", "ptx", "library", "plan"];
 
 /// What can be compiled for, and the stages that only one of them has.
-const TARGETS: [(&str, &[&str]); 2] = [("host", &["llvm", "library", "plan"]), ("sm_90a", &["ptx"])];
+const TARGETS: [(&str, &[&str]); 2] = [("host", &["llvm"]), ("sm_90a", &["ptx"])];
 
 /// Checks types and shapes.
 pub fn check(model: &Model, format: MessageFormat) -> u8 {
@@ -49,10 +49,6 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
         return Err(USAGE);
     }
     let host = args.target == "host";
-    if !host && args.emit.is_empty() {
-        eprintln!("for {} there are stages to print, with --emit, and no library yet", args.target);
-        return Err(USAGE);
-    }
     if args.emit.is_empty() && args.out.as_os_str() == "-" {
         eprintln!("a library is files: name a folder with -o");
         return Err(USAGE);
@@ -126,14 +122,19 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
         put("llvm", &codegen::emit_llvm(&lowered.kernels).unwrap_or_else(|e| base::bug!("{e}")))?;
     }
     if wants("library") {
-        let manifest = pipeline::manifest(program, &module, &lowered, &front.sources);
+        let manifest = if host {
+            pipeline::manifest(program, &module, &lowered, &front.sources)
+        } else {
+            // How kernels are launched is decided with their code.
+            pipeline::library(program, &module, &lowered, &front.sources, &options).map_err(back)?.manifest
+        };
         put("library", &(serde_json::to_string_pretty(&manifest).expect("a manifest is plain data") + "\n"))?;
     }
     if wants("plan") {
         put("plan", &plan(&lowered.entries, &args.dims)?)?;
     }
     if args.emit.is_empty() {
-        let library = pipeline::library(program, &module, &lowered, &front.sources).map_err(back)?;
+        let library = pipeline::library(program, &module, &lowered, &front.sources, &options).map_err(back)?;
         clock.lap("codegen");
         write(args, &library, &stem)?;
         clock.lap("link");
@@ -151,6 +152,16 @@ fn write(args: &Build, library: &Library, stem: &str) -> Result<(), u8> {
     if args.lib == Some(Binding::None) {
         return Ok(());
     }
+    let header = || {
+        let header = args.out.join(format!("{stem}.h"));
+        std::fs::write(&header, library::header::print(&library.manifest, stem)).map_err(|e| failed(&header, &e))?;
+        putln!("{}", header.display());
+        Ok(())
+    };
+    // The code for a GPU is in the library: there is nothing to link.
+    if library.manifest.target != library::HOST {
+        return header();
+    }
     let object = file::object_path(&path);
     match link::link(library, &object) {
         Ok(()) => putln!("{}", object.display()),
@@ -165,10 +176,7 @@ fn write(args: &Build, library: &Library, stem: &str) -> Result<(), u8> {
             return Err(FAILED);
         }
     }
-    let header = args.out.join(format!("{stem}.h"));
-    std::fs::write(&header, library::header::print(&library.manifest, stem)).map_err(|e| failed(&header, &e))?;
-    putln!("{}", header.display());
-    Ok(())
+    header()
 }
 
 /// The plans of all entries for the dims given.

@@ -1,7 +1,7 @@
 //! What several commands do: read a model with its config, report, make a session.
 
 use crate::{
-    cli::{MessageFormat, Model},
+    cli::{Machine, MessageFormat, Model, On},
     pipeline::{self, BackError, Front, Lock, Options},
     report,
 };
@@ -130,7 +130,8 @@ pub fn library(model: &Model, options: &Options, format: MessageFormat) -> Resul
         eprintln!("{} is built: --set and --config come too late", model.file.display());
         return Err(USAGE);
     }
-    let read = Library::read(&model.file).and_then(|l| l.expect_target("host").map(|()| l));
+    let target = if options.gpu { library::SM_90A } else { library::HOST };
+    let read = Library::read(&model.file).and_then(|l| l.expect_target(target).map(|()| l));
     read.map_err(|e| fail_with(&e))
 }
 
@@ -204,7 +205,7 @@ pub fn compile(front: &Front, options: &Options) -> Result<Library, u8> {
     let library = || -> Result<Library, BackError> {
         let (module, _) = pipeline::middle(program, options)?;
         let lowered = pipeline::lower(&module, options)?;
-        pipeline::library(program, &module, &lowered, &front.sources)
+        pipeline::library(program, &module, &lowered, &front.sources, options)
     };
     library().map_err(|e| back_failed(&e))
 }
@@ -213,4 +214,22 @@ pub fn compile(front: &Front, options: &Options) -> Result<Library, u8> {
 pub fn session(library: Library, threads: Option<usize>) -> Result<Session, u8> {
     let jit = Jit::load(&library.code).unwrap_or_else(|e| base::bug!("{e}"));
     Session::new(library.manifest, Box::new(Loaded(jit)), threads).map_err(|e| fail_with(&e))
+}
+
+/// A session where `on` says: on this machine's processor, or on a GPU, whose code `LODE_PTXAS` assembles if it names an assembler.
+pub fn session_on(library: Library, on: &On, threads: Option<usize>) -> Result<Session, u8> {
+    match on.backend {
+        Machine::Host => session(library, threads),
+        Machine::Cuda => {
+            let ptxas = std::env::var_os("LODE_PTXAS").map(std::path::PathBuf::from);
+            Session::on_gpu(library, on.device, ptxas.as_deref()).map_err(|e| fail_with(&e))
+        }
+    }
+}
+
+impl On {
+    /// Whether code for a GPU is needed.
+    pub fn is_gpu(&self) -> bool {
+        self.backend == Machine::Cuda
+    }
 }

@@ -15,8 +15,13 @@ pub fn run(args: &Generate, format: MessageFormat) -> u8 {
 }
 
 fn start(args: &Generate, format: MessageFormat) -> Result<(), u8> {
-    let options = Options { overrides: common::overrides(&args.model)?, locked: args.model.locked, ..Options::default() };
-    let mut session = common::session(common::library(&args.model, &options, format)?, None)?;
+    let options = Options {
+        overrides: common::overrides(&args.model)?,
+        locked: args.model.locked,
+        gpu: args.on.is_gpu(),
+        ..Options::default()
+    };
+    let mut session = common::session_on(common::library(&args.model, &options, format)?, &args.on, None)?;
     let manifest = session.manifest.clone();
     let failed = |e: ExecError| common::fail_with(&e);
     session.store.initialise(&manifest, args.seed).map_err(failed)?;

@@ -3,7 +3,7 @@
 use super::common::{self, FAILED, USAGE};
 use crate::putln;
 use crate::{
-    cli::{Backend, MessageFormat, Run},
+    cli::{Backend, Machine, MessageFormat, On, Run},
     pipeline::{self, Options},
 };
 use exec::{HostTensor, npy, store::TIED};
@@ -30,14 +30,17 @@ fn read(pairs: &[String]) -> Result<Vec<(String, HostTensor)>, u8> {
 }
 
 fn call(args: &Run, format: MessageFormat) -> Result<u8, u8> {
-    let options = Options { overrides: common::overrides(&args.model)?, locked: args.model.locked, ..Options::default() };
+    let backend = if args.backend == Backend::Cuda { Machine::Cuda } else { Machine::Host };
+    let on = On { backend, device: args.device };
+    let options =
+        Options { overrides: common::overrides(&args.model)?, locked: args.model.locked, gpu: on.is_gpu(), ..Options::default() };
     let (inputs, expected) = (read(&args.input)?, read(&args.expect)?);
     let built = args.model.file.extension().is_some_and(|e| e == library::file::EXTENSION);
     if built && args.backend == Backend::Ref {
         eprintln!("the interpreter takes a source, not a library");
         return Err(USAGE);
     }
-    let mut session = common::session(common::library(&args.model, &options, format)?, None)?;
+    let mut session = common::session_on(common::library(&args.model, &options, format)?, &on, None)?;
     let failed = |e: exec::ExecError| common::fail_with(&e);
     let manifest = session.manifest.clone();
     session.store.initialise(&manifest, args.seed).map_err(failed)?;
@@ -48,7 +51,7 @@ fn call(args: &Run, format: MessageFormat) -> Result<u8, u8> {
     let dims = session.bind(&args.entry, &shapes).map_err(failed)?;
     let given: Vec<(&str, &HostTensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
     let outputs = match args.backend {
-        Backend::Host => session.run(&args.entry, &dims, &given).map_err(failed)?,
+        Backend::Host | Backend::Cuda => session.run(&args.entry, &dims, &given).map_err(failed)?,
         Backend::Ref => {
             let front = common::front(&args.model, &options, format)?;
             let program = front.program.as_ref().expect("checked by `front`");

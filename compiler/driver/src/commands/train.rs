@@ -14,6 +14,7 @@ use exec::{
     generate,
     plan::Peak,
     ranks::Silent,
+    trace::Trace,
     train::{self, Figures, Report},
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -119,6 +120,7 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
         no_optimize: args.no_optimize,
         by_definition: args.no_optimize,
         locked: args.model.locked,
+        gpu: args.on.is_gpu(),
         ..Options::default()
     };
     let clock = Instant::now();
@@ -141,11 +143,15 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
         library.manifest.kernels.len(),
         clock.elapsed().as_secs_f64()
     );
-    let mut session = common::session(library, args.threads)?;
+    let mut session = common::session_on(library, &args.on, args.threads)?;
     session.profile = args.profile.then(Default::default);
+    session.trace = args.trace.is_some().then(|| Trace::new(&session.device_name()));
     let mut progress = Progress::new(steps);
     let outcome = train::train(&mut session, &text, &o, &mut progress);
     progress.bar.finish_and_clear();
+    if let (Some(path), Some(trace)) = (&args.trace, session.trace.take()) {
+        trace.write(path).map_err(|e| common::fail_with(&e))?;
+    }
     let val = outcome.map_err(|e| common::fail_with(&e))?;
     for (entry, step, calls, ns) in session.profile.take().iter().flat_map(|p| p.rows()).take(40) {
         eprintln!("{entry:<8} {calls:>7} calls {:>9.1} ms  {step}", ns as f64 / 1e6);

@@ -86,7 +86,7 @@ fn tune(args: &Tune, format: MessageFormat) -> Result<u8, u8> {
         if Instant::now() >= deadline {
             break;
         }
-        let library = pipeline::library(program, &module, &every, &front.sources).map_err(back)?;
+        let library = pipeline::library(program, &module, &every, &front.sources, &options).map_err(back)?;
         let mut session = common::session(library, args.threads)?;
         let manifest = session.manifest.clone();
         session.store.initialise(&manifest, 0).map_err(|e| common::fail_with(&e))?;

@@ -115,6 +115,26 @@ fn a_profile_counts_calls() {
 }
 
 #[test]
+fn the_host_has_no_cost_of_starting() {
+    let mut s = testing::session(1);
+    let t = tokens(2, 5);
+    let dims = s.bind("forward", &[("tokens", &t.shape)]).expect("it fits");
+    assert_eq!(s.costs("forward", &dims, &[("tokens", &t)], 3).expect("nothing fails"), None);
+    assert_eq!(s.device_name(), "host");
+}
+
+#[test]
+fn a_tensor_that_is_not_finite_is_found() {
+    let mut s = testing::session(1);
+    let manifest = s.manifest.clone();
+    s.store.initialise(&manifest, 3).expect("there is memory");
+    assert_eq!(s.first_not_finite(Role::Param).expect("nothing fails"), None);
+    let slot = s.store.slot(Role::Param, "table", DType::F32, &[32, 32]).expect("it is there");
+    slot.memory.bytes_mut()[8..12].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    assert_eq!(s.first_not_finite(Role::Param).expect("nothing fails"), Some(("table".into(), f64::INFINITY)));
+}
+
+#[test]
 fn only_a_few_resolved_entries_are_kept() {
     let mut s = testing::session(1);
     let manifest = s.manifest.clone();

@@ -1,5 +1,8 @@
 use crate::file::tests::sample;
-use crate::{Class, Entry, Gemm, GroupedGemm, Init, Kernel, Library, LibraryError, Manifest, Param, Role, Step, View, Work};
+use crate::{
+    Class, Entry, Gemm, GpuLaunch, GroupedGemm, Init, Kernel, Library, LibraryError, Manifest, Param, Role, SM_90A, Step,
+    TensorMap, View, Work,
+};
 use base::{DType, Dim};
 
 /// What is wrong with the sample after `change`.
@@ -103,14 +106,14 @@ fn steps_are_checked() {
     let with_kernel = |symbol: &str, buffers: usize| {
         let symbol = symbol.to_string();
         why(move |m| {
-            m.kernels.push(Kernel { symbol, num_buffers: buffers, num_dims: 0, scratch_bytes: 0, origin: None });
+            m.kernels.push(Kernel { symbol, num_buffers: buffers, num_dims: 0, scratch_bytes: 0, origin: None, gpu: None });
             m.entries[0].steps.push(launch(0));
         })
     };
     assert_eq!(with_kernel("k", 0), "nothing");
     let short = Step::Launch { kernel: 0, buffers: vec![], dims: vec![], grid: Dim::from(1), work: copied(2) };
     let wrong = why(move |m| {
-        m.kernels.push(Kernel { symbol: "k".into(), num_buffers: 0, num_dims: 0, scratch_bytes: 0, origin: None });
+        m.kernels.push(Kernel { symbol: "k".into(), num_buffers: 0, num_dims: 0, scratch_bytes: 0, origin: None, gpu: None });
         m.entries[0].steps.push(short.clone());
     });
     assert_eq!(wrong, "entry forward: k is copy of 2 extents");
@@ -143,4 +146,66 @@ fn steps_are_checked() {
     assert!(step(Step::GroupedGemm(grouped)).contains("offsets that are not i32"));
     let deep = (0..40).fold(Step::Zero { at: view(1, 40), elems: Dim::from(1) }, |s, _| looped(1, vec![s]));
     assert!(step(deep).contains("at depth"));
+}
+
+/// A library for GPUs of one kernel that is launched on the sample's buffers.
+fn gpu(change: impl FnOnce(&mut Manifest, &mut GpuLaunch)) -> String {
+    let d = |text: &str| text.parse::<Dim>().expect("a dim");
+    let map = TensorMap { buffer: 1, dtype: DType::BF16, axes: vec![(d("d0"), d("d1")), (d("64"), d("1"))], rows: 64, cols: 64 };
+    let mut l = GpuLaunch {
+        threads: 384,
+        blocks: d("floordiv(d0 + 63, 64)"),
+        static_shared_bytes: 64,
+        dynamic_shared_bytes: 200 << 10,
+        workspace_bytes: 128,
+        maps: vec![map],
+    };
+    let bf16 = |m: &mut Manifest| {
+        let e = &mut m.entries[0];
+        e.buffers.iter_mut().for_each(|b| b.dtype = DType::BF16);
+        e.args.iter_mut().chain(&mut e.outputs).for_each(|p| p.dtype = DType::BF16);
+        e.steps = vec![Step::Launch {
+            kernel: 0,
+            buffers: vec![view(0, 0), view(1, 0)],
+            dims: vec![d("B"), d("B")],
+            grid: d("B"),
+            work: copied(1),
+        }];
+        m.target = SM_90A.into();
+    };
+    why(|m| {
+        bf16(m);
+        m.kernels = vec![Kernel { symbol: "k".into(), num_buffers: 2, num_dims: 2, scratch_bytes: 0, origin: None, gpu: None }];
+        change(m, &mut l);
+        m.kernels[0].gpu = m.kernels[0].gpu.take().or(Some(l));
+    })
+}
+
+#[test]
+fn launches_on_gpus_are_checked() {
+    assert_eq!(gpu(|_, _| ()), "nothing");
+    assert_eq!(gpu(|m, _| m.target = "sm_100a".into()), "the target 'sm_100a'");
+    assert_eq!(gpu(|m, _| m.target = "host".into()), "kernel k is not for host");
+    assert_eq!(
+        gpu(|m, l| {
+            l.threads = 0;
+            m.dims.push("T".into())
+        }),
+        "kernel k: 0 threads"
+    );
+    assert_eq!(gpu(|_, l| l.threads = 1025), "kernel k: 1025 threads");
+    assert_eq!(gpu(|_, l| l.blocks = Dim::sym("d2")), "kernel k: d2 is none of its 2 extents");
+    assert_eq!(gpu(|_, l| l.blocks = Dim::sym("B")), "kernel k: B is none of its 2 extents");
+    assert!(gpu(|_, l| l.dynamic_shared_bytes = usize::MAX).contains("bytes of shared memory"));
+    assert!(gpu(|_, l| l.workspace_bytes = usize::MAX).contains("of workspace"));
+    assert!(gpu(|_, l| l.maps[0].buffer = 2).contains("of buffer 2"));
+    assert!(gpu(|_, l| l.maps[0].dtype = DType::F32).contains("of f32"));
+    assert!(gpu(|_, l| l.maps[0].rows = 257).contains("257 x 64"));
+    assert!(gpu(|_, l| l.maps[0].cols = 0).contains("64 x 0"));
+    assert!(gpu(|_, l| drop(l.maps[0].axes.pop())).contains("with 1 axes"));
+    assert!(gpu(|_, l| l.maps[0].axes[1].1 = Dim::from(2)).contains("with 2 axes"));
+    assert!(gpu(|_, l| l.maps[0].axes[0].0 = Dim::sym("Q")).contains("Q is none"));
+    assert!(gpu(|_, l| l.maps[0].dtype = DType::F16).contains("k copies f16 from a buffer of another dtype"));
+    let product = sample().manifest.entries[0].steps[1].clone();
+    assert_eq!(gpu(|m, _| m.entries[0].steps.push(product)), "entry forward: a product that is no kernel, for sm_90a");
 }
