@@ -126,6 +126,10 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
     let clock = Instant::now();
     let process = ranks::process(&args.ranks)?;
     if process.world.size > 1 || args.ranks.ranks.is_some() || args.ranks.replicas > 1 {
+        if args.on.is_gpu() {
+            eprintln!("training over ranks is for the host; one GPU trains without --ranks and --replicas");
+            return Err(common::USAGE);
+        }
         return over_ranks(args, &process, &options, format, clock);
     }
     let library = common::library(&args.model, &options, format)?;
