@@ -151,7 +151,7 @@ fn check(folder: &Path, name: &str) -> Result<bool, ExecError> {
 fn copy() -> Result<(), ExecError> {
     const BYTES: usize = 2 << 30;
     let device = Device::Gpu(Gpu::new(0, &[], &[], None)?);
-    let mut memory = || Ok::<_, ExecError>(device.memory(BYTES, false)?.expect("the device has 4 GiB"));
+    let memory = || Ok::<_, ExecError>(device.memory(BYTES, false)?.expect("the device has 4 GiB"));
     let (from, to) = (memory()?, memory()?);
     let step = Step::Copy { from: from.as_ptr(), to: to.as_ptr(), bytes: BYTES };
     let mut program = device.prepare(vec![step], std::ptr::null_mut())?;
