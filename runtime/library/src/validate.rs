@@ -74,9 +74,14 @@ fn launch(k: &Kernel, l: &GpuLaunch) -> Result<(), String> {
     };
     dim(&l.blocks)?;
     for m in &l.maps {
-        let narrow = matches!(m.dtype, DType::BF16 | DType::F16);
-        let fits = (1..=MAX_ROWS).contains(&m.rows) && (1..=MAX_COLS).contains(&m.cols) && (2..=MAX_AXES).contains(&m.axes.len());
-        if m.buffer >= k.num_buffers || !narrow || !fits || !m.axes.last().is_some_and(|(_, s)| s.is(1)) {
+        // Single rows of f32 are not permuted.
+        let (known, cols) = match m.dtype {
+            DType::BF16 | DType::F16 => (true, MAX_COLS),
+            DType::F32 => (m.rows == 1, MAX_ROWS),
+            DType::F64 | DType::E4M3 | DType::I64 | DType::I32 | DType::Bool => (false, 0),
+        };
+        let fits = (1..=MAX_ROWS).contains(&m.rows) && (1..=cols).contains(&m.cols) && (2..=MAX_AXES).contains(&m.axes.len());
+        if m.buffer >= k.num_buffers || !known || !fits || !m.axes.last().is_some_and(|(_, s)| s.is(1)) {
             return Err(format!("{} x {} of buffer {} of {} with {} axes", m.rows, m.cols, m.buffer, m.dtype, m.axes.len()));
         }
         m.axes.iter().flat_map(|(n, s)| [n, s]).try_for_each(dim)?;

@@ -249,7 +249,7 @@ fn arguments(l: &Launch, workspace: *mut u8) -> Vec<u64> {
 #[derive(Debug, PartialEq)]
 struct Described {
     address: u64,
-    bf16: bool,
+    dtype: DType,
     extents: Vec<u64>,
     /// Of all axes but the innermost. # Units: bytes.
     strides: Vec<u64>,
@@ -264,7 +264,7 @@ impl Described {
         let size = m.dtype.bytes() as u64;
         Described {
             address,
-            bf16: m.dtype == DType::BF16,
+            dtype: m.dtype,
             // An axis without elements is not read; the driver wants one.
             extents: m.axes.iter().rev().map(|(n, _)| value(n, env).max(1) as u64).collect(),
             strides: m.axes.iter().rev().skip(1).map(|(_, s)| value(s, env) as u64 * size).collect(),
@@ -279,7 +279,13 @@ fn encode(context: &Context, d: &Described) -> Result<CUtensorMap, String> {
         CUtensorMapDataType_enum as Type, CUtensorMapFloatOOBfill_enum as Outside, CUtensorMapInterleave_enum as Interleave,
         CUtensorMapL2promotion_enum as Promotion, CUtensorMapSwizzle_enum as Swizzle,
     };
-    let dtype = if d.bf16 { Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 } else { Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16 };
+    // Rows of f32 lie as they are; neighbours of the others are permuted within 128 bytes.
+    let (dtype, swizzle) = match d.dtype {
+        DType::F32 => (Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32, Swizzle::CU_TENSOR_MAP_SWIZZLE_NONE),
+        DType::BF16 => (Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, Swizzle::CU_TENSOR_MAP_SWIZZLE_128B),
+        DType::F16 => (Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16, Swizzle::CU_TENSOR_MAP_SWIZZLE_128B),
+        DType::F64 | DType::E4M3 | DType::I64 | DType::I32 | DType::Bool => return Err(format!("a tensor map of {}", d.dtype)),
+    };
     let steps = vec![1u32; d.sizes.len()];
     let mut map = CUtensorMap { opaque: [0; 16] };
     let encoded = context.call(|| {
@@ -295,7 +301,7 @@ fn encode(context: &Context, d: &Described) -> Result<CUtensorMap, String> {
                 d.sizes.as_ptr(),
                 steps.as_ptr(),
                 Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                Swizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                swizzle,
                 Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 Outside::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )
@@ -322,8 +328,13 @@ mod tests {
         let axes = vec![(d("3"), d("64*d0")), (d("d0"), d("64")), (d("64"), d("1"))];
         let m = TensorMap { buffer: 1, dtype: DType::F16, axes, rows: 128, cols: 32 };
         let got = Described::new(&m, &GpuLaunch::extents(&[10], 1), 256);
-        let want =
-            Described { address: 256, bf16: false, extents: vec![64, 10, 3], strides: vec![128, 1280], sizes: vec![32, 128, 1] };
+        let want = Described {
+            address: 256,
+            dtype: DType::F16,
+            extents: vec![64, 10, 3],
+            strides: vec![128, 1280],
+            sizes: vec![32, 128, 1],
+        };
         assert_eq!(got, want);
         assert_eq!(Described::new(&m, &GpuLaunch::extents(&[0], 1), 256).extents, [64, 1, 3]);
     }
