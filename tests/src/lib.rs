@@ -1,6 +1,7 @@
 //! What only the whole can show: models compiled and run on the host against the interpreter in f64, and file tests of each stage.
 
 #[cfg(test)]
+mod decode;
 mod device;
 #[cfg(test)]
 mod filetests;

@@ -10,7 +10,7 @@ use crate::{
 use base::{DimEnv, Sources, Span, TensorType};
 use graph::{Func, Module, NodeId, Op, Value};
 use hir::Program;
-use library::{Job, Work};
+use library::{Job, Step, Work};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
@@ -55,6 +55,8 @@ pub struct Story<'a> {
     sources: &'a Sources,
     dims: DimEnv,
     reports: Vec<egraph::Report>,
+    /// What the steps of each entry's plan do: its name and condition, and operations and bytes of a run. Of a variant, where it runs.
+    totals: Vec<(String, f64, f64)>,
     /// For each node as written: its function, source text, how often it runs and what it does.
     before: Vec<(String, Option<Span>, i64, Job)>,
 }
@@ -74,7 +76,12 @@ pub fn story<'a>(
     let lowered = pipeline::lower(&module, options)?;
     let table = options.tuning();
     let model = Model::new(&table);
-    let mut story = Story { rows: Vec::new(), sources, dims: dims.clone(), reports: Vec::new(), before: Vec::new() };
+    let mut story =
+        Story { rows: Vec::new(), sources, dims: dims.clone(), reports: Vec::new(), totals: Vec::new(), before: Vec::new() };
+    for (func, entry) in module.funcs.iter().zip(&lowered.entries) {
+        let (flops, bytes) = total(&entry.steps, &entry.buffers, dims);
+        story.totals.push((func.name.clone(), flops, bytes));
+    }
     let kernel = |k: usize| lowered.kernels[k].name.clone();
     for func in &module.funcs {
         each_body(func, &func.name, &mut Vec::new(), 1, &mut |body, name, loops, times| {
@@ -114,6 +121,18 @@ pub fn story<'a>(
         }
     }
     Ok(story)
+}
+
+/// Operations and bytes of steps, turns of loops counted.
+fn total(steps: &[Step], buffers: &[library::Buffer], dims: &DimEnv) -> (f64, f64) {
+    let one = |s: &Step| match s {
+        Step::Loop { count, body, .. } => {
+            let (flops, bytes) = total(body, buffers, dims);
+            (*count as f64 * flops, *count as f64 * bytes)
+        }
+        s => s.job(buffers, dims).map_or((0.0, 0.0), |j| (j.flops(), j.bytes())),
+    };
+    steps.iter().map(one).fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1))
 }
 
 /// Visits a function and the bodies of its loops: the body, its name, the loops around, how often it runs.
@@ -229,6 +248,9 @@ pub fn table(story: &Story) -> String {
         let _ = writeln!(out, "{}", cells.join("  ").trim_end());
     }
     let total: f64 = story.rows.iter().map(|r| r.estimate * r.times as f64).sum();
+    for (name, flops, bytes) in &story.totals {
+        let _ = writeln!(out, "plan {name}: {:.2} Mops, {:.1} MiB", flops / 1e6, bytes / f64::from(1 << 20));
+    }
     let _ = writeln!(out, "{} steps; all functions once: {} µs estimated", story.rows.len(), us(total));
     out
 }
