@@ -32,12 +32,21 @@ fn main() {
         }
     }
     println!("deepseek_v3 by depth, {} rules:", rules::all().len());
+    // Its first three layers are dense; at least one more is needed.
     for layers in [4, 8, 16, 32, 64] {
         let module = source::module("deepseek_v3", &format!("num_hidden_layers={layers}"));
         let (ms, reports) = run(&module);
         let worst = reports.iter().map(|r| r.num_nodes.1).max().unwrap_or(0);
-        println!("  {layers:>2} layers: {ms:>6.1} ms, {} bodies, the largest {worst} e-nodes", reports.len());
+        let peak = peak_mib().map_or("unknown".into(), |n| format!("{n} MiB"));
+        println!("  {layers:>2} layers: {ms:>6.1} ms, {} bodies, the largest {worst} e-nodes, peak memory {peak}", reports.len());
     }
+}
+
+/// The most memory that this process has had so far, where the system tells.
+fn peak_mib() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? >> 10)
 }
 
 /// The best of five runs, in milliseconds, and the reports.
