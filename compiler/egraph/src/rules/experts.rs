@@ -110,7 +110,7 @@ fn scatter_add_by_position(site: &Site) -> Vec<Term> {
     for route in routes(site, *index, 2).into_iter().filter(|_| *n == choices.elems()) {
         let source = Term::Result(1, Term::Class(route).into());
         let flat = |x: Id, ty: &TensorType| {
-            let shape = [&[n.clone()], &ty.shape[2..]].concat();
+            let shape = [std::slice::from_ref(n), &ty.shape[2..]].concat();
             Term::of(Op::Reshape(shape), x)
         };
         found.push(gather(flat(*v, of_v), source.clone()));
