@@ -17,7 +17,7 @@ fn session(text: &str) -> Session {
     let program = front.program.as_ref().unwrap_or_else(|| panic!("{told:?}"));
     let (module, _) = pipeline::middle(program, &options).expect("it optimises");
     let lowered = pipeline::lower(&module, &options).expect("it lowers");
-    let library = pipeline::library(program, &module, &lowered, &front.sources).expect("it compiles");
+    let library = pipeline::library(program, &module, &lowered, &front.sources, &options).expect("it compiles");
     let mut session = common::session(library, Some(2)).expect("it links");
     let manifest = session.manifest.clone();
     session.store.initialise(&manifest, 7).expect("it fits");

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod decode;
+#[cfg(test)]
 mod device;
 #[cfg(test)]
 mod filetests;
