@@ -185,7 +185,12 @@ fn time(file: &Path, entry: &str, rest: &[&str]) -> Result<(), ExecError> {
     for port in ports.iter().filter(|p| matches!(p.role, Role::Input | Role::Scalar)) {
         let shape: Vec<i64> = port.shape.iter().map(|d| d.eval(&dims).unwrap_or(1)).collect();
         let (stream, n) = (Stream::new(0, &port.name), shape.iter().product::<i64>() as u64);
-        let value = |i: u64| if port.dtype.is_float() { 1e-4 * stream.uniform(i) } else { (64.0 * stream.uniform(i)).floor() };
+        // Rates are small; what a model is given has both signs.
+        let value = |i: u64| match (port.role, port.dtype.is_float()) {
+            (Role::Scalar, true) => 1e-4 * stream.uniform(i),
+            (_, true) => 2.0 * stream.uniform(i) - 1.0,
+            (_, false) => (64.0 * stream.uniform(i)).floor(),
+        };
         let t: Vec<f64> = (0..n).map(value).collect();
         debug_assert!(port.dtype != DType::Bool);
         inputs.push((port.name.clone(), HostTensor::from_f64(port.dtype, &shape, t)));
