@@ -123,7 +123,8 @@ pub fn optimize(mut module: Module, options: &Options) -> Result<(Module, Vec<eg
     }
     let (mut module, reports) = buckets::optimize(&module, options);
     if options.gpu {
-        passes::run(&mut module, &["expand_thin_contract"], cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
+        passes::run(&mut module, &["expand_thin_contract", "expand_single_pick"], cfg!(debug_assertions))
+            .map_err(|e| internal(e.to_string()))?;
     }
     passes::run(&mut module, passes::PIPELINE, cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
     Ok((module, reports))

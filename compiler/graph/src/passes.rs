@@ -3,6 +3,7 @@
 mod drop_stop_gradient;
 mod expand_attend;
 mod expand_fused;
+mod expand_single_pick;
 mod expand_thin_contract;
 mod fold_constants;
 mod hoist_constant;
@@ -13,6 +14,7 @@ mod simplify_layout;
 pub use drop_stop_gradient::drop_stop_gradient;
 pub use expand_attend::expand_attend;
 pub use expand_fused::{expand_fused, expand_fused_where};
+pub use expand_single_pick::expand_single_pick;
 pub use expand_thin_contract::expand_thin_contract;
 pub use fold_constants::fold_constants;
 pub use hoist_constant::hoist_constant;
@@ -50,6 +52,11 @@ pub const ALL: &[Pass] = &[
     Pass { name: "drop_stop_gradient", about: "removes stop_gradient, once gradients are taken", run: drop_stop_gradient },
     Pass { name: "expand_attend", about: "replaces attention by its definition, before gradients are taken", run: expand_attend },
     Pass { name: "expand_fused", about: "replaces regions by their ops", run: expand_fused },
+    Pass {
+        name: "expand_single_pick",
+        about: "sums by index of one row each as maps, which fuse; for GPUs",
+        run: expand_single_pick,
+    },
     Pass {
         name: "expand_thin_contract",
         about: "contractions with an operand that has no axis of its own as products and sums",

@@ -7,7 +7,7 @@
 
 use crate::{
     fused::num_parts,
-    lower::{Options, experts},
+    lower::{Options, experts, narrow},
     view::{StridedView, row_major},
 };
 use base::{Dim, TensorType};
@@ -150,9 +150,12 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
         g.root[i] = is_root;
         let as_users = if is_root { BTreeSet::from([id]) } else { users[i].clone() };
         let is_fused_op = (is_inline(&node.op) || matches!(node.op, Op::Reduce(..))) && !loaded.contains(&id);
+        let narrow = narrow::narrow_operands(func, &node.op, &node.inputs).filter(|_| products && fuse);
         for (k, v) in node.inputs.iter().enumerate() {
             let j = v.node.0 as usize;
             users[j].extend(&as_users);
+            // What is only widened is needed as it is.
+            let v = narrow.as_ref().map_or(v, |both| &both[k]);
             let amplifies = match &node.op {
                 // Repeating over leading axes computes the operand again for each.
                 Op::Broadcast { shape, axes } => {

@@ -410,7 +410,7 @@ impl Lowerer<'_> {
                 let results: Vec<(StridedView, Option<StridedView>)> =
                     (0..node.types.len()).map(|i| self.fresh_destination(b, value(i))).collect();
                 let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
-                let views = operands.iter().zip(&types).chain(results.iter().map(|r| &r.0).zip(&types));
+                let views = operands.iter().zip(types.iter().copied()).chain(results.iter().map(|r| &r.0).zip(&node.types));
                 let aligned = views.into_iter().all(|(v, ty)| is_aligned(&v.at, ty.dtype));
                 let device = Device { many: self.options.products, aligned };
                 let want = match self.tilings {
@@ -564,8 +564,14 @@ impl Lowerer<'_> {
     }
 
     fn contract(&mut self, b: &mut Body, node: &graph::Node, spec: &graph::op::Contract, c: &StridedView, add: bool) {
-        let dtype = node.types[0].dtype;
-        let [lhs, rhs] = [0, 1].map(|i| self.strided(b, node.inputs[i]));
+        let result = node.types[0].dtype;
+        let fuses = self.options.products && self.options.fuse;
+        let narrow = narrow::narrow_operands(b.func, &node.op, &node.inputs).filter(|_| fuses);
+        let dtype = narrow.map_or(result, |[x, _]| b.func.ty(x).dtype);
+        let [lhs, rhs] = [0, 1].map(|i| match narrow {
+            Some(_) => self.strided_narrow(b, node.inputs[i]),
+            None => self.strided(b, node.inputs[i]),
+        });
         let product = gemm(spec, dtype, &lhs, &rhs, c, add).unwrap_or_else(|| {
             let order = |letters: [Vec<char>; 3]| letters.concat();
             let to_lhs = order([spec.batch(), spec.rows(), spec.summed()]);
@@ -575,17 +581,18 @@ impl Lowerer<'_> {
             let copied = graph::op::Contract { lhs: to_lhs, rhs: to_rhs, out: spec.out.clone() };
             gemm(&copied, dtype, &a, &r, c, add).unwrap_or_else(|| base::bug!("{copied} of contiguous operands"))
         });
-        let step = self.product(product, node.origin);
+        let step = self.product(product, result, node.origin);
         b.steps.push(step);
     }
-    /// The step of a dense product.
-    fn product(&mut self, g: library::Gemm, origin: Option<base::Span>) -> Step {
+    /// The step of a dense product, of operands of its dtype.
+    fn product(&mut self, g: library::Gemm, result: DType, origin: Option<base::Span>) -> Step {
         if !self.options.products {
             return Step::Gemm(g);
         }
-        let aligned = [&g.a, &g.b, &g.c].map(|v| is_aligned(v, g.dtype));
+        let aligned = [(&g.a, g.dtype), (&g.b, g.dtype), (&g.c, result)].map(|(v, dtype)| is_aligned(v, dtype));
         let extents = [g.m, g.n, g.k];
-        let p = Product { dtype: g.dtype, extents, strides: g.strides, batch: g.batch, accumulate: g.accumulate, aligned };
+        let p =
+            Product { dtype: g.dtype, result, extents, strides: g.strides, batch: g.batch, accumulate: g.accumulate, aligned };
         let all = p.batch.iter().fold(Dim::from(1), |n, (d, _)| n * d.clone());
         let [m, n, k] = p.extents.clone();
         let work = Work { class: Class::Product, dtype: p.dtype, shape: vec![all, m, n, k] };
@@ -809,5 +816,6 @@ fn sum_into_argument(b: &Body, v: Value) -> Option<(NodeId, usize)> {
 }
 
 pub(crate) mod experts;
+pub(crate) mod narrow;
 #[cfg(test)]
 mod tests;

@@ -166,6 +166,7 @@ fn dense(dtype: DType, [m, n, k]: [i64; 3], aligned: bool) -> Kernel {
     let strides = [k, 1, 1, k, n, 1].map(Dim::from);
     let p = Product {
         dtype,
+        result: dtype,
         extents: [m, n, k].map(Dim::from),
         strides,
         batch: Vec::new(),

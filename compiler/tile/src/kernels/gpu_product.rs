@@ -22,8 +22,10 @@ use base::{DType, Dim};
 /// A dense product: `c[i, j] (+)= Σ_l a[i, l]·b[l, j]` for each index of the batch.
 #[derive(Clone, Debug)]
 pub struct Product {
-    /// Of all three.
+    /// Of a and b.
     pub dtype: DType,
+    /// Of c: the same, or what sums of it are kept in.
+    pub result: DType,
     /// Rows, columns, the summed extent.
     pub extents: [Dim; 3],
     /// a along rows and terms, b along terms and columns, c along rows and columns.
@@ -241,8 +243,8 @@ pub fn gpu_product(p: &Product, tiling: Option<Tiling>) -> Kernel {
     let copies = a.copies(p.dtype) && bb.copies(p.dtype);
     let t = tiling.unwrap_or_else(|| Tiling::choose(p.dtype, m, n, copies));
     let mems = [b.read("a", p.dtype, a.elems()), b.read("b", p.dtype, bb.elems())];
-    let c_mem = if p.accumulate { b.update("c", p.dtype, c.elems()) } else { b.write("c", p.dtype, c.elems()) };
-    let store = c.copies(p.dtype) && c.inner() == 1;
+    let c_mem = if p.accumulate { b.update("c", p.result, c.elems()) } else { b.write("c", p.result, c.elems()) };
+    let store = c.copies(p.result) && c.inner() == 1;
     let (a, bb) = (a.matrix(&mut b, mems[0], copies), bb.matrix(&mut b, mems[1], copies));
     let mut c = c.matrix(&mut b, c_mem, store);
     // Sums lie by rows, whichever way the result does.
@@ -262,8 +264,8 @@ pub fn gpu_product(p: &Product, tiling: Option<Tiling>) -> Kernel {
     }
     let number = if p.batch.is_empty() { block } else { b.bind(Expr::rem(block, each)) };
     let [row, col] = raster(&mut b, number, tiles, t);
-    let sums = b.scratch("c", p.dtype.accumulator(), t.m * t.n);
-    let zero = Build::f(p.dtype.accumulator(), 0.0);
+    let sums = b.scratch("c", p.result.accumulator(), t.m * t.n);
+    let zero = Build::f(p.result.accumulator(), 0.0);
     b.fill(sums, Expr::int(t.m * t.n), zero.clone());
     let [at, bt] = [("a", t.m), ("b", t.n)].map(|(name, n)| b.scratch(name, scratch_dtype(p.dtype), n * t.k));
     let pieces = k.ceil_div(&Dim::from(t.k));

@@ -395,3 +395,22 @@ fn gated_products_of_experts_are_one_kernel() {
         assert_eq!(names, [&["x", "w0", "w1", "index", "offsets", "y"], kept].concat());
     }
 }
+
+#[test]
+fn products_of_what_is_only_widened_take_it_as_it_is() {
+    let mut f = Func::new("f");
+    let values: Vec<Value> =
+        ["bf16[N, 16]", "bf16[24, 16]"].iter().enumerate().map(|(i, t)| f.arg(&format!("a{i}"), Role::Input, ty(t))).collect();
+    let mut b = Builder::new(&mut f);
+    let w = b.cast(values[1], F32);
+    let w = b.transpose(w, &[1, 0]);
+    let x = b.map(MapFn::Abs, &[values[0]]);
+    let x = b.cast(x, F32);
+    let y = b.contract("nk,kf->nf", x, w);
+    f.output("y", Role::Result, y);
+    compare(f.clone(), &[("N", 5)]);
+    let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f] };
+    let lowered = lower::lower(&module, lower::Options { fuse: true, parts: true, products: true }).expect("it lowers");
+    let dtypes: Vec<Vec<base::DType>> = lowered.kernels.iter().map(|k| k.buffers.iter().map(|b| b.dtype).collect()).collect();
+    assert_eq!(dtypes, [vec![BF16, BF16], vec![BF16, BF16, F32]]);
+}

@@ -37,6 +37,18 @@ fn copies(body: &[Stmt]) -> usize {
 /// A product of `m n k` with each of the four orders of operands; the number of copies.
 fn dense(
     dtype: DType,
+    sizes: [i64; 3],
+    turned: [bool; 2],
+    batch: &[(i64, [i64; 3])],
+    accumulate: bool,
+    t: Option<Tiling>,
+) -> usize {
+    mixed([dtype, dtype], sizes, turned, batch, accumulate, t)
+}
+
+/// The same with a result of another dtype than the operands'.
+fn mixed(
+    [dtype, result]: [DType; 2],
     [m, n, k]: [i64; 3],
     turned: [bool; 2],
     batch: &[(i64, [i64; 3])],
@@ -52,6 +64,7 @@ fn dense(
     let m_dim = if m % 3 == 0 { Dim::sym("M") } else { Dim::from(m) };
     let p = Product {
         dtype,
+        result,
         extents: [m_dim, Dim::from(n), Dim::from(k)],
         strides: strides.map(Dim::from),
         batch: sizes,
@@ -76,11 +89,11 @@ fn dense(
             let first = if accumulate { z[at] } else { 0.0 };
             let term =
                 |l: i64| x[(a0 + i * strides[0] + l * strides[1]) as usize] * y[(b0 + l * strides[2] + j * strides[3]) as usize];
-            want[at] = dtype.round(first + (0..k).map(term).sum::<f64>());
+            want[at] = result.round(first + (0..k).map(term).sum::<f64>());
         }
     }
     // Sums in f32 may round a result to its neighbour.
-    let near = if dtype == DType::BF16 || dtype == DType::F16 { 1e-2 } else { 1e-5 };
+    let near = if result == DType::BF16 || result == DType::F16 { 1e-2 } else { 1e-5 };
     assert_near("c", &last(&kernel, vec![x, y, z], &dims), &want, near);
     copies(&kernel.body)
 }
@@ -92,6 +105,14 @@ fn products_in_every_order() {
         assert_eq!(dense(DType::F32, [33, 20, 17], turned, &[], true, None), 1);
         dense(DType::F64, [5, 3, 40], turned, &[], false, None);
     }
+}
+
+#[test]
+fn narrow_operands_have_products_in_f32() {
+    let copies = mixed([DType::BF16, DType::F32], [72, 80, 136], [false, true], &[], false, None);
+    assert_eq!(copies, 3);
+    mixed([DType::F16, DType::F32], [20, 24, 40], [true, false], &[(2, [800, 960, 480])], true, None);
+    mixed([DType::BF16, DType::F32], [5, 3, 7], [false, false], &[], false, None);
 }
 
 #[test]
