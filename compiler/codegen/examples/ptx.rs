@@ -93,7 +93,10 @@ fn product(dtype: DType, m: Dim, [n, k]: [i64; 2], turned: [bool; 2], batch: i64
     let strides = [&a[0], &a[1], &b[0], &b[1], &n, &one].map(Dim::clone);
     let by = [m.clone() * k.clone(), k.clone() * n.clone(), m.clone() * n.clone()];
     let batch = if batch > 1 { vec![(Dim::from(batch), by)] } else { Vec::new() };
-    gpu_product(&Product { dtype, result: dtype, extents: [m, n, k], strides, batch, accumulate, aligned: [true; 3] }, t)
+    gpu_product(
+        &Product { dtype, result: dtype, extents: [m, n, k], strides, batch, accumulate, parts: 1, aligned: [true; 3] },
+        t,
+    )
 }
 
 const ORDERS: [[bool; 2]; 4] = [[false, false], [false, true], [true, false], [true, true]];

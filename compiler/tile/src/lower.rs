@@ -581,22 +581,45 @@ impl Lowerer<'_> {
             let copied = graph::op::Contract { lhs: to_lhs, rhs: to_rhs, out: spec.out.clone() };
             gemm(&copied, dtype, &a, &r, c, add).unwrap_or_else(|| base::bug!("{copied} of contiguous operands"))
         });
-        let step = self.product(product, result, node.origin);
-        b.steps.push(step);
+        let steps = self.product(product, result, node.origin, b.depth);
+        b.steps.extend(steps);
     }
-    /// The step of a dense product, of operands of its dtype.
-    fn product(&mut self, g: library::Gemm, result: DType, origin: Option<base::Span>) -> Step {
+    /// The steps of a dense product, of operands of its dtype.
+    fn product(&mut self, g: library::Gemm, result: DType, origin: Option<base::Span>, depth: usize) -> Vec<Step> {
         if !self.options.products {
-            return Step::Gemm(g);
+            return vec![Step::Gemm(g)];
         }
         let aligned = [(&g.a, g.dtype), (&g.b, g.dtype), (&g.c, result)].map(|(v, dtype)| is_aligned(v, dtype));
         let extents = [g.m, g.n, g.k];
-        let p =
-            Product { dtype: g.dtype, result, extents, strides: g.strides, batch: g.batch, accumulate: g.accumulate, aligned };
+        let (accumulate, parts) = (g.accumulate, 1);
+        let mut p = Product { dtype: g.dtype, result, extents, strides: g.strides, batch: g.batch, accumulate, parts, aligned };
         let all = p.batch.iter().fold(Dim::from(1), |n, (d, _)| n * d.clone());
         let [m, n, k] = p.extents.clone();
         let work = Work { class: Class::Product, dtype: p.dtype, shape: vec![all, m, n, k] };
-        self.launch(gpu_product(&p, None), vec![g.a, g.b, g.c], origin, work)
+        p.parts = if self.options.parts { p.choose_parts() } else { 1 };
+        if p.parts == 1 {
+            return vec![self.launch(gpu_product(&p, None), vec![g.a, g.b, g.c], origin, work)];
+        }
+        // Parts are summed aside, and added in order.
+        let [m, n] = [0, 1].map(|i| p.extents[i].clone());
+        let of_parts = TensorType::new(result.accumulator(), vec![Dim::from(p.parts), m.clone(), n.clone()]);
+        let aside = self.alloc(&of_parts, false, depth);
+        let [c_row, c_col] = [4, 5].map(|i| std::mem::replace(&mut p.strides[i], if i == 4 { n.clone() } else { Dim::from(1) }));
+        (p.result, p.accumulate, p.aligned[2]) = (of_parts.dtype, false, true);
+        let first = self.launch(gpu_product(&p, None), vec![g.a, g.b, aside.at.clone()], origin, work);
+        let mut func = Func::new("parts");
+        let x = func.arg("x", Role::Inner, of_parts);
+        let sum = func.add(Op::Reduce(graph::op::ReduceFn::Sum, vec![0]), &[x], None).expect("it has a first axis");
+        let sum = Value { node: sum, index: 0 };
+        let last = func.add(Op::Cast(result), &[sum], None).expect("it takes any type");
+        let grouping = Grouping { root: vec![false, false, true], reads: vec![Vec::new(), Vec::new(), vec![x]] };
+        let places = [vec![Some(aside)], vec![None], vec![None]];
+        let to = StridedView { at: g.c, shape: vec![m, n], strides: vec![c_row, c_col] };
+        let value = Value { node: last, index: 0 };
+        let scene = Scene { func: &func, grouping: &grouping, places: &places };
+        let Fused { kernel, views, .. } = fuse(&scene, value, &to, accumulate);
+        let does = cost::fused_work(&func, &grouping, value);
+        vec![first, self.launch(kernel, views, origin, does)]
     }
     /// The step of a product over ragged rows.
     fn grouped(&mut self, g: GroupedGemm, origin: Option<base::Span>) -> Step {

@@ -171,6 +171,7 @@ fn dense(dtype: DType, [m, n, k]: [i64; 3], aligned: bool) -> Kernel {
         strides,
         batch: Vec::new(),
         accumulate: false,
+        parts: 1,
         aligned: [aligned; 3],
     };
     gpu_product(&p, None)

@@ -8,6 +8,9 @@
 //! c[rows, columns] = C (+ c)
 //! ```
 //!
+//! Where there are few tiles and many terms, blocks share a tile's pieces of k between them: each makes a sum of its part, `c` then has a first axis of
+//! parts, and another kernel adds them in order.
+//!
 //! Which tile a block makes goes down some rows of tiles before it goes on to the next columns, so that blocks at work share what they read. What
 //! cannot be copied as rectangles (see [`Copy`]) is loaded element by element. Outside of the operands scratch is 0.
 //!
@@ -16,7 +19,7 @@
 //! # Source: the order of tiles: CUTLASS's documentation, "threadblock rasterization". Tested on the shapes of `tests.rs`.
 
 use super::build::{Build, tile, transposed};
-use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, Mem, Stmt, TileRef};
+use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, LoopKind, Mem, Stmt, TileRef};
 use base::{DType, Dim};
 
 /// A dense product: `c[i, j] (+)= Σ_l a[i, l]·b[l, j]` for each index of the batch.
@@ -34,6 +37,8 @@ pub struct Product {
     pub batch: Vec<(Dim, [Dim; 3])>,
     /// Whether to add to c.
     pub accumulate: bool,
+    /// Into how many parts the summed axis is taken; if more than 1, c is `[parts, m, n]`, contiguous, and there is no batch.
+    pub parts: i64,
     /// Whether a, b and c begin at multiples of [`COPY_ALIGN`].
     pub aligned: [bool; 3],
 }
@@ -225,11 +230,33 @@ fn scratch_dtype(dtype: DType) -> DType {
     if dtype == DType::E4M3 { DType::BF16 } else { dtype }
 }
 
+impl Product {
+    /// Parts of the summed axis that keep the processors of a GPU busy where there are few tiles of a result of known extents.
+    pub fn choose_parts(&self) -> i64 {
+        let [m, n, k] = &self.extents;
+        let narrow = matches!(self.dtype, DType::BF16 | DType::F16);
+        let (Some(rows), Some(cols), true) = (m.known(), n.known(), narrow && self.batch.is_empty()) else { return 1 };
+        let t = Tiling::choose(self.dtype, m, n, true);
+        let tiles = (rows + t.m - 1) / t.m * ((cols + t.n - 1) / t.n);
+        let most = k.known().map_or(MAX_PARTS, |k| k / (t.k * PIECES_OF_PART));
+        (PROCESSORS / tiles.max(1)).min(most).clamp(1, MAX_PARTS)
+    }
+}
+
+/// Of the GPU that tiles are shared out over: an H100 or H200.
+const PROCESSORS: i64 = 132;
+/// More parts take longer to add than they save.
+const MAX_PARTS: i64 = 8;
+/// Pieces that a part has, at least.
+const PIECES_OF_PART: i64 = 8;
+
 /// The kernel of a dense product.
 pub fn gpu_product(p: &Product, tiling: Option<Tiling>) -> Kernel {
     let mut b = Build::new("product");
     let [m, n, k] = &p.extents;
-    let batch = |i: usize| p.batch.iter().map(|(e, s)| (e, &s[i])).collect::<Vec<_>>();
+    let parts = (Dim::from(p.parts), [Dim::from(0), Dim::from(0), m.clone() * n.clone()]);
+    let by_part = if p.parts > 1 { vec![parts] } else { p.batch.clone() };
+    let batch = |i: usize| by_part.iter().map(|(e, s)| (e, &s[i])).collect::<Vec<_>>();
     // Between the elements of an axis of one there is any stride.
     let any = Dim::from(COPY_ALIGN);
     let stride = |i: usize, extent: &Dim| if extent.is(1) { &any } else { &p.strides[i] };
@@ -250,27 +277,34 @@ pub fn gpu_product(p: &Product, tiling: Option<Tiling>) -> Kernel {
     // Sums lie by rows, whichever way the result does.
     c.inner = 1;
     let tiles = [m.ceil_div(&Dim::from(t.m)), n.ceil_div(&Dim::from(t.n))];
-    let count = p.batch.iter().fold(Dim::from(1), |n, (e, _)| n * e.clone());
+    let count = by_part.iter().fold(Dim::from(1), |n, (e, _)| n * e.clone());
     b.kernel.grid = count * tiles[0].clone() * tiles[1].clone();
     let tiles = tiles.map(|d| b.dim(&d));
     let block = b.block();
     let each = b.bind(tiles[0].clone() * tiles[1].clone());
     let mut rest = b.bind(Expr::floor_div(block.clone(), each.clone()));
-    let mut index = vec![Expr::int(0); p.batch.len()];
-    for (i, (extent, _)) in p.batch.iter().enumerate().rev() {
+    let mut index = vec![Expr::int(0); by_part.len()];
+    for (i, (extent, _)) in by_part.iter().enumerate().rev() {
         let extent = b.dim(extent);
         index[i] = if i == 0 { rest.clone() } else { b.bind(Expr::rem(rest.clone(), extent.clone())) };
         rest = if i == 0 { rest } else { b.bind(Expr::floor_div(rest, extent)) };
     }
-    let number = if p.batch.is_empty() { block } else { b.bind(Expr::rem(block, each)) };
+    let number = if by_part.is_empty() { block } else { b.bind(Expr::rem(block, each)) };
     let [row, col] = raster(&mut b, number, tiles, t);
     let sums = b.scratch("c", p.result.accumulator(), t.m * t.n);
     let zero = Build::f(p.result.accumulator(), 0.0);
     b.fill(sums, Expr::int(t.m * t.n), zero.clone());
     let [at, bt] = [("a", t.m), ("b", t.n)].map(|(name, n)| b.scratch(name, scratch_dtype(p.dtype), n * t.k));
     let pieces = k.ceil_div(&Dim::from(t.k));
-    let pieces = b.dim(&pieces);
-    b.range(pieces, |b, piece| {
+    let (of_part, pieces) = (b.dim(&pieces.ceil_div(&Dim::from(p.parts.max(1)))), b.dim(&pieces));
+    let [from, to] = if p.parts > 1 {
+        let from = b.bind(index[0].clone() * of_part.clone());
+        let to = b.bind(Expr::minimum(from.clone() + of_part, pieces));
+        [from, to]
+    } else {
+        [Expr::int(0), pieces]
+    };
+    b.for_(from, to, LoopKind::Serial, |b, piece| {
         let l = b.bind(piece * Expr::int(t.k));
         a.copy(b, at, [t.m, t.k], [&row, &l], &index, false);
         bb.copy(b, bt, [t.k, t.n], [&l, &col], &index, false);

@@ -414,3 +414,22 @@ fn products_of_what_is_only_widened_take_it_as_it_is() {
     let dtypes: Vec<Vec<base::DType>> = lowered.kernels.iter().map(|k| k.buffers.iter().map(|b| b.dtype).collect()).collect();
     assert_eq!(dtypes, [vec![BF16, BF16], vec![BF16, BF16, F32]]);
 }
+
+#[test]
+fn sums_of_many_terms_are_taken_in_parts() {
+    // A weight's gradient that is added to: few tiles, terms by the number of rows.
+    let mut f = Func::new("f");
+    let [x, dy] = ["bf16[T, 40]", "bf16[T, 48]"].map(ty);
+    let (x, dy) = (f.arg("x", Role::Input, x), f.arg("dy", Role::Input, dy));
+    let old = f.arg("w", Role::Grad, ty("bf16[40, 48]"));
+    let mut b = Builder::new(&mut f);
+    let dw = b.contract("tk,tf->kf", x, dy);
+    let sum = b.add(dw, old);
+    f.output("w", Role::Grad, sum);
+    for t in [3, 64, 200] {
+        compare(f.clone(), &[("T", t)]);
+    }
+    let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f] };
+    let lowered = lower::lower(&module, lower::Options { fuse: true, parts: true, products: true }).expect("it lowers");
+    assert!(lowered.kernels[0].name.contains("product") && lowered.kernels[0].grid.is(8), "{:?}", lowered.kernels[0].grid);
+}

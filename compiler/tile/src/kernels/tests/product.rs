@@ -69,6 +69,7 @@ fn mixed(
         strides: strides.map(Dim::from),
         batch: sizes,
         accumulate,
+        parts: 1,
         aligned: [true; 3],
     };
     let kernel = gpu_product(&p, t);
