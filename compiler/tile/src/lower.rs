@@ -503,20 +503,38 @@ impl Lowerer<'_> {
 
         let (target, add) = self.destination(b, v, false);
         let aside = if sum == ty.dtype { None } else { Some(self.alloc(&ty.with_dtype(sum), false, b.depth)) };
-        let mut func = Func::new("parts");
-        let x = func.arg("x", Role::Inner, of_parts);
-        let whole = func.add(Op::Reduce(f, vec![0]), &[x], None).expect("it has a first axis");
-        let grouping = Grouping { root: vec![false, true], reads: vec![Vec::new(), vec![x]] };
-        let places = [vec![Some(partial)], vec![None]];
-        let scene = Scene { func: &func, grouping: &grouping, places: &places };
         let (to, adds) = aside.as_ref().map_or((&target, add), |a| (a, false));
-        let Fused { kernel, views, .. } = fuse(&scene, Value { node: whole, index: 0 }, to, adds);
-        let step = self.launch(kernel, views, node.origin, cost::fused_work(&func, &grouping, Value { node: whole, index: 0 }));
+        let step = self.join_parts(f, (partial, of_parts), (to, sum), adds, node.origin);
         b.steps.push(step);
         if let Some(aside) = aside {
             self.convert(&mut b.steps, (&aside, sum), (&target, ty.dtype), add);
         }
         b.places[v.node.0 as usize][0] = Some(target);
+    }
+
+    /// The step that reduces parts along their first axis, in order, to a place of another dtype or the same.
+    fn join_parts(
+        &mut self,
+        f: graph::op::ReduceFn,
+        (partial, of_parts): (StridedView, TensorType),
+        (to, dtype): (&StridedView, DType),
+        adds: bool,
+        origin: Option<base::Span>,
+    ) -> Step {
+        let same = of_parts.dtype == dtype;
+        let mut func = Func::new("parts");
+        let x = func.arg("x", Role::Inner, of_parts);
+        let mut last = func.add(Op::Reduce(f, vec![0]), &[x], None).expect("it has a first axis");
+        if !same {
+            last = func.add(Op::Cast(dtype), &[Value { node: last, index: 0 }], None).expect("it takes any type");
+        }
+        let n = func.nodes.len();
+        let (mut root, mut reads, mut places) = (vec![false; n], vec![Vec::new(); n], vec![vec![None]; n]);
+        (root[n - 1], reads[n - 1], places[0][0]) = (true, vec![x], Some(partial));
+        let (grouping, value) = (Grouping { root, reads }, Value { node: last, index: 0 });
+        let scene = Scene { func: &func, grouping: &grouping, places: &places };
+        let Fused { kernel, views, .. } = fuse(&scene, value, to, adds);
+        self.launch(kernel, views, origin, cost::fused_work(&func, &grouping, value))
     }
 
     fn fused(&mut self, b: &mut Body, v: Value) {
@@ -607,19 +625,9 @@ impl Lowerer<'_> {
         let [c_row, c_col] = [4, 5].map(|i| std::mem::replace(&mut p.strides[i], if i == 4 { n.clone() } else { Dim::from(1) }));
         (p.result, p.accumulate, p.aligned[2]) = (of_parts.dtype, false, true);
         let first = self.launch(gpu_product(&p, None), vec![g.a, g.b, aside.at.clone()], origin, work);
-        let mut func = Func::new("parts");
-        let x = func.arg("x", Role::Inner, of_parts);
-        let sum = func.add(Op::Reduce(graph::op::ReduceFn::Sum, vec![0]), &[x], None).expect("it has a first axis");
-        let sum = Value { node: sum, index: 0 };
-        let last = func.add(Op::Cast(result), &[sum], None).expect("it takes any type");
-        let grouping = Grouping { root: vec![false, false, true], reads: vec![Vec::new(), Vec::new(), vec![x]] };
-        let places = [vec![Some(aside)], vec![None], vec![None]];
         let to = StridedView { at: g.c, shape: vec![m, n], strides: vec![c_row, c_col] };
-        let value = Value { node: last, index: 0 };
-        let scene = Scene { func: &func, grouping: &grouping, places: &places };
-        let Fused { kernel, views, .. } = fuse(&scene, value, &to, accumulate);
-        let does = cost::fused_work(&func, &grouping, value);
-        vec![first, self.launch(kernel, views, origin, does)]
+        let last = self.join_parts(graph::op::ReduceFn::Sum, (aside, of_parts), (&to, result), accumulate, origin);
+        vec![first, last]
     }
     /// The step of a product over ragged rows.
     fn grouped(&mut self, g: GroupedGemm, origin: Option<base::Span>) -> Step {
