@@ -625,7 +625,9 @@ impl Lowerer<'_> {
         let [c_row, c_col] = [4, 5].map(|i| std::mem::replace(&mut p.strides[i], if i == 4 { n.clone() } else { Dim::from(1) }));
         (p.result, p.accumulate, p.aligned[2]) = (of_parts.dtype, false, true);
         let first = self.launch(gpu_product(&p, None), vec![g.a, g.b, aside.at.clone()], origin, work);
-        let to = StridedView { at: g.c, shape: vec![m, n], strides: vec![c_row, c_col] };
+        // Along an axis of one a product has no stride, but a map that writes it goes by one.
+        let strides = [(&m, c_row), (&n, c_col)].map(|(extent, s)| if extent.is(1) { Dim::from(1) } else { s }).to_vec();
+        let to = StridedView { at: g.c, shape: vec![m, n], strides };
         let last = self.join_parts(graph::op::ReduceFn::Sum, (aside, of_parts), (&to, result), accumulate, origin);
         vec![first, last]
     }
