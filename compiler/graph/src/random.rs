@@ -7,7 +7,7 @@
 
 use crate::{
     interp::{self, Options as InterpOptions, Tensor},
-    ir::{Func, Module, Node, Role, Value},
+    ir::{Func, Module, Node, NodeId, Role, Value},
     op::{self, Attend, Contract, Domain, Form, Fused, MapFn, Op, ReduceFn, Repeat, Scalar, map::Kind},
 };
 use base::{DType, Dim, DimEnv, TensorType};
@@ -704,10 +704,41 @@ impl Grower {
             self.op(Op::GroupedOuter, &[rows, y, offsets])?;
         }
         if self.random.once_in(2) {
+            self.gate(rows, [w, offsets], y, transposed)?;
+        }
+        if self.random.once_in(2) {
             let back = self.op(Op::Gather { batch: 0 }, &[y, position])?;
             self.op(Op::Reduce(ReduceFn::Sum, vec![1]), &[back])?;
         }
         Some(())
+    }
+    /// A map of a product and of another of the same rows, or of one of them and others; as a region or not.
+    fn gate(&mut self, rows: Value, [w, offsets]: [Value; 2], y: Value, transposed: bool) -> Option<()> {
+        let (of_w, of_y) = (self.ty(w), self.ty(y));
+        let other = self.fit(&of_w)?;
+        let z = self.op(Op::GroupedContract { transposed }, &[rows, other, offsets])?;
+        let factor = self.fit(&TensorType::new(of_y.dtype, [of_y.shape[0].clone()]))?;
+        let factor = self.op(Op::Broadcast { shape: of_y.shape.clone(), axes: vec![0] }, &[factor])?;
+        let mut nodes: BTreeSet<NodeId> = [y.node, z.node].into();
+        let mut last = y;
+        for _ in 0..1 + self.random.below(4) {
+            let beside = pick(&mut self.random, &[y, z, z, factor, factor]);
+            let f = pick(&mut self.random, &[MapFn::Swiglu, MapFn::Mul, MapFn::Silu, MapFn::Add]);
+            last = self.op(Op::Map(f), &[last, beside][..f.arity()])?;
+            nodes.insert(last.node);
+        }
+        if self.random.once_in(2) {
+            return Some(());
+        }
+        // What is in the region and what it takes: rows that are taken, or how a factor is repeated.
+        nodes.extend([rows.node, factor.node].into_iter().filter(|_| self.random.once_in(2)));
+        let results = match self.random.below(3) {
+            0 => vec![last],
+            1 => vec![last, y, z],
+            _ => vec![last, z],
+        };
+        let (fused, operands) = Fused::outline(&self.func, Form::Product, &nodes, &results);
+        self.node(Op::Fused(Box::new(fused)), &operands).map(drop)
     }
     /// A region of a value and of some of what it is computed from.
     fn fused(&mut self) -> Option<()> {

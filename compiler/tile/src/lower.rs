@@ -153,6 +153,7 @@ pub fn variant_of(name: &str) -> (&str, Vec<Dim>) {
 pub fn has_kernel(region: &graph::op::Fused) -> bool {
     match region.form {
         Form::Select => Select::of(region).is_some(),
+        Form::Product => false,
     }
 }
 
@@ -481,6 +482,7 @@ impl Lowerer<'_> {
                 let select = Select::of(region).unwrap_or_else(|| base::bug!("a region without a kernel was not taken apart"));
                 fuse_select(&select, &operands, &view)
             }
+            Form::Product => base::bug!("a region without a kernel was not taken apart"),
         };
         let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
         let step = self.launch(kernel, views, node.origin, cost::work(&node.op, &types, &node.types));

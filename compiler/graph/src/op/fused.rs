@@ -11,15 +11,19 @@ use std::collections::{BTreeMap, BTreeSet};
 pub enum Form {
     /// Ends in `topk` of scores that are computed where they are compared: each row keeps its best so far.
     Select,
+    /// Ends in maps of products of the same rows, element by element: tiles of the products are mapped where they were summed. Products that others
+    /// read too are results besides.
+    Product,
 }
 
 impl Form {
     /// Every form.
-    pub const ALL: [Form; 1] = [Form::Select];
+    pub const ALL: [Form; 2] = [Form::Select, Form::Product];
     /// Its name in the text form.
     pub fn name(self) -> &'static str {
         match self {
             Form::Select => "select",
+            Form::Product => "product",
         }
     }
     /// The form with this name.
