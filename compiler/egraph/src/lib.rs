@@ -14,6 +14,7 @@ mod rewrite;
 pub mod rules;
 
 pub use language::RUN_TIME_DIM;
+pub use rewrite::Growth;
 
 use base::{DimEnv, Span, TensorType};
 use egg::{EGraph, Id};
@@ -57,8 +58,8 @@ pub struct Report {
     pub cost: (f64, f64),
     /// E-nodes before and at the end.
     pub num_nodes: (usize, usize),
-    /// How often each rule said something new, in the order of the table.
-    pub fired: Vec<(String, usize)>,
+    /// What each rule that said something new did, in the order of the table.
+    pub fired: Vec<(String, Growth)>,
     /// Ops of the result that a rule made, in order: the rule, the op, the source text that it computes.
     pub chosen: Vec<Step>,
     /// With [`Options::explain`], what else could have been chosen, and what the function would cost then.
@@ -161,7 +162,7 @@ fn optimize_func(func: Func, name: &str, run: &Run) -> (Func, Report) {
         func: name.into(),
         cost: (cost.0, cost.1.min(cost.0)),
         num_nodes: (nodes_before, egraph.total_size()),
-        fired: table.iter().zip(fired).filter(|(_, n)| *n > 0).map(|(r, n)| (r.name.to_string(), n)).collect(),
+        fired: table.iter().zip(fired).filter(|(_, g)| g.times > 0).map(|(r, g)| (r.name.to_string(), g)).collect(),
         chosen: Vec::new(),
         alternatives: Vec::new(),
     };
@@ -190,14 +191,15 @@ fn optimize_func(func: Func, name: &str, run: &Run) -> (Func, Report) {
     (if gains { result.func } else { func }, report)
 }
 
-/// Applies the rules, then the joins, then what outlines regions; how often each fired.
-fn grow(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], options: &Options) -> Vec<usize> {
+/// Applies the rules, then the joins, then what outlines regions; what each did.
+fn grow(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], options: &Options) -> Vec<Growth> {
     let mut fired = rewrite::saturate(egraph, table, options.iteration_limit, options.node_limit);
     let join = |name| table.iter().position(|r| r.name == name && matches!(r.how, How::Join));
     let joins = merge::RULES.map(join);
     for (rule, count) in joins.into_iter().zip(merge::shared_operand(egraph, joins)) {
         if let Some(rule) = rule {
-            fired[rule] += count;
+            fired[rule].times += count.times;
+            fired[rule].nodes += count.nodes;
         }
     }
     rewrite::outline(egraph, table, options.node_limit, &mut fired);

@@ -5,7 +5,7 @@
 
 use crate::{
     language::{ENode, Facts},
-    rewrite::{self, Term, classes, sorted},
+    rewrite::{self, Growth, Term, classes, sorted},
 };
 use base::Dim;
 use egg::{EGraph, Id};
@@ -30,17 +30,19 @@ struct Set {
 /// The names of the rules: for contractions, and for grouped ones.
 pub const RULES: [&str; 2] = ["contract-of-shared-operand", "grouped-contract-of-shared-operand"];
 
-/// Adds the joined product of each set of two and more products `x·w` of one x and weights that are arguments. Returns the number of sets of
-/// contractions and of grouped contractions. `rules` are their places in the table; a form without one is left alone.
-pub fn shared_operand(egraph: &mut EGraph<ENode, Facts>, rules: [Option<usize>; 2]) -> [usize; 2] {
-    let mut counts = [0, 0];
+/// Adds the joined product of each set of two and more products `x·w` of one x and weights that are arguments. Returns what came of sets of
+/// contractions (times: the sets) and of grouped contractions. `rules` are their places in the table; a form without one is left alone.
+pub fn shared_operand(egraph: &mut EGraph<ENode, Facts>, rules: [Option<usize>; 2]) -> [Growth; 2] {
+    let mut counts = [Growth::default(); 2];
     for set in sets(egraph).into_iter().filter(|s| s.members.len() > 1) {
         let grouped = usize::from(matches!(set.form, Form::Grouped { .. }));
         let Some(rule) = rules[grouped] else { continue };
         egraph.analysis.rule = Some(rule);
         egraph.analysis.origin = set.members.iter().filter_map(|(result, _)| egraph[*result].data.origin).min();
+        let nodes = egraph.total_size();
         join(egraph, &set, RULES[grouped]);
-        counts[grouped] += 1;
+        counts[grouped].times += 1;
+        counts[grouped].nodes += egraph.total_size() - nodes;
     }
     (egraph.analysis.rule, egraph.analysis.origin) = (None, None);
     egraph.rebuild();

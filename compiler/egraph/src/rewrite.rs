@@ -103,11 +103,21 @@ pub fn add(egraph: &mut EGraph<ENode, Facts>, term: &Term) -> Id {
     }
 }
 
-/// How often each rule joined two classes, by its place in the table.
-pub fn saturate(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], iterations: usize, node_limit: usize) -> Vec<usize> {
-    let mut fired = vec![0; table.len()];
+/// What a rule did to an e-graph.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Growth {
+    /// How often it joined two classes.
+    pub times: usize,
+    /// The e-nodes that it added, of which congruence may show some to be equal later.
+    pub nodes: usize,
+}
+
+/// Applies the rules; what each did, by its place in the table.
+pub fn saturate(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], iterations: usize, node_limit: usize) -> Vec<Growth> {
+    let mut fired = vec![Growth::default(); table.len()];
+    let times = |all: &[Growth]| all.iter().map(|g| g.times).sum::<usize>();
     for _ in 0..iterations {
-        let mut before = fired.clone();
+        let before = times(&fired);
         apply(egraph, table, directed(egraph, table, false), node_limit, &mut fired);
         for (place, rule) in table.iter().enumerate() {
             let How::Pattern(rewrite) = &rule.how else { continue };
@@ -118,27 +128,27 @@ pub fn saturate(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], iterations: u
             }
             let matches = rewrite.search(egraph);
             egraph.analysis.rule = Some(place);
-            fired[place] += rewrite.apply(egraph, &matches).len();
+            let nodes = egraph.total_size();
+            fired[place].times += rewrite.apply(egraph, &matches).len();
+            fired[place].nodes += egraph.total_size() - nodes;
         }
         egraph.analysis.rule = None;
         egraph.rebuild();
-        std::mem::swap(&mut before, &mut fired);
-        if before == fired || egraph.total_size() > node_limit {
-            return before;
+        if before == times(&fired) || egraph.total_size() > node_limit {
+            break;
         }
-        fired = before;
     }
     fired
 }
 
 /// What outlines regions, once: nothing is rewritten in a region.
-pub fn outline(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], node_limit: usize, fired: &mut [usize]) {
+pub fn outline(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], node_limit: usize, fired: &mut [Growth]) {
     apply(egraph, table, directed(egraph, table, true), node_limit, fired);
     egraph.analysis.rule = None;
     egraph.rebuild();
 }
 
-fn apply(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], found: Vec<(usize, Found)>, node_limit: usize, fired: &mut [usize]) {
+fn apply(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], found: Vec<(usize, Found)>, node_limit: usize, fired: &mut [Growth]) {
     for (place, terms) in found {
         for (class, term) in terms {
             if egraph.total_size() > node_limit {
@@ -146,8 +156,10 @@ fn apply(egraph: &mut EGraph<ENode, Facts>, table: &[Rule], found: Vec<(usize, F
             }
             egraph.analysis.rule = Some(place);
             egraph.analysis.origin = egraph[class].data.origin;
+            let nodes = egraph.total_size();
             let id = add(egraph, &term);
-            fired[place] += usize::from(egraph.union_trusted(class, id, table[place].name));
+            fired[place].nodes += egraph.total_size() - nodes;
+            fired[place].times += usize::from(egraph.union_trusted(class, id, table[place].name));
         }
     }
     egraph.analysis.origin = None;

@@ -135,7 +135,7 @@ fn check_all_choices(what: &str, func: &Func, class: Class, dims: &DimEnv, seed:
             compared += 1;
         }
     }
-    (table.iter().zip(fired).map(|(r, n)| (r.name, n)).collect(), compared)
+    (table.iter().zip(fired).map(|(r, g)| (r.name, g.times)).collect(), compared)
 }
 
 #[test]

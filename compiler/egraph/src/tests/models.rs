@@ -35,6 +35,33 @@ fn every_family_fires_in_a_shipped_model_and_none_gets_dearer() {
     }
 }
 
+/// What `examples/curve.rs` measures, without a clock: scopes stay small, no rule runs away, and depth changes nothing.
+#[test]
+fn e_graphs_stay_small_and_do_not_grow_with_depth() {
+    for (name, dim, depths) in [
+        ("strata", "layers", &[2, 64][..]),
+        ("deepseek_v3", "num_hidden_layers", &[5, 61]),
+        ("qwen3_moe", "num_hidden_layers", &[2]),
+        ("llama", "num_hidden_layers", &[2]),
+    ] {
+        let of = |layers: &i64| {
+            let module = source::module(name, &format!("{dim}={layers}"));
+            let (_, reports) = optimize(&module, &tile::cost::op_cost, &Options::default());
+            reports.into_iter().map(|r| (r.func, r.num_nodes, r.fired)).collect::<Vec<_>>()
+        };
+        let all: Vec<_> = depths.iter().map(of).collect();
+        assert!(all.iter().all(|x| *x == all[0]), "{name}");
+        for (func, (before, after), fired) in &all[0] {
+            assert!(*after <= 5 * before && *after < 2000, "{name} {func}: {before} e-nodes to {after}");
+            for (rule, growth) in fired {
+                assert!(growth.nodes <= *before, "{name} {func}: {rule} adds {growth:?} to {before} e-nodes");
+            }
+            let added: usize = fired.iter().map(|(_, g)| g.nodes).sum();
+            assert!(before + added >= *after, "{name} {func}: who made the others? {before} e-nodes to {after}, {fired:?}");
+        }
+    }
+}
+
 /// A layer in bf16 that widens what it does not need.
 const MIXED: &str = "
 dims B, T
