@@ -74,7 +74,11 @@ fn scope(module: &Module, path: &str, body: &Func, broken: &mut Vec<String>) {
     let alone = |f: &Func| Module { funcs: vec![f.clone()], ..module.clone() };
     let (whole, reports) = time(&alone(body));
     let mut inner: Vec<&Func> = Vec::new();
-    body.nodes.values().filter_map(|n| n.op.body()).for_each(|b| if !inner.contains(&b) { inner.push(b) });
+    body.nodes.values().filter_map(|n| n.op.body()).for_each(|b| {
+        if !inner.contains(&b) {
+            inner.push(b)
+        }
+    });
     let own = (whole - inner.iter().map(|b| time(&alone(b)).0).sum::<f64>()).max(0.0);
     let r = reports.last().expect("a report for each scope, its own last");
     let gain = 100.0 * (1.0 - r.cost.1 / r.cost.0.max(1.0));

@@ -106,10 +106,21 @@ fn run(f: &Func, dims: &DimEnv, seed: u64) -> Vec<Bounded> {
 
 /// Compares every e-node of every class with the others of its class. Returns how often each rule fired and how many were compared.
 fn check_all_choices(what: &str, func: &Func, class: Class, dims: &DimEnv, seed: u64) -> (Vec<(&'static str, usize)>, usize) {
-    let options = Options { class, ..Options::default() };
+    check_choices_for(what, func, &Options { class, ..Options::default() }, dims, seed)
+}
+
+/// The same with other options: of a shape bucket, for one.
+fn check_choices_for(
+    what: &str,
+    func: &Func,
+    options: &Options,
+    dims: &DimEnv,
+    seed: u64,
+) -> (Vec<(&'static str, usize)>, usize) {
+    let class = options.class;
     let table: Vec<Rule> = rules::all().into_iter().filter(|r| r.class <= class).collect();
-    let Built { mut egraph, classes, .. } = build(func, &options);
-    let fired = grow(&mut egraph, &table, &options);
+    let Built { mut egraph, classes, .. } = build(func, options);
+    let fired = grow(&mut egraph, &table, options);
     let space = Space::new(&egraph, &cost);
     let at = |v: Value| space.at(classes[&v]);
     let outputs: Vec<usize> = func.outputs.iter().map(|o| at(o.value)).collect();
@@ -121,11 +132,13 @@ fn check_all_choices(what: &str, func: &Func, class: Class, dims: &DimEnv, seed:
         assert_eq!(graph::verify_func(&extracted), [], "{what}");
         (run(&extracted, dims, seed), extracted)
     };
-    let mut compared = 0;
+    let (mut compared, mut regions) = (0, false);
     for (class, count) in space.num_options().into_iter().enumerate().filter(|(c, n)| *n > 1 && !args.contains(c)) {
         // What has several results is compared by each of them.
         let forced = (0..count).filter(|_| space.is_single(class)).filter_map(|i| space.force(&choice, class, i));
         let values: Vec<_> = forced.map(|c| value(&c, class)).collect();
+        let has_region = |f: &Func| f.nodes.values().any(|n| matches!(n.op, Op::Fused(_)));
+        regions |= values.len() > 1 && values.iter().any(|(_, f)| has_region(f));
         for (other, f) in values.iter().skip(1) {
             assert_agree(
                 &format!("{what}: in place of\n{}\n{}", print(&module_of(&values[0].1)), print(&module_of(f))),
@@ -135,6 +148,9 @@ fn check_all_choices(what: &str, func: &Func, class: Class, dims: &DimEnv, seed:
             compared += 1;
         }
     }
+    // A region that was outlined is held against the ops it stands for.
+    let outlined = table.iter().zip(&fired).any(|(r, g)| matches!(r.how, How::Outline(..)) && g.times > 0);
+    assert!(regions || !outlined, "{what}: a region was not compared");
     (table.iter().zip(fired).map(|(r, g)| (r.name, g.times)).collect(), compared)
 }
 
