@@ -33,7 +33,7 @@ fn compare_steps(model: &str, set: &str, [b, t, vocab]: [i64; 3], gpu: bool) {
     let front = pipeline::front("model.lode", &text, &mut |_| None, &options);
     let told: Vec<String> = front.diagnostics.iter().map(|d| d.error.to_string()).collect();
     let program = front.program.as_ref().unwrap_or_else(|| panic!("{model}: {told:?}"));
-    let (module, reports) = pipeline::middle(program, &options).expect("it optimises");
+    let (module, reports) = pipeline::middle(program, &Options { gpu, ..options.clone() }).expect("it optimises");
     assert!(reports.iter().all(|r| r.cost.1 <= r.cost.0), "{reports:?}");
     let (plain, _) = pipeline::middle(program, &Options { no_optimize: true, ..options.clone() }).expect("it compiles");
     let lowered = pipeline::lower(&module, &Options { gpu, ..Options::default() }).expect("it lowers");

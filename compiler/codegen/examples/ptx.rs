@@ -14,7 +14,7 @@ use tile::{
         domain::Problem,
         gpu_attend::{self, gpu_attend},
         gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_queries, gpu_attend_grad_rows},
-        gpu_product::{Epilogue, Grouped, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product},
+        gpu_product::{Element, Epilogue, Grouped, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product},
         gpu_route::gpu_route,
         gpu_scatter_add::gpu_scatter_add,
         gpu_topk::gpu_topk,
@@ -162,10 +162,11 @@ fn large_grouped() -> Vec<Kernel> {
 
 /// Both first products of experts and their gate, in one.
 fn gated(groups: Dim, [k, n]: [i64; 2], kept: bool, taken: Option<Dim>) -> Kernel {
-    let gate = |_: &mut Build, x: &[Expr]| Expr::Map(MapFn::Swiglu, x.to_vec());
+    let gate = |_: &mut Build, at: &Element| vec![Expr::Map(MapFn::Swiglu, at.products.clone())];
+    let results = [None, Some(0), Some(1)][..if kept { 3 } else { 1 }].iter().map(|r| (*r, DType::BF16)).collect();
     let extents = [groups, Dim::sym("R"), Dim::from(k), Dim::from(n)];
     let p = Grouped { dtype: DType::BF16, extents, rows: Some(true), aligned: true };
-    gpu_grouped_map(&p, &Epilogue { taken, matrices: 2, kept, map: Some(&gate) }, None)
+    gpu_grouped_map(&p, &Epilogue { taken, matrices: 2, operands: Vec::new(), results, map: Some(&gate) }, None)
 }
 
 /// Routing, choice and sums by index as a mixture of 128 experts and an embedding of 32000 tokens have them.

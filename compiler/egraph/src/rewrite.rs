@@ -16,6 +16,8 @@ use std::borrow::Cow;
 pub struct Site<'a> {
     /// The e-graph.
     pub egraph: &'a EGraph<ENode, Facts>,
+    /// The class of the value.
+    pub class: Id,
     /// The op.
     pub op: &'a Op,
     /// Its operands.
@@ -173,15 +175,14 @@ fn directed(egraph: &EGraph<ENode, Facts>, table: &[Rule], outlines: bool) -> Ve
     for class in classes(egraph) {
         for node in sorted(egraph, class) {
             let mut look = |op: &Op, children: &[Id], result| {
-                let site = Site { egraph, op, children, ty: &egraph[class].data.types[0], result };
+                let site = Site { egraph, class, op, children, ty: &egraph[class].data.types[0], result };
                 for (rule, (_, terms)) in table.iter().zip(&mut found) {
-                    let (root, apply) = match rule.how {
-                        How::Directed(root, apply) if !outlines => (root, apply),
-                        How::Outline(root, apply) if outlines => (root, apply),
-                        How::Pattern(_) | How::Directed(..) | How::Outline(..) | How::Join => continue,
-                    };
-                    if root == op.name() {
-                        terms.extend(apply(&site).into_iter().map(|t| (class, t)));
+                    match rule.how {
+                        How::Directed(root, apply) if !outlines && root == op.name() => {
+                            terms.extend(apply(&site).into_iter().map(|t| (class, t)));
+                        }
+                        How::Outline(root, apply) if outlines && root == op.name() => terms.extend(apply(&site)),
+                        How::Pattern(_) | How::Directed(..) | How::Outline(..) | How::Join => {}
                     }
                 }
             };

@@ -8,13 +8,14 @@ mod fusion;
 mod heads;
 mod layout;
 mod precision;
+mod products;
 mod regions;
 
 use crate::{
     language::{ENode, Facts},
     rewrite::{Site, Term},
 };
-use egg::Rewrite;
+use egg::{Id, Rewrite};
 
 /// What a rule does to rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,8 +96,8 @@ pub enum How {
     Directed(&'static str, fn(&Site) -> Vec<Term>),
     /// Done once after those, see `merge`.
     Join,
-    /// As directed, done once after all others: the terms are regions, whose ops are those of the site and below it.
-    Outline(&'static str, fn(&Site) -> Vec<Term>),
+    /// As directed, done once after all others: regions around the site, with the classes that their results equal.
+    Outline(&'static str, fn(&Site) -> Vec<(Id, Term)>),
 }
 
 /// Every rule, by family.
@@ -110,6 +111,7 @@ pub fn all() -> Vec<Rule> {
     all.extend(heads::rules());
     all.extend(precision::rules());
     all.extend(regions::rules());
+    all.extend(products::rules());
     all.extend([join("contract-of-shared-operand"), join("grouped-contract-of-shared-operand")]);
     all
 }

@@ -226,6 +226,41 @@ fn the_gate_and_the_value_of_swiglu_are_not_swapped() {
 }
 
 #[test]
+fn products_of_other_rows_or_offsets_are_in_no_region_together() {
+    for (same_rows, same_offsets, want) in [(true, true, 2), (false, true, 1), (true, false, 1)] {
+        let f = Draw::first().func(&["f32 B K", "f32 B K", "f32 3 M K", "f32 3 M K", "i32 B 1", "i32 B 1"], |b, a| {
+            let offsets = [a[4], a[5]].map(|c| b.node(Op::Route { groups: 3 }, &[c])[0]);
+            let mut product = |x, w, i: usize| b.op(Op::GroupedContract { transposed: true }, &[x, w, offsets[i]]);
+            // Which is which is told by the number of results.
+            let all = [product(a[0], a[2], 0), product(a[0], a[3], 0), product(a[1], a[3], 0), product(a[0], a[3], 1)];
+            all.to_vec()
+        });
+        let mut f = f;
+        let [g, same, other_rows, other_offsets] = [0, 1, 2, 3].map(|i| f.outputs[i].value);
+        let u = if !same_rows {
+            other_rows
+        } else if !same_offsets {
+            other_offsets
+        } else {
+            same
+        };
+        f.outputs.clear();
+        let h = Builder::new(&mut f).map(MapFn::Swiglu, &[g, u]);
+        f.output("o", Role::Result, h);
+        graph::passes::prune_dead(&mut f);
+        let options = Options::default();
+        let mut egraph = super::build(&f, &options).egraph;
+        grow(&mut egraph, &rules::all(), &options);
+        let of = |op: &Op| match op {
+            Op::Fused(r) => Some(r.body.nodes.values().filter(|n| matches!(n.op, Op::GroupedContract { .. })).count()),
+            _ => None,
+        };
+        let counts: Vec<usize> = egraph.analysis.ops.iter().filter_map(of).collect();
+        assert!(!counts.is_empty() && counts.iter().all(|n| *n == want), "{counts:?}");
+    }
+}
+
+#[test]
 fn rules_of_a_looser_class_are_off_when_not_asked_for() {
     for rule in rules::all().into_iter().filter(|r| r.class > Class::Exact) {
         let (_, types, build) = INSTANCES.iter().find(|(n, ..)| *n == rule.name).expect("tested above");

@@ -8,12 +8,13 @@
 
 use crate::{
     group::{Grouping, is_inline, is_layout},
+    lower::products::Products,
     tuning::{Tuning, bucket},
 };
 use base::{DType, Dim, DimEnv, TensorType};
 use graph::{
     Func, NodeId, Op, Value,
-    op::{Contract, Domain, MapFn},
+    op::{Contract, Domain, Form, MapFn},
 };
 use library::{Class, Job, Work};
 use std::{
@@ -92,10 +93,14 @@ impl<'t> Model<'t> {
         }
     }
 
-    /// The arithmetic of a region, or its traffic. Without a kernel it is its ops one by one, and a launch more, so that nobody outlines it.
+    /// The arithmetic of a region, or its traffic. Without a kernel it is its ops one by one, each stored, and a launch more, so that nobody
+    /// outlines it.
     fn region_cost(&self, sizes: &DimEnv, region: &graph::op::Fused, operands: &[&TensorType], results: &[TensorType]) -> f64 {
         let (body, t) = (&region.body, self.tuning);
-        let has_kernel = crate::lower::has_kernel(region);
+        let has_kernel = crate::lower::has_kernel(region, t.target == library::SM_90A);
+        if let Some(products) = Products::of(region).filter(|_| has_kernel && region.form == Form::Product) {
+            return self.products_cost(sizes, region, &products);
+        }
         let of = |node: &graph::Node| {
             let operands: Vec<&TensorType> = node.inputs.iter().map(|v| body.ty(*v)).collect();
             match &node.op {
@@ -104,13 +109,30 @@ impl<'t> Model<'t> {
                     job.flops() / t.product_rate(job.dtype)
                 }
                 Op::Reduce(..) | Op::TopK(_) if has_kernel => value(&operands[0].elems(), sizes) / t.map_ops_per_ns,
-                op => self.op_cost(sizes, op, &operands, &node.types),
+                op => {
+                    let copied = !has_kernel && is_inline(op) && !is_layout(op);
+                    let stored = |ty: &TensorType| self.op_cost(sizes, &Op::Concat(0), &[ty], std::slice::from_ref(ty));
+                    self.op_cost(sizes, op, &operands, &node.types) + if copied { stored(&node.types[0]) } else { 0.0 }
+                }
             }
         };
         let arithmetic: f64 = body.nodes.values().map(of).sum();
         let bytes = |t: &TensorType| value(&t.elems(), sizes) * t.dtype.bytes() as f64;
         let traffic = operands.iter().copied().chain(results).map(bytes).sum::<f64>() / t.bytes_per_ns;
         t.launch_ns + if has_kernel { arithmetic.max(traffic) } else { arithmetic }
+    }
+
+    /// The time of the products, but for storing what is given in their place, and the arithmetic of the maps.
+    fn products_cost(&self, sizes: &DimEnv, region: &graph::op::Fused, products: &Products) -> f64 {
+        let (body, t) = (&region.body, self.tuning);
+        let job = valued(&products.work(), sizes);
+        let bytes = |ty: &TensorType| value(&ty.elems(), sizes) * ty.dtype.bytes() as f64;
+        let all = |of: &dyn Fn(&graph::Node) -> f64| body.nodes.values().map(of).sum::<f64>();
+        let maps = all(&|n| if let Op::Map(f) = &n.op { value(&n.types[0].elems(), sizes) * map_ops(*f) as f64 } else { 0.0 });
+        let summed = all(&|n| if let Op::GroupedContract { .. } = n.op { bytes(&n.types[0]) } else { 0.0 });
+        let traffic = job.bytes() - summed + products.traffic().map(bytes).sum::<f64>();
+        let measured = self.time(&job) / roofline(t, &job);
+        measured * (t.launch_ns + arithmetic(t, &job).max(traffic / t.bytes_per_ns)) + maps / t.map_ops_per_ns
     }
 }
 
@@ -126,6 +148,11 @@ pub fn op_cost_at(sizes: &DimEnv, op: &Op, operands: &[&TensorType], results: &[
 
 /// What the table's rates allow at best: the longer of arithmetic and memory traffic, and the launch.
 pub fn roofline(t: &Tuning, job: &Job) -> f64 {
+    t.launch_ns + arithmetic(t, job).max(job.bytes() / t.bytes_per_ns)
+}
+
+/// The time of a step's arithmetic.
+fn arithmetic(t: &Tuning, job: &Job) -> f64 {
     let n = &job.shape;
     let tiles = |extent: i64, by: i64| (extent.max(1) as f64 / by.max(1) as f64).ceil();
     let (rate, blocks) = match job.class {
@@ -144,7 +171,7 @@ pub fn roofline(t: &Tuning, job: &Job) -> f64 {
     // The last wave takes as long as a full one.
     let waves = blocks / t.processors;
     let tail = if waves.is_finite() { waves.ceil() / waves } else { 1.0 };
-    t.launch_ns + (job.flops() / rate * tail).max(job.bytes() / t.bytes_per_ns)
+    job.flops() / rate * tail
 }
 
 fn octaves(job: &Job) -> Vec<f64> {
@@ -153,6 +180,12 @@ fn octaves(job: &Job) -> Vec<f64> {
 
 /// What an op does, for any run-time dims. Of ops that are no step of their own, what a kernel of it alone would do.
 pub fn work(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Work {
+    if let Op::Fused(region) = op
+        && region.form == Form::Product
+        && let Some(products) = Products::of(region)
+    {
+        return products.work();
+    }
     let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1), |n, d| n * d.clone());
     let dtype = operands.first().map_or(results[0].dtype, |t| t.dtype);
     let (class, shape) = match op {

@@ -748,7 +748,7 @@ impl Fuser<'_> {
 }
 
 /// A constant of a dtype: rounded where the compute dtype is wider, as wide ones are rounded where they are used.
-fn constant(c: Scalar, dtype: DType) -> Expr {
+pub(crate) fn constant(c: Scalar, dtype: DType) -> Expr {
     let compute = compute_dtype(dtype);
     let exact = compute == dtype && dtype.is_float();
     Expr::Const(if exact { c } else { Scalar::new(dtype.round(c.get())) }, compute)

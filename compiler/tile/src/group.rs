@@ -7,7 +7,7 @@
 
 use crate::{
     fused::num_parts,
-    lower::{Options, experts, narrow},
+    lower::{Options, narrow},
     view::{StridedView, row_major},
 };
 use base::{Dim, TensorType};
@@ -118,11 +118,6 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
             cost[i] = node.inputs.iter().map(|v| cost[v.node.0 as usize] * times).fold(op_cost(&node.op), u32::saturating_add);
         }
     }
-    // Rows that come with the loads of a step.
-    let gates = if products && fuse { experts::find(func) } else { Vec::new() };
-    let loaded: BTreeSet<NodeId> = gates.iter().filter_map(|g| g.gather).collect();
-    // Factors that a step has in its registers: others compute them again.
-    let passing: BTreeSet<NodeId> = gates.iter().filter_map(|g| g.factor).collect();
     // The roots that use a node inline.
     let mut users: Vec<BTreeSet<NodeId>> = vec![BTreeSet::new(); n];
     let mut forced = vec![false; n];
@@ -141,7 +136,7 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
             continue;
         }
         let is_root = if is_inline(&node.op) || is_unrolled_node(func, id) {
-            let shared = users[i].len() > 1 && cost[i] > RECOMPUTE_LIMIT && !passing.contains(&id);
+            let shared = users[i].len() > 1 && cost[i] > RECOMPUTE_LIMIT;
             forced[i] || cost[i] > SIZE_LIMIT || shared
         } else {
             let in_parts = parts && num_parts(func, Value { node: id, index: 0 }).is_some();
@@ -149,7 +144,7 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
         };
         g.root[i] = is_root;
         let as_users = if is_root { BTreeSet::from([id]) } else { users[i].clone() };
-        let is_fused_op = (is_inline(&node.op) || matches!(node.op, Op::Reduce(..))) && !loaded.contains(&id);
+        let is_fused_op = is_inline(&node.op) || matches!(node.op, Op::Reduce(..));
         let narrow = narrow::narrow_operands(func, &node.op, &node.inputs).filter(|_| products && fuse);
         for (k, v) in node.inputs.iter().enumerate() {
             let j = v.node.0 as usize;

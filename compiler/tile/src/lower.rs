@@ -22,6 +22,7 @@ use graph::{
     passes::expand_fused_where,
 };
 use library::{BufferId, Class, GroupedGemm, Port, Step, View, Work};
+use products::Products;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Entries and kernels of a module.
@@ -112,7 +113,7 @@ pub fn lower_with(module: &Module, options: Options, tilings: Tilings) -> Result
     let mut seen = BTreeMap::new();
     let mut module = module.clone();
     for func in &mut module.funcs {
-        expand_fused_where(func, &|region| !has_kernel(region));
+        expand_fused_where(func, &|region| !has_kernel(region, options.products && options.fuse));
     }
     for func in &module.funcs {
         let (func_name, loops) = (func.name.clone(), Vec::new());
@@ -149,11 +150,11 @@ pub fn variant_of(name: &str) -> (&str, Vec<Dim>) {
     (entry, when.unwrap_or_else(|| base::bug!("'{conditions}' is no condition of a variant")))
 }
 
-/// Whether a region has a kernel of its own; others are computed op by op.
-pub fn has_kernel(region: &graph::op::Fused) -> bool {
+/// Whether a region has a kernel of its own, on a device on which products are kernels or another; others are computed op by op.
+pub fn has_kernel(region: &graph::op::Fused, products: bool) -> bool {
     match region.form {
         Form::Select => Select::of(region).is_some(),
-        Form::Product => false,
+        Form::Product => products && Products::of(region).is_some(),
     }
 }
 
@@ -243,16 +244,7 @@ impl Lowerer<'_> {
         targets: Vec<Target>,
         depth: usize,
     ) -> Result<Vec<Step>, TargetError> {
-        let mut grouping = group(func, self.options);
-        let fuses = self.options.products && self.options.fuse;
-        let gates = if fuses { experts::steps(func, &grouping) } else { BTreeMap::new() };
-        let skipped: BTreeSet<NodeId> = gates.values().flat_map(experts::Gate::skipped).collect();
-        for (at, gate) in &gates {
-            // What the skipped would read is read there.
-            let reads = gate.skipped().filter(|n| *n != gate.map).flat_map(|n| grouping.reads[n.0 as usize].clone());
-            let reads: Vec<Value> = reads.collect();
-            grouping.reads[at.0 as usize].extend(reads);
-        }
+        let grouping = group(func, self.options);
         let mut places: Vec<Vec<Option<StridedView>>> = func.nodes.values().map(|n| vec![None; n.types.len()]).collect();
         for (i, view) in args.into_iter().enumerate() {
             places[i][0] = Some(view);
@@ -296,12 +288,9 @@ impl Lowerer<'_> {
         }
         for (id, node) in func.nodes.iter() {
             self.constrain(func, id);
-            if b.grouping.root[id.0 as usize] && !b.absorbed.contains(&id) && !skipped.contains(&id) {
+            if b.grouping.root[id.0 as usize] && !b.absorbed.contains(&id) {
                 let first = b.steps.len();
-                match gates.get(&id) {
-                    Some(gate) => self.gate(&mut b, gate),
-                    None => self.root(&mut b, id)?,
-                }
+                self.root(&mut b, id)?;
                 for step in &b.steps[first..] {
                     if let Step::Launch { kernel, .. } = step {
                         let (func, loops) = (self.func.clone(), self.loops.clone());
@@ -473,17 +462,16 @@ impl Lowerer<'_> {
 
     /// A region that has a kernel.
     fn region(&mut self, b: &mut Body, id: NodeId, region: &graph::op::Fused) {
+        const ONE: &str = "a region without a kernel was taken apart";
+        let select = match region.form {
+            Form::Select => Select::of(region).expect(ONE),
+            Form::Product => return self.products(b, id, &Products::of(region).expect(ONE)),
+        };
         let node = b.func.nodes[id].clone();
         let operands: Vec<StridedView> = node.inputs.iter().map(|v| self.strided(b, *v)).collect();
         let v = Value { node: id, index: 0 };
         let (view, add_to) = self.fresh_destination(b, v);
-        let Fused { kernel, views, .. } = match region.form {
-            Form::Select => {
-                let select = Select::of(region).unwrap_or_else(|| base::bug!("a region without a kernel was not taken apart"));
-                fuse_select(&select, &operands, &view)
-            }
-            Form::Product => base::bug!("a region without a kernel was not taken apart"),
-        };
+        let Fused { kernel, views, .. } = fuse_select(&select, &operands, &view);
         let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
         let step = self.launch(kernel, views, node.origin, cost::work(&node.op, &types, &node.types));
         b.steps.push(step);
@@ -850,7 +838,7 @@ fn sum_into_argument(b: &Body, v: Value) -> Option<(NodeId, usize)> {
     }
 }
 
-pub(crate) mod experts;
 pub(crate) mod narrow;
+pub(crate) mod products;
 #[cfg(test)]
 mod tests;

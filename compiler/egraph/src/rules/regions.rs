@@ -27,8 +27,8 @@ struct Cut<'a> {
     site: &'a Site<'a>,
     /// Values with more run-time dims than this are not to be stored.
     most: usize,
-    /// The classes so far with the ops that compute them, operands first; none for what the region takes.
-    order: Vec<(Id, Option<(Op, Vec<Id>)>)>,
+    /// The classes so far, operands first.
+    order: Vec<Inside>,
     open: BTreeSet<Id>,
     index: BTreeMap<Id, bool>,
 }
@@ -113,36 +113,36 @@ impl Cut<'_> {
         }
         small
     }
-    /// The region that ends in `op` of classes taken.
-    fn region(self, form: Form, op: Op, of: &[Id]) -> Term {
-        let find = |c: &Id| self.site.egraph.find(*c);
-        let mut body = Func::new("body");
-        let mut values: BTreeMap<Id, Value> = BTreeMap::new();
-        let mut operands = Vec::new();
-        for (class, _) in self.order.iter().filter(|(_, op)| op.is_none()) {
-            let ty = self.site.ty_of(*class).clone();
-            values.insert(*class, body.arg(&format!("x{}", operands.len()), Role::Inner, ty));
-            operands.push(Term::from(*class));
-        }
-        let add = |body: &mut Func, op: Op, inputs: &[Value]| {
-            let node = body.add(op, inputs, None).unwrap_or_else(|e| base::bug!("a region of misfits: {e}"));
-            Value { node, index: 0 }
-        };
-        for (class, op) in &self.order {
-            let Some((op, of)) = op else { continue };
-            let inputs: Vec<Value> = of.iter().map(|c| values[c]).collect();
-            values.insert(*class, add(&mut body, op.clone(), &inputs));
-        }
-        let inputs: Vec<Value> = of.iter().map(|c| values[&find(c)]).collect();
-        let last = add(&mut body, op, &inputs);
-        body.output("y0", Role::Inner, last);
-        Term::Op(Op::Fused(Box::new(Fused { form, body })), operands)
+}
+
+/// A class of a region, with the op that computes it inside; none for what the region takes.
+pub(super) type Inside = (Id, Option<(Op, Vec<Id>)>);
+
+/// The region of these classes, operands first, that gives `results`.
+pub(super) fn region(site: &Site, form: Form, order: &[Inside], results: &[Id]) -> Term {
+    let mut body = Func::new("body");
+    let mut values: BTreeMap<Id, Value> = BTreeMap::new();
+    let mut operands = Vec::new();
+    for (class, _) in order.iter().filter(|(_, op)| op.is_none()) {
+        let ty = site.ty_of(*class).clone();
+        values.insert(*class, body.arg(&format!("x{}", operands.len()), Role::Inner, ty));
+        operands.push(Term::from(*class));
     }
+    for (class, op) in order {
+        let Some((op, of)) = op else { continue };
+        let inputs: Vec<Value> = of.iter().map(|c| values[&site.egraph.find(*c)]).collect();
+        let node = body.add(op.clone(), &inputs, None).unwrap_or_else(|e| base::bug!("a region of misfits: {e}"));
+        values.insert(*class, Value { node, index: 0 });
+    }
+    for (i, class) in results.iter().enumerate() {
+        body.output(&format!("y{i}"), Role::Inner, values[class]);
+    }
+    Term::Op(Op::Fused(Box::new(Fused { form, body })), operands)
 }
 
 // topₖ(f(q·k)): each row keeps its best so far while its scores are computed; no row of scores is whole in memory. Where a score belongs to a
 // pair of positions, or of a position and a block of them, and is computed from products that themselves are not argument or result.
-fn topk_of_scores(site: &Site) -> Vec<Term> {
+fn topk_of_scores(site: &Site) -> Vec<(Id, Term)> {
     let (Op::TopK(_), [scores]) = (site.op, site.children) else { return Vec::new() };
     let (_, rows) = site.ty_of(*scores).shape.split_last().expect("a row to choose from");
     let mut cut = Cut { site, most: degree(rows), order: Vec::new(), open: BTreeSet::new(), index: BTreeMap::new() };
@@ -154,5 +154,7 @@ fn topk_of_scores(site: &Site) -> Vec<Term> {
     if !cut.order.iter().any(|(_, op)| is_product(op)) {
         return Vec::new();
     }
-    vec![cut.region(Form::Select, site.op.clone(), site.children)]
+    let mut order = cut.order;
+    order.push((site.class, Some((site.op.clone(), site.children.to_vec()))));
+    vec![(site.class, region(site, Form::Select, &order, &[site.class]))]
 }

@@ -254,6 +254,19 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let op = Op::GroupedContract { transposed: true };
         [a[1], a[2]].map(|w| b.op(op.clone(), &[a[0], w, route[0]])).to_vec()
     }),
+    // Gate and up of rows that are taken by index, by a factor for each row; the up product is wanted besides.
+    ("map-of-grouped-contracts", &["float B K", "float 3 M K", "float 3 M K", "float 3 K M", "i32 B 2", "float 2*B"], |b, a| {
+        let route = b.node(Op::Route { groups: 3 }, &[a[4]]);
+        let two = b.full_like(route[1], 2.0);
+        let token = b.map(MapFn::FloorDiv, &[route[1], two]);
+        let x = b.op(Op::Gather { batch: 0 }, &[a[0], token]);
+        let product = |b: &mut Builder, x, w| b.op(Op::GroupedContract { transposed: true }, &[x, w, route[0]]);
+        let [g, u] = [a[1], a[2]].map(|w| product(b, x, w));
+        let s = b.map(MapFn::Silu, &[g]);
+        let s = scaled_along(b, s, a[5], &[0]);
+        let h = b.mul(s, u);
+        vec![product(b, h, a[3]), b.map(MapFn::Exp, &[u]), u]
+    }),
 ];
 
 /// Programs that only look alike, with the rules that must not fire there.
@@ -314,6 +327,20 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
             [(a[1], routes[0]), (a[2], routes[1])].map(|(w, r)| b.op(op.clone(), &[a[0], w, r])).to_vec()
         },
     ),
+    ("a map that needs all of a row", &["map-of-grouped-contracts"], &["f32 B K", "f32 3 M K", "i32 B 1"], |b, a| {
+        let offsets = b.node(Op::Route { groups: 3 }, &[a[2]])[0];
+        let g = b.op(Op::GroupedContract { transposed: true }, &[a[0], a[1], offsets]);
+        let most = b.op(Op::Reduce(ReduceFn::Max, vec![1]), &[g]);
+        let shape = shape(b, g);
+        let most = b.broadcast(most, &shape, &[0]);
+        vec![b.map(MapFn::Sub, &[g, most])]
+    }),
+    ("a map of rows, and no product", &["map-of-grouped-contracts"], &["f32 B K", "f32 3 K K", "i32 B 1"], |b, a| {
+        let offsets = b.node(Op::Route { groups: 3 }, &[a[2]])[0];
+        let x = b.map(MapFn::Silu, &[a[0]]);
+        let g = b.op(Op::GroupedContract { transposed: true }, &[x, a[1], offsets]);
+        vec![b.transpose(g, &[1, 0])]
+    }),
     ("a factor of rows is none of columns", &["contract-of-mul-by-summed"], &["f32 B K", "f32 B", "f32 K N"], |b, a| {
         let x = scaled_along(b, a[0], a[1], &[0]);
         vec![b.contract("bk,kn->bn", x, a[2])]

@@ -209,3 +209,41 @@ fn sparse_attention_of_std_stores_no_score_of_each_pair() {
         assert_agree(text, &run(&module.funcs[0], &dims, 1), &run(&out.funcs[0], &dims, 1));
     }
 }
+
+/// The regions of products of a function and of its loops: how many products each has, how many results, and whether rows come with their loads.
+fn regions(f: &Func) -> Vec<(usize, usize, bool)> {
+    let of = |node: &graph::Node| match &node.op {
+        Op::Fused(region) if region.form == graph::op::Form::Product => {
+            let count = |is: &dyn Fn(&Op) -> bool| region.body.nodes.values().filter(|n| is(&n.op)).count();
+            let products = count(&|op| matches!(op, Op::GroupedContract { .. }));
+            vec![(products, region.body.outputs.len(), count(&|op| matches!(op, Op::Gather { .. })) == 1)]
+        }
+        Op::Repeat(r) => regions(&r.body),
+        _ => Vec::new(),
+    };
+    f.nodes.values().flat_map(of).collect()
+}
+
+#[test]
+fn experts_are_regions_of_products_where_there_is_a_kernel_for_them() {
+    let optimized = |module: &Module, gpu: bool| {
+        let model = tile::cost::Model::new(tile::Tuning::of_target(gpu));
+        let sizes = DimEnv::new();
+        let cost = |op: &Op, x: &[&TensorType], y: &[TensorType]| model.op_cost(&sizes, op, x, y);
+        let (out, reports) = optimize(module, &cost, &Options::default());
+        assert_eq!(graph::verify::verify(&out), []);
+        assert!(reports.iter().all(|r| r.cost.1 <= r.cost.0));
+        out
+    };
+    for (name, set) in source::MODELS.iter().filter(|(name, _)| *name != "llama") {
+        let module = source::module(name, set);
+        let (out, on_host) = (optimized(&module, true), optimized(&module, false));
+        let of = |m: &Module, entry: &str| regions(m.func(entry).expect("the entry is there"));
+        // Gate and up, of rows that are never stored.
+        assert_eq!(of(&out, "forward"), [(2, 1, true)], "{name}");
+        // Both are kept for the gradient; those of both factors come from one product, and the rows' is a sum of two.
+        let grad = of(&out, "grad");
+        assert!(matches!(grad[..], [(2, 3, true), (1, 2, false), (1, _, false)]), "{name}: {grad:?}");
+        assert_eq!((of(&on_host, "forward"), of(&on_host, "grad")), (Vec::new(), Vec::new()), "{name}");
+    }
+}

@@ -341,7 +341,10 @@ fn raster(b: &mut Build, number: Expr, [tall, wide]: [Expr; 2], t: Tiling) -> [E
 /// The kernel of a product over ragged rows.
 pub fn gpu_grouped(p: &Grouped, tiling: Option<Tiling>) -> Kernel {
     match p.rows {
-        Some(transposed) => rows(p, transposed, &Epilogue { taken: None, matrices: 1, kept: false, map: None }, tiling),
+        Some(transposed) => {
+            let results = vec![(Some(0), p.dtype)];
+            rows(p, transposed, &Epilogue { taken: None, matrices: 1, operands: Vec::new(), results, map: None }, tiling)
+        }
         None => outer(p, tiling),
     }
 }
@@ -352,14 +355,26 @@ pub struct Epilogue<'a> {
     pub taken: Option<Dim>,
     /// How many matrices each row is multiplied by. Their products have the same tiles.
     pub matrices: usize,
-    /// Whether the products are stored too.
-    pub kept: bool,
-    /// A result from the products at an element, each rounded to the dtype; `None` is the product itself.
-    pub map: Option<&'a dyn Fn(&mut Build, &[Expr]) -> Expr>,
+    /// What else the map reads: dtypes and elements.
+    pub operands: Vec<(DType, Dim)>,
+    /// What is stored, and as what: the product of this number, or the map's next result.
+    pub results: Vec<(Option<usize>, DType)>,
+    /// The other results at an element.
+    pub map: Option<&'a dyn Fn(&mut Build, &Element) -> Vec<Expr>>,
 }
 
-/// Products of the same ragged rows with one or more matrices, and a map of them. Buffers: x, each w, the indices if rows are taken by index, offsets,
-/// result, and each product if they are kept.
+/// Where a map is.
+pub struct Element {
+    /// The products there, each rounded to the dtype.
+    pub products: Vec<Expr>,
+    /// What else it may read.
+    pub operands: Vec<Mem>,
+    /// The row and the column; of an element outside of the result, others that are inside.
+    pub at: [Expr; 2],
+}
+
+/// Products of the same ragged rows with one or more matrices, and maps of them. Buffers: x, each w, the indices if rows are taken by index, offsets,
+/// what else the maps read, and the results.
 pub fn gpu_grouped_map(p: &Grouped, epilogue: &Epilogue, tiling: Option<Tiling>) -> Kernel {
     let transposed = p.rows.expect("rows of a result");
     rows(p, transposed, epilogue, tiling)
@@ -383,19 +398,22 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
     let wms: Vec<Mem> = (0..epilogue.matrices).map(|i| b.read(&name("w", i), p.dtype, w.elems())).collect();
     let index = epilogue.taken.as_ref().map(|_| b.read("index", DType::I32, rows.clone()));
     let offsets = b.read("offsets", DType::I32, groups.clone() + Dim::from(1));
-    let ym = b.write("y", p.dtype, y.elems());
-    let kept = if epilogue.kept { epilogue.matrices } else { 0 };
-    let kept: Vec<Mem> = (0..kept).map(|i| b.write(&format!("kept{i}"), p.dtype, y.elems())).collect();
+    let operands = epilogue.operands.iter().enumerate();
+    let operands: Vec<Mem> = operands.map(|(i, (dtype, elems))| b.read(&format!("z{i}"), *dtype, elems.clone())).collect();
+    let single = epilogue.results.len() == 1;
+    let name_of = |i: usize| if single { "y".to_string() } else { format!("y{i}") };
+    let yms = epilogue.results.iter().enumerate().map(|(i, (_, dtype))| b.write(&name_of(i), *dtype, y.elems()));
+    let yms: Vec<Mem> = yms.collect();
     let mut x = x.matrix(&mut b, xm, copies);
     x.index = index.map(|m| if let Mem::Buffer(i) = m { i } else { base::bug!("a buffer") });
     let ws: Vec<Matrix> = wms.into_iter().map(|m| w.matrix(&mut b, m, copies)).collect();
-    let store = y.copies(p.dtype);
-    let mut results: Vec<Matrix> = [ym].into_iter().chain(kept).map(|m| y.matrix(&mut b, m, store)).collect();
+    let mut results: Vec<Matrix> =
+        yms.into_iter().zip(&epilogue.results).map(|(m, (_, d))| y.matrix(&mut b, m, y.copies(*d))).collect();
     let wide = n.ceil_div(&Dim::from(t.n));
     // Every group, and the rows of none, may end in a tile that is not full.
     let tall = rows.floor_div(&Dim::from(t.m)) + groups.clone() + Dim::from(1);
     b.kernel.grid = tall * wide.clone();
-    let (wide, groups, total) = (b.dim(&wide), b.dim(groups), b.dim(rows));
+    let (wide, groups, total, columns) = (b.dim(&wide), b.dim(groups), b.dim(rows), b.dim(n));
     let tile_row = b.bind(Expr::floor_div(b.block(), wide.clone()));
     let col = b.bind(Expr::rem(b.block(), wide) * Expr::int(t.n));
     // Group g begins with tile ⌊offsets[g] / m⌋ + g, which leaves each group as many tiles as it may need: the last that begins here or before.
@@ -442,18 +460,36 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
                 b.dot(extents, x.tile(at, [t.m, t.k]), w.tile(*bt, [t.k, t.n]), tile(*sums, Expr::int(0), t.n), true);
             }
         });
-        let (y, kept) = results.split_first().expect("a result");
-        for (kept, sums) in kept.iter().zip(&sums) {
-            kept.copy(b, *sums, [t.m, t.n], [&row, &col], &[], true);
+        let stored = || results.iter().zip(&epilogue.results);
+        for (y, i) in stored().filter_map(|(y, (i, _))| Some((y, (*i)?))) {
+            y.copy(b, sums[i], [t.m, t.n], [&row, &col], &[], true);
         }
-        if let Some(map) = epilogue.map {
-            b.each(elems, |b, e| {
-                let products: Vec<Expr> = sums.iter().map(|s| b.bind(Expr::load(*s, e.clone()).cast(p.dtype))).collect();
-                let value = map(b, &products);
-                b.store(sums[0], e, value);
-            });
+        let Some(map) = epilogue.map else { return };
+        let mapped: Vec<&Matrix> = stored().filter(|(_, (i, _))| i.is_none()).map(|(y, _)| y).collect();
+        b.each(elems, |b, e| {
+            let products = sums.iter().map(|s| b.bind(Expr::load(*s, e.clone()).cast(p.dtype))).collect();
+            let at =
+                [row.clone() + Expr::floor_div(e.clone(), Expr::int(t.n)), col.clone() + Expr::rem(e.clone(), Expr::int(t.n))];
+            let at = at.map(|i| b.bind(i));
+            let inside = Expr::and(Expr::lt(at[0].clone(), limit.clone()), Expr::lt(at[1].clone(), columns.clone()));
+            let inside = b.bind(inside);
+            let [r, c] = [0, 1].map(|i| b.bind(Expr::select(inside.clone(), at[i].clone(), [&row, &col][i].clone())));
+            let values = map(b, &Element { products, operands: operands.clone(), at: [r.clone(), c.clone()] });
+            let values: Vec<Expr> = values.into_iter().map(|v| b.bind(v)).collect();
+            for (i, (value, y)) in values.into_iter().zip(&mapped).enumerate() {
+                match sums.get(i) {
+                    Some(sums) => b.store(*sums, e.clone(), value),
+                    // There are no more registers.
+                    None => {
+                        let index = b.bind(r.clone() * columns.clone() + c.clone());
+                        b.if_(inside.clone(), |b| b.store(y.mem, index, value));
+                    }
+                }
+            }
+        });
+        for (y, sums) in mapped.into_iter().zip(&sums) {
+            y.copy(b, *sums, [t.m, t.n], [&row, &col], &[], true);
         }
-        y.copy(b, sums[0], [t.m, t.n], [&row, &col], &[], true);
     });
     b.finish()
 }

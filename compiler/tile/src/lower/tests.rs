@@ -354,12 +354,31 @@ fn a_view_given_to_a_loop_is_reshaped_there() {
     compare(f, BT);
 }
 
+/// The values of a region of these nodes, which are of the function and not needed there.
+fn outlined(b: &mut Builder, nodes: &[Value], results: &[Value]) -> Vec<Value> {
+    let nodes = nodes.iter().map(|v| v.node).collect();
+    let (region, operands) = graph::op::Fused::outline(b.func, graph::op::Form::Product, &nodes, results);
+    b.node(Op::Fused(Box::new(region)), &operands)
+}
+
+/// The names of a kernel's buffers.
+fn names(k: &crate::Kernel) -> Vec<&str> {
+    k.buffers.iter().map(|b| b.name.as_str()).collect()
+}
+
 #[test]
-fn gated_products_of_experts_are_one_kernel() {
-    // Rows by choice, and their experts' products; with `both`, the first product is wanted as well.
-    let build = |both: bool, rounded: bool| {
+fn maps_of_products_of_experts_are_one_kernel() {
+    // Rows by choice and their experts' products. What is in the region, and what others want as well.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Way {
+        Gate,
+        Kept,
+        Factor,
+        Backward,
+    }
+    let build = |way: Way| {
         move |b: &mut Builder, a: &[Value]| {
-            let [x, choice, gate, up, down] = a[..] else { panic!("five arguments") };
+            let [x, choice, gate, up, down, w] = a[..] else { panic!("six arguments") };
             let route = b.node(Op::Route { groups: 3 }, &[choice]);
             let two = b.constant(2.0, I32);
             let two = b.splat(two, &["2*N".parse().expect("a dim")]);
@@ -367,33 +386,81 @@ fn gated_products_of_experts_are_one_kernel() {
             let rows = b.op(Op::Gather { batch: 0 }, &[x, token]);
             let product = |b: &mut Builder, x: Value, w: Value| b.op(Op::GroupedContract { transposed: true }, &[x, w, route[0]]);
             let (g, u) = (product(b, rows, gate), product(b, rows, up));
-            let h = if rounded {
-                let s = b.map(MapFn::Silu, &[g]);
-                b.mul(u, s)
-            } else {
-                b.map(MapFn::Swiglu, &[g, u])
-            };
-            let y = product(b, h, down);
-            if both { vec![y, b.map(MapFn::Abs, &[g])] } else { vec![y] }
+            let s = b.map(MapFn::Silu, &[g]);
+            let h = b.map(MapFn::Swiglu, &[g, u]);
+            match way {
+                Way::Gate => outlined(b, &[rows, g, u, h], &[h]),
+                Way::Kept => {
+                    let h = outlined(b, &[rows, g, u, h], &[h, g, u]);
+                    vec![product(b, h[0], down), b.map(MapFn::Abs, &[h[1]]), h[2]]
+                }
+                // A number for each row, and a value that is not of the region.
+                Way::Factor => {
+                    let shape = b.func.ty(g).shape.clone();
+                    let factor = b.broadcast(w, &shape, &[0]);
+                    let (part, other) = (b.mul(s, factor), b.map(MapFn::Sin, &[u]));
+                    let sum = b.add(part, other);
+                    outlined(b, &[g, s, part, factor, sum], &[sum])
+                }
+                // The gradients of both factors of a gate, from one product.
+                Way::Backward => {
+                    let y = b.op(Op::GroupedContract { transposed: false }, &[rows, down, route[0]]);
+                    let (dg, du) = (b.mul(y, u), b.mul(y, s));
+                    let wide = b.cast(dg, F32);
+                    outlined(b, &[rows, y, dg, s, du, wide], &[wide, du, y])
+                }
+            }
         }
     };
-    let args = ["bf16[N, 16]", "i32[N, 2]", "bf16[3, 24, 16]", "bf16[3, 24, 16]", "bf16[3, 16, 24]"];
-    for (both, rounded) in [(false, false), (true, false), (true, true)] {
+    let args = ["bf16[N, 16]", "i32[N, 2]", "bf16[3, 24, 16]", "bf16[3, 24, 16]", "bf16[3, 16, 24]", "bf16[2*N]"];
+    let all = [
+        (Way::Gate, vec!["x", "w0", "w1", "index", "offsets", "y"], 1),
+        (Way::Kept, vec!["x", "w0", "w1", "index", "offsets", "y0", "y1", "y2"], 2),
+        (Way::Factor, vec!["x", "w", "offsets", "z0", "z1", "y"], 2),
+        (Way::Backward, vec!["x", "w", "index", "offsets", "z0", "z1", "y0", "y1", "y2"], 2),
+    ];
+    for (way, buffers, count) in all {
         let mut f = Func::new("f");
         let values: Vec<Value> = args.iter().enumerate().map(|(i, t)| f.arg(&format!("a{i}"), Role::Input, ty(t))).collect();
-        let outputs = build(both, rounded)(&mut Builder::new(&mut f), &values);
+        let outputs = build(way)(&mut Builder::new(&mut f), &values);
         outputs.into_iter().enumerate().for_each(|(i, v)| f.output(&format!("o{i}"), Role::Result, v));
+        graph::passes::prune_dead(&mut f);
         compare(f.clone(), &[("N", 7)]);
         let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f] };
         let lowered = lower::lower(&module, lower::Options { fuse: true, parts: true, products: true }).expect("it lowers");
-        let kernels = |name: &str| lowered.kernels.iter().filter(|k| k.name.contains(name)).collect::<Vec<_>>();
-        // Both first products with their gate, and the second.
-        let grouped = kernels("grouped");
-        assert_eq!(grouped.len(), 2, "{:?}", lowered.kernels.iter().map(|k| &k.name).collect::<Vec<_>>());
-        let names: Vec<&str> = grouped[0].buffers.iter().map(|b| b.name.as_str()).collect();
-        let kept: &[&str] = if both { &["kept0", "kept1"] } else { &[] };
-        assert_eq!(names, [&["x", "w0", "w1", "index", "offsets", "y"], kept].concat());
+        let grouped: Vec<_> = lowered.kernels.iter().filter(|k| k.name.contains("grouped")).collect();
+        assert!(grouped.iter().any(|k| names(k) == buffers), "{:?}", grouped.iter().map(|k| names(k)).collect::<Vec<_>>());
+        assert_eq!(grouped.len(), count);
     }
+}
+
+#[test]
+fn regions_of_other_products_are_taken_apart() {
+    // Rows that are mapped themselves, products of other rows, or of matrices that lie the other way.
+    for way in 0..3 {
+        let mut f = Func::new("f");
+        let args = ["bf16[N, 16]", "bf16[N, 16]", "bf16[3, 16, 16]", "bf16[3, 16, 16]", "i32[N, 1]", "i32[N]"];
+        let a: Vec<Value> = args.iter().enumerate().map(|(i, t)| f.arg(&format!("a{i}"), Role::Input, ty(t))).collect();
+        let mut b = Builder::new(&mut f);
+        let offsets = b.node(Op::Route { groups: 3 }, &[a[4]])[0];
+        let rows = b.op(Op::Gather { batch: 0 }, &[a[0], a[5]]);
+        let g = b.op(Op::GroupedContract { transposed: true }, &[rows, a[2], offsets]);
+        let other = if way == 1 { a[1] } else { rows };
+        let u = b.op(Op::GroupedContract { transposed: way != 2 }, &[other, a[3], offsets]);
+        let h = b.map(MapFn::Swiglu, &[g, u]);
+        let h = if way == 0 { b.mul(h, rows) } else { h };
+        let y = outlined(&mut b, &[rows, g, u, h], &[h])[0];
+        f.output("y", Role::Result, y);
+        graph::passes::prune_dead(&mut f);
+        let Op::Fused(region) = &f.def(y_of(&f)).op else { panic!("a region") };
+        assert!(!lower::has_kernel(region, true), "{way}");
+        compare(f, &[("N", 5)]);
+    }
+}
+
+/// The only result.
+fn y_of(f: &Func) -> Value {
+    f.outputs[0].value
 }
 
 #[test]

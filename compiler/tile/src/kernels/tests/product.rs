@@ -6,7 +6,7 @@ use crate::{
     ir::{Expr, Kernel, Stmt},
     kernels::{
         build::Build,
-        gpu_product::{Epilogue, Grouped, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product},
+        gpu_product::{Element, Epilogue, Grouped, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product},
     },
     verify::verify,
 };
@@ -191,8 +191,12 @@ fn gated_products_of_ragged_rows() {
             rows: Some(transposed),
             aligned: true,
         };
-        let gate = |_: &mut Build, x: &[Expr]| Expr::Map(MapFn::Swiglu, x.to_vec());
-        let kernel = gpu_grouped_map(&p, &Epilogue { taken: taken.map(Dim::from), matrices: 2, kept, map: Some(&gate) }, None);
+        let gate = |_: &mut Build, at: &Element| vec![Expr::Map(MapFn::Swiglu, at.products.clone())];
+        let results = [None, Some(0), Some(1)].map(|r| (r, dtype));
+        let results = results[..if kept { 3 } else { 1 }].to_vec();
+        let taken_of = taken.map(Dim::from);
+        let epilogue = Epilogue { taken: taken_of, matrices: 2, operands: Vec::new(), results, map: Some(&gate) };
+        let kernel = gpu_grouped_map(&p, &epilogue, None);
         assert_eq!(verify(&kernel), Vec::<String>::new());
         let dims: DimEnv = [("R".into(), rows)].into_iter().collect();
         let mut fill = |n: i64| (0..n).map(|_| dtype.round(random.float())).collect::<Vec<f64>>();
