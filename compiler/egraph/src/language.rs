@@ -1,5 +1,6 @@
 //! E-nodes and what is known of each class. An e-node wraps a graph op; there is no second list of ops.
 
+use crate::routing::Routing;
 use base::{Dim, DimEnv, Span, TensorType};
 use egg::{Analysis, DidMerge, EGraph, FromOp, Id, Language};
 use graph::{
@@ -66,6 +67,8 @@ pub struct Facts {
     pub by_name: BTreeMap<&'static str, Vec<u32>>,
     /// The types of the function's arguments.
     pub args: Vec<TensorType>,
+    /// Arguments that are results of one routing.
+    pub routings: Vec<Routing>,
     /// The source text of nodes being added.
     pub origin: Option<Span>,
     /// What run-time dims are taken to be where a premise compares sizes.

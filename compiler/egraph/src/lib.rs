@@ -11,6 +11,7 @@ mod language;
 mod merge;
 mod proof;
 mod rewrite;
+mod routing;
 pub mod rules;
 
 pub use language::RUN_TIME_DIM;
@@ -21,6 +22,7 @@ use egg::{EGraph, Id};
 use extract::Space;
 use graph::{Func, Module, Op, Value};
 use language::{ENode, Facts, Head};
+use routing::Routing;
 use rules::{Class, How, Rule};
 use std::collections::BTreeMap;
 
@@ -100,7 +102,7 @@ pub fn optimize(module: &Module, cost: Cost, options: &Options) -> (Module, Vec<
     let mut out = module.clone();
     for func in &mut out.funcs {
         let name = func.name.clone();
-        *func = run.func(func, &name);
+        *func = run.func(func, &name, Vec::new());
     }
     (out, run.reports)
 }
@@ -116,17 +118,20 @@ struct Run<'a> {
     cost: Cost<'a>,
     options: &'a Options,
     /// Bodies of loops as they came and as they became, with their reports: equal layers are optimised once.
-    bodies: Vec<(Func, Func, Vec<Report>)>,
+    bodies: Vec<(Func, Vec<Routing>, Func, Vec<Report>)>,
     reports: Vec<Report>,
 }
 
 impl Run<'_> {
-    fn func(&mut self, func: &Func, name: &str) -> Func {
+    /// A function, with the arguments that are known to be of routings.
+    fn func(&mut self, func: &Func, name: &str, routings: Vec<Routing>) -> Func {
         let mut func = func.clone();
-        for node in func.nodes.values_mut() {
-            let Op::Repeat(r) = &mut node.op else { continue };
+        for id in func.nodes.ids() {
+            let of_body = routing::routings(&func, id);
+            let Op::Repeat(r) = &mut func.nodes[id].op else { continue };
             let body_name = format!("{name}/body");
-            if let Some((_, after, reports)) = self.bodies.iter().find(|(before, ..)| *before == r.body) {
+            let same = |(before, of, ..): &&(Func, Vec<Routing>, Func, Vec<Report>)| *before == r.body && *of == of_body;
+            if let Some((_, _, after, reports)) = self.bodies.iter().find(same) {
                 let again =
                     |r: &Report| Report { func: r.func.replacen(&reports[reports.len() - 1].func, &body_name, 1), ..r.clone() };
                 self.reports.extend(reports.iter().map(again));
@@ -134,19 +139,21 @@ impl Run<'_> {
                 continue;
             }
             let first = self.reports.len();
-            let after = self.func(&r.body, &body_name);
+            let after = self.func(&r.body.clone(), &body_name, of_body.clone());
+            let Op::Repeat(r) = &mut func.nodes[id].op else { base::bug!("a loop") };
             let before = std::mem::replace(&mut r.body, after.clone());
-            self.bodies.push((before, after, self.reports[first..].to_vec()));
+            self.bodies.push((before, of_body, after, self.reports[first..].to_vec()));
         }
-        let (func, report) = optimize_func(func, name, self);
+        let (func, report) = optimize_func(func, name, routings, self);
         self.reports.push(report);
         func
     }
 }
 
-fn optimize_func(func: Func, name: &str, run: &Run) -> (Func, Report) {
+fn optimize_func(func: Func, name: &str, routings: Vec<Routing>, run: &Run) -> (Func, Report) {
     let (table, cost, options) = (&run.table, run.cost, run.options);
     let Built { mut egraph, classes, nodes } = build(&func, options);
+    egraph.analysis.routings = routings;
     let nodes_before = egraph.total_size();
     let fired = grow(&mut egraph, table, options);
     let space = Space::new(&egraph, cost);

@@ -260,6 +260,63 @@ fn products_of_other_rows_or_offsets_are_in_no_region_together() {
     }
 }
 
+/// A loop that routes by two choices, and one backwards over what they gave, which adds up rows by each.
+fn routed_by_an_earlier_loop() -> Func {
+    let ty = |text: &str| Draw::first().ty(text);
+    let mut f = Func::new("f");
+    let mut arg = |name: &str, text: &str| f.arg(name, Role::Input, ty(text));
+    let choices = [arg("a", "i32 2 B 2"), arg("b", "i32 2 B 2")];
+    let (rows, tokens) = (arg("rows", "f32 2 2*B K"), arg("tokens", "f32 2 B K"));
+    let mut first = Func::new("body");
+    let chosen = ["a", "b"].map(|name| first.arg(name, Role::Inner, ty("i32 B 2")));
+    for (i, c) in chosen.into_iter().enumerate() {
+        let route = Builder::new(&mut first).node(Op::Route { groups: 3 }, &[c]);
+        first.output(&format!("source{i}"), Role::Inner, route[1]);
+        first.output(&format!("position{i}"), Role::Inner, route[2]);
+    }
+    let of =
+        |body: Func, reverse: bool| Op::Repeat(Box::new(graph::op::Repeat { count: 2, carried: 0, constant: 0, reverse, body }));
+    let routed = Builder::new(&mut f).node(of(first, false), &choices);
+    let mut second = Func::new("body");
+    let mut arg = |name: &str, text: &str| second.arg(name, Role::Inner, ty(text));
+    let of_routes = [0, 1].map(|i| [arg(&format!("source{i}"), "i32 2*B"), arg(&format!("position{i}"), "i32 B 2")]);
+    let (v, y) = (arg("rows", "f32 2*B K"), arg("tokens", "f32 B K"));
+    for (i, [source, position]) in of_routes.into_iter().enumerate() {
+        let mut b = Builder::new(&mut second);
+        let two = b.full_like(source, 2.0);
+        let token = b.map(MapFn::FloorDiv, &[source, two]);
+        let sum = b.op(Op::ScatterAdd { batch: 0, n: Dim::sym("B") }, &[token, v]);
+        let each = b.broadcast(y, &[Dim::sym("B"), Dim::from(2), Dim::from(5)], &[0, 2]);
+        let back = b.op(Op::ScatterAdd { batch: 0, n: Dim::sym("B") * Dim::from(2) }, &[position, each]);
+        second.output(&format!("sum{i}"), Role::Inner, sum);
+        second.output(&format!("back{i}"), Role::Inner, back);
+    }
+    let sums = Builder::new(&mut f).node(of(second, true), &[routed, vec![rows, tokens]].concat());
+    sums.into_iter().enumerate().for_each(|(i, v)| f.output(&format!("o{i}"), Role::Result, v));
+    f
+}
+
+#[test]
+fn rows_are_picked_by_the_routing_of_an_earlier_loop_and_no_other() {
+    let f = routed_by_an_earlier_loop();
+    let (out, reports) = optimize(&module_of(&f), &cost, &Options::default());
+    for rule in ["scatter-add-by-position", "scatter-add-by-source"] {
+        assert!(reports.iter().flat_map(|r| &r.fired).any(|(name, g)| name == rule && g.times == 2), "{rule}: {reports:?}");
+    }
+    for seed in 0..4 {
+        let dims = [("B".into(), 1 + 3 * seed as i64)].into_iter().collect();
+        assert_agree("two routings", &run(&f, &dims, seed), &run(&out.funcs[0], &dims, seed));
+    }
+    // What the first loop gives is no routing of the second's if it is not of the same turn.
+    let mut f = f;
+    let loops: Vec<_> = f.nodes.iter().filter(|(_, n)| matches!(n.op, Op::Repeat(_))).map(|(id, _)| id).collect();
+    let Op::Repeat(r) = &mut f.nodes[loops[0]].op else { panic!("a loop") };
+    let [source, position] = [0, 3].map(|i| r.body.outputs[i].value);
+    (r.body.outputs[0].value, r.body.outputs[1].value) = (source, position);
+    let of = super::routing::routings(&f, loops[1]);
+    assert_eq!(of, [[None, Some(0), None], [None, Some(2), Some(1)]]);
+}
+
 #[test]
 fn rules_of_a_looser_class_are_off_when_not_asked_for() {
     for rule in rules::all().into_iter().filter(|r| r.class > Class::Exact) {

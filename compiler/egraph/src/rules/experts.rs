@@ -3,7 +3,10 @@
 //! # Source: SonicMoE, arXiv 2512.14080, section 3.
 
 use super::{Class, Family, Rule, directed};
-use crate::rewrite::{Site, Term};
+use crate::{
+    language::{ENode, Head},
+    rewrite::{Site, Term},
+};
 use base::{Dim, TensorType};
 use egg::Id;
 use graph::{
@@ -75,10 +78,38 @@ fn contract_of_few_choices(site: &Site) -> Vec<Term> {
     found
 }
 
-/// The routings of which a class is this result.
-fn routes(site: &Site, class: Id, which: u32) -> Vec<Id> {
-    let of = site.results(class).filter(|(_, i)| *i == which).map(|(op, _)| op);
-    of.filter(|op| site.defs(*op).any(|(op, _)| matches!(&*op, Op::Route { .. }))).collect()
+/// Results of a routing.
+struct Routed {
+    /// The choice that each row is for.
+    source: Term,
+    /// The row of each choice.
+    position: Term,
+    /// The type of the positions.
+    choices: TensorType,
+}
+
+/// The routings of which a class is this result: of the function, or of what its arguments come from.
+fn routings(site: &Site, class: Id, which: usize) -> Vec<Routed> {
+    let here = site.results(class).filter(|(_, i)| *i as usize == which).map(|(op, _)| op);
+    let here = here.filter(|op| site.defs(*op).any(|(op, _)| matches!(&*op, Op::Route { .. })));
+    let result = |route: Id, i: u32| Term::Result(i, Term::Class(route).into());
+    let mut found: Vec<Routed> = here
+        .map(|route| {
+            let choices = site.egraph[route].data.types[2].clone();
+            Routed { source: result(route, 1), position: result(route, 2), choices }
+        })
+        .collect();
+    for args in &site.egraph.analysis.routings {
+        let arg = |i: &Option<u32>| site.egraph.lookup(ENode { head: Head::Arg((*i)?), children: Vec::new() });
+        let [of, source, position] = [&args[which], &args[1], &args[2]].map(arg);
+        if let (Some(of), Some(source), Some(position)) = (of, source, position)
+            && site.same(of, class)
+        {
+            let choices = site.ty_of(position).clone();
+            found.push(Routed { source: source.into(), position: position.into(), choices });
+        }
+    }
+    found
 }
 
 /// Whether a class is one integer everywhere.
@@ -107,39 +138,51 @@ fn scatter_add_by_position(site: &Site) -> Vec<Term> {
     let (choices, of_v) = (site.ty_of(*index), site.ty_of(*v));
     let [_, k] = &choices.shape[..] else { return Vec::new() };
     let mut found = Vec::new();
-    for route in routes(site, *index, 2).into_iter().filter(|_| *n == choices.elems()) {
-        let source = Term::Result(1, Term::Class(route).into());
-        let flat = |x: Id, ty: &TensorType| {
-            let shape = [std::slice::from_ref(n), &ty.shape[2..]].concat();
-            Term::of(Op::Reshape(shape), x)
+    for Routed { source, .. } in routings(site, *index, 2).into_iter().filter(|_| *n == choices.elems()) {
+        // Axes before the choices of a token, and these, as one.
+        let flat = |x: Id, before: usize| {
+            let rest = &site.ty_of(x).shape[before..];
+            Term::of(Op::Reshape([std::slice::from_ref(n), rest].concat()), x)
         };
-        found.push(gather(flat(*v, of_v), source.clone()));
+        found.push(gather(flat(*v, 2), source.clone()));
         let Some(k) = k.known() else { continue };
         let index = TensorType::new(choices.dtype, vec![n.clone()]);
         let token = Term::Op(Op::Map(MapFn::FloorDiv), vec![source.clone(), full(&index, k)]);
-        for (op, of) in site.defs(*v) {
-            if !matches!(&*op, Op::Map(MapFn::Mul)) {
+        // The product itself, or with its tokens along several axes.
+        let products = site.defs(*v).flat_map(|(op, of)| match &*op {
+            Op::Reshape(_) => site.defs(of[0]).map(|(op, below)| (op.into_owned(), below, site.ty_of(of[0]))).collect(),
+            op => vec![(op.clone(), of, of_v)],
+        });
+        for (op, of, ty) in products {
+            // Axes of tokens.
+            let lead = (ty.rank() + 1).saturating_sub(of_v.rank());
+            let rows = of_v.shape[0].clone();
+            let whole = ty.shape.len() > lead && lead > 0 && ty.shape[lead..] == of_v.shape[1..];
+            let whole = whole && ty.shape[..lead].iter().fold(Dim::from(1), |n, d| n * d.clone()) == rows;
+            if !whole || !matches!(op, Op::Map(MapFn::Mul)) {
                 continue;
             }
+            let tokens: Vec<usize> = (0..lead).collect();
             // A factor that is the same for all choices of a token, one that is a number for each choice, or any other.
             let factor = |x: Id| {
                 for (op, below) in site.defs(x) {
                     let Op::Broadcast { axes, .. } = &*op else { continue };
-                    let rows = site.ty_of(below[0]);
-                    let wide = |picked: Term, rest: Vec<usize>| {
-                        let axes: Vec<usize> = [0].into_iter().chain(rest).collect();
+                    let of_each = site.ty_of(below[0]);
+                    let wide = |picked: Term, rest: &[usize]| {
+                        let axes: Vec<usize> = [0].into_iter().chain(rest.iter().map(|a| a - lead)).collect();
                         let whole = axes.len() == site.ty.rank();
                         if whole { picked } else { Term::of(Op::Broadcast { shape: site.ty.shape.clone(), axes }, picked) }
                     };
-                    let after = |axes: &[usize]| axes.iter().map(|a| a - 1).collect::<Vec<_>>();
-                    if axes.first() == Some(&0) && axes.get(1) != Some(&1) {
-                        return wide(gather(below[0].into(), token.clone()), after(&axes[1..]));
+                    if axes.starts_with(&tokens) && axes.get(lead) != Some(&lead) {
+                        let shape = [std::slice::from_ref(&rows), &of_each.shape[lead..]].concat();
+                        let each = if lead == 1 { below[0].into() } else { Term::of(Op::Reshape(shape), below[0]) };
+                        return wide(gather(each, token.clone()), &axes[lead..]);
                     }
-                    if axes.starts_with(&[0, 1]) {
-                        return wide(gather(flat(below[0], rows), source.clone()), after(&axes[2..]));
+                    if axes.starts_with(&tokens) {
+                        return wide(gather(flat(below[0], lead + 1), source.clone()), &axes[lead + 1..]);
                     }
                 }
-                gather(flat(x, of_v), source.clone())
+                gather(flat(x, lead + 1), source.clone())
             };
             found.push(times(factor(of[0]), factor(of[1])));
         }
@@ -155,14 +198,13 @@ fn scatter_add_by_source(site: &Site) -> Vec<Term> {
         if !matches!(&*op, Op::Map(MapFn::FloorDiv)) {
             continue;
         }
-        for route in routes(site, of[0], 1) {
-            let choices = &site.egraph[route].data.types[2];
+        for Routed { position, choices, .. } in routings(site, of[0], 1) {
             let [tokens, k] = &choices.shape[..] else { continue };
             let Some(k) = k.known().filter(|_| tokens == n) else { continue };
             if !is_number(site, of[1], k) || k < 1 {
                 continue;
             }
-            let picked = gather((*v).into(), Term::Result(2, Term::Class(route).into()));
+            let picked = gather((*v).into(), position);
             found.push(Term::of(Op::Reduce(ReduceFn::Sum, vec![1]), picked));
         }
     }

@@ -247,3 +247,36 @@ fn experts_are_regions_of_products_where_there_is_a_kernel_for_them() {
         assert_eq!((of(&on_host, "forward"), of(&on_host, "grad")), (Vec::new(), Vec::new()), "{name}");
     }
 }
+
+/// The scattered sums of rows in the loops of a function.
+fn scattered_rows(f: &Func) -> usize {
+    let of = |node: &graph::Node| match &node.op {
+        Op::Repeat(r) => {
+            r.body.nodes.values().filter(|n| matches!(n.op, Op::ScatterAdd { batch: 0, .. })).count() + scattered_rows(&r.body)
+        }
+        _ => 0,
+    };
+    f.nodes.values().map(of).sum()
+}
+
+#[test]
+fn gradients_of_experts_are_picked_by_the_routing_of_an_earlier_loop() {
+    for (name, set) in source::MODELS.iter().filter(|(name, _)| *name != "llama") {
+        let module = source::module(name, set);
+        let before = scattered_rows(module.func("grad").expect("it has a gradient"));
+        assert!(before >= 2, "{name}");
+        for gpu in [false, true] {
+            let model = tile::cost::Model::new(tile::Tuning::of_target(gpu));
+            let sizes = DimEnv::new();
+            let cost = |op: &Op, x: &[&TensorType], y: &[TensorType]| model.op_cost(&sizes, op, x, y);
+            let (out, reports) = optimize(&module, &cost, &Options::default());
+            let grad = out.func("grad").expect("it has a gradient");
+            let rules: Vec<&str> =
+                reports.iter().filter(|r| r.func.starts_with("grad")).flat_map(|r| &r.chosen).map(|s| s.rule).collect();
+            for rule in ["scatter-add-by-position", "scatter-add-by-source"] {
+                assert!(rules.contains(&rule), "{name}, gpu {gpu}: {rule} is not among {rules:?}");
+            }
+            assert_eq!(scattered_rows(grad), before - 2, "{name}, gpu {gpu}\n{}", print(&out));
+        }
+    }
+}
