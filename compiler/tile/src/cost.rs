@@ -140,14 +140,7 @@ impl<'t> Model<'t> {
     }
 
     /// The steps of a loop over chunks. What a chunk's steps hand to each other is in cache: between them there is arithmetic and no traffic.
-    fn stream_cost(
-        &self,
-        sizes: &DimEnv,
-        stream: &Stream,
-        body: &Func,
-        operands: &[&TensorType],
-        results: &[TensorType],
-    ) -> f64 {
+    fn stream_cost(&self, sizes: &DimEnv, stream: &Stream, body: &Func, operands: &[&TensorType], results: &[TensorType]) -> f64 {
         let t = self.tuning;
         let of = |(id, node): (NodeId, &graph::Node)| {
             let operands: Vec<&TensorType> = node.inputs.iter().map(|v| body.ty(*v)).collect();

@@ -38,7 +38,8 @@ impl Found {
     }
     /// Ops, of which a product weighs as much as a chain of maps.
     fn weight(&self) -> usize {
-        let of = |op: &Option<(Op, Vec<Id>)>| op.as_ref().map_or(0, |(op, _)| if matches!(op, Op::Contract(_)) { 100 } else { 1 });
+        let of =
+            |op: &Option<(Op, Vec<Id>)>| op.as_ref().map_or(0, |(op, _)| if matches!(op, Op::Contract(_)) { 100 } else { 1 });
         self.order.iter().map(|(_, op)| of(op)).sum()
     }
 }

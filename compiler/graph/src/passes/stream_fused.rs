@@ -208,8 +208,7 @@ impl<'a> Stream<'a> {
                 copy(&mut b, id, node, &mut whole);
             }
         }
-        let streamed: Vec<(Value, usize)> =
-            body.arg_values().filter_map(|(_, v, _)| Some((v, self.axis(v)?))).collect();
+        let streamed: Vec<(Value, usize)> = body.arg_values().filter_map(|(_, v, _)| Some((v, self.axis(v)?))).collect();
         let mut constant: Vec<Value> = Vec::new();
         for (id, node) in body.nodes.iter().filter(|(id, _)| !is_whole(id.index())) {
             let reads = node.inputs.iter().filter(|v| self.axis(**v).is_none() && self.needs[v.node.index()].is_empty());

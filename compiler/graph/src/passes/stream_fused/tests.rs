@@ -12,7 +12,8 @@ const K: i64 = 3;
 /// in the region.
 fn region(dtype: DType, n: i64, transposed: bool) -> Func {
     let mut f = Func::new("f");
-    let ty = |dtype, shape: &[&str]| TensorType::new(dtype, shape.iter().map(|d| d.parse().expect("a dim")).collect::<Vec<Dim>>());
+    let ty =
+        |dtype, shape: &[&str]| TensorType::new(dtype, shape.iter().map(|d| d.parse().expect("a dim")).collect::<Vec<Dim>>());
     let (n, k) = (n.to_string(), K.to_string());
     let x = f.arg("x", Role::Input, ty(dtype, &["B", "T", &k]));
     let w = f.arg("w", Role::Param, ty(dtype, &if transposed { [n.as_str(), &k] } else { [k.as_str(), &n] }));
@@ -50,7 +51,10 @@ fn same(what: &str, want: &[Tensor], got: &[Tensor]) {
     for (i, (want, got)) in want.iter().zip(got).enumerate() {
         for (x, y) in want.data.iter().zip(&got.data) {
             // Sums in another order, in f64; the terms are not negative, or few.
-            assert!((x.is_nan() && y.is_nan()) || x == y || (x - y).abs() <= 1e-12 * (1.0 + x.abs()), "{what}, result {i}: {y} is not {x}");
+            assert!(
+                (x.is_nan() && y.is_nan()) || x == y || (x - y).abs() <= 1e-12 * (1.0 + x.abs()),
+                "{what}, result {i}: {y} is not {x}"
+            );
         }
     }
 }
