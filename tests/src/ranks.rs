@@ -117,11 +117,21 @@ enum Over {
     Tcp,
 }
 
-/// Trains, and loads the last checkpoint's tensors.
+/// Trains, and loads the last checkpoint's tensors. Copies of a stage share its optimiser.
 fn run(stages: &Stages, plan: &Plan, over: Over, o: &train::Options) -> Result<(Log, BTreeMap<String, Vec<f64>>), ExecError> {
+    run_as(stages, plan, over, o, true)
+}
+
+fn run_as(
+    stages: &Stages,
+    plan: &Plan,
+    over: Over,
+    o: &train::Options,
+    sharded: bool,
+) -> Result<(Log, BTreeMap<String, Vec<f64>>), ExecError> {
     let text = text();
     let (programs, whole, inputs) = (&stages.programs[..], &stages.whole, &stages.inputs[..]);
-    let job = Job { plan, programs, whole, inputs, text: &text, options: o, threads: 1, checked: over != Over::Threads };
+    let job = Job { plan, programs, whole, inputs, text: &text, options: o, threads: 1, checked: over != Over::Threads, sharded };
     let mut log = Log::default();
     match over {
         Over::Threads => ranks::train_here(&job, Engine::Threads, TIMEOUTS, &mut log)?,
@@ -240,6 +250,40 @@ fn eight_ranks_are_the_same() {
     compare(DEEPSEEK, "num_hidden_layers=8", "deepseek8", &runs);
 }
 
+/// Copies that share the optimiser of a stage (ZeRO-1) have the bits of copies that each do all of it, and its moments once.
+#[test]
+fn copies_share_their_optimiser() {
+    use Policy::*;
+    let micro = 16;
+    for (policy, ranks, copies) in [(OneFOneB, 2, 2), (DualPipe, 2, 2)] {
+        let plan = plan(policy, ranks, micro / copies, copies);
+        let stages = compile(DEEPSEEK, "num_hidden_layers=4", None, plan.num_stages());
+        let what = format!("{} on {ranks} ranks, {copies} copies", policy.name());
+        let o = options(folder(&format!("{what}-whole").replace([' ', ','], "-")), micro, 3);
+        let want = run_as(&stages, &plan, Over::Threads, &o, false).expect("it trains");
+        for over in [Over::Threads, Over::Replay, Over::Tcp] {
+            let o = options(folder(&format!("{what}-{over:?}").replace([' ', ','], "-")), micro, 3);
+            let got = run_as(&stages, &plan, over, &o, true).expect("it trains");
+            assert!(got == want, "{what}, {over:?}: {:?}, not {:?}", got.0, want.0);
+            let _ = std::fs::remove_dir_all(&o.out);
+        }
+        let text = text();
+        let (programs, whole, inputs) = (&stages.programs[..], &stages.whole, &stages.inputs[..]);
+        let job =
+            |sharded| Job { plan: &plan, programs, whole, inputs, text: &text, options: &o, threads: 1, checked: true, sharded };
+        for stage in 0..plan.num_stages() as u16 {
+            let holders = plan.placement.holders(stage);
+            let moments = |sharded, rank| ranks::memory(&job(sharded), stage, rank).expect("it fits").moments;
+            let parts: Vec<u64> = holders.iter().map(|r| moments(true, *r)).collect();
+            let all = moments(false, holders[0]);
+            assert_eq!(parts.iter().sum::<u64>(), all, "{what}, stage {stage}");
+            // Whole tensors, the largest first: no copy has more than its share and one of them.
+            assert!(parts.iter().all(|p| *p < all * 2 / holders.len() as u64), "{what}, stage {stage}: {parts:?} of {all}");
+        }
+        let _ = std::fs::remove_dir_all(&o.out);
+    }
+}
+
 #[test]
 fn a_run_goes_on_with_other_ranks() {
     let out = folder("resume");
@@ -259,7 +303,7 @@ fn a_run_goes_on_with_other_ranks() {
         let text = text();
         let plan = plan(policy, ranks, micro, 1);
         let (programs, whole, inputs) = (&stages.programs[..], &stages.whole, &stages.inputs[..]);
-        let job = Job { plan: &plan, programs, whole, inputs, text: &text, options: &o, threads: 1, checked: true };
+        let job = Job { plan: &plan, programs, whole, inputs, text: &text, options: &o, threads: 1, checked: true, sharded: true };
         ranks::train_here(&job, Engine::Threads, TIMEOUTS, &mut log).expect("it trains");
         losses.extend(log.log.losses);
         let newest = exec::checkpoint::list(&out).first().cloned().expect("a checkpoint");

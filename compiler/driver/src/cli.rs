@@ -444,6 +444,9 @@ pub struct Ranks {
     /// Pipelines side by side, each with its part of the batch.
     #[arg(long, default_value_t = 1, env = "LODE_REPLICAS")]
     pub replicas: usize,
+    /// Let every copy of a stage keep all of its optimiser. By default copies (mirrors, replicas) share it (ZeRO-1): the same bits, less memory.
+    #[arg(long, env = "LODE_WHOLE_UPDATES")]
+    pub whole_updates: bool,
     /// Which stage has which layers: `Et|tt|tL`, E what comes before them, L what comes after. Without it, even by cost.
     #[arg(long)]
     pub layout: Option<String>,

@@ -1,6 +1,6 @@
 //! Cuts a model into stages for pipelined training. In: a module with `loss`, `norm` and `update`, and how many layers each stage has.
-//! Out: a module for each stage with `forward`, `backward`, `backward_input`, `backward_weight`, `norm` and `update`; run one after the
-//! other they are the whole.
+//! Out: a module for each stage with `forward`, `backward`, `backward_input`, `backward_weight`, `norm` and the update in parts, `update.0`
+//! and on; run one after the other they are the whole.
 //!
 //! Layers are the turns of the outermost `repeat`s that read parameters. A stage has layers `a..b` of a repeat: its loop has `b - a` turns
 //! and its parameters are those slices, under names that count from `a`. What comes before the first layer is the first stage's, what
@@ -10,6 +10,7 @@
 
 mod backward;
 mod cut;
+mod parts;
 mod slice;
 #[cfg(test)]
 mod tests;
@@ -70,7 +71,8 @@ pub fn split(module: &Module, layout: &Layout, passes: &dyn Fn(&mut Module)) -> 
         let mut funcs = backward::entries(&forward.funcs[0]);
         for name in ["norm", "update"] {
             let whole = module.func(name).ok_or_else(none)?;
-            funcs.push(slice::restrict(whole, &stage)?);
+            let own = slice::restrict(whole, &stage)?;
+            if name == "update" { funcs.extend(parts::parts(&own)?) } else { funcs.push(own) }
         }
         stages.push(Module { funcs, ..forward });
     }

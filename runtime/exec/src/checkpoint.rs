@@ -217,24 +217,27 @@ pub(crate) fn save_part(
     store: &Store,
     manifest: &Manifest,
     folder: &Path,
-    (step, stage): (u64, usize),
+    (step, part): (u64, Part),
     identity: &Identity,
-) -> Result<(), ExecError> {
-    write_pieces(&folder.join(part(step, stage)), pieces(store, manifest), &metadata(step, identity))
+) -> Result<u64, ExecError> {
+    let pieces = pieces(store, manifest);
+    let sum = sum(pieces.iter());
+    write_pieces(&folder.join(part.file(step)), pieces, &metadata(step, identity))?;
+    Ok(sum)
 }
 
-/// The checksum of all that a checkpoint of these parameters holds.
-pub(crate) fn checksum_of(store: &Store, manifest: &Manifest) -> u64 {
-    sum(pieces(store, manifest).iter())
+/// The checksum of parameters and states, and of the moments if these are `all`.
+pub(crate) fn checksum_of(store: &Store, manifest: &Manifest, all: bool) -> u64 {
+    sum(if all { pieces(store, manifest) } else { store.pieces(manifest) }.iter())
 }
 
-/// Writes the index that makes a checkpoint of its parts: `sums` are their checksums, by stage.
+/// Writes the index that makes a checkpoint of its parts: these, with their checksums.
 ///
 /// # Errors
 /// E0705.
-pub(crate) fn save_index(folder: &Path, step: u64, sums: &[u64], identity: &Identity) -> Result<PathBuf, ExecError> {
+pub(crate) fn save_index(folder: &Path, step: u64, parts: &[(Part, u64)], identity: &Identity) -> Result<PathBuf, ExecError> {
     let parts: Vec<_> =
-        (0..sums.len()).map(|i| serde_json::json!({"file": part(step, i), CHECKSUM: format!("{:016x}", sums[i])})).collect();
+        parts.iter().map(|(p, sum)| serde_json::json!({"file": p.file(step), CHECKSUM: format!("{sum:016x}")})).collect();
     let mut index: BTreeMap<&str, serde_json::Value> = BTreeMap::new();
     index.extend(metadata(step, identity).into_iter().map(|(k, v)| (k, v.into())));
     index.insert("parts", parts.into());
@@ -244,8 +247,20 @@ pub(crate) fn save_index(folder: &Path, step: u64, sums: &[u64], identity: &Iden
     Ok(path)
 }
 
-fn part(step: u64, stage: usize) -> String {
-    format!("step-{step:08}/stage-{stage:03}.safetensors")
+/// A file of a checkpoint in parts: what one copy of a stage owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// The stage.
+    pub stage: usize,
+    /// Which of its copies; the first one has all, unless they share the optimiser.
+    pub copy: usize,
+}
+
+impl Part {
+    fn file(self, step: u64) -> String {
+        let copy = if self.copy > 0 { format!("-{}", self.copy) } else { String::new() };
+        format!("step-{step:08}/stage-{:03}{copy}.safetensors", self.stage)
+    }
 }
 
 fn metadata(step: u64, identity: &Identity) -> [(&'static str, String); 4] {
@@ -398,9 +413,9 @@ pub(crate) fn load(
     }
     let found = store.match_names(manifest, &contents, &[], false);
     let found = found.map_err(|mismatches| ExecError::Weights { path: shown(), mismatches })?;
-    let update = manifest.entry("update");
+    let update = manifest.entries.iter().filter(|e| crate::train::is_update(&e.name));
     let mut moments = Vec::new();
-    for p in update.iter().flat_map(|e| &e.args).filter(|p| p.role == Role::Moment) {
+    for p in update.flat_map(|e| &e.args).filter(|p| p.role == Role::Moment) {
         let shape: Vec<i64> = p.shape.iter().filter_map(base::Dim::known).collect();
         let (names, each) = moment_names(&p.name, &shape);
         let fits = |m: &&Piece| m.shape == each && m.dtype == p.dtype;

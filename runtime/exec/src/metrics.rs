@@ -33,14 +33,15 @@ impl Metrics {
         let file = open().map_err(|e| ExecError::io(path, &e))?;
         Ok(Metrics { path: path.into(), file })
     }
-    /// Adds a step.
+    /// Adds a step, with the losses of its micro-batches: they are written so that reading gives the same bits.
     ///
     /// # Errors
     /// E0705.
-    pub(crate) fn write(&mut self, f: &Figures) -> Result<(), ExecError> {
+    pub(crate) fn write(&mut self, f: &Figures, micro_losses: &[f64]) -> Result<(), ExecError> {
         let line = serde_json::json!({
             "step": f.step, "loss": f.loss, "lr": f.lr, "grad_norm": f.grad_norm, "tokens_per_s": f.tokens_per_s,
             "max_vio": f.max_violation, "val_loss": f.val_loss, "peak_bytes": f.peak_bytes,
+            "micro_losses": micro_losses,
         });
         writeln!(self.file, "{line}").map_err(|e| ExecError::io(&self.path, &e))
     }

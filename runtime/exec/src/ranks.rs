@@ -9,6 +9,7 @@
 mod execute;
 mod model;
 mod save;
+mod shards;
 mod step;
 
 pub use execute::{Compute, Follow, Turns, execute};
@@ -21,7 +22,8 @@ use library::{Manifest, Port};
 use schedule::Plan;
 use std::sync::Arc;
 
-/// A stage's program: its manifest with the entries `forward`, `backward_input`, `backward_weight`, `norm` and `update`.
+/// A stage's program: its manifest with the entries `forward`, `backward_input`, `backward_weight`, `norm` and
+/// the update in parts, `update.0` and on.
 #[derive(Clone)]
 pub struct Program {
     /// Parameters, kernels, entries.
@@ -58,6 +60,8 @@ pub struct Job<'a> {
     pub threads: usize,
     /// Whether every message says what it is, and that is checked.
     pub checked: bool,
+    /// Whether a stage's copies share its optimiser (ZeRO-1): the same bits, less memory.
+    pub sharded: bool,
 }
 
 impl Job<'_> {
@@ -65,7 +69,7 @@ impl Job<'_> {
     pub fn hash(&self, binary: u64) -> u64 {
         let o = self.options;
         let run = (o.batch, o.seq, o.steps, o.warmup, o.lr.to_bits(), o.floor.to_bits(), o.clip.to_bits(), o.seed);
-        let often = (o.eval_every, o.eval_rows, o.save_every, o.resume, self.checked, self.text.checksum);
+        let often = (o.eval_every, o.eval_rows, o.save_every, o.resume, self.checked, self.sharded, self.text.checksum);
         let params: Vec<_> = self.programs.iter().map(|p| &p.manifest.params).collect();
         let text = format!("{binary} {} {params:?} {run:?} {often:?}", schedule::text::print(self.plan));
         library::file::checksum(text.as_bytes())

@@ -128,7 +128,7 @@ pub fn train(s: &mut Session, text: &Text, o: &Options, report: &mut dyn Report)
     let started = Instant::now();
     let mut val_loss = f64::NAN;
     for step in first + 1..=o.steps {
-        let mut figures = feed.step(s, text, o, step, report)?;
+        let (mut figures, losses) = feed.step(s, text, o, step, report)?;
         figures.peak_bytes = peak.total();
         figures.tokens_per_s = ((step - first) * (o.batch * o.seq) as u64) as f64 / started.elapsed().as_secs_f64();
         let last = step == o.steps;
@@ -136,7 +136,7 @@ pub fn train(s: &mut Session, text: &Text, o: &Options, report: &mut dyn Report)
             val_loss = feed.evaluate(s, text, o)?;
             figures.val_loss = Some(val_loss);
         }
-        metrics.write(&figures)?;
+        metrics.write(&figures, &losses)?;
         report.step(&figures);
         let stop = !last && report.stop();
         if last || stop || (o.save_every > 0 && step.is_multiple_of(o.save_every)) {
@@ -240,7 +240,7 @@ impl Feed {
         text.chain([("weights", weights)]).collect()
     }
 
-    fn step(&self, s: &mut Session, text: &Text, o: &Options, step: u64, report: &mut dyn Report) -> Result<Figures, ExecError> {
+    fn step(&self, s: &mut Session, text: &Text, o: &Options, step: u64, report: &mut dyn Report) -> Result<(Figures, Vec<f64>), ExecError> {
         s.store.zero(Role::Grad);
         s.store.zero(Role::Tally);
         let mut losses = Vec::new();
@@ -266,7 +266,7 @@ impl Feed {
         }
         update(s, &self.dims, o, step, grad_norm)?;
         let loss = losses.iter().sum();
-        Ok(Figures { step, loss, grad_norm, lr, max_violation, ..Figures::default() })
+        Ok((Figures { step, loss, grad_norm, lr, max_violation, ..Figures::default() }, losses))
     }
     /// The error for a step that made such a number: the step is done once more, to see where it came from.
     fn not_finite(&self, s: &mut Session, text: &Text, o: &Options, step: u64, what: &str, value: f64) -> ExecError {
@@ -312,10 +312,23 @@ pub(crate) fn squares(s: &mut Session, dims: &DimEnv) -> Result<BTreeMap<String,
     Ok(out)
 }
 
-/// The optimiser's step.
+/// Whether an entry is the update, or a part of it.
+pub(crate) fn is_update(name: &str) -> bool {
+    name == "update" || name.starts_with("update.")
+}
+
+/// The optimiser's step: the update, or all parts of it that the session has.
 pub(crate) fn update(s: &mut Session, dims: &DimEnv, o: &Options, step: u64, grad_norm: f64) -> Result<(), ExecError> {
     let (rate, t, clip, norm) = (scalar(learning_rate(o, step)), scalar(step as f64), scalar(o.clip), scalar(grad_norm));
-    s.run("update", dims, &[("lr", &rate), ("step", &t), ("clip", &clip), ("grad_norm", &norm)]).map(drop)
+    let given = [("lr", &rate), ("step", &t), ("clip", &clip), ("grad_norm", &norm)];
+    let parts: Vec<String> = s.manifest.entries.iter().map(|e| e.name.clone()).filter(|n| is_update(n)).collect();
+    for part in parts {
+        // A part takes what it reads.
+        let entry = s.entry(&part)?;
+        let own: Vec<_> = given.into_iter().filter(|(n, _)| entry.args.iter().any(|p| p.name == *n && !p.role.is_stored())).collect();
+        s.run(&part, dims, &own)?;
+    }
+    Ok(())
 }
 
 /// max load / mean load − 1, mean over layers. # Source: Wang et al., arXiv 2408.15664, MaxVio.

@@ -83,8 +83,17 @@ pub fn all_reduce(f: &dyn Fabric, x: &mut [f32]) -> Result<(), FabricError> {
 /// # Errors
 /// As [`Fabric::receive`].
 pub fn reduce_scatter(f: &dyn Fabric, x: &[f32]) -> Result<Vec<f32>, FabricError> {
-    let parts: Vec<Vec<u8>> = (0..f.size()).map(|r| to_bytes(&x[part(x.len(), f.size(), r)])).collect();
-    let mine = part(x.len(), f.size(), f.rank()).len();
+    let parts: Vec<_> = (0..f.size()).map(|r| part(x.len(), f.size(), r)).collect();
+    reduce_ranges(f, x, &parts)
+}
+
+/// The sum of all ranks' numbers of this rank's range, in order of rank; `ranges` are those of all ranks.
+///
+/// # Errors
+/// As [`Fabric::receive`].
+pub fn reduce_ranges(f: &dyn Fabric, x: &[f32], ranges: &[std::ops::Range<usize>]) -> Result<Vec<f32>, FabricError> {
+    let parts: Vec<Vec<u8>> = ranges.iter().map(|r| to_bytes(&x[r.clone()])).collect();
+    let mine = ranges[f.rank()].len();
     let arrived = all_to_all(f, &parts, &vec![mine * 4; f.size()])?;
     let mut sum = from_bytes(&arrived[0]);
     for other in &arrived[1..] {

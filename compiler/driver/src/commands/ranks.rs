@@ -133,6 +133,7 @@ pub fn train(
         options: o,
         threads,
         checked: r.check_messages,
+        sharded: !r.whole_updates,
     };
     if world.rank == 0 {
         header(&stages, &job, r);
@@ -180,16 +181,23 @@ fn header(stages: &Stages, job: &Job, r: &Ranks) {
         let params: i64 = program.manifest.params.iter().map(|p| p.shape.iter().product::<i64>()).sum();
         let share = |x: f64| 100.0 * x / total;
         let holders = plan.placement.holders(stage as u16);
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        // What does not fit the model is told when the run starts.
-        let memory = exec::ranks::memory(job, stage as u16, holders[0]).map_or(String::new(), |m| {
-            format!("  {:.2} MiB and {} × {:.2} MiB of activations", mib(m.stored), m.units, mib(m.kept))
-        });
         eprintln!(
-            "stage {stage:<3} ranks {:<8} {params:>12} parameters  cost {:>4.1} % forward {:>4.1} % backward{memory}",
+            "stage {stage:<3} ranks {:<8} {params:>12} parameters  cost {:>4.1} % forward {:>4.1} % backward",
             holders.iter().map(usize::to_string).collect::<Vec<_>>().join(","),
             share(*forward),
             share(*backward),
+        );
+    }
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    for (rank, stages) in plan.placement.stages_by_rank().iter().enumerate() {
+        // What does not fit the model is told when the run starts.
+        let Ok(parts) = stages.iter().map(|s| exec::ranks::memory(job, *s, rank)).collect::<Result<Vec<_>, _>>() else { return };
+        let activations: Vec<String> = parts.iter().map(|m| format!("{} × {:.2}", m.units, mib(m.kept))).collect();
+        eprintln!(
+            "rank {rank:<4} {:.2} MiB, {:.2} of them moments, and {} MiB of activations",
+            mib(parts.iter().map(|m| m.stored).sum()),
+            mib(parts.iter().map(|m| m.moments).sum()),
+            activations.join(" + "),
         );
     }
 }

@@ -1,6 +1,6 @@
 //! A rank's stages as what computes: sessions, and what each unit keeps between its forward and its backward.
 
-use super::{Job, Shared, execute::Compute, step};
+use super::{Job, Shared, execute::Compute, shards::Shards, step};
 use crate::{ExecError, HostTensor, Session, plan::size};
 use base::{DType, Dim, DimEnv};
 use fabric::Fabric;
@@ -41,7 +41,9 @@ impl<'a> Model<'a> {
         for stage in &job.plan.placement.stages_by_rank()[rank] {
             let program = &job.programs[usize::from(*stage)];
             let code = Box::new(Shared(program.code.clone()));
-            let mut session = Session::new(program.manifest.clone(), code, Some(job.threads))?;
+            let mut manifest = program.manifest.clone();
+            manifest.entries = entries(&job, *stage, rank).cloned().collect();
+            let mut session = Session::new(manifest, code, Some(job.threads))?;
             session.store.initialise(&program.manifest, job.options.seed)?;
             sessions.insert(*stage, session);
         }
@@ -174,6 +176,8 @@ impl<'a> Model<'a> {
 pub struct StageMemory {
     /// Parameters, states, gradients, moments, tallies. # Units: bytes.
     pub stored: u64,
+    /// The moments among these. # Units: bytes.
+    pub moments: u64,
     /// What a micro-batch keeps from its forward to the end of its backward. # Units: bytes.
     pub kept: u64,
     /// How many micro-batches keep that at once, at most.
@@ -188,9 +192,7 @@ pub fn memory(job: &Job, stage: u16, rank: usize) -> Result<StageMemory, ExecErr
     let dims = shapes(job, job.options.batch / job.options.micro_batches, job.options.micro_batches)?.dims;
     let bytes =
         |p: &Port| p.shape.iter().map(|d| d.eval(&dims).unwrap_or(0)).product::<i64>().max(0) as u64 * p.dtype.bytes() as u64;
-    let entries = &job.programs[usize::from(stage)].manifest.entries;
-    let stored: BTreeMap<(Role, &str), u64> = entries
-        .iter()
+    let stored: BTreeMap<(Role, &str), u64> = entries(job, stage, rank)
         .flat_map(|e| e.args.iter().chain(&e.outputs))
         .filter(|p| p.role.is_stored())
         .map(|p| ((p.role, p.name.as_str()), bytes(p)))
@@ -205,7 +207,15 @@ pub fn memory(job: &Job, stage: u16, rank: usize) -> Result<StageMemory, ExecErr
         units = live.max(units);
         live -= u64::from(action.ends().is_some_and(|u| u.stage == stage));
     }
-    Ok(StageMemory { stored: stored.into_values().sum(), kept, units })
+    let moments = stored.iter().filter(|((role, _), _)| *role == Role::Moment).map(|(_, n)| n).sum();
+    Ok(StageMemory { stored: stored.into_values().sum(), moments, kept, units })
+}
+
+/// The entries of a stage that a rank runs.
+fn entries<'a>(job: &Job<'a>, stage: u16, rank: usize) -> impl Iterator<Item = &'a Entry> {
+    let shards = Shards::new(job, stage);
+    let member = shards.member(rank).unwrap_or(0);
+    job.programs[usize::from(stage)].manifest.entries.iter().filter(move |e| shards.runs(member, &e.name))
 }
 
 fn entry_of<'a>(job: &Job<'a>, stage: u16, name: &str) -> Option<&'a Entry> {

@@ -1,10 +1,10 @@
-//! Checkpoints of a run over ranks: each stage is written by the first rank that has it, its copies compare their checksums, rank 0 writes the
-//! index when all parts are there. Going on, every rank takes its stages' tensors by name, whatever ranks wrote them.
+//! Checkpoints of a run over ranks: each stage is written by the first rank that has it, or each part of it by its owner; its copies compare
+//! the checksums of what they share; rank 0 writes the index when all parts are there. Going on, every rank takes its stages' tensors by name, whatever ranks wrote them.
 
-use super::{Job, model::Model, step::copies};
+use super::{Job, model::Model, shards::Shards};
 use crate::{
     ExecError,
-    checkpoint::{self, Contents, Identity},
+    checkpoint::{self, Contents, Identity, Part},
     train,
 };
 use fabric::{Fabric, collective};
@@ -14,30 +14,44 @@ use library::Role;
 pub(super) fn save(model: &mut Model, f: &dyn Fabric, step: u64, identity: &Identity) -> Result<(), ExecError> {
     let job = model.job;
     let folder = &job.options.out;
-    for (stage, s) in model.sessions.iter().filter(|(stage, _)| copies(&job, **stage)[0] == model.rank) {
-        checkpoint::save_part(&s.store, &s.manifest, folder, (step, usize::from(*stage)), identity)?;
+    // Every rank tells the checksums of what its stages share with their copies, and of its own parts; that also says that these are on the disk.
+    let mut own: Vec<u8> = Vec::new();
+    for (stage, s) in &model.sessions {
+        let shards = Shards::new(&job, *stage);
+        let copy = shards.member(model.rank).expect("a stage of this rank");
+        own.extend(checkpoint::checksum_of(&s.store, &s.manifest, !shards.is_sharded()).to_le_bytes());
+        let written = if shards.writes(copy) {
+            let part = Part { stage: usize::from(*stage), copy };
+            checkpoint::save_part(&s.store, &shards.owned(&s.manifest, copy), folder, (step, part), identity)?
+        } else {
+            0
+        };
+        own.extend(written.to_le_bytes());
     }
-    // Every rank tells the checksums of its stages; that also says that its parts are on the disk.
-    let own: Vec<u8> =
-        model.sessions.values().flat_map(|s| checkpoint::checksum_of(&s.store, &s.manifest).to_le_bytes()).collect();
     let stages = job.plan.placement.stages_by_rank();
-    let lengths: Vec<usize> = stages.iter().map(|s| s.len() * 8).collect();
+    let lengths: Vec<usize> = stages.iter().map(|s| s.len() * 16).collect();
     let told = collective::all_to_all(f, &vec![own; f.size()], &lengths)?;
-    let sum = |rank: usize, stage: u16| {
+    let sums = |rank: usize, stage: u16| {
         let at = stages[rank].iter().position(|s| *s == stage).expect("it has the stage");
-        u64::from_le_bytes(told[rank].as_chunks::<8>().0[at])
+        [0, 1].map(|k| u64::from_le_bytes(told[rank].as_chunks::<8>().0[2 * at + k]))
     };
-    let mut sums = Vec::new();
+    let mut parts = Vec::new();
     for stage in 0..job.plan.num_stages() as u16 {
-        let ranks = copies(&job, stage);
-        let (owner, expected) = (ranks[0], sum(ranks[0], stage));
-        if let Some(rank) = ranks.into_iter().find(|r| sum(*r, stage) != expected) {
-            return Err(ExecError::Copies { stage, step, rank, found: sum(rank, stage), owner, expected });
+        let shards = Shards::new(&job, stage);
+        let owner = shards.members[0];
+        let [expected, _] = sums(owner, stage);
+        for (copy, rank) in shards.members.iter().copied().enumerate() {
+            let [found, written] = sums(rank, stage);
+            if found != expected {
+                return Err(ExecError::Copies { stage, step, rank, found, owner, expected });
+            }
+            if shards.writes(copy) {
+                parts.push((Part { stage: usize::from(stage), copy }, written));
+            }
         }
-        sums.push(expected);
     }
     if model.rank == 0 {
-        checkpoint::save_index(folder, step, &sums, identity)?;
+        checkpoint::save_index(folder, step, &parts, identity)?;
     }
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! Steps of training over ranks: what ranks tell each other beside the plan's messages.
 
 use super::{
-    Job,
+    Job, Program,
     execute::{Follow, Turns, execute},
     model::{Model, memory},
     save,
+    shards::Shards,
 };
 use crate::{
     ExecError, checkpoint,
@@ -24,7 +25,7 @@ use std::{
 /// Channels beside the plan's: validation, by stage.
 pub(super) const EVALUATION: u32 = 0x4000_0000;
 /// Sums over the copies of a stage, by stage.
-const COPIES: u32 = 0x5000_0000;
+pub(super) const COPIES: u32 = 0x5000_0000;
 /// Sums over the stages of a parameter, by its number.
 const TIED: u32 = 0x6000_0000;
 
@@ -98,6 +99,10 @@ fn run(job: &Job, f: &dyn Fabric, turns: Option<&Turns>, report: &mut dyn Report
         };
         let follow = Follow { step, checked: job.checked, turns };
         execute(job.plan, f, &mut model, follow)?;
+        for stage in model.sessions.keys().copied().collect::<Vec<_>>() {
+            let shards = Shards::new(job, stage);
+            shards.receive(&mut model, stage, f).map_err(during("the parameters that another copy updated"))?;
+        }
         let agreed = model.agreed.take().expect("a plan ends with updates");
         report.micro_losses(&agreed.losses);
         let last = step == o.steps;
@@ -116,7 +121,7 @@ fn run(job: &Job, f: &dyn Fabric, turns: Option<&Turns>, report: &mut dyn Report
             figures.val_loss = Some(val_loss);
         }
         if let Some(metrics) = &mut metrics {
-            metrics.write(&figures)?;
+            metrics.write(&figures, &agreed.losses)?;
         }
         report.step(&figures);
         let mut stop = [u8::from(!last && report.stop())];
@@ -179,34 +184,17 @@ pub(super) fn copies(job: &Job, stage: u16) -> Vec<usize> {
 
 /// Sums a stage's gradients and tallies over its copies.
 pub(super) fn reduce(model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<(), ExecError> {
-    let members = copies(&model.job, stage);
-    if members.len() < 2 {
-        return Ok(());
-    }
-    let group = Group::new(f, members, Channel(COPIES | u32::from(stage)));
-    let store = &mut model.sessions.get_mut(&stage).expect("a stage of this rank").store;
-    for role in [Role::Grad, Role::Tally] {
-        let mut all: Vec<f32> = Vec::new();
-        store.of_role(role).for_each(|(_, s)| all.extend(numbers(s.dtype, s.memory.bytes())));
-        collective::all_reduce(&group, &mut all)?;
-        let mut rest = &all[..];
-        for (_, slot) in store.of_role(role) {
-            let (own, after) = rest.split_at(slot.memory.len() / slot.dtype.bytes());
-            write(slot.dtype, own, slot.memory.bytes_mut());
-            rest = after;
-        }
-    }
-    Ok(())
+    Shards::new(&model.job, stage).reduce(model, stage, f)
 }
 
-fn numbers(dtype: DType, bytes: &[u8]) -> Vec<f32> {
+pub(super) fn numbers(dtype: DType, bytes: &[u8]) -> Vec<f32> {
     match dtype {
         DType::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         other => tensor::read(other, bytes).into_iter().map(|x| x as f32).collect(),
     }
 }
 
-fn write(dtype: DType, numbers: &[f32], to: &mut [u8]) {
+pub(super) fn write(dtype: DType, numbers: &[f32], to: &mut [u8]) {
     let mut bytes = Vec::with_capacity(to.len());
     numbers.iter().for_each(|x| tensor::push(dtype, f64::from(*x), &mut bytes));
     to.copy_from_slice(&bytes);
@@ -220,7 +208,8 @@ pub(super) fn update(model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<()
     let grad_norm = model.agreed.as_ref().expect("set above").grad_norm;
     let (o, step) = (model.job.options, model.step);
     let session = model.sessions.get_mut(&stage).expect("a stage of this rank");
-    train::update(session, &model.shapes[0].dims, o, step, grad_norm)
+    train::update(session, &model.shapes[0].dims, o, step, grad_norm)?;
+    Shards::new(&model.job, stage).send(model, stage, f)
 }
 
 /// Sums the gradients of parameters that several stages have, over these stages.
@@ -244,7 +233,8 @@ fn sum_tied(model: &mut Model, f: &dyn Fabric) -> Result<(), ExecError> {
         let slot = model.sessions[here].store.get(Role::Grad, name).expect("trained parameters have gradients");
         let (dtype, len) = (slot.dtype, slot.memory.len());
         for stage in &stages {
-            let from = copies(&job, *stage)[0];
+            let shards = Shards::new(&job, *stage);
+            let from = shards.members[shards.owner(name)];
             let mut bytes = vec![0; len];
             if from == model.rank {
                 let slot = model.sessions[stage].store.get(Role::Grad, name).expect("trained parameters have gradients");
@@ -278,15 +268,22 @@ enum Item {
     Loss(usize),
 }
 
+/// The tensors whose sums of squares a copy of a stage tells.
+fn squares_of(program: &Program, shards: &Shards, member: usize) -> BTreeSet<String> {
+    let own = program.manifest.params.iter().filter(|p| p.role == Role::Param && shards.owner(&p.name) == member);
+    own.flat_map(|p| names::expand(&p.name, &p.shape).0).collect()
+}
+
 /// What a rank tells, in order: every rank knows how much every other one does.
 fn items(job: &Job, rank: usize) -> Vec<Item> {
     let mut out = Vec::new();
-    for (_, program) in job.programs.iter().enumerate().filter(|(s, _)| copies(job, *s as u16)[0] == rank) {
-        let mut squares = BTreeSet::new();
-        for p in program.manifest.params.iter().filter(|p| p.role == Role::Param) {
-            squares.extend(names::expand(&p.name, &p.shape).0);
+    for (stage, program) in job.programs.iter().enumerate() {
+        let shards = Shards::new(job, stage as u16);
+        let Some(member) = shards.member(rank) else { continue };
+        out.extend(squares_of(program, &shards, member).into_iter().map(Item::Square));
+        if member > 0 {
+            continue;
         }
-        out.extend(squares.into_iter().map(Item::Square));
         let forward = program.manifest.entries.iter().find(|e| e.name == "forward");
         for p in forward.iter().flat_map(|e| &e.outputs).filter(|p| p.role == Role::Tally && train::is_load(&p.name)) {
             let layers: i64 = p.shape.iter().rev().skip(1).filter_map(base::Dim::known).product();
@@ -306,9 +303,13 @@ fn agree(model: &mut Model, f: &dyn Fabric) -> Result<Agreed, ExecError> {
     let (job, rank) = (model.job, model.rank);
     let mut own: Vec<f64> = Vec::new();
     for stage in 0..job.programs.len() as u16 {
-        if copies(&job, stage)[0] == rank {
-            let session = model.sessions.get_mut(&stage).expect("a stage of this rank");
-            own.extend(train::squares(session, &model.shapes[0].dims)?.into_values());
+        let shards = Shards::new(&job, stage);
+        let Some(member) = shards.member(rank).filter(|m| shards.writes(*m)) else { continue };
+        let session = model.sessions.get_mut(&stage).expect("a stage of this rank");
+        let told = squares_of(&job.programs[usize::from(stage)], &shards, member);
+        let squares = train::squares(session, &model.shapes[0].dims)?;
+        own.extend(squares.into_iter().filter(|(name, _)| told.contains(name)).map(|(_, x)| x));
+        if member == 0 {
             own.extend(train::violations(session));
         }
     }

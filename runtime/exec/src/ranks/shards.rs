@@ -1,0 +1,155 @@
+//! Which copy of a stage keeps which part of its optimiser: with ZeRO-1 each part of the update, with its moments, has one owner among the
+//! stage's copies (DualPipe's mirrors and replicas). A gradient's sum is made where its owner is, in the order that all copies would sum it in;
+//! the owner updates, and tells the others the new parameters. So the bits are those of copies that each do all of it.
+//! # Source: Rajbhandari et al., ZeRO, 2020, P_os; by whole tensors in place of elements, as an optimiser may look at a whole matrix.
+
+use super::{Job, model::Model, step};
+use crate::{ExecError, train::is_update};
+use fabric::{Channel, Fabric, Group, collective};
+use library::{Entry, Manifest, Role};
+use std::collections::BTreeMap;
+
+/// New parameters, by stage.
+const UPDATED: u32 = 0x7000_0000;
+
+/// A stage's copies and what each owns. All ranks make the same of it.
+pub(super) struct Shards {
+    /// The ranks that have the stage, in order of its directions.
+    pub members: Vec<usize>,
+    /// The copy that owns each part of the update; none if every copy does all parts.
+    parts: Option<BTreeMap<String, usize>>,
+    /// The copy that owns each parameter and state.
+    names: BTreeMap<String, usize>,
+}
+
+impl Shards {
+    /// Of a stage: the largest parts first, each to the copy that has least.
+    pub fn new(job: &Job, stage: u16) -> Shards {
+        let members = step::copies(job, stage);
+        let mut names = BTreeMap::new();
+        if !job.sharded || members.len() < 2 {
+            return Shards { members, parts: None, names };
+        }
+        let elems = |e: &Entry| -> i64 {
+            let stored = e.args.iter().filter(|p| p.role.is_stored() && p.role != Role::Tally);
+            stored.map(|p| p.shape.iter().filter_map(base::Dim::known).product::<i64>() * p.dtype.bytes() as i64).sum()
+        };
+        let entries = &job.programs[usize::from(stage)].manifest.entries;
+        let mut order: Vec<&Entry> = entries.iter().filter(|e| is_update(&e.name)).collect();
+        // A stable sort: equals keep their order.
+        order.sort_by_key(|e| std::cmp::Reverse(elems(e)));
+        let mut load = vec![0; members.len()];
+        let mut parts = BTreeMap::new();
+        for e in order {
+            let owner = (0..load.len()).min_by_key(|m| load[*m]).expect("there are copies");
+            load[owner] += elems(e);
+            parts.insert(e.name.clone(), owner);
+            let stored = e.args.iter().chain(&e.outputs).filter(|p| matches!(p.role, Role::Param | Role::State | Role::Grad));
+            names.extend(stored.map(|p| (p.name.clone(), owner)));
+        }
+        Shards { members, parts: Some(parts), names }
+    }
+    /// Whether copies own parts.
+    pub fn is_sharded(&self) -> bool {
+        self.parts.is_some()
+    }
+    /// The copy that owns a parameter, a state or a gradient: the first one, if all have all.
+    pub fn owner(&self, name: &str) -> usize {
+        self.names.get(name).copied().unwrap_or(0)
+    }
+    /// The number of a rank among the copies.
+    pub fn member(&self, rank: usize) -> Option<usize> {
+        self.members.iter().position(|m| *m == rank)
+    }
+    /// Whether a copy runs an entry.
+    pub fn runs(&self, member: usize, entry: &str) -> bool {
+        self.parts.as_ref().and_then(|p| p.get(entry)).is_none_or(|owner| *owner == member)
+    }
+    /// Whether a copy writes a part of a checkpoint.
+    pub fn writes(&self, member: usize) -> bool {
+        member == 0 || self.names.values().any(|m| *m == member)
+    }
+    /// The manifest with the parameters and states that a copy owns.
+    pub fn owned(&self, manifest: &Manifest, member: usize) -> Manifest {
+        let params = manifest.params.iter().filter(|p| self.owner(&p.name) == member).cloned().collect();
+        Manifest { params, ..manifest.clone() }
+    }
+
+    /// Sums a stage's gradients, each where its owner is, and its tallies everywhere.
+    pub fn reduce(&self, model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<(), ExecError> {
+        if self.members.len() < 2 {
+            return Ok(());
+        }
+        let group = Group::new(f, self.members.clone(), Channel(step::COPIES | u32::from(stage)));
+        let store = &mut model.sessions.get_mut(&stage).expect("a stage of this rank").store;
+        let owner = |name: &str| if self.is_sharded() { Some(self.owner(name)) } else { None };
+        for role in [Role::Grad, Role::Tally] {
+            // What one copy owns lies together.
+            let mut slots: Vec<_> = store.of_role(role).collect();
+            slots.sort_by_key(|(name, _)| owner(name));
+            let mut all: Vec<f32> = Vec::new();
+            let mut ranges = vec![0..0; self.members.len()];
+            for (name, s) in &slots {
+                let start = all.len();
+                all.extend(step::numbers(s.dtype, s.memory.bytes()));
+                let range = &mut ranges[owner(name).unwrap_or(0)];
+                *range = if range.end == 0 { start..all.len() } else { range.start..all.len() };
+            }
+            if role == Role::Grad && self.is_sharded() {
+                let range = ranges[group.rank()].clone();
+                let sum = collective::reduce_ranges(&group, &all, &ranges)?;
+                all[range].copy_from_slice(&sum);
+            } else {
+                collective::all_reduce(&group, &mut all)?;
+            }
+            let mut rest = &all[..];
+            for (_, slot) in slots {
+                let (own, after) = rest.split_at(slot.memory.len() / slot.dtype.bytes());
+                step::write(slot.dtype, own, slot.memory.bytes_mut());
+                rest = after;
+            }
+        }
+        Ok(())
+    }
+    /// Tells the other copies what this one has updated. [`Shards::receive`] takes it: copies may update their stages in different orders.
+    pub fn send(&self, model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<(), ExecError> {
+        let own = self.member(model.rank).expect("a stage of this rank");
+        let mut bytes = Vec::new();
+        for role in [Role::Param, Role::State] {
+            let store = &mut model.sessions.get_mut(&stage).expect("a stage of this rank").store;
+            let slots = store.of_role(role).filter(|(n, _)| self.names.get(*n) == Some(&own));
+            slots.for_each(|(_, s)| bytes.extend_from_slice(s.memory.bytes()));
+        }
+        if !bytes.is_empty() {
+            self.members.iter().filter(|m| **m != model.rank).try_for_each(|to| f.send(*to, channel(stage), &bytes))?;
+        }
+        Ok(())
+    }
+    /// Takes what the other copies have updated.
+    pub fn receive(&self, model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<(), ExecError> {
+        for (member, from) in self.members.iter().enumerate().filter(|(_, from)| **from != model.rank) {
+            let store = &mut model.sessions.get_mut(&stage).expect("a stage of this rank").store;
+            let owned = |n: &str| self.names.get(n) == Some(&member);
+            let length = [Role::Param, Role::State]
+                .map(|role| store.of_role(role).filter(|(n, _)| owned(n)).map(|(_, s)| s.memory.len()).sum::<usize>());
+            let mut bytes = vec![0; length.iter().sum()];
+            if bytes.is_empty() {
+                continue;
+            }
+            f.receive(*from, channel(stage), &mut bytes)?;
+            let mut rest = &bytes[..];
+            for role in [Role::Param, Role::State] {
+                for (_, slot) in store.of_role(role).filter(|(n, _)| owned(n)) {
+                    let (new, after) = rest.split_at(slot.memory.len());
+                    slot.memory.bytes_mut().copy_from_slice(new);
+                    rest = after;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn channel(stage: u16) -> Channel {
+    Channel(UPDATED | u32::from(stage))
+}
