@@ -166,40 +166,54 @@ fn run_as(
     Ok((log, tensors))
 }
 
-/// The run on one rank, and each of the others: the same bits where every stage lives once; with copies the same losses in the first step,
-/// and what one step makes of gradients that were summed in another order.
+/// The model in one piece, and each of the others: the same bits. With copies of stages (mirrors, replicas) the gradient is the sum of each
+/// copy's sum, so what they are compared with is as many copies of the whole model; the losses of the first step are always the same.
 fn compare(model: (&str, &str), more: &str, name: &str, runs: &[(Policy, usize, usize, Over)]) {
     let micro = runs.iter().map(|(_, ranks, copies, _)| 2 * ranks * copies).max().expect("some runs");
-    let o = options(folder(&format!("{name}-one")), micro, 2);
     let one = compile(model, more, None, 1);
-    let (want, tensors) = run(&one, &plan(Policy::OneFOneB, 1, micro, 1), Over::Replay, &o).expect("it trains");
-    assert!(want.norms.iter().all(|n| *n > o.clip), "{:?}", want.norms);
+    let whole = |copies: usize| {
+        let o = options(folder(&format!("{name}-{copies}")), micro, 2);
+        let plan = plan(Policy::OneFOneB, 1, micro / copies, copies);
+        let (log, tensors) = run(&one, &plan, Over::Replay, &o).expect("it trains");
+        assert!(log.norms.iter().all(|n| *n > o.clip), "{:?}", log.norms);
+        let _ = std::fs::remove_dir_all(&o.out);
+        (log, tensors)
+    };
+    let mut wholes = BTreeMap::from([(1, whole(1))]);
+    let mut compiled: BTreeMap<usize, Stages> = BTreeMap::new();
     for (policy, ranks, copies, over) in runs {
         let what = format!("{name} {} on {ranks} ranks, {copies} copies, {over:?}", policy.name());
         let plan = plan(*policy, *ranks, micro / copies, *copies);
-        let stages = compile(model, more, None, plan.num_stages());
+        let num_stages = plan.num_stages();
+        let stages = compiled.entry(num_stages).or_insert_with(|| compile(model, more, None, num_stages));
         let o = options(folder(&what.replace([' ', ','], "-")), micro, 2);
-        let (got, found) = run(&stages, &plan, *over, &o).expect("it trains");
-        assert_eq!(got.losses[0], want.losses[0], "{what}");
+        let (got, found) = run(stages, &plan, *over, &o).expect("it trains");
+        let _ = std::fs::remove_dir_all(&o.out);
+        let dirs = plan.placement.num_dirs();
+        let (want, tensors) = wholes.entry(dirs).or_insert_with(|| whole(dirs));
         assert!(found.keys().eq(tensors.keys()), "{what}");
         // A tied table's gradient is the sum of two stages'.
-        if plan.placement.num_dirs() == 1 && !more.contains("tie_word_embeddings=true") {
-            assert_eq!(got, want, "{what}");
-            assert_eq!(found, tensors, "{what}");
-        } else {
-            for (name, x) in &tensors {
-                let y = &found[name];
-                let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-                let cosine = dot(x, y) / (dot(x, x) * dot(y, y)).sqrt();
-                // First moments are sums of the gradients. f32 of unit roundoff 6e-8 over `micro` terms: 1 − cos is of the order of its square.
-                if name.ends_with("#0") && dot(x, x) > 0.0 {
-                    assert!(1.0 - cosine < 1e-11, "{what}: {name}: {:e}", 1.0 - cosine);
-                }
-            }
+        if !more.contains("tie_word_embeddings=true") {
+            assert_eq!(got, *want, "{what}");
+            assert!(found == *tensors, "{what}");
         }
-        let _ = std::fs::remove_dir_all(&o.out);
+        let (want, tensors) = &wholes[&1];
+        assert_eq!(got.losses[0], want.losses[0], "{what}");
+        // First moments are sums of the gradients of two steps. Sums of `micro` terms of f32 (unit roundoff 6e-8) in another order, the second
+        // step from parameters that differ by that: 1 − cos is of the order of its square.
+        let moments = tensors.iter().filter(|(name, x)| name.ends_with("#0") && x.iter().any(|x| *x != 0.0));
+        let (worst, of) =
+            moments.map(|(name, x)| (distance(x, &found[name]), name)).max_by(|a, b| a.0.total_cmp(&b.0)).expect("moments");
+        println!("{what}: 1 − cos of gradients against one sum: {worst:e}, of {of}");
+        assert!(worst < 1e-12, "{what}: {of}: {worst:e}");
     }
-    let _ = std::fs::remove_dir_all(&o.out);
+}
+
+/// 1 − the cosine of the angle between two vectors, as half the square of the distance of their directions, which does not cancel.
+fn distance(x: &[f64], y: &[f64]) -> f64 {
+    let norm = |a: &[f64]| a.iter().map(|a| a * a).sum::<f64>().sqrt();
+    let (p, q) = (norm(x), norm(y));
+    x.iter().zip(y).map(|(x, y)| (x / p - y / q).powi(2)).sum::<f64>() / 2.0
 }
 
 #[test]
@@ -303,7 +317,8 @@ fn a_run_goes_on_with_other_ranks() {
         let text = text();
         let plan = plan(policy, ranks, micro, 1);
         let (programs, whole, inputs) = (&stages.programs[..], &stages.whole, &stages.inputs[..]);
-        let job = Job { plan: &plan, programs, whole, inputs, text: &text, options: &o, threads: 1, checked: true, sharded: true };
+        let job =
+            Job { plan: &plan, programs, whole, inputs, text: &text, options: &o, threads: 1, checked: true, sharded: true };
         ranks::train_here(&job, Engine::Threads, TIMEOUTS, &mut log).expect("it trains");
         losses.extend(log.log.losses);
         let newest = exec::checkpoint::list(&out).first().cloned().expect("a checkpoint");

@@ -240,7 +240,14 @@ impl Feed {
         text.chain([("weights", weights)]).collect()
     }
 
-    fn step(&self, s: &mut Session, text: &Text, o: &Options, step: u64, report: &mut dyn Report) -> Result<(Figures, Vec<f64>), ExecError> {
+    fn step(
+        &self,
+        s: &mut Session,
+        text: &Text,
+        o: &Options,
+        step: u64,
+        report: &mut dyn Report,
+    ) -> Result<(Figures, Vec<f64>), ExecError> {
         s.store.zero(Role::Grad);
         s.store.zero(Role::Tally);
         let mut losses = Vec::new();
@@ -325,7 +332,8 @@ pub(crate) fn update(s: &mut Session, dims: &DimEnv, o: &Options, step: u64, gra
     for part in parts {
         // A part takes what it reads.
         let entry = s.entry(&part)?;
-        let own: Vec<_> = given.into_iter().filter(|(n, _)| entry.args.iter().any(|p| p.name == *n && !p.role.is_stored())).collect();
+        let own: Vec<_> =
+            given.into_iter().filter(|(n, _)| entry.args.iter().any(|p| p.name == *n && !p.role.is_stored())).collect();
         s.run(&part, dims, &own)?;
     }
     Ok(())

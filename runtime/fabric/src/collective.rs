@@ -2,6 +2,43 @@
 //! every fabric.
 
 use crate::{Channel, Fabric, FabricError};
+use std::ops::Range;
+
+/// What sums are taken of, in its own precision.
+pub trait Number: Copy + std::ops::AddAssign {
+    /// Of one. # Units: bytes.
+    const BYTES: usize;
+    /// From the nearest.
+    fn of(x: f64) -> Self;
+    /// As it is.
+    fn wide(self) -> f64;
+    /// Adds its bytes.
+    fn put(self, to: &mut Vec<u8>);
+    /// From so many bytes.
+    fn get(bytes: &[u8]) -> Self;
+}
+
+macro_rules! number {
+    ($t:ty, $of:expr) => {
+        impl Number for $t {
+            const BYTES: usize = size_of::<$t>();
+            fn of(x: f64) -> $t {
+                $of(x)
+            }
+            fn wide(self) -> f64 {
+                f64::from(self)
+            }
+            fn put(self, to: &mut Vec<u8>) {
+                to.extend(self.to_le_bytes());
+            }
+            fn get(bytes: &[u8]) -> $t {
+                <$t>::from_le_bytes(bytes.try_into().expect("as many as it has"))
+            }
+        }
+    };
+}
+number!(f32, |x| x as f32);
+number!(f64, |x| x);
 
 const CHANNEL: Channel = Channel::COLLECTIVE;
 
@@ -58,7 +95,7 @@ pub fn all_to_all(f: &dyn Fabric, parts: &[Vec<u8>], lengths: &[usize]) -> Resul
 ///
 /// # Errors
 /// As [`Fabric::receive`].
-pub fn all_reduce(f: &dyn Fabric, x: &mut [f32]) -> Result<(), FabricError> {
+pub fn all_reduce<N: Number>(f: &dyn Fabric, x: &mut [N]) -> Result<(), FabricError> {
     let sum = reduce_scatter(f, x)?;
     let part = |r: usize| part(x.len(), f.size(), r);
     let mine = to_bytes(&sum);
@@ -71,7 +108,7 @@ pub fn all_reduce(f: &dyn Fabric, x: &mut [f32]) -> Result<(), FabricError> {
             x[range].copy_from_slice(&sum);
             continue;
         }
-        let mut bytes = vec![0; range.len() * 4];
+        let mut bytes = vec![0; range.len() * N::BYTES];
         f.receive(from, CHANNEL, &mut bytes)?;
         x[range].copy_from_slice(&from_bytes(&bytes));
     }
@@ -82,7 +119,7 @@ pub fn all_reduce(f: &dyn Fabric, x: &mut [f32]) -> Result<(), FabricError> {
 ///
 /// # Errors
 /// As [`Fabric::receive`].
-pub fn reduce_scatter(f: &dyn Fabric, x: &[f32]) -> Result<Vec<f32>, FabricError> {
+pub fn reduce_scatter<N: Number>(f: &dyn Fabric, x: &[N]) -> Result<Vec<N>, FabricError> {
     let parts: Vec<_> = (0..f.size()).map(|r| part(x.len(), f.size(), r)).collect();
     reduce_ranges(f, x, &parts)
 }
@@ -91,11 +128,11 @@ pub fn reduce_scatter(f: &dyn Fabric, x: &[f32]) -> Result<Vec<f32>, FabricError
 ///
 /// # Errors
 /// As [`Fabric::receive`].
-pub fn reduce_ranges(f: &dyn Fabric, x: &[f32], ranges: &[std::ops::Range<usize>]) -> Result<Vec<f32>, FabricError> {
+pub fn reduce_ranges<N: Number>(f: &dyn Fabric, x: &[N], ranges: &[Range<usize>]) -> Result<Vec<N>, FabricError> {
     let parts: Vec<Vec<u8>> = ranges.iter().map(|r| to_bytes(&x[r.clone()])).collect();
     let mine = ranges[f.rank()].len();
-    let arrived = all_to_all(f, &parts, &vec![mine * 4; f.size()])?;
-    let mut sum = from_bytes(&arrived[0]);
+    let arrived = all_to_all(f, &parts, &vec![mine * N::BYTES; f.size()])?;
+    let mut sum: Vec<N> = from_bytes(&arrived[0]);
     for other in &arrived[1..] {
         sum.iter_mut().zip(from_bytes(other)).for_each(|(s, x)| *s += x);
     }
@@ -103,16 +140,18 @@ pub fn reduce_ranges(f: &dyn Fabric, x: &[f32], ranges: &[std::ops::Range<usize>
 }
 
 /// The elements that rank `rank` of `size` owns of `n`: even parts, the first ones longer by one.
-pub fn part(n: usize, size: usize, rank: usize) -> std::ops::Range<usize> {
+pub fn part(n: usize, size: usize, rank: usize) -> Range<usize> {
     let (each, more) = (n / size, n % size);
     let start = rank * each + rank.min(more);
     start..start + each + usize::from(rank < more)
 }
 
-fn to_bytes(x: &[f32]) -> Vec<u8> {
-    x.iter().flat_map(|x| x.to_le_bytes()).collect()
+fn to_bytes<N: Number>(x: &[N]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(x.len() * N::BYTES);
+    x.iter().for_each(|x| x.put(&mut out));
+    out
 }
 
-fn from_bytes(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+fn from_bytes<N: Number>(bytes: &[u8]) -> Vec<N> {
+    bytes.chunks_exact(N::BYTES).map(N::get).collect()
 }

@@ -4,10 +4,14 @@
 //! # Source: Rajbhandari et al., ZeRO, 2020, P_os; by whole tensors in place of elements, as an optimiser may look at a whole matrix.
 
 use super::{Job, model::Model, step};
-use crate::{ExecError, train::is_update};
-use fabric::{Channel, Fabric, Group, collective};
+use crate::{ExecError, store::Slot, train::is_update};
+use base::DType;
+use fabric::{
+    Channel, Fabric, Group,
+    collective::{self, Number},
+};
 use library::{Entry, Manifest, Role};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 /// New parameters, by stage.
 const UPDATED: u32 = 0x7000_0000;
@@ -82,32 +86,37 @@ impl Shards {
         }
         let group = Group::new(f, self.members.clone(), Channel(step::COPIES | u32::from(stage)));
         let store = &mut model.sessions.get_mut(&stage).expect("a stage of this rank").store;
-        let owner = |name: &str| if self.is_sharded() { Some(self.owner(name)) } else { None };
         for role in [Role::Grad, Role::Tally] {
-            // What one copy owns lies together.
-            let mut slots: Vec<_> = store.of_role(role).collect();
-            slots.sort_by_key(|(name, _)| owner(name));
-            let mut all: Vec<f32> = Vec::new();
-            let mut ranges = vec![0..0; self.members.len()];
-            for (name, s) in &slots {
-                let start = all.len();
-                all.extend(step::numbers(s.dtype, s.memory.bytes()));
-                let range = &mut ranges[owner(name).unwrap_or(0)];
-                *range = if range.end == 0 { start..all.len() } else { range.start..all.len() };
-            }
-            if role == Role::Grad && self.is_sharded() {
-                let range = ranges[group.rank()].clone();
-                let sum = collective::reduce_ranges(&group, &all, &ranges)?;
-                all[range].copy_from_slice(&sum);
-            } else {
-                collective::all_reduce(&group, &mut all)?;
-            }
-            let mut rest = &all[..];
-            for (_, slot) in slots {
-                let (own, after) = rest.split_at(slot.memory.len() / slot.dtype.bytes());
-                step::write(slot.dtype, own, slot.memory.bytes_mut());
-                rest = after;
-            }
+            let owned = role == Role::Grad && self.is_sharded();
+            let (wide, narrow) = store.of_role(role).partition::<Vec<_>, _>(|(_, s)| s.dtype == DType::F64);
+            self.sum::<f32>(&group, narrow, owned)?;
+            self.sum::<f64>(&group, wide, owned)?;
+        }
+        Ok(())
+    }
+    /// Sums tensors, each where its owner is if that is asked for, else everywhere.
+    fn sum<N: Number>(&self, group: &Group, mut slots: Vec<(&str, &mut Slot)>, owned: bool) -> Result<(), ExecError> {
+        let owner = |name: &str| if owned { self.owner(name) } else { 0 };
+        // What one copy owns lies together.
+        slots.sort_by_key(|(name, _)| owner(name));
+        let mut all: Vec<N> = Vec::new();
+        let mut ends = vec![0; self.members.len()];
+        for (name, s) in &slots {
+            all.extend(step::numbers::<N>(s.dtype, s.memory.bytes()));
+            ends[owner(name)..].fill(all.len());
+        }
+        if owned {
+            let ranges: Vec<Range<usize>> = (0..ends.len()).map(|m| if m == 0 { 0 } else { ends[m - 1] }..ends[m]).collect();
+            let sum = collective::reduce_ranges(group, &all, &ranges)?;
+            all[ranges[group.rank()].clone()].copy_from_slice(&sum);
+        } else {
+            collective::all_reduce(group, &mut all)?;
+        }
+        let mut rest = &all[..];
+        for (_, slot) in slots {
+            let (own, after) = rest.split_at(slot.memory.len() / slot.dtype.bytes());
+            step::write(slot.dtype, own, slot.memory.bytes_mut());
+            rest = after;
         }
         Ok(())
     }

@@ -15,7 +15,10 @@ use crate::{
     train::{self, Figures, Report},
 };
 use base::DType;
-use fabric::{Channel, Fabric, Group, collective};
+use fabric::{
+    Channel, Fabric, Group,
+    collective::{self, Number},
+};
 use library::{Role, names};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -187,16 +190,14 @@ pub(super) fn reduce(model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<()
     Shards::new(&model.job, stage).reduce(model, stage, f)
 }
 
-pub(super) fn numbers(dtype: DType, bytes: &[u8]) -> Vec<f32> {
-    match dtype {
-        DType::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        other => tensor::read(other, bytes).into_iter().map(|x| x as f32).collect(),
-    }
+/// Elements, to be summed: in f64 those of f64, in f32 all others.
+pub(super) fn numbers<N: Number>(dtype: DType, bytes: &[u8]) -> Vec<N> {
+    tensor::read(dtype, bytes).into_iter().map(N::of).collect()
 }
 
-pub(super) fn write(dtype: DType, numbers: &[f32], to: &mut [u8]) {
+pub(super) fn write<N: Number>(dtype: DType, numbers: &[N], to: &mut [u8]) {
     let mut bytes = Vec::with_capacity(to.len());
-    numbers.iter().for_each(|x| tensor::push(dtype, f64::from(*x), &mut bytes));
+    numbers.iter().for_each(|x| tensor::push(dtype, x.wide(), &mut bytes));
     to.copy_from_slice(&bytes);
 }
 
@@ -210,6 +211,17 @@ pub(super) fn update(model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<()
     let session = model.sessions.get_mut(&stage).expect("a stage of this rank");
     train::update(session, &model.shapes[0].dims, o, step, grad_norm)?;
     Shards::new(&model.job, stage).send(model, stage, f)
+}
+
+/// The sum of tensors, in order.
+fn sum<N: Number>(dtype: DType, parts: &[Vec<u8>]) -> Vec<u8> {
+    let mut sum: Vec<N> = numbers(dtype, &parts[0]);
+    for part in &parts[1..] {
+        sum.iter_mut().zip(numbers(dtype, part)).for_each(|(s, x)| *s += x);
+    }
+    let mut bytes = vec![0; parts[0].len()];
+    write(dtype, &sum, &mut bytes);
+    bytes
 }
 
 /// Sums the gradients of parameters that several stages have, over these stages.
@@ -228,7 +240,7 @@ fn sum_tied(model: &mut Model, f: &dyn Fabric) -> Result<(), ExecError> {
         }
         let members: Vec<usize> = members.into_iter().collect();
         let group = Group::new(f, members.clone(), Channel(TIED | number as u32));
-        let mut sum: Option<Vec<f32>> = None;
+        let mut parts: Vec<Vec<u8>> = Vec::new();
         let here = stages.iter().find(|s| model.sessions.contains_key(s)).expect("a member has one of the stages");
         let slot = model.sessions[here].store.get(Role::Grad, name).expect("trained parameters have gradients");
         let (dtype, len) = (slot.dtype, slot.memory.len());
@@ -242,17 +254,13 @@ fn sum_tied(model: &mut Model, f: &dyn Fabric) -> Result<(), ExecError> {
             }
             let root = members.iter().position(|m| *m == from).expect("it is a member");
             collective::broadcast(&group, root, &mut bytes)?;
-            let part = numbers(dtype, &bytes);
-            match &mut sum {
-                None => sum = Some(part),
-                Some(sum) => sum.iter_mut().zip(part).for_each(|(s, x)| *s += x),
-            }
+            parts.push(bytes);
         }
-        let sum = sum.expect("there are stages");
+        let sum = if dtype == DType::F64 { sum::<f64>(dtype, &parts) } else { sum::<f32>(dtype, &parts) };
         for stage in stages.iter().filter(|s| model.sessions.contains_key(s)).copied().collect::<Vec<_>>() {
             let store = &mut model.sessions.get_mut(&stage).expect("filtered").store;
             let (_, slot) = store.of_role(Role::Grad).find(|(n, _)| *n == name).expect("trained parameters have gradients");
-            write(dtype, &sum, slot.memory.bytes_mut());
+            slot.memory.bytes_mut().copy_from_slice(&sum);
         }
     }
     Ok(())
