@@ -6,6 +6,7 @@ mod context;
 mod finite;
 mod mirror;
 mod module;
+pub mod nccl;
 mod program;
 
 pub use context::{GpuInfo, driver_version, gpus};

@@ -52,6 +52,19 @@ pub enum FabricError {
         /// What differs.
         what: String,
     },
+    /// NCCL refuses a call, or a communicator failed.
+    #[error("rank {rank}: NCCL, {what}, message {number}: {why}")]
+    #[diagnostic(code(E0427), help("NCCL_DEBUG=INFO says more; another rank may have failed first"))]
+    Nccl {
+        /// Who noticed.
+        rank: usize,
+        /// What was done.
+        what: String,
+        /// The number of the message or collective on its communicator.
+        number: u64,
+        /// In NCCL's words.
+        why: String,
+    },
     /// Some rank gave up.
     #[error("rank {peer} gave up: {why}")]
     #[diagnostic(code(E0424))]

@@ -36,6 +36,9 @@ impl Fabric for Group<'_> {
     fn receive(&self, from: usize, channel: Channel, into: &mut [u8]) -> Result<(), FabricError> {
         self.fabric.receive(self.members[from], self.channel(channel), into)
     }
+    fn check(&self) -> Result<(), FabricError> {
+        self.fabric.check()
+    }
     fn abort(&self, why: &str) {
         self.fabric.abort(why);
     }

@@ -1,4 +1,5 @@
-//! Moves bytes between ranks. One trait: [`threads`] of one process, [`tcp`] between processes, and with the feature `mpi` MPI; collectives are functions over
+//! Moves bytes between ranks. One trait: [`threads`] of one process, [`tcp`] between processes, and with the feature `mpi` MPI; [`nccl`]
+//! is for memory of GPUs. Collectives are functions over
 //! both, with a fixed order of sums. Who a rank is comes from [`discover`].
 //!
 //! What always holds: every wait is bounded and ends with an error that names the action, the peer and the message's number; messages of one
@@ -12,6 +13,7 @@ pub mod group;
 mod mailbox;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+pub mod nccl;
 pub mod tcp;
 pub mod threads;
 
@@ -67,6 +69,11 @@ pub trait Fabric: Send + Sync {
     /// # Errors
     /// E0421 after the time-out, E0422 if the peer is gone, E0423 if the message has another length or number, E0424 if a rank gave up.
     fn receive(&self, from: usize, channel: Channel, into: &mut [u8]) -> Result<(), FabricError>;
+    /// Whether all other ranks are still there, as far as is known; for those who wait for something else.
+    ///
+    /// # Errors
+    /// E0422 if one is gone, E0424 if one gave up.
+    fn check(&self) -> Result<(), FabricError>;
     /// Tells every rank why this one gives up; all waits end.
     fn abort(&self, why: &str);
 }

@@ -64,6 +64,16 @@ impl Mailbox {
     pub fn aborted(&self) -> Option<(usize, String)> {
         self.lock().aborted.clone()
     }
+    /// The error to report to who waits for no message, if a rank is gone or gave up.
+    pub fn check_all(&self, rank: usize) -> Result<(), FabricError> {
+        let state = self.lock();
+        if let Some((peer, why)) = &state.aborted {
+            return Err(FabricError::Aborted { peer: *peer, why: why.clone() });
+        }
+        let lost =
+            |peer: &usize| FabricError::Lost { rank, peer: *peer, action: "wait", channel: Channel::COLLECTIVE, number: 0 };
+        state.lost.first().map_or(Ok(()), |peer| Err(lost(peer)))
+    }
     /// The error to report for a send to `peer`, if there is one.
     pub fn check(&self, rank: usize, peer: usize, channel: Channel, number: u64) -> Result<(), FabricError> {
         let state = self.lock();

@@ -199,6 +199,9 @@ impl Fabric for Mpi {
     fn receive(&self, from: usize, channel: Channel, into: &mut [u8]) -> Result<(), FabricError> {
         self.shared.mailbox.take(self.rank, from, channel, into, self.timeouts.message)
     }
+    fn check(&self) -> Result<(), FabricError> {
+        self.shared.mailbox.check_all(self.rank)
+    }
     fn abort(&self, why: &str) {
         self.shared.mailbox.abort(self.rank, why);
         for to in (0..self.size).filter(|r| *r != self.rank) {

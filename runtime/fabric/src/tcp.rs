@@ -171,6 +171,9 @@ impl Fabric for Tcp {
     fn receive(&self, from: usize, channel: Channel, into: &mut [u8]) -> Result<(), FabricError> {
         self.mailbox.take(self.rank, from, channel, into, self.timeouts.message)
     }
+    fn check(&self) -> Result<(), FabricError> {
+        self.mailbox.check_all(self.rank)
+    }
     fn abort(&self, why: &str) {
         self.mailbox.abort(self.rank, why);
         self.tell_all(self.rank, why);

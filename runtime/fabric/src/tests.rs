@@ -99,7 +99,7 @@ fn groups_sum_among_themselves_in_their_order() {
         let members = if f.rank() % 2 == 0 { vec![4, 0, 2] } else { vec![3, 1] };
         let group = Group::new(f, members, Channel(7 + f.rank() as u32 % 2));
         // In order 4, 0, 2: (1e8 + 1) - 1e8 is 0 in f32.
-        let mut x = [[1.0, 5.0, -1e8, 6.0, 1e8][f.rank()]; 3];
+        let mut x = [[1.0f32, 5.0, -1e8, 6.0, 1e8][f.rank()]; 3];
         collective::all_reduce(&group, &mut x).expect("a sum");
         x[2]
     }) {

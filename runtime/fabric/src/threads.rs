@@ -38,6 +38,9 @@ impl Fabric for Threads {
     fn receive(&self, from: usize, channel: Channel, into: &mut [u8]) -> Result<(), FabricError> {
         self.boxes[self.rank].take(self.rank, from, channel, into, self.timeouts.message)
     }
+    fn check(&self) -> Result<(), FabricError> {
+        self.boxes[self.rank].check_all(self.rank)
+    }
     fn abort(&self, why: &str) {
         self.boxes.iter().for_each(|b| b.abort(self.rank, why));
     }

@@ -1,0 +1,216 @@
+//! NCCL on real GPUs: every call on real buffers, and the ways in which it ends badly. For a machine with GPUs and NCCL.
+//!
+//! ```text
+//! cargo run -p fabric --example nccl_check                     # one rank: sends to itself, every collective, time-out and abort
+//! lode launch -n 4 target/debug/examples/nccl_check            # or torchrun, srun, mpirun: one rank a GPU
+//! ```
+//! A line a check; exit code 1 if one fails.
+
+use base::DType;
+use device::cuda::nccl::{Call, Comm, Id, Nccl, Operation, State};
+use fabric::{
+    Fabric, FabricError, Timeouts, discover,
+    nccl::{Engine, Flow, Links},
+    tcp, threads,
+};
+use std::{cell::Cell, process::ExitCode, time::Duration};
+
+/// Elements of each rank's part.
+const N: usize = 1 << 20;
+/// What a message that does not come is given up after.
+const SHORT: Timeouts = Timeouts { start: Duration::from_secs(120), message: Duration::from_secs(2) };
+const PATIENT: Timeouts = Timeouts { start: Duration::from_secs(120), message: Duration::from_secs(60) };
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("{e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<bool, String> {
+    let world = discover(&discover::Flags::default(), &|n| std::env::var(n).ok()).map_err(|e| e.to_string())?;
+    let store: Box<dyn Fabric> = if world.size > 1 {
+        Box::new(tcp::connect(&world, 1, PATIENT).map_err(|e| e.to_string())?)
+    } else {
+        Box::new(threads::world(1, PATIENT).remove(0))
+    };
+    let open = || Nccl::open(world.local_rank).map_err(|e| e.to_string());
+    let nccl = open()?;
+    println!("rank {} of {}: NCCL {}", world.rank, world.size, nccl.version().map_err(|e| e.to_string())?);
+    let mut good = calls(nccl, &*store, PATIENT).map_err(|e| e.to_string())?;
+    good &= stalls(Holding::new(open()?), &*store).map_err(|e| e.to_string())?;
+    Ok(good)
+}
+
+/// Both ways along a chain of all ranks.
+fn flows(size: usize) -> Vec<Flow> {
+    (1..size).flat_map(|r| [(r - 1, r), (r, r - 1)]).collect()
+}
+
+/// The number that rank `rank` has at element `i`: small whole ones, so that sums are exact in every dtype.
+fn value(rank: usize, i: usize) -> f32 {
+    ((i * 7 + rank * 3) % 11) as f32
+}
+
+fn bytes(numbers: impl Iterator<Item = f32>) -> Vec<u8> {
+    numbers.flat_map(f32::to_le_bytes).collect()
+}
+
+/// Device memory, for errors in the fabric's words.
+fn upload(nccl: &Nccl, rank: usize, data: &[u8]) -> Result<u64, FabricError> {
+    let told = |e: device::DeviceError| FabricError::Nccl { rank, what: "memory".into(), number: 0, why: e.to_string() };
+    nccl.upload(data).map_err(told)
+}
+
+/// Every call, and what has to arrive.
+fn calls(nccl: Nccl, store: &dyn Fabric, timeouts: Timeouts) -> Result<bool, FabricError> {
+    let (rank, size) = (store.rank(), store.size());
+    let scratch = upload(&nccl, rank, &vec![0; 8 * size])?;
+    let mine: Vec<u8> = bytes((0..N * size).map(|i| value(rank, i)));
+    let (from, to) = (upload(&nccl, rank, &mine)?, upload(&nccl, rank, &vec![0xff; mine.len()])?);
+    // SAFETY: the memory is that long, and freed by nobody.
+    let links = unsafe { Links::connect(Keep(&nccl), store, &flows(size), scratch, timeouts)? };
+    let mut good = true;
+    let mut check = |what: &str, want: &[u8]| {
+        // SAFETY: what was enqueued has run.
+        let got = unsafe { nccl.download(to, want.len()) };
+        let fine = got.is_ok_and(|g| g == want);
+        good &= fine;
+        println!("rank {rank}: {what}: {}", if fine { "good" } else { "WRONG" });
+    };
+    let part = |r: usize| (0..N).map(move |i| value(r, i));
+    let op = |call, elems| Operation { call, from, to, elems, dtype: DType::F32 };
+    let sum = |i: usize| (0..size).map(|r| value(r, i)).sum::<f32>();
+    let collectives = [
+        (op(Call::Broadcast { root: size - 1 }, N), bytes(part(size - 1))),
+        (op(Call::AllReduce, N), bytes((0..N).map(sum))),
+        (op(Call::ReduceScatter, N), bytes((rank * N..(rank + 1) * N).map(sum))),
+        (op(Call::AllGather, N), bytes((0..size).flat_map(part))),
+    ];
+    for (op, want) in collectives {
+        // SAFETY: both memories have `N` elements for each rank.
+        unsafe { links.collective(&op)? };
+        links.wait_collectives()?;
+        check(&format!("{:?}", op.call), &want);
+    }
+    // SAFETY: as above.
+    unsafe { links.all_to_all(from, to, N, DType::F32)? };
+    links.wait_collectives()?;
+    check("all to all", &bytes((0..size).flat_map(|r| (rank * N..(rank + 1) * N).map(move |i| value(r, i)))));
+    for flow in flows(size) {
+        // SAFETY: as above.
+        unsafe {
+            match flow {
+                (a, b) if a == rank => links.send(b, from, N, DType::F32)?,
+                (a, b) if b == rank => links.receive(a, to, N, DType::F32)?,
+                _ => continue,
+            }
+        }
+        links.wait(flow)?;
+        if flow.1 == rank {
+            check(&format!("from rank {}", flow.0), &bytes(part(flow.0)));
+        }
+    }
+    links.finish()?;
+    println!("rank {rank}: all communicators ended in good order");
+    Ok(good)
+}
+
+/// A collective that never runs is given up, named, and all communicators are aborted.
+fn stalls(nccl: Holding, store: &dyn Fabric) -> Result<bool, FabricError> {
+    let (rank, size) = (store.rank(), store.size());
+    let scratch = upload(&nccl.nccl, rank, &vec![0; 8 * size])?;
+    // SAFETY: the memory is that long.
+    let links = unsafe { Links::connect(nccl, store, &flows(size), scratch, SHORT)? };
+    links.engine().hold.set(true);
+    let op = Operation { call: Call::AllReduce, from: scratch, to: scratch + 4 * size as u64, elems: 1, dtype: DType::F32 };
+    // SAFETY: as above.
+    let first = unsafe { links.collective(&op) }.and_then(|()| links.wait_collectives());
+    links.engine().release().map_err(|why| FabricError::Nccl { rank, what: "the flag".into(), number: 0, why })?;
+    // SAFETY: as above.
+    let later = unsafe { links.collective(&op) };
+    let fine = matches!(first, Err(FabricError::Timeout { .. })) && first == later;
+    println!("rank {rank}: {}: {first:?}", if fine { "given up as it should" } else { "WRONG" });
+    Ok(fine)
+}
+
+/// The library, lent.
+struct Keep<'a>(&'a Nccl);
+
+/// The library with a gate before a call.
+struct Holding {
+    nccl: Nccl,
+    hold: Cell<bool>,
+    flag: Cell<u64>,
+}
+
+impl Holding {
+    fn new(nccl: Nccl) -> Holding {
+        Holding { nccl, hold: Cell::new(false), flag: Cell::new(0) }
+    }
+    /// Opens the gate.
+    fn release(&self) -> Result<(), String> {
+        // SAFETY: the flag is memory of four bytes that `enqueue` made, if it did.
+        unsafe { self.nccl.release(self.flag.get()) }.map_err(|e| e.to_string())
+    }
+}
+
+/// Hands an engine's calls on.
+macro_rules! delegate {
+    ($type:ty, $self:ident => $nccl:expr, $before:expr) => {
+        impl Engine for $type {
+            type Comm = Comm;
+            fn id(&$self) -> Result<Id, String> {
+                Engine::id($nccl)
+            }
+            fn start(&$self, size: usize, rank: usize, id: &Id) -> Result<Comm, String> {
+                Engine::start($nccl, size, rank, id)
+            }
+            fn state(&$self, comm: &Comm) -> State {
+                Engine::state($nccl, comm)
+            }
+            fn begin(&$self) -> State {
+                Engine::begin($nccl)
+            }
+            fn end(&$self) -> State {
+                Engine::end($nccl)
+            }
+            unsafe fn enqueue(&$self, comm: &Comm, op: &Operation) -> State {
+                if let Err(why) = $before(comm) {
+                    return State::Failed(why);
+                }
+                // SAFETY: the caller vouches for the memory.
+                unsafe { Engine::enqueue($nccl, comm, op) }
+            }
+            fn is_idle(&$self, comm: &Comm) -> Result<bool, String> {
+                Engine::is_idle($nccl, comm)
+            }
+            unsafe fn abort(&$self, comm: &Comm) {
+                // SAFETY: as the caller says.
+                unsafe { Engine::abort($nccl, comm) }
+            }
+            fn finalize(&$self, comm: &Comm) -> State {
+                Engine::finalize($nccl, comm)
+            }
+            unsafe fn destroy(&$self, comm: &Comm) {
+                // SAFETY: as the caller says.
+                unsafe { Engine::destroy($nccl, comm) }
+            }
+        }
+    };
+}
+delegate!(Keep<'_>, self => self.0, |_: &Comm| Ok::<(), String>(()));
+delegate!(Holding, self => &self.nccl, |comm: &Comm| {
+    if self.hold.replace(false) {
+        let flag = self.nccl.upload(&[0; 4]).map_err(|e| e.to_string())?;
+        self.flag.set(flag);
+        // SAFETY: the flag is that memory, and never freed.
+        unsafe { self.nccl.hold(comm, flag) }.map_err(|e| e.to_string())?;
+    }
+    Ok::<(), String>(())
+});
