@@ -13,7 +13,7 @@ mod shards;
 mod step;
 
 pub use execute::{Compute, Follow, Turns, execute};
-pub use model::{StageMemory, memory};
+pub use model::{StageBytes, StageMemory, memory, stage_bytes};
 
 use crate::{ExecError, data::Text, train};
 use device::{Code, KernelFn};

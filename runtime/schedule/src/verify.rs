@@ -67,6 +67,32 @@ pub fn verify(plan: &Plan, slots: &Slots, limits: &Limits) -> Vec<Violation> {
     check.found
 }
 
+/// What a message between stages holds: a text a tensor, with dtype and extents.
+pub type Tensors = Vec<String>;
+
+/// The part of rule 3 that needs the model: what arrives has the dtypes and extents, and so the bytes, of what its reader takes. `made` is
+/// what a stage hands over, `read` what it takes from the stage before (activations) or after (gradients).
+pub fn verify_messages(
+    plan: &Plan,
+    made: &dyn Fn(u16, Payload) -> Tensors,
+    read: &dyn Fn(u16, Payload) -> Tensors,
+) -> Vec<Violation> {
+    let mut check = Check { plan, found: Vec::new() };
+    let num_stages = plan.num_stages();
+    for (at, action) in check.all().collect::<Vec<_>>() {
+        for m in action.reads(num_stages) {
+            let (maker, payload) = (m.unit.stage, m.payload);
+            let reader = if payload == Payload::Activation { maker + 1 } else { maker - 1 };
+            let (given, taken) = (made(maker, payload), read(reader, payload));
+            if given != taken {
+                let what = format!("stage {maker} hands over {}, stage {reader} takes {}", given.join(", "), taken.join(", "));
+                check.say(3, at, action, what);
+            }
+        }
+    }
+    check.found
+}
+
 struct Check<'p> {
     plan: &'p Plan,
     found: Vec<Violation>,

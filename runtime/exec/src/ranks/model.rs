@@ -35,8 +35,57 @@ pub(super) struct Shapes {
     pub weights: HostTensor,
 }
 
+/// What a stage hands over, or takes: the ports of an entry with this prefix, their numbers, dtypes and extents.
+fn ports(job: &Job, stage: u16, entry: &str, prefix: &str, taken: bool) -> Vec<String> {
+    let ports = entry_of(job, stage, entry).map_or(&[][..], |e| if taken { &e.args } else { &e.outputs });
+    let own = ports.iter().filter(|p| p.role == Role::Inner);
+    let mut out: Vec<String> = own
+        .filter_map(|p| {
+            let number = p.name.strip_prefix(prefix)?;
+            let extents: Vec<String> = p.shape.iter().map(Dim::to_string).collect();
+            Some(format!("{number}: {}[{}]", p.dtype, extents.join(", ")))
+        })
+        .collect();
+    out.sort();
+    out
+}
+
+/// Whether both ends of every message have the same tensors.
+fn check_messages(job: &Job) -> Result<(), ExecError> {
+    let made = |stage, payload| match payload {
+        Payload::Activation => ports(job, stage, "forward", "out.", false),
+        Payload::Gradient => ports(job, stage, "backward_input", "d_in.", false),
+    };
+    // What a later entry reads of a message may be a part of it.
+    let read = |stage: u16, payload| {
+        let (given, own) = match payload {
+            Payload::Activation => (
+                made(stage - 1, payload),
+                ["forward", "backward_input", "backward_weight"].map(|e| ports(job, stage, e, "in.", true)),
+            ),
+            Payload::Gradient => (
+                made(stage + 1, payload),
+                ["forward", "backward_input", "backward_weight"].map(|e| ports(job, stage, e, "d_out.", true)),
+            ),
+        };
+        // A tensor that no entry takes agrees with anything.
+        let mut own: Vec<String> = own.concat();
+        own.sort();
+        own.dedup();
+        let number = |t: &str| t.split(':').next().map(String::from);
+        own.extend(given.into_iter().filter(|g| own.iter().all(|o| number(o) != number(g))).collect::<Vec<_>>());
+        own.sort();
+        own
+    };
+    match schedule::verify_messages(job.plan, &made, &read).first() {
+        None => Ok(()),
+        Some(v) => Err(ExecError::Input { name: v.action.clone(), why: v.what.clone() }),
+    }
+}
+
 impl<'a> Model<'a> {
     pub fn new(job: Job<'a>, rank: usize) -> Result<Model<'a>, ExecError> {
+        check_messages(&job)?;
         let mut sessions = BTreeMap::new();
         for stage in &job.plan.placement.stages_by_rank()[rank] {
             let program = &job.programs[usize::from(*stage)];
@@ -190,25 +239,40 @@ pub struct StageMemory {
 /// E0702 if the model does not take the run's rows and tokens.
 pub fn memory(job: &Job, stage: u16, rank: usize) -> Result<StageMemory, ExecError> {
     let dims = shapes(job, job.options.batch / job.options.micro_batches, job.options.micro_batches)?.dims;
-    let bytes =
-        |p: &Port| p.shape.iter().map(|d| d.eval(&dims).unwrap_or(0)).product::<i64>().max(0) as u64 * p.dtype.bytes() as u64;
-    let stored: BTreeMap<(Role, &str), u64> = entries(job, stage, rank)
-        .flat_map(|e| e.args.iter().chain(&e.outputs))
-        .filter(|p| p.role.is_stored())
-        .map(|p| ((p.role, p.name.as_str()), bytes(p)))
-        .collect();
-    let wanted = wanted(job, stage);
-    let forward = entry_of(job, stage, "forward");
-    let ports = forward.iter().flat_map(|e| e.args.iter().chain(&e.outputs));
-    let kept = ports.filter(|p| wanted.contains(p.name.as_str()) && !p.role.is_stored()).map(bytes).sum();
+    let entries: Vec<&Entry> = entries(job, stage, rank).collect();
+    let StageBytes { stored, moments, kept } = stage_bytes(&entries, &dims);
     let (mut live, mut units) = (0u64, 0);
     for action in &job.plan.actions[rank] {
         live += u64::from(action.forward().is_some_and(|u| u.stage == stage));
         units = live.max(units);
         live -= u64::from(action.ends().is_some_and(|u| u.stage == stage));
     }
+    Ok(StageMemory { stored, moments, kept, units })
+}
+
+/// What a stage needs by its entries. # Units: bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageBytes {
+    /// Parameters, states, gradients, moments, tallies.
+    pub stored: u64,
+    /// The moments among these.
+    pub moments: u64,
+    /// What a micro-batch keeps from its forward to the end of its backward.
+    pub kept: u64,
+}
+
+/// What a stage with these entries needs for these dims.
+pub fn stage_bytes(entries: &[&Entry], dims: &DimEnv) -> StageBytes {
+    let bytes =
+        |p: &Port| p.shape.iter().map(|d| d.eval(dims).unwrap_or(0)).product::<i64>().max(0) as u64 * p.dtype.bytes() as u64;
+    let ports = || entries.iter().flat_map(|e| e.args.iter().chain(&e.outputs));
+    let stored: BTreeMap<(Role, &str), u64> =
+        ports().filter(|p| p.role.is_stored()).map(|p| ((p.role, p.name.as_str()), bytes(p))).collect();
     let moments = stored.iter().filter(|((role, _), _)| *role == Role::Moment).map(|(_, n)| n).sum();
-    Ok(StageMemory { stored: stored.into_values().sum(), moments, kept, units })
+    let wanted = wanted(entries.iter().copied());
+    let forward = entries.iter().filter(|e| e.name == "forward").flat_map(|e| e.args.iter().chain(&e.outputs));
+    let kept = forward.filter(|p| wanted.contains(p.name.as_str()) && !p.role.is_stored()).map(bytes).sum();
+    StageBytes { stored: stored.into_values().sum(), moments, kept }
 }
 
 /// The entries of a stage that a rank runs.
@@ -223,9 +287,9 @@ fn entry_of<'a>(job: &Job<'a>, stage: u16, name: &str) -> Option<&'a Entry> {
 }
 
 /// What a stage's backward entries take.
-fn wanted<'a>(job: &Job<'a>, stage: u16) -> BTreeSet<&'a str> {
-    let entries = ["backward_input", "backward_weight"].into_iter().filter_map(|n| entry_of(job, stage, n));
-    entries.flat_map(|e| &e.args).filter(|p| !p.role.is_stored()).map(|p| p.name.as_str()).collect()
+fn wanted<'a>(entries: impl Iterator<Item = &'a Entry>) -> BTreeSet<&'a str> {
+    let backward = entries.filter(|e| matches!(e.name.as_str(), "backward_input" | "backward_weight"));
+    backward.flat_map(|e| &e.args).filter(|p| !p.role.is_stored()).map(|p| p.name.as_str()).collect()
 }
 
 fn elems(p: &Port, dims: &DimEnv) -> usize {
@@ -271,7 +335,7 @@ impl Compute for Model<'_> {
             }
             self.losses.insert(number, loss);
         }
-        let wanted = wanted(&self.job, u.stage);
+        let wanted = wanted(self.job.programs[usize::from(u.stage)].manifest.entries.iter());
         pool.retain(|name, _| wanted.contains(name.as_str()));
         self.kept.insert(u, pool);
         Ok(made)

@@ -46,6 +46,24 @@ fn swapped(plan: &mut Plan, rank: usize, a: &str, b: &str) {
 }
 
 #[test]
+fn both_ends_of_a_message_have_the_same_tensors() {
+    let plan = planned(Policy::DualPipe, 4, 10);
+    let same = |_: u16, _: crate::Payload| vec!["bf16[B, T, 32]".to_string()];
+    assert_eq!(crate::verify_messages(&plan, &same, &same), []);
+    // Stage 2 takes activations of another dtype.
+    let other = |stage: u16, payload: crate::Payload| match (stage, payload) {
+        (2, crate::Payload::Activation) => vec!["f32[B, T, 32]".to_string()],
+        _ => same(stage, payload),
+    };
+    let found = crate::verify_messages(&plan, &same, &other);
+    // A message a micro-batch, of five each way.
+    assert_eq!(found.len(), 10);
+    let first = &found[0];
+    assert_eq!((first.rule, first.action.as_str()), (3, "d1:2F0"));
+    assert_eq!(first.what, "stage 1 hands over bf16[B, T, 32], stage 2 takes f32[B, T, 32]");
+}
+
+#[test]
 fn every_generated_plan_is_proved() {
     for policy in Policy::ALL {
         // M = P, M = 2P − 2 and P = 2, where next and previous are the same rank, have hung pipelines elsewhere.
