@@ -114,6 +114,9 @@ pub struct Build {
     /// Where files go; `-` prints stages to standard output.
     #[arg(short, long, default_value = ".", env = "LODE_OUT")]
     pub out: PathBuf,
+    #[command(flatten)]
+    /// With `--ranks`: a library for each stage of the model, and what each costs and needs.
+    pub cut: Cut,
     /// Take the graph as written: attention by its definition, a kernel for each op.
     #[arg(long)]
     pub no_optimize: bool,
@@ -428,28 +431,36 @@ pub enum Carrier {
     Mpi,
 }
 
-/// Training over ranks.
+/// A model in stages. What is not given is what the model's `pipeline` says.
 #[derive(Debug, Args)]
-pub struct Ranks {
+pub struct Cut {
     /// Ranks of a pipeline: the model is cut into stages. Under `lode launch`, `mpirun`, `srun` or `torchrun` a process is a rank, and this
     /// follows from their number; otherwise all ranks are of this process.
     #[arg(long, env = "LODE_RANKS")]
     pub ranks: Option<usize>,
-    /// The order of computing: 1f1b interleaved zb1p zbv dualpipe dualpipev.
-    #[arg(long, default_value = "1f1b", env = "LODE_SCHEDULE")]
-    pub schedule: String,
-    /// Stages a rank, for `interleaved`.
-    #[arg(long, default_value_t = 2)]
-    pub chunks: usize,
-    /// Pipelines side by side, each with its part of the batch.
-    #[arg(long, default_value_t = 1, env = "LODE_REPLICAS")]
-    pub replicas: usize,
-    /// Let every copy of a stage keep all of its optimiser. By default copies (mirrors, replicas) share it (ZeRO-1): the same bits, less memory.
-    #[arg(long, env = "LODE_WHOLE_UPDATES")]
-    pub whole_updates: bool,
+    /// The order of computing: 1f1b (if nothing says another) interleaved zb1p zbv dualpipe dualpipev.
+    #[arg(long, env = "LODE_SCHEDULE")]
+    pub schedule: Option<String>,
+    /// Stages a rank, for `interleaved`; 2 if nothing says another number.
+    #[arg(long)]
+    pub chunks: Option<usize>,
     /// Which stage has which layers: `Et|tt|tL`, E what comes before them, L what comes after. Without it, even by cost.
     #[arg(long)]
     pub layout: Option<String>,
+}
+
+/// Training over ranks.
+#[derive(Debug, Args)]
+pub struct Ranks {
+    #[command(flatten)]
+    /// Its stages.
+    pub cut: Cut,
+    /// Pipelines side by side, each with its part of the batch; without it what the model's `pipeline` says, or one.
+    #[arg(long, env = "LODE_REPLICAS")]
+    pub replicas: Option<usize>,
+    /// Let every copy of a stage keep all of its optimiser. By default copies (mirrors, replicas) share it (ZeRO-1): the same bits, less memory.
+    #[arg(long, env = "LODE_WHOLE_UPDATES")]
+    pub whole_updates: bool,
     /// How the ranks of one process run.
     #[arg(long, value_enum, default_value_t = Engine::Threads, env = "LODE_ENGINE")]
     pub engine: Engine,

@@ -343,6 +343,7 @@ fn compiled(cases: &[&Case]) -> Answer<Vec<Answer>> {
         dims: dims.into_iter().collect(),
         config: Vec::new(),
         settings: Default::default(),
+        pipeline: Default::default(),
         outline: String::new(),
     };
     let library = pipeline::library(&program, &module, &lowered, &Sources::default(), &pipeline::Options::default())

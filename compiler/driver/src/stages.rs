@@ -240,6 +240,45 @@ pub fn cut(
     Ok((layout, modules))
 }
 
+/// The cost of a micro-batch's forward and backward. # Units: as the cost model's.
+fn stage_costs(stage: &Module) -> [f64; 2] {
+    ["forward", "backward"].map(|n| stage.func(n).map_or(0.0, func_cost))
+}
+
+/// A stage as a library of its own, and the cost of a micro-batch's forward and backward.
+pub struct Built {
+    /// With the entries that ranks call.
+    pub library: Library,
+    /// How many layers it has.
+    pub layers: usize,
+    /// # Units: as the cost model's.
+    pub costs: [f64; 2],
+}
+
+/// Cuts a program and compiles each stage apart.
+///
+/// # Errors
+/// E0431, E0432, and limits of the target.
+pub fn build(
+    program: &Program,
+    sources: &Sources,
+    layout: Option<&str>,
+    num_stages: usize,
+    options: &Options,
+) -> Result<Vec<Built>, Failed> {
+    let (layout, modules) = cut(program, layout, num_stages, options)?;
+    let mut out = Vec::new();
+    for (mut m, layers) in modules.into_iter().zip(layout.0) {
+        let costs = stage_costs(&m);
+        m.funcs.retain(|f| f.name != "backward");
+        let m = pipeline::optimize(m, options)?.0;
+        let lowered = pipeline::lower(&m, options)?;
+        let library = pipeline::library(program, &m, &lowered, sources, options)?;
+        out.push(Built { library, layers, costs });
+    }
+    Ok(out)
+}
+
 /// Cuts and compiles a program.
 ///
 /// # Errors
@@ -252,7 +291,7 @@ pub fn compile(
     options: &Options,
 ) -> Result<Stages, Failed> {
     let (layout, modules) = cut(program, layout, num_stages, options)?;
-    let costs = modules.iter().map(|m| ["forward", "backward"].map(|n| m.func(n).map_or(0.0, func_cost))).collect();
+    let costs = modules.iter().map(stage_costs).collect();
     let mut all = Module { name: program.module.name.clone(), ..Module::default() };
     for (i, m) in modules.iter().enumerate() {
         // Ranks run a backward in its two parts, so that all schedules give the same bits.

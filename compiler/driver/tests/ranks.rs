@@ -223,3 +223,48 @@ fn another_plan_or_model_does_not_start() {
         assert!(!folder.0.join("run").join("metrics.jsonl").exists());
     }
 }
+
+/// What is not said by flags, the model says.
+#[test]
+fn a_model_may_say_how_it_is_cut() {
+    assert_eq!(hir::SCHEDULES, schedule::Policy::ALL.map(schedule::Policy::name));
+    let folder = Folder::new("pipeline");
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/llama/model.lode")).expect("it reads");
+    let declared = "pipeline { ranks = 2, schedule = dualpipe, micro_batches = 4, layout = \"Ettt|tL\" }\n";
+    let path = folder.0.join("model.lode").display().to_string();
+    fs::write(&path, format!("{declared}{text}")).expect("it can be written");
+    let mut args = train(&folder, "out", 1);
+    args[1].clone_from(&path);
+    let at = args.iter().position(|a| a == "--micro-batches").expect("it says so");
+    args.drain(at..at + 2);
+    let told = |args: &[String]| String::from_utf8_lossy(&lode(args).output().expect("it starts").stderr).into_owned();
+    let says = told(&args);
+    assert!(says.contains("dualpipe on 2 ranks, 2 stages of 3 + 1 layers, 4 micro-batches, half of them each way"), "{says}");
+    assert!(says.contains("of them moments"), "{says}");
+    args.extend(["--ranks", "1", "--schedule", "1f1b", "--micro-batches", "2", "--out"].map(String::from));
+    args.push(folder.0.join("other").display().to_string());
+    args.remove(args.iter().position(|a| a == "--out").expect("it says so") + 1);
+    args.remove(args.iter().position(|a| a == "--out").expect("it says so"));
+    let says = told(&args);
+    assert!(says.contains("1f1b on 1 ranks, 1 stages of 4 layers, 2 micro-batches"), "{says}");
+
+    let out = folder.0.join("stages");
+    let set = args.windows(2).filter(|w| w[0] == "--set").flatten().cloned();
+    let mut build: Vec<String> = ["build".to_string(), path].into_iter().chain(set).collect();
+    build.extend(["--ranks", "4", "--schedule", "1f1b", "--lib", "none", "-o"].map(String::from));
+    build.push(out.display().to_string());
+    let built = lode(&build).output().expect("it starts");
+    let says = String::from_utf8_lossy(&built.stderr);
+    assert!(built.status.success(), "{says}");
+    assert!(says.contains("1f1b on 4 ranks, 4 stages, a micro-batch of B=2,T=128"), "{says}");
+    assert_eq!(says.lines().filter(|l| l.starts_with("stage ") && l.contains("MiB stored")).count(), 4, "{says}");
+    let paths: Vec<String> = String::from_utf8_lossy(&built.stdout).lines().map(String::from).collect();
+    assert_eq!(paths.len(), 4);
+    for (i, path) in paths.iter().enumerate() {
+        assert!(path.ends_with(&format!(".{i}.lodelib")), "{path}");
+        let library = library::Library::read(Path::new(path)).expect("it is whole");
+        let names: Vec<&str> = library.manifest.entries.iter().map(|e| e.name.as_str()).collect();
+        assert_eq!(names[..4], ["forward", "backward_input", "backward_weight", "norm"]);
+        assert!(names[4..].iter().all(|n| n.starts_with("update.")) && names.len() > 10, "{names:?}");
+    }
+}

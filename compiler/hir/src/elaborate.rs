@@ -113,7 +113,8 @@ pub(crate) fn program(modules: &Modules, diags: &mut Diags) -> Option<Program> {
         crate::train::entries(modules, train, &mut module, &mut settings, diags);
     }
     let outline = outline.filter(|_| diags.len() == before)?;
-    Some(Program { module, dims: root.dims.clone(), config: root.config.clone(), settings, outline })
+    let pipeline = modules.pipeline.clone();
+    Some(Program { module, dims: root.dims.clone(), config: root.config.clone(), settings, pipeline, outline })
 }
 
 /// Adds the parameters and the entry point `forward`; the outline.

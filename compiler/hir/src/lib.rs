@@ -16,6 +16,7 @@ mod expressions;
 mod frame;
 mod modules;
 mod operators;
+mod pipeline;
 mod statements;
 mod std_lib;
 mod train;
@@ -25,6 +26,7 @@ mod value;
 pub use config::{Constant, Overrides};
 pub use error::HirError;
 pub use modules::Loader;
+pub use pipeline::{Pipeline, SCHEDULES};
 
 use base::{Diags, FileId, Sources};
 use graph::ir::Init;
@@ -41,6 +43,8 @@ pub struct Program {
     pub config: Vec<(String, Constant)>,
     /// Defaults of `lode train`: the `set` entries, and the optimiser's peak `lr`.
     pub settings: BTreeMap<String, f64>,
+    /// How it is trained over ranks, as far as the model says.
+    pub pipeline: Pipeline,
     /// The typed outline: each call with its types, each name with its type.
     pub outline: String,
 }
@@ -72,6 +76,7 @@ pub fn print(program: &Program) -> String {
     for (name, value) in &program.settings {
         out.push_str(&format!("set {name} = {value}\n"));
     }
+    out.push_str(&program.pipeline.to_string());
     for p in &program.module.params {
         let role = if p.role == graph::Role::State { "state" } else { "param" };
         let init = match p.init {

@@ -1,10 +1,11 @@
 //! Files and what they define. In: the root file. Out: every used file parsed, each file's names resolved to items, and config values
-//! with overrides applied. Of a used file only the functions count, with the dims and config values they see; its `precision`, `train`
-//! and the model's being a model are the root file's business.
+//! with overrides applied. Of a used file only the functions count, with the dims and config values they see; its `precision`,
+//! `pipeline`, `train` and the model's being a model are the root file's business.
 
 use crate::{
     config::{self, Constant, Overrides},
     error::{HirError, suggest},
+    pipeline::Pipeline,
     std_lib,
 };
 use base::{DType, Diags, FileId, Sources, Span};
@@ -61,6 +62,8 @@ pub struct Modules {
     pub train: Option<Rc<ast::Train>>,
     /// The dtype of parameters in memory.
     pub storage: DType,
+    /// What the root file says of ranks.
+    pub pipeline: Pipeline,
     /// What untyped tensors are.
     pub compute: DType,
     /// How many calls were elaborated.
@@ -91,6 +94,7 @@ pub fn resolve(root: FileId, sources: &mut Sources, load: &mut Loader, overrides
         texts: BTreeMap::new(),
         model: None,
         train: None,
+        pipeline: Pipeline::default(),
         storage: DType::F32,
         compute: DType::F32,
         num_calls: Cell::new(0),
@@ -152,6 +156,10 @@ impl Resolver<'_, '_> {
             }
             ast::ItemKind::Precision(entries) if is_root => self.precision(&entries),
             ast::ItemKind::Precision(_) => {}
+            ast::ItemKind::Pipeline(entries) if is_root => {
+                self.modules.pipeline = Pipeline::read(&entries, &scope.config, self.diags);
+            }
+            ast::ItemKind::Pipeline(_) => {}
             ast::ItemKind::Func(func) => {
                 let name = func.name.clone();
                 for (i, p) in func.params.iter().enumerate() {

@@ -65,6 +65,8 @@ pub enum ItemKind {
     Config(Vec<(Ident, Expr)>),
     /// `precision { compute = bf16 }`.
     Precision(Vec<(Ident, Spanned<DType>)>),
+    /// `pipeline { ranks = 4, schedule = dualpipe }`.
+    Pipeline(Vec<(Ident, Expr)>),
     /// `fn`, `block` or `model`.
     Func(Func),
     /// `train(…) { … }`.

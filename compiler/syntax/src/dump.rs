@@ -57,6 +57,9 @@ impl Printer {
             ItemKind::Precision(entries) => self.nested("precision", |p| {
                 entries.iter().for_each(|(n, d)| p.line(&format!("{} = {}", n.node, d.node)));
             }),
+            ItemKind::Pipeline(entries) => self.nested("pipeline", |p| {
+                entries.iter().for_each(|(n, e)| p.line(&format!("{} = {}", n.node, expr(e))));
+            }),
             ItemKind::Func(f) => {
                 let kind = match f.kind {
                     FuncKind::Fn => "fn",

@@ -29,6 +29,7 @@ pub const KEYWORDS: &[&str] = &[
     "dims",
     "config",
     "precision",
+    "pipeline",
     "fn",
     "block",
     "model",
@@ -56,7 +57,7 @@ pub const KEYWORDS: &[&str] = &[
 ];
 
 /// The keywords that begin an item and nothing else at the start of a line.
-pub(crate) const ITEM_KEYWORDS: &[&str] = &["use", "dims", "config", "precision", "fn", "block", "model", "train"];
+pub(crate) const ITEM_KEYWORDS: &[&str] = &["use", "dims", "config", "precision", "pipeline", "fn", "block", "model", "train"];
 
 /// The keywords that begin a statement and nothing else.
 const STATEMENT_KEYWORDS: &[&str] = &["let", "repeat", "state", "tally", "penalty", "after", "minimize"];

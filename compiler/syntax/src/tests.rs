@@ -43,6 +43,7 @@ dims B, T
 config { vocab = 256, d = 128
   layers = 4, }
 precision { storage = f32, compute = bf16 }
+pipeline { ranks = 4, schedule = dualpipe, layout = "Et|tt|tt|tL" }
 /// A block.
 block attention(x: [B, T, d], scale: float = 0.5) -> [B, T, d] {
   let q = rope(rearrange(x @ param wq: [d, heads * dh] = normal(0.02), "b t (h k) -> b t h k", h: heads))
@@ -74,9 +75,9 @@ train(tokens: i32[B, T], targets: i32[B, T]) {
 #[test]
 fn a_model_parses() {
     let t = tree(MODEL);
-    assert_eq!(t.items.len(), 8);
-    let ItemKind::Func(f) = &t.items[5].kind else { panic!("a block") };
-    assert_eq!(t.items[5].doc.as_deref(), Some("A block."));
+    assert_eq!(t.items.len(), 9);
+    let ItemKind::Func(f) = &t.items[6].kind else { panic!("a block") };
+    assert_eq!(t.items[6].doc.as_deref(), Some("A block."));
     assert_eq!(f.body.stmts.len(), 9);
     assert!(f.body.value.is_some());
 }

@@ -1,13 +1,17 @@
 //! `lode check` and `lode build`.
 
-use super::common::{self, FAILED, USAGE};
+use super::{
+    common::{self, FAILED, USAGE},
+    ranks,
+};
 use crate::{
     cli::{Binding, Build, MessageFormat, Model},
     link,
-    pipeline::{self, Options},
+    pipeline::{self, Front, Options},
     put, putln,
+    stages::{self, Failed},
 };
-use base::Diags;
+use base::{Diags, DimEnv};
 use library::{Library, file};
 use std::{path::Path, time::Instant};
 
@@ -98,6 +102,13 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
     if wants("hir") {
         put("hir", &hir::print(program))?;
     }
+    if args.cut.ranks.is_some() {
+        if !host || !args.emit.is_empty() {
+            eprintln!("--ranks writes libraries of stages for the host: leave out --target and --emit");
+            return Err(USAGE);
+        }
+        return build_stages(args, &front, &options, &stem);
+    }
     let back = |e: pipeline::BackError| common::back_failed(&e);
     let (module, _) = pipeline::middle(program, &options).map_err(back)?;
     clock.lap("middle");
@@ -140,6 +151,68 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
         clock.lap("link");
     }
     Ok(())
+}
+
+/// Writes a library for each stage, and says what each costs and needs.
+fn build_stages(args: &Build, front: &Front, options: &Options, stem: &str) -> Result<(), u8> {
+    let program = front.program.as_ref().expect("checked by `front`");
+    let settled = ranks::settle(&args.cut, None, &program.pipeline)?;
+    // How many stages there are does not depend on the micro-batches, and this number suits every policy.
+    let ranks = settled.ranks.unwrap_or(1);
+    let size = schedule::Size { ranks, micro: 4 * ranks, chunks: settled.chunks };
+    let plan = schedule::plan(settled.policy, size).map_err(|e| common::fail_with(&e))?;
+    let stages = stages::build(program, &front.sources, settled.layout.as_deref(), plan.num_stages(), options);
+    let stages = stages.map_err(|e| match e {
+        Failed::Cut(e) => common::fail_with(&e),
+        Failed::Back(e) => common::back_failed(&e),
+    })?;
+    let dims = if args.dims.is_empty() { micro_batch(program) } else { common::dims(&args.dims)? };
+    let shown: Vec<String> = dims.iter().map(|(n, v)| format!("{n}={v}")).collect();
+    eprintln!("{} on {ranks} ranks, {} stages, a micro-batch of {}", plan.policy, stages.len(), shown.join(","));
+    let total: f64 = stages.iter().flat_map(|s| s.costs).sum();
+    for (i, s) in stages.iter().enumerate() {
+        let manifest = &s.library.manifest;
+        let entries: Vec<_> = manifest.entries.iter().collect();
+        let need = exec::ranks::stage_bytes(&entries, &dims);
+        let mut arena = 0;
+        for e in &entries {
+            arena = arena.max(exec::plan::plan(e, &dims).map_err(|e| common::fail_with(&e))?.arena_bytes);
+        }
+        let holders: Vec<String> = plan.placement.holders(i as u16).iter().map(usize::to_string).collect();
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        eprintln!(
+            "stage {i:<3} ranks {:<8} {:>3} layers {:>12} parameters  cost {:>4.1} % forward {:>4.1} % backward  {:.2} MiB stored, {:.2} kept a micro-batch, \
+             {:.2} while it computes",
+            holders.join(","),
+            s.layers,
+            manifest.params.iter().map(|p| p.shape.iter().product::<i64>()).sum::<i64>(),
+            100.0 * s.costs[0] / total,
+            100.0 * s.costs[1] / total,
+            mib(need.stored),
+            mib(need.kept),
+            mib(arena as u64),
+        );
+        write(args, &s.library, &format!("{stem}.{i}"))?;
+    }
+    Ok(())
+}
+
+/// The dims of a micro-batch as the model sets it: rows and tokens of its first input, all others 1.
+fn micro_batch(program: &hir::Program) -> DimEnv {
+    let set = |name: &str, default: f64| program.settings.get(name).copied().unwrap_or(default);
+    let parts = program.pipeline.micro_batches.map_or(set("micro_batches", 1.0), |n| n as f64);
+    let sizes = [(set("batch", 8.0) / parts).max(1.0) as i64, set("seq", 128.0) as i64];
+    let mut dims: DimEnv = program.dims.iter().map(|d| (d.as_str().into(), 1)).collect();
+    let loss = program.module.func("loss");
+    let input = loss.and_then(|f| f.arg_values().find(|(a, ..)| a.role == graph::Role::Input).map(|(.., ty)| ty.shape.clone()));
+    for (d, n) in input.iter().flatten().zip(sizes) {
+        for (name, value) in &mut dims {
+            if *d == base::Dim::sym(name) {
+                *value = n;
+            }
+        }
+    }
+    dims
 }
 
 /// Writes the library and what binds it to C; prints the paths.

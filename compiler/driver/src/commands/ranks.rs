@@ -2,7 +2,7 @@
 
 use super::common::{self, FAILED, USAGE};
 use crate::{
-    cli::{Carrier, Engine, Ranks, Train},
+    cli::{Carrier, Cut, Engine, Ranks, Train},
     pipeline::{Front, Options},
     stages::{self, Failed, Stages},
 };
@@ -13,6 +13,7 @@ use exec::{
     train,
 };
 use fabric::{FabricError, Timeouts, World, discover, tcp};
+use hir::Pipeline;
 use schedule::{Plan, Policy, Size};
 use std::time::Duration;
 
@@ -63,18 +64,51 @@ pub fn process(args: &Ranks) -> Result<Process, u8> {
     })
 }
 
-/// The plan of a step, and how many micro-batches it has in all.
-fn plan(args: &Ranks, world: &World, micro_batches: usize) -> Result<Plan, u8> {
-    let usage = |text: String| {
-        eprintln!("{text}");
-        USAGE
-    };
-    let Some(policy) = Policy::from_name(&args.schedule) else {
+/// How a model is cut and run.
+pub struct Settled {
+    /// Ranks of a pipeline, if something says.
+    pub ranks: Option<usize>,
+    /// The order of computing.
+    pub policy: Policy,
+    /// Stages a rank, for `interleaved`.
+    pub chunks: usize,
+    /// Pipelines side by side.
+    pub replicas: usize,
+    /// Which stage has which layers.
+    pub layout: Option<String>,
+}
+
+fn usage(text: String) -> u8 {
+    eprintln!("{text}");
+    USAGE
+}
+
+/// Flags first, then what the model says, then one pipeline of 1F1B.
+///
+/// # Errors
+/// The exit code.
+pub fn settle(cut: &Cut, replicas: Option<usize>, declared: &Pipeline) -> Result<Settled, u8> {
+    let name = cut.schedule.clone().or(declared.schedule.clone()).unwrap_or_else(|| Policy::OneFOneB.name().into());
+    let Some(policy) = Policy::from_name(&name) else {
         let names: Vec<&str> = Policy::ALL.iter().map(|p| p.name()).collect();
-        return Err(usage(format!("there is no schedule '{}'; there are {}", args.schedule, names.join(" "))));
+        return Err(usage(format!("there is no schedule '{name}'; there are {}", names.join(" "))));
     };
-    let copies = args.replicas.max(1);
-    let ranks = args.ranks.unwrap_or(world.size / copies);
+    // A layout is of as many stages as the model says, a flag may change these.
+    let declared_layout = if cut.ranks.is_none() && cut.schedule.is_none() { declared.layout.clone() } else { None };
+    Ok(Settled {
+        ranks: cut.ranks.or(declared.ranks),
+        policy,
+        chunks: cut.chunks.or(declared.chunks).unwrap_or(2),
+        replicas: replicas.or(declared.replicas).unwrap_or(1).max(1),
+        layout: cut.layout.clone().or(declared_layout),
+    })
+}
+
+/// The plan of a step, and how many micro-batches it has in all.
+fn plan(s: &Settled, flag: Option<usize>, world: &World, micro_batches: usize) -> Result<Plan, u8> {
+    let copies = s.replicas;
+    let here = if world.size > 1 { None } else { s.ranks };
+    let ranks = flag.or(here).unwrap_or(world.size / copies);
     if world.size > 1 && ranks * copies != world.size {
         let text = format!("{ranks} ranks × {copies} replicas are not the {} processes that {} says", world.size, world.source);
         return Err(usage(text));
@@ -82,8 +116,8 @@ fn plan(args: &Ranks, world: &World, micro_batches: usize) -> Result<Plan, u8> {
     if !micro_batches.is_multiple_of(copies) {
         return Err(usage(format!("{micro_batches} micro-batches are not shared evenly by {copies} replicas")));
     }
-    let size = Size { ranks, micro: micro_batches / copies, chunks: args.chunks };
-    let plan = schedule::plan(policy, size).map_err(|e| common::fail_with(&e))?;
+    let size = Size { ranks, micro: micro_batches / copies, chunks: s.chunks };
+    let plan = schedule::plan(s.policy, size).map_err(|e| common::fail_with(&e))?;
     Ok(plan.copies(copies))
 }
 
@@ -100,15 +134,12 @@ pub fn train(
     report: &mut (dyn train::Report + Send),
 ) -> Result<f64, u8> {
     let r = &args.ranks;
-    if args.model.file.extension().is_some_and(|x| x == library::file::EXTENSION) {
-        eprintln!("{} is built: it can no longer be cut into stages", args.model.file.display());
-        return Err(USAGE);
-    }
     let (world, timeouts) = (&process.world, timeouts(r)?);
-    let plan = plan(r, world, o.micro_batches)?;
-    o.micro_batches = plan.num_micro * plan.placement.num_dirs();
     let program = front.program.as_ref().expect("checked by `front`");
-    let stages = stages::compile(program, &front.sources, r.layout.as_deref(), plan.num_stages(), options);
+    let settled = settle(&r.cut, r.replicas, &program.pipeline)?;
+    let plan = plan(&settled, r.cut.ranks, world, o.micro_batches)?;
+    o.micro_batches = plan.num_micro * plan.placement.num_dirs();
+    let stages = stages::compile(program, &front.sources, settled.layout.as_deref(), plan.num_stages(), options);
     let stages = stages.map_err(|e| match e {
         Failed::Cut(e) => common::fail_with(&e),
         Failed::Back(e) => common::back_failed(&e),
@@ -136,7 +167,7 @@ pub fn train(
         sharded: !r.whole_updates,
     };
     if world.rank == 0 {
-        header(&stages, &job, r);
+        header(&stages, &job, settled.replicas);
     }
     let word = format!("{} {:016x}", env!("CARGO_PKG_VERSION"), stages.checksum);
     let hash = job.hash(library::file::checksum(word.as_bytes()));
@@ -163,18 +194,18 @@ fn told(world: &World, e: &ExecError) -> u8 {
 }
 
 /// What runs where, and what it costs.
-fn header(stages: &Stages, job: &Job, r: &Ranks) {
+fn header(stages: &Stages, job: &Job, replicas: usize) {
     let plan = job.plan;
     let shown = |counts: &[usize]| counts.iter().map(usize::to_string).collect::<Vec<_>>().join(" + ");
     eprintln!(
         "{} on {} ranks{}, {} stages of {} layers, {} micro-batches{}",
         plan.policy,
         plan.num_ranks(),
-        if r.replicas > 1 { format!(" ({} replicas)", r.replicas) } else { String::new() },
+        if replicas > 1 { format!(" ({replicas} replicas)") } else { String::new() },
         plan.num_stages(),
         shown(&stages.layout.0),
         plan.num_micro * plan.placement.num_dirs(),
-        if plan.placement.num_dirs() > r.replicas.max(1) { ", half of them each way" } else { "" },
+        if plan.placement.num_dirs() > replicas { ", half of them each way" } else { "" },
     );
     let total: f64 = stages.costs.iter().flatten().sum();
     for (stage, (program, [forward, backward])) in stages.programs.iter().zip(&stages.costs).enumerate() {

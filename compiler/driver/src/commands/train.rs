@@ -7,7 +7,7 @@ use super::{
 use crate::putln;
 use crate::{
     cli::{MessageFormat, Train},
-    pipeline::Options,
+    pipeline::{Front, Options},
 };
 use exec::{
     data::Text,
@@ -18,6 +18,7 @@ use exec::{
     train::{self, Figures, Report},
 };
 use indicatif::{ProgressBar, ProgressStyle};
+use library::Library;
 use std::{collections::BTreeMap, time::Instant};
 
 /// Trains a model.
@@ -98,15 +99,15 @@ fn settings(args: &Train, set: &BTreeMap<String, f64>) -> train::Options {
 }
 
 /// Trains over ranks; rank 0 reports.
-fn over_ranks(args: &Train, process: &Process, options: &Options, format: MessageFormat, clock: Instant) -> Result<(), u8> {
-    let front = common::front(&args.model, options, format)?;
+fn over_ranks(args: &Train, process: &Process, front: &Front, options: &Options, clock: Instant) -> Result<(), u8> {
     let program = front.program.as_ref().expect("checked by `front`");
     let mut o = settings(args, &program.settings);
+    o.micro_batches = args.micro_batches.or(program.pipeline.micro_batches).unwrap_or(o.micro_batches);
     if process.world.rank > 0 {
-        return ranks::train(args, process, &front, &mut o, options, &mut Silent).map(drop);
+        return ranks::train(args, process, front, &mut o, options, &mut Silent).map(drop);
     }
     let mut progress = Progress::new(o.steps);
-    let outcome = ranks::train(args, process, &front, &mut o, options, &mut progress);
+    let outcome = ranks::train(args, process, front, &mut o, options, &mut progress);
     progress.bar.finish_and_clear();
     let val = outcome?;
     eprintln!("trained {} steps in {:.0} s", o.steps, clock.elapsed().as_secs_f64());
@@ -125,14 +126,35 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
     };
     let clock = Instant::now();
     let process = ranks::process(&args.ranks)?;
-    if process.world.size > 1 || args.ranks.ranks.is_some() || args.ranks.replicas > 1 {
-        if args.on.is_gpu() {
-            eprintln!("training over ranks is for the host; one GPU trains without --ranks and --replicas");
-            return Err(common::USAGE);
-        }
-        return over_ranks(args, &process, &options, format, clock);
+    let r = &args.ranks;
+    let asked = process.world.size > 1 || r.cut.ranks.is_some() || r.replicas.is_some_and(|n| n > 1);
+    if asked && args.on.is_gpu() {
+        eprintln!("training over ranks is for the host; one GPU trains without --ranks and --replicas");
+        return Err(common::USAGE);
     }
-    let library = common::library(&args.model, &options, format)?;
+    let is_built = args.model.file.extension().is_some_and(|x| x == library::file::EXTENSION);
+    if asked && is_built {
+        eprintln!("{} is built: it can no longer be cut into stages", args.model.file.display());
+        return Err(common::USAGE);
+    }
+    if !is_built {
+        let front = common::front(&args.model, &options, format)?;
+        let declared = &front.program.as_ref().expect("checked by `front`").pipeline;
+        let says = declared.ranks.is_some() || declared.replicas.is_some_and(|n| n > 1);
+        if asked || (says && !args.on.is_gpu()) {
+            return over_ranks(args, &process, &front, &options, clock);
+        }
+        if says {
+            eprintln!("note: the model's pipeline is for the host; it is trained on one GPU");
+        }
+        let library = common::compile(&front, &options)?;
+        return whole(args, library, clock);
+    }
+    whole(args, common::library(&args.model, &options, format)?, clock)
+}
+
+/// Trains the model in one piece.
+fn whole(args: &Train, library: Library, clock: Instant) -> Result<(), u8> {
     if library.manifest.entries.iter().all(|e| e.name != "update") {
         eprintln!("{} has no train item", args.model.file.display());
         return Err(common::FAILED);

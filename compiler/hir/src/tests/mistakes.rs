@@ -223,6 +223,26 @@ train(x: [B, 4], weights: [B]) {
 }
 
 #[test]
+fn what_a_pipeline_says_is_checked() {
+    check(
+        "dims B
+config { p = 4 }
+pipeline { ranks = p / 2, schedule = dualpip, micro_batches = 0, layout = 3, depth = 2, ranks = 3 }
+//                                   ^^^^^^^ E0209 setting 'schedule': there is no schedule 'dualpip'
+//                                                            ^ E0209 setting 'micro_batches': it is 0
+//                                                                        ^ E0209 setting 'layout': it is 3, not a text
+//                                                                           ^^^^^ E0201 no pipeline entry is called 'depth'
+//                                                                                      ^^^^^ E0209 setting 'ranks': it is said twice
+model m(x: [B]) -> [B] { x }",
+    );
+    check(
+        "dims B
+pipeline { ranks = 4, schedule = \"1f1b\", micro_batches = 20, layout = \"Et|tt|tt|tL\" }
+model m(x: [B]) -> [B] { x }",
+    );
+}
+
+#[test]
 fn numbers_and_indices_out_of_range_are_told() {
     check(
         "dims B
