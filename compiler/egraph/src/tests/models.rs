@@ -241,9 +241,11 @@ fn experts_are_regions_of_products_where_there_is_a_kernel_for_them() {
         let of = |m: &Module, entry: &str| regions(m.func(entry).expect("the entry is there"));
         // Gate and up, of rows that are never stored.
         assert_eq!(of(&out, "forward"), [(2, 1, true)], "{name}");
-        // Both are kept for the gradient; those of both factors come from one product, and the rows' is a sum of two.
+        // Both are kept for the gradient, and those of both factors come from one product; the rows' is a sum of two, which may be a region or
+        // computed where it is picked.
         let grad = of(&out, "grad");
-        assert!(matches!(grad[..], [(2, 3, true), (1, 2, false), (1, _, false)]), "{name}: {grad:?}");
+        assert!(grad.starts_with(&[(2, 3, true), (1, 2, false)]), "{name}: {grad:?}");
+        assert!(matches!(grad[2..], [] | [(1, _, false)]), "{name}: {grad:?}");
         assert_eq!((of(&on_host, "forward"), of(&on_host, "grad")), (Vec::new(), Vec::new()), "{name}");
     }
 }
