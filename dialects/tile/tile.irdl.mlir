@@ -258,7 +258,22 @@ irdl.dialect @tile {
     irdl.operands(from: %from, to: %to, axes: variadic %i64)
     irdl.attributes {"rows" = %a_rows, "cols" = %a_cols}
   }
-  // The same to scratch, with rows taken by indices.
+  // The same of rows in runs along two axes.
+  irdl.operation @copy_runs {
+    %from_buffer = irdl.base @tile::@buffer
+    %from_scratch = irdl.base @tile::@scratch
+    %from = irdl.any_of(%from_buffer, %from_scratch)
+    %to_buffer = irdl.base @tile::@buffer
+    %to_scratch = irdl.base @tile::@scratch
+    %to = irdl.any_of(%to_buffer, %to_scratch)
+    %i64 = irdl.is i64
+    %a_rows = irdl.base "#builtin.integer"
+    %a_cols = irdl.base "#builtin.integer"
+    %a_run = irdl.base "#builtin.integer"
+    irdl.operands(from: %from, to: %to, axes: variadic %i64)
+    irdl.attributes {"rows" = %a_rows, "cols" = %a_cols, "run" = %a_run}
+  }
+  // The same as a copy to scratch, with rows taken by indices.
   irdl.operation @copy_rows {
     %from = irdl.base @tile::@buffer
     %to = irdl.base @tile::@scratch

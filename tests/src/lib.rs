@@ -9,8 +9,6 @@ mod filetests;
 #[cfg(test)]
 mod gpu;
 #[cfg(test)]
-mod heads;
-#[cfg(test)]
 mod models;
 #[cfg(test)]
 mod mutations;

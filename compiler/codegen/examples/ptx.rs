@@ -1,7 +1,7 @@
 //! PTX of tile programs, for `gpu_check` of the tile crate, and how long it takes:
 //! `cargo run --release -p codegen --example ptx -- FOLDER model.tile… maps`. Reads what `lode build --emit=tile` prints; `maps` stands for a kernel of
 //! every function of f32 and of every conversion, `products` for products of many shapes, `attends` for attention,
-//! `grads` for its gradient, `large_products`, `large_attends` and `large_grads` for those that are timed. Writes `.tile`, `.ptx` and `.launch` of each into the folder.
+//! `grads` for its gradient, `lists` for attention over lists of blocks, `large_…` for those that are timed. Writes `.tile`, `.ptx` and `.launch` of each into the folder.
 
 use base::{DType, Dim, TensorType};
 use codegen::gpu::Extent;
@@ -14,6 +14,7 @@ use tile::{
         domain::Problem,
         gpu_attend::{self, gpu_attend},
         gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_queries, gpu_attend_grad_rows},
+        gpu_attend_union::{gpu_attend_inverse, gpu_attend_union},
         gpu_product::{Element, Epilogue, Grouped, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product},
         gpu_route::gpu_route,
         gpu_scatter_add::gpu_scatter_add,
@@ -28,27 +29,22 @@ fn main() {
     let mut args = std::env::args().skip(1);
     let folder = args.next().expect("a folder");
     for path in args {
-        let kernels = if path == "maps" {
-            maps()
-        } else if path == "products" {
-            products()
-        } else if path == "attends" {
-            attends()
-        } else if path == "grads" {
-            all_grads()
-        } else if path == "large_attends" {
-            large_attends()
-        } else if path == "large_grouped" {
-            large_grouped()
-        } else if path == "indexing" {
-            indexing()
-        } else if path == "large_grads" {
-            large_grads()
-        } else if path == "large_products" {
-            large_products()
-        } else {
-            let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-            tile::text::parse(&text).unwrap_or_else(|e| panic!("{path}: {e}"))
+        let kernels = match path.as_str() {
+            "maps" => maps(),
+            "products" => products(),
+            "attends" => attends(),
+            "grads" => all_grads(),
+            "lists" => lists(),
+            "large_attends" => large_attends(),
+            "large_grouped" => large_grouped(),
+            "large_lists" => large_lists(),
+            "indexing" => indexing(),
+            "large_grads" => large_grads(),
+            "large_products" => large_products(),
+            path => {
+                let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"));
+                tile::text::parse(&text).unwrap_or_else(|e| panic!("{path}: {e}"))
+            }
         };
         let start = Instant::now();
         let mlir = codegen::emit_gpu_mlir(&kernels).unwrap_or_else(|e| panic!("{path}: {e}"));
@@ -72,7 +68,7 @@ fn main() {
                     Extent::Dim(i) => format!("d{i}"),
                 };
                 let axes: Vec<String> = m.axes.iter().map(|(e, s)| format!("{} {}", extent(e), extent(s))).collect();
-                let _ = write!(launches, "\t{} {} {} {} {}", m.buffer, m.dtype, m.rows, m.cols, axes.join(" "));
+                let _ = write!(launches, "\t{} {} {} {} {} {}", m.buffer, m.dtype, m.rows, m.runs, m.cols, axes.join(" "));
             }
             launches.push('\n');
         }
@@ -198,7 +194,7 @@ fn attend(dtype: DType, heads: [i64; 2], n: [i64; 2], domain: &str, t: Option<gp
 fn grads(dtype: DType, heads: [i64; 2], n: [i64; 2], domain: &str) -> [Kernel; 3] {
     let p = problem(dtype, heads, n, domain);
     let t = gpu_attend_grad::Tiling::choose(&p);
-    [gpu_attend_grad_rows(&p), gpu_attend_grad_keys(&p, t), gpu_attend_grad_queries(&p, t)]
+    [gpu_attend_grad_rows(&p, t), gpu_attend_grad_keys(&p, t), gpu_attend_grad_queries(&p, t)]
 }
 
 const DOMAINS: [&str; 5] =
@@ -234,6 +230,41 @@ fn large_attends() -> Vec<Kernel> {
     let mut all: Vec<Kernel> = all.map(|n| attend(DType::BF16, [16, 16], n, "causal", None)).into();
     all.push(attend(DType::BF16, [16, 16], [128, 128], "full", None));
     all.push(attend(DType::BF16, [16, 16], [128, 128], "causal", Some(gpu_attend::Tiling::LEGAL[1])));
+    numbered(all)
+}
+
+/// Attention over lists of blocks: the unions of tiles, then the products.
+fn listed(dtype: DType, heads: [i64; 2], n: [i64; 2], domain: &str, length: i64) -> Vec<Kernel> {
+    let mut p = problem(dtype, heads, n, domain);
+    p.operands[0].shape = vec![p.b.clone(), p.t.clone(), Dim::from(heads[1]), Dim::from(length)];
+    let t = gpu_attend::Tiling::choose(&p);
+    let mut all = vec![gpu_attend_union(&p, t), gpu_attend(&p, t)];
+    let t = gpu_attend_grad::Tiling::choose(&p);
+    if gpu_attend_grad::takes(&p, t, true) {
+        all.extend(gpu_attend_inverse(&p, gpu_attend_grad::forward(t)));
+        all.extend([gpu_attend_grad_rows(&p, t), gpu_attend_grad_keys(&p, t), gpu_attend_grad_queries(&p, t)]);
+    }
+    all
+}
+
+/// As native sparse attention has them: 64 heads of 4 groups, 16 blocks of 64 keys a query.
+fn large_lists() -> Vec<Kernel> {
+    let heads = [[64, 4], [32, 4], [16, 4], [64, 64]].into_iter();
+    let all = heads
+        .flat_map(|heads| listed(DType::BF16, heads, [128, 128], "causal & blocks(0, 64)", if heads[1] == 64 { 4 } else { 16 }));
+    let wide = [[192, 128], [256, 256], [64, 64]].into_iter();
+    numbered(all.chain(wide.flat_map(|n| listed(DType::BF16, [64, 4], n, "causal & blocks(0, 64)", 16))).collect())
+}
+
+fn lists() -> Vec<Kernel> {
+    let mut all = Vec::new();
+    for domain in ["blocks(0, 64)", "causal & blocks(0, 64)", "causal & blocks(0, 32) & window(90)"] {
+        for (dtype, n) in [(DType::BF16, [128, 128]), (DType::F16, [64, 64]), (DType::F32, [64, 32])] {
+            all.extend(listed(dtype, [8, 2], n, domain, 3));
+            all.extend(listed(dtype, [32, 2], n, domain, 5));
+        }
+    }
+    all.extend(listed(DType::BF16, [16, 1], [192, 128], "causal & blocks(0, 64)", 2));
     numbered(all)
 }
 

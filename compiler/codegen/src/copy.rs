@@ -72,7 +72,8 @@ fn expand(k: &mut Kernel, c: Copy, out: &mut Vec<Stmt>) {
         let i = match back {
             0 => bind(k, &mut body, at + col.clone()),
             1 => match c.index {
-                None => bind(k, &mut body, at + r.clone()),
+                None if c.run == c.rows => bind(k, &mut body, at + r.clone()),
+                None => bind(k, &mut body, at + Expr::rem(r.clone(), Expr::int(c.run))),
                 Some(by) => {
                     let n = length(k, by);
                     let i = bind(k, &mut body, at + r.clone());
@@ -82,6 +83,7 @@ fn expand(k: &mut Kernel, c: Copy, out: &mut Vec<Stmt>) {
                     bind(k, &mut body, Expr::select(last, row, Expr::int(-1)))
                 }
             },
+            2 if c.run != c.rows => bind(k, &mut body, at + Expr::floor_div(r.clone(), Expr::int(c.run))),
             _ => at,
         };
         let within = Expr::and(Expr::le(Expr::int(0), i.clone()), Expr::lt(i.clone(), extent));

@@ -122,7 +122,6 @@ pub fn optimize(mut module: Module, options: &Options) -> Result<(Module, Vec<eg
         return Ok((module, Vec::new()));
     }
     let (mut module, reports) = buckets::optimize(&module, options);
-    passes::run(&mut module, &["stream_fused"], cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
     if options.gpu {
         passes::run(&mut module, &["expand_thin_contract", "expand_single_pick"], cfg!(debug_assertions))
             .map_err(|e| internal(e.to_string()))?;
@@ -230,6 +229,7 @@ fn gpu_launch(k: &codegen::GpuKernel) -> library::GpuLaunch {
         dtype: m.dtype,
         axes: m.axes.iter().map(|(n, s)| (extent(n), extent(s))).collect(),
         rows: m.rows,
+        runs: m.runs,
         cols: m.cols,
     };
     library::GpuLaunch {

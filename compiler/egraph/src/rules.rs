@@ -10,7 +10,6 @@ mod layout;
 mod precision;
 mod products;
 mod regions;
-mod streams;
 
 use crate::{
     language::{ENode, Facts},
@@ -113,7 +112,6 @@ pub fn all() -> Vec<Rule> {
     all.extend(precision::rules());
     all.extend(regions::rules());
     all.extend(products::rules());
-    all.extend(streams::rules());
     all.extend([join("contract-of-shared-operand"), join("grouped-contract-of-shared-operand")]);
     all
 }

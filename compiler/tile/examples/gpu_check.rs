@@ -159,7 +159,7 @@ impl Driver {
             };
             let strides: Vec<u64> = m.axes.iter().rev().skip(1).map(|(_, s)| bytes * value(s)).collect();
             let mut sizes = vec![1u32; rank];
-            (sizes[0], sizes[1]) = (m.cols, m.rows);
+            sizes.iter_mut().zip([m.cols, m.rows, m.runs]).for_each(|(size, n)| *size = n);
             let steps = vec![1u32; rank];
             let mut map = TensorMap([0; 16]);
             // 0, swizzle, 3, 0: elements lie as they are; 256 bytes at once to the second level; zeros outside.
@@ -196,6 +196,7 @@ struct MapOf {
     buffer: usize,
     dtype: DType,
     rows: u32,
+    runs: u32,
     cols: u32,
     axes: Vec<(Extent, Extent)>,
 }
@@ -221,9 +222,9 @@ fn launches(text: &str) -> BTreeMap<String, Launch> {
                 Some(i) => Extent::Dim(i.parse().expect("a dim's number")),
                 None => Extent::Const(t.parse().expect("an extent")),
             };
-            let axes = w[4..].chunks(2).map(|p| (extent(p[0]), extent(p[1]))).collect();
+            let axes = w[5..].chunks(2).map(|p| (extent(p[0]), extent(p[1]))).collect();
             let n = |i: usize| w[i].parse::<u32>().expect("a number");
-            MapOf { buffer: n(0) as usize, dtype: w[1].parse().expect("a dtype"), rows: n(2), cols: n(3), axes }
+            MapOf { buffer: n(0) as usize, dtype: w[1].parse().expect("a dtype"), rows: n(2), runs: n(3), cols: n(4), axes }
         };
         let maps = f[5..].iter().map(map).collect();
         Launch { symbol: f[0].into(), threads: n(1) as u32, grid, dynamic_shared: n(3), workspace: n(4), maps }

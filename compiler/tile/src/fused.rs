@@ -6,7 +6,7 @@
 
 mod select;
 
-pub use select::{Select, select as fuse_select};
+pub use select::{Select, select as fuse_select, select_many as fuse_select_many};
 
 use crate::{
     group::{Grouping, is_inline, is_unrolled, reduces_trailing},
@@ -771,7 +771,12 @@ fn check_merge(view: &StridedView, map: &[Option<usize>], shape: &[Dim], breaks:
 
 /// The function that joins two partial results.
 fn combine(f: ReduceFn) -> MapFn {
-    f.joins()
+    match f {
+        ReduceFn::Sum => MapFn::Add,
+        ReduceFn::Prod => MapFn::Mul,
+        ReduceFn::Max => MapFn::Max,
+        ReduceFn::Min => MapFn::Min,
+    }
 }
 
 /// The result of reducing nothing.

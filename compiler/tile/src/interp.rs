@@ -461,7 +461,7 @@ impl Machine<'_> {
             for (back, [extent, stride, at]) in axes.iter().rev().enumerate() {
                 let i = match (c.index, back) {
                     (Some(by), 1) => self.index_of(by, at + r)?,
-                    _ => at + [col, r].get(back).unwrap_or(&0),
+                    _ => at + [col, r % c.run, r / c.run].get(back).unwrap_or(&0),
                 };
                 inside &= (0..*extent).contains(&i);
                 index += i * stride;

@@ -145,8 +145,8 @@ pub enum Stmt {
     Copy(Copy),
 }
 
-/// A rectangle of a buffer to scratch or back. Elements of scratch are row-major; element `(r, c)` is at index `at_a` of each axis of the buffer, `r` further
-/// along the last but one and `c` further along the last. Where an index is outside of its axis, scratch becomes 0, and a buffer stays as
+/// A rectangle of a buffer to scratch or back. Elements of scratch are row-major; element `(r, c)` is at index `at_a` of each axis of the buffer, `r % run`
+/// further along the last but one, `r / run` along the one before, and `c` further along the last. Where an index is outside of its axis, scratch becomes 0, and a buffer stays as
 /// it was. Values are widened and rounded as by a load and a store.
 ///
 /// The buffer and all strides but the last, which is 1, are multiples of 16 bytes, and so is the last extent: neighbours move together.
@@ -160,6 +160,8 @@ pub struct Copy {
     pub rows: i64,
     /// Columns of the rectangle.
     pub cols: i64,
+    /// Rows along the last axis but one before the next of the axis before; all of them, unless the rectangle has three axes. Divides `rows`.
+    pub run: i64,
     /// The buffer's axes, two or more.
     pub axes: Vec<Axis>,
     /// A buffer of i32 by which rows are taken, to scratch: row `r` is at index `index[at + r]` of the last axis but one. Past the end of `index` scratch

@@ -4,6 +4,7 @@ pub mod build;
 pub mod domain;
 pub mod gpu_attend;
 pub mod gpu_attend_grad;
+pub mod gpu_attend_union;
 pub mod gpu_product;
 pub mod gpu_route;
 pub mod gpu_scatter_add;

@@ -7,7 +7,7 @@
 
 use crate::{
     cost,
-    fused::{Fused, Scene, Select, fuse, fuse_parts, fuse_select, num_parts},
+    fused::{Fused, Scene, Select, fuse, fuse_parts, fuse_select, fuse_select_many, num_parts},
     gemm::gemm,
     group::{Grouping, group, is_layout},
     ir::{COPY_ALIGN, Kernel},
@@ -19,7 +19,7 @@ use base::{DType, Dim, TensorType};
 use graph::{
     Func, Module, NodeId, Op, Role, Value,
     op::{Form, MapFn},
-    passes::{CHUNK, Stream, expand_fused_where, stream_fused},
+    passes::expand_fused_where,
 };
 use library::{BufferId, Class, GroupedGemm, Port, Step, View, Work};
 use products::Products;
@@ -113,7 +113,6 @@ pub fn lower_with(module: &Module, options: Options, tilings: Tilings) -> Result
     let mut seen = BTreeMap::new();
     let mut module = module.clone();
     for func in &mut module.funcs {
-        stream_fused(func);
         expand_fused_where(func, &|region| !has_kernel(region, options.products && options.fuse));
     }
     for func in &module.funcs {
@@ -156,8 +155,6 @@ pub fn has_kernel(region: &graph::op::Fused, products: bool) -> bool {
     match region.form {
         Form::Select => Select::of(region).is_some(),
         Form::Product => products && Products::of(region).is_some(),
-        // No kernel, but a loop of steps.
-        Form::Stream => Stream::of(region, CHUNK).is_some(),
     }
 }
 
@@ -469,13 +466,13 @@ impl Lowerer<'_> {
         let select = match region.form {
             Form::Select => Select::of(region).expect(ONE),
             Form::Product => return self.products(b, id, &Products::of(region).expect(ONE)),
-            Form::Stream => base::bug!("a region that is walked in chunks was not made a loop"),
         };
         let node = b.func.nodes[id].clone();
         let operands: Vec<StridedView> = node.inputs.iter().map(|v| self.strided(b, *v)).collect();
         let v = Value { node: id, index: 0 };
         let (view, add_to) = self.fresh_destination(b, v);
-        let Fused { kernel, views, .. } = fuse_select(&select, &operands, &view);
+        let many = if self.options.products { fuse_select_many(&select, &operands, &view) } else { None };
+        let Fused { kernel, views, .. } = many.unwrap_or_else(|| fuse_select(&select, &operands, &view));
         let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
         let step = self.launch(kernel, views, node.origin, cost::work(&node.op, &types, &node.types));
         b.steps.push(step);

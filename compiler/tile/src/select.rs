@@ -4,7 +4,7 @@ use crate::{
     ir::Kernel,
     kernels::{
         domain::Problem,
-        gpu_attend, gpu_attend_grad, gpu_route, gpu_scatter_add, gpu_topk, host_attend, host_attend_grad,
+        gpu_attend, gpu_attend_grad, gpu_attend_union, gpu_route, gpu_scatter_add, gpu_topk, host_attend, host_attend_grad,
         host_cumsum::{self, Cumsum},
         host_gather::Rows,
         host_route::{self, Route},
@@ -74,10 +74,18 @@ pub fn kernels(
     if let (Op::Route { groups }, true) = (op, device.many) {
         return Ok(route(&Route { choices: operands[0].elems(), groups: *groups }));
     }
+    if let (Op::Attend(a), true) = (op, device.many) {
+        let p = problem(op, a, operands, &operands[3..])?;
+        let tiling = gpu_attend::Tiling::choose(&p);
+        if gpu_attend::takes(&p, tiling, device.aligned) {
+            return Ok(attend(&p, tiling));
+        }
+    }
     if let (Op::AttendGrad(a), true) = (op, device.many) {
         let p = problem(op, a, operands, &operands[7..])?;
-        if gpu_attend_grad::takes(&p, device.aligned) {
-            return Ok(attend_grad(&p));
+        let tiling = gpu_attend_grad::Tiling::choose(&p);
+        if gpu_attend_grad::takes(&p, tiling, device.aligned) {
+            return Ok(attend_grad(&p, tiling));
         }
     }
     let Kernels { problem, candidates, dtypes } = candidates(op, operands, results, device, want)?;
@@ -86,20 +94,52 @@ pub fn kernels(
     Ok(Work { problem, launches, asides: Vec::new(), dtypes })
 }
 
+/// Attention by many processors.
+fn attend(p: &Problem, tiling: gpu_attend::Tiling) -> Work {
+    let given: Vec<Place> = (0..3 + p.operands.len()).map(Place::Operand).collect();
+    let results = [0, 1].map(Place::Result);
+    let dtypes = vec![p.dtype, p.sum_dtype()];
+    let (mut launches, mut asides) = (Vec::new(), Vec::new());
+    if let Some(lists) = gpu_attend_union::lists(p, tiling) {
+        asides = gpu_attend_union::memories(p, tiling);
+        let union = (0..asides.len()).map(Place::Aside);
+        let places = [Place::Operand(3 + lists)].into_iter().chain(union).collect();
+        launches.push((gpu_attend_union::gpu_attend_union(p, tiling), places, None));
+    }
+    let union = (0..asides.len()).map(Place::Aside);
+    let places = given.into_iter().chain(union).chain(results).collect();
+    launches.push((gpu_attend::gpu_attend(p, tiling), places, None));
+    Work { problem: String::new(), launches, asides, dtypes }
+}
+
 /// The gradient of attention by many processors.
-fn attend_grad(p: &Problem) -> Work {
-    let tiling = gpu_attend_grad::Tiling::choose(p);
+fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling) -> Work {
     let [q, k, v, o, lse, d_o, d_lse] = [0, 1, 2, 3, 4, 5, 6].map(Place::Operand);
     let ([l, delta], [dq, dk, dv]) = ([0, 1].map(Place::Aside), [0, 1, 2].map(Place::Result));
     let of_domain = (7..7 + p.operands.len()).map(Place::Operand);
-    let given: Vec<Place> = [q, k, v, d_o, l, delta].into_iter().chain(of_domain).collect();
-    let launches = vec![
-        (gpu_attend_grad::gpu_attend_grad_rows(p), vec![o, lse, d_o, d_lse, l, delta], None),
-        (gpu_attend_grad::gpu_attend_grad_keys(p, tiling), [given.clone(), vec![dk, dv]].concat(), None),
-        (gpu_attend_grad::gpu_attend_grad_queries(p, tiling), [given, vec![dq]].concat(), None),
-    ];
-    let of_rows = TensorType::new(p.sum_dtype(), vec![gpu_attend_grad::of_rows(p)]);
-    Work { problem: String::new(), launches, asides: vec![of_rows.clone(), of_rows], dtypes: vec![p.dtype; 3] }
+    let mut given: Vec<Place> = [q, k, v, d_o, l, delta].into_iter().chain(of_domain).collect();
+    let of_rows = TensorType::new(p.sum_dtype(), vec![gpu_attend_grad::of_rows(p, tiling)]);
+    let mut asides = vec![of_rows.clone(), of_rows];
+    let mut launches = vec![(gpu_attend_grad::gpu_attend_grad_rows(p, tiling), vec![o, lse, d_o, d_lse, l, delta], None)];
+    let mut inverse = Vec::new();
+    let forward = gpu_attend_grad::forward(tiling);
+    if let Some(lists) = gpu_attend_union::lists(p, forward) {
+        asides.extend(gpu_attend_union::memories(p, forward));
+        asides.extend(gpu_attend_union::inverse_memories(p, forward));
+        let [blocks, member, count, totals, offsets, entries] = [2, 3, 4, 5, 6, 7].map(Place::Aside);
+        let union = gpu_attend_union::gpu_attend_union(p, forward);
+        launches.push((union, vec![Place::Operand(7 + lists), blocks, member, count], None));
+        let [of_totals, of_offsets, of_entries] = gpu_attend_union::gpu_attend_inverse(p, forward);
+        launches.push((of_totals, vec![blocks, count, totals], None));
+        launches.push((of_offsets, vec![totals, offsets], None));
+        launches.push((of_entries, vec![blocks, count, offsets, entries], None));
+        given.extend([blocks, member, count]);
+        inverse = vec![offsets, entries];
+    }
+    let keys = [given.clone(), inverse, vec![dk, dv]].concat();
+    launches.push((gpu_attend_grad::gpu_attend_grad_keys(p, tiling), keys, None));
+    launches.push((gpu_attend_grad::gpu_attend_grad_queries(p, tiling), [given, vec![dq]].concat(), None));
+    Work { problem: String::new(), launches, asides, dtypes: vec![p.dtype; 3] }
 }
 
 /// A routing by many processors.
@@ -144,9 +184,6 @@ fn candidates(
     Ok(match op {
         Op::Attend(a) => {
             let p = problem(op, a, operands, &operands[3..])?;
-            if device.many && gpu_attend::takes(&p, device.aligned) {
-                return Ok(only(gpu_attend::gpu_attend(&p, gpu_attend::Tiling::choose(&p)), given()));
-            }
             let (name, usual) = (attention("attend", &p), host_attend::default_tiling(&p));
             pick(name, usual, &p.worthwhile(host_attend::scratch_bytes), want, |t| host_attend::host_attend(&p, t), given())
         }

@@ -186,8 +186,16 @@ impl Printer<'_> {
         for e in c.exprs() {
             operands.push(self.expr(e, ops));
         }
-        let name = if c.index.is_some() { "tile.copy_rows" } else { "tile.copy" };
-        TextOp { operands, attrs: named([("rows", Attr::i64(c.rows)), ("cols", Attr::i64(c.cols))]), ..TextOp::new(name) }
+        let mut attrs = named([("rows", Attr::i64(c.rows)), ("cols", Attr::i64(c.cols))]);
+        let name = match c.index {
+            Some(_) => "tile.copy_rows",
+            None if c.run == c.rows => "tile.copy",
+            None => {
+                attrs.extend(named([("run", Attr::i64(c.run))]));
+                "tile.copy_runs"
+            }
+        };
+        TextOp { operands, attrs, ..TextOp::new(name) }
     }
     fn dot(&mut self, d: &Dot, ops: &mut Vec<TextOp>) -> TextOp {
         let mut operands: Vec<TextValue> = [&d.a, &d.b, &d.c].map(|t| self.mem(t.mem)).into();

@@ -139,6 +139,8 @@ pub struct TensorMap {
     pub axes: Vec<(Dim, Dim)>,
     /// Rows of a rectangle, along the last axis but one.
     pub rows: u32,
+    /// How many times so many, along the axis before; 1 where there are two axes.
+    pub runs: u32,
     /// Columns of a rectangle, along the last axis.
     pub cols: u32,
 }

@@ -80,9 +80,12 @@ fn launch(k: &Kernel, l: &GpuLaunch) -> Result<(), String> {
             DType::F32 => (m.rows == 1, MAX_ROWS),
             DType::F64 | DType::E4M3 | DType::I64 | DType::I32 | DType::Bool => (false, 0),
         };
-        let fits = (1..=MAX_ROWS).contains(&m.rows) && (1..=cols).contains(&m.cols) && (2..=MAX_AXES).contains(&m.axes.len());
+        let runs = if m.axes.len() > 2 { MAX_ROWS } else { 1 };
+        let sizes = [(m.rows, MAX_ROWS), (m.runs, runs), (m.cols, cols)];
+        let fits = sizes.iter().all(|(n, most)| (1..=*most).contains(n)) && (2..=MAX_AXES).contains(&m.axes.len());
         if m.buffer >= k.num_buffers || !known || !fits || !m.axes.last().is_some_and(|(_, s)| s.is(1)) {
-            return Err(format!("{} x {} of buffer {} of {} with {} axes", m.rows, m.cols, m.buffer, m.dtype, m.axes.len()));
+            let (rows, axes) = (m.rows * m.runs, m.axes.len());
+            return Err(format!("{rows} x {} of buffer {} of {} with {axes} axes", m.cols, m.buffer, m.dtype));
         }
         m.axes.iter().flat_map(|(n, s)| [n, s]).try_for_each(dim)?;
     }

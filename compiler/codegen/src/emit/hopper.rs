@@ -45,12 +45,13 @@ struct Pending {
     frees: Vec<String>,
 }
 
-/// Registers that producers keep and consumers get, by the number of consumers.
-fn registers(consumers: u32, gathers: bool) -> Option<[u32; 2]> {
-    match (consumers, gathers) {
-        (2, false) => Some([40, 232]),
-        (2, true) => Some([72, 216]),
-        (3, false) => Some([32, 160]),
+/// Registers that producers keep and consumers get, by the number of consumers and of blocks that share a processor.
+fn registers(h: &Hopper) -> Option<[u32; 2]> {
+    match (h.consumers, h.neighbours, h.gathers()) {
+        (1, 2, false) => Some([40, 216]),
+        (2, 1, false) => Some([40, 232]),
+        (2, 1, true) => Some([72, 216]),
+        (3, 1, false) => Some([32, 160]),
         _ => None,
     }
 }
@@ -105,7 +106,7 @@ impl Emitter<'_> {
         self.asm("bar.sync 0;", "", "", "");
         let count = self.w.int(i64::from(threads), "i64");
         let computes = self.w.cmpi("slt", "%tid", &count, "i64");
-        let registers = registers(h.consumers, h.gathers());
+        let registers = registers(&h);
         self.w.line(&format!("scf.if {computes} {{"));
         self.inside(|e| {
             if let Some([_, more]) = registers {

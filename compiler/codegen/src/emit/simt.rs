@@ -217,7 +217,9 @@ impl Emitter<'_> {
         };
         let attributes = match self.simt().machine {
             Machine::Gpu => {
-                format!(" attributes {{nvvm.kernel, nvvm.maxntid = array<i32: {}>, nvvm.minctasm = 1 : i32}}", plan.launched())
+                let blocks = plan.hopper.as_ref().map_or(1, |h| h.neighbours);
+                let threads = plan.launched();
+                format!(" attributes {{nvvm.kernel, nvvm.maxntid = array<i32: {threads}>, nvvm.minctasm = {blocks} : i32}}")
             }
             Machine::Emulated => String::new(),
         };

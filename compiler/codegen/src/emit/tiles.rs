@@ -414,7 +414,10 @@ impl Emitter<'_> {
         let Some((buffer, scratch)) = c.sides() else { base::bug!("a copy to a buffer in {}", self.k.name) };
         let dtype = self.k.buffers[buffer].dtype;
         let axes: Vec<[String; 3]> = c.axes.iter().map(|a| [&a.extent, &a.stride, &a.at].map(|e| self.expr(e))).collect();
-        let (outer, [row_axis, col_axis]) = axes.split_at(axes.len() - 2) else { base::bug!("a copy of two axes") };
+        // Runs of rows go along one more axis.
+        let runs = usize::from(c.run != c.rows);
+        let (outer, own) = axes.split_at(axes.len() - 2 - runs);
+        let (run_axis, [row_axis, col_axis]) = own.split_at(runs) else { base::bug!("a copy of two axes") };
         let mut base: Option<String> = None;
         let mut inside: Option<String> = None;
         for [extent, stride, at] in outer {
@@ -432,13 +435,22 @@ impl Emitter<'_> {
         let mut cols: BTreeMap<String, [String; 2]> = BTreeMap::new();
         for (row, col) in &shares {
             if !rows.contains_key(row) {
-                let [extent, stride, at] = row_axis;
-                let i = self.w.bin("addi", at, row, "i64");
-                let within = self.w.cmpi("ult", &i, extent, "i64");
-                let within = inside.as_ref().map_or(within.clone(), |x| self.w.op(&format!("arith.andi {x}, {within} : i1")));
-                let start = self.w.bin("muli", &i, stride, "i64");
-                let start = base.as_ref().map_or(start.clone(), |b| self.w.bin("addi", b, &start, "i64"));
-                rows.insert(row.clone(), [start, within]);
+                let mut places = vec![(row_axis, row.clone())];
+                for axis in run_axis {
+                    let run = self.w.int(c.run, "i64");
+                    places =
+                        vec![(row_axis, self.w.bin("remui", row, &run, "i64")), (axis, self.w.bin("divui", row, &run, "i64"))];
+                }
+                let (mut start, mut all) = (base.clone(), inside.clone());
+                for ([extent, stride, at], by) in places {
+                    let i = self.w.bin("addi", at, &by, "i64");
+                    let within = self.w.cmpi("ult", &i, extent, "i64");
+                    all = Some(all.map_or(within.clone(), |x| self.w.op(&format!("arith.andi {x}, {within} : i1"))));
+                    let by = self.w.bin("muli", &i, stride, "i64");
+                    start = Some(start.map_or(by.clone(), |b| self.w.bin("addi", &b, &by, "i64")));
+                }
+                let place = start.zip(all).expect("a row has a place");
+                rows.insert(row.clone(), [place.0, place.1]);
             }
             if !cols.contains_key(col) {
                 let [extent, _, at] = col_axis;

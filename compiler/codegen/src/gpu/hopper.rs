@@ -29,6 +29,8 @@ pub(crate) const STRIP: i64 = 64;
 pub(crate) const STRIP_BYTES: i64 = 128;
 /// Rings begin at multiples of eight rows of a strip. # Units: bytes.
 const ALIGN: usize = 1024;
+/// Other scratch begins at multiples of this. # Units: bytes.
+const SCRATCH_ALIGN: usize = super::plan::ALIGN;
 /// Turns of a ring.
 const MAX_STAGES: usize = 8;
 /// What the barriers may take. # Units: bytes.
@@ -55,6 +57,8 @@ pub struct TensorMap {
     pub axes: Vec<(Extent, Extent)>,
     /// Rows of a rectangle, along the last axis but one.
     pub rows: u32,
+    /// How many times so many, along the axis before.
+    pub runs: u32,
     /// Columns of a rectangle, along the last axis.
     pub cols: u32,
 }
@@ -89,6 +93,8 @@ pub(crate) struct Hopper {
     pub maps: Vec<TensorMap>,
     /// Shared memory from a multiple of 1024 bytes on. # Units: bytes.
     pub shared_bytes: usize,
+    /// Blocks that share a processor, so that one multiplies while the other weighs.
+    pub neighbours: u32,
 }
 
 /// Whether a statement copies to scratch.
@@ -111,6 +117,14 @@ pub(crate) fn runs(body: &[Stmt]) -> Vec<std::ops::Range<usize>> {
 impl Hopper {
     /// If the kernel is one. `limit` is the shared memory that is left. # Units: bytes.
     pub(crate) fn new(k: &Kernel, held: &[bool], limit: usize) -> Option<Hopper> {
+        // A warp group that does more than products waits for itself: two blocks fill a processor.
+        let halved = Hopper::within(k, held, limit / 2).filter(|h| h.consumers == 1 && weighs(&k.body));
+        match halved {
+            Some(h) => Some(Hopper { neighbours: 2, ..h }),
+            None => Hopper::within(k, held, limit),
+        }
+    }
+    fn within(k: &Kernel, held: &[bool], limit: usize) -> Option<Hopper> {
         let mut found = Found::default();
         found.list(&k.body, false);
         let consumers = found.dots.iter().map(|d| consumers_of(k, held, d)).collect::<Option<BTreeSet<u32>>>()?;
@@ -128,7 +142,8 @@ impl Hopper {
         if !private || !found.dots.iter().all(brought) {
             return None;
         }
-        let mut h = Hopper { consumers, ring_of: BTreeMap::new(), rings: Vec::new(), maps: Vec::new(), shared_bytes: 0 };
+        let mut h =
+            Hopper { consumers, ring_of: BTreeMap::new(), rings: Vec::new(), maps: Vec::new(), shared_bytes: 0, neighbours: 1 };
         for (run, staged) in &found.runs {
             let (mut offsets, mut bytes) = (BTreeMap::new(), 0);
             for c in run {
@@ -162,7 +177,11 @@ impl Hopper {
         // Rings of loops share what is left.
         let staged: usize = h.rings.iter().filter(|r| r.stages == 0).map(|r| r.bytes).sum();
         let left = limit.checked_sub(BARRIER_BYTES + ALIGN + single)?;
-        let stages = left.checked_div(staged).unwrap_or(1).min(MAX_STAGES);
+        // What else is in shared memory, unless it leaves no room for two turns.
+        let of = |i: usize| (k.scratch[i].elems * k.scratch[i].dtype.bytes()).next_multiple_of(SCRATCH_ALIGN);
+        let others: usize = (0..k.scratch.len()).filter(|i| !held[*i] && !h.ring_of.contains_key(i)).map(of).sum();
+        let room = left.checked_sub(others).filter(|n| *n >= 2 * staged).unwrap_or(left);
+        let stages = room.checked_div(staged).unwrap_or(1).min(MAX_STAGES);
         if stages < 2 && staged > 0 {
             return None;
         }
@@ -189,6 +208,22 @@ impl Hopper {
     }
 }
 
+/// Whether a loop has products and vector loops.
+fn weighs(body: &[Stmt]) -> bool {
+    let has_dot = |b: &[Stmt]| {
+        let mut found = Found::default();
+        found.list(b, true);
+        !found.dots.is_empty()
+    };
+    body.iter().any(|s| match s {
+        Stmt::For { body, kind: LoopKind::Serial, .. } | Stmt::While { body, .. } => {
+            has_dot(body) && super::plan::widest(body).is_some() || weighs(body)
+        }
+        Stmt::If { then, otherwise, .. } => weighs(then) || weighs(otherwise),
+        _ => false,
+    })
+}
+
 fn tensor_map(k: &Kernel, buffer: usize, c: &Copy) -> Option<TensorMap> {
     let extent = |e: &Expr| match (e, e.known()) {
         (_, Some(n)) => Some(Extent::Const(n)),
@@ -205,11 +240,11 @@ fn tensor_map(k: &Kernel, buffer: usize, c: &Copy) -> Option<TensorMap> {
         };
         axes.push((extent, stride));
     }
-    let rows = u32::try_from(c.rows).ok().filter(|r| *r <= 256)?;
+    let [rows, runs] = [c.run, c.rows / c.run].map(|n| u32::try_from(n).ok().filter(|n| *n <= 256));
     let vector = is_vector(k, c);
     let (cols, narrow) = (if vector { c.cols } else { STRIP }, matches!(k.mem_dtype(c.to), DType::BF16 | DType::F16));
     let fits = axes.len() <= 5 && c.cols % cols == 0 && (narrow || vector);
-    fits.then_some(TensorMap { buffer, dtype: k.buffers[buffer].dtype, axes, rows, cols: cols as u32 })
+    fits.then_some(TensorMap { buffer, dtype: k.buffers[buffer].dtype, axes, rows: rows?, runs: runs?, cols: cols as u32 })
 }
 
 /// Whether a copy is of a single row of f32, which loops may read.

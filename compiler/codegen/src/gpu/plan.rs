@@ -114,7 +114,7 @@ const ELEMS_PER_THREAD: i64 = 8;
 /// A row with more in its vector loops than this is for a whole block.
 const LARGE_ROW: i64 = 4096;
 /// Scratch memories start at multiples of this. # Units: bytes.
-const ALIGN: usize = 128;
+pub(crate) const ALIGN: usize = 128;
 
 /// A kernel as it is emitted, and its plan: products and copies that the threads of a block do not share are loops.
 pub(crate) fn prepare(kernel: &Kernel, limits: Limits) -> (Kernel, Plan) {

@@ -2,7 +2,7 @@
 
 use super::map_kernel;
 use crate::{GpuKernel, GpuOptions, emit_objects, emit_ptx, gpu::Extent};
-use base::{DType, Dim};
+use base::{DType, Dim, TensorType};
 use graph::op::{MapFn, ReduceFn};
 use tile::{
     Expr, Kernel,
@@ -239,6 +239,15 @@ fn attention_weighs_while_products_run() {
     // k and v by 128 keys, q and d_o by 64 queries, a row of what there is one of for each query.
     let vectors: Vec<_> = launch.maps.iter().filter(|m| m.dtype == DType::F32).map(|m| (m.rows, m.cols)).collect();
     assert_eq!((launch.maps.len(), vectors), (6, vec![(1, 64), (1, 64)]));
+
+    // Lists of blocks: the heads of four queries are the rows of one warp group, and two blocks share a processor.
+    let mut p = attention(DType::BF16, 128);
+    (p.h, p.domain) = (32, "causal & blocks(0, 64)".parse().expect("a domain"));
+    p.operands = vec![TensorType::new(DType::I32, vec![p.b.clone(), p.t.clone(), Dim::from(2), Dim::from(16)])];
+    let (text, launch) = ptx(&gpu_attend(&p, gpu_attend::Tiling::choose(&p)));
+    check(&text, "check: .maxntid 256\ncheck: .minnctapersm 2\ncheck: m64n64k16\ncheck: m64n128k16");
+    let boxes: Vec<_> = launch.maps.iter().map(|m| (m.rows, m.runs, m.cols)).collect();
+    assert_eq!((launch.threads, boxes), (256, vec![(16, 4, 64), (64, 1, 64), (64, 1, 64)]));
 
     // Without instructions for its dtype it is spread over the threads of a block.
     let p = attention(DType::F32, 64);

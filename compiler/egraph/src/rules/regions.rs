@@ -3,7 +3,7 @@
 
 use super::{Class, Family, How, Rule};
 use crate::rewrite::{Site, Term};
-use base::TensorType;
+use base::{DType, TensorType};
 use egg::Id;
 use graph::{
     Func, Op, Role, Value,
@@ -93,9 +93,15 @@ impl Cut<'_> {
         if self.open.contains(&class) {
             return false;
         }
-        if !self.site.egraph[class].data.whole_arg {
+        // What is widened is read as it lies; else an argument is not computed anew from what else is equal to it.
+        let whole = self.site.egraph[class].data.whole_arg;
+        let widens = |op: &Op, of: &[Id]| {
+            matches!(op, Op::Cast(DType::F32)) && matches!(self.site.ty_of(of[0]).dtype, DType::BF16 | DType::F16)
+        };
+        let defs = self.site.defs(class).filter(|(op, of)| !whole || widens(op, of)).collect::<Vec<_>>();
+        if !defs.is_empty() {
             self.open.insert(class);
-            for (op, of) in self.site.defs(class) {
+            for (op, of) in defs {
                 let before = self.order.len();
                 if self.belongs(class, &op, of) && of.iter().all(|c| self.take(*c)) {
                     self.open.remove(&class);

@@ -10,6 +10,10 @@
 //! they are. Work: the product once, k² moves at most for each row that improves.
 //! # Source: docs/adr/0005-fused-regions.md.
 
+mod many;
+
+pub use many::select_many;
+
 use super::{Fused, Fuser, Scene, Scope, combine, neutral};
 use crate::{
     group::Grouping,
@@ -33,6 +37,8 @@ const TILE: i64 = 64;
 const SOME: i64 = 16;
 /// Keys of a chunk, about.
 const CHUNK: i64 = 128;
+/// Keys of a chunk for many processors, two blocks of which have to fit on one.
+const MANY_KEYS: i64 = 64;
 
 /// What a block needs of an axis of a value.
 #[derive(Clone, Debug, PartialEq)]
@@ -439,12 +445,17 @@ pub(super) struct Tile {
     axes: Vec<Option<(Expr, i64)>>,
     /// The axis of keys and how many there are, if what is read in vain, as a padding is, may be outside.
     keys: Option<(usize, i64)>,
+    /// Where the element at hand is.
+    own: Option<(Vec<Expr>, Expr)>,
 }
 
 impl Fuser<'_> {
     /// The element of a value in scratch, if it is.
     pub(super) fn in_scratch(&self, v: Value, idx: &[Expr]) -> Option<Expr> {
         let t = self.tiles.iter().find(|t| t.value == v)?;
+        if let Some((_, at)) = t.own.as_ref().filter(|(own, _)| own == idx) {
+            return Some(Expr::load(t.mem, at.clone()));
+        }
         let mut at = Expr::int(0);
         for (a, i) in t.axes.iter().zip(idx).enumerate().filter_map(|(a, (x, i))| x.as_ref().map(|x| ((a, x), i))) {
             let (a, (first, stride)) = a;
@@ -494,7 +505,7 @@ pub fn select(s: &Select, places: &[StridedView], target: &StridedView) -> Fused
     places.iter().enumerate().for_each(|(i, p)| all[i][0] = Some(p.clone()));
     let scene = Scene { func: s.func, grouping: &grouping, places: &all };
     let mut f = Fuser::new(&scene, s.func.outputs[0].value, target);
-    Emit::new(s, &mut f).block(&mut f);
+    Emit::new(s, &mut f, None).block(&mut f);
     f.finish()
 }
 
@@ -513,6 +524,18 @@ struct Emit<'a> {
     mem: Memory,
 }
 
+/// Candidates that are looked at together.
+struct Chunk {
+    /// The first, and how many.
+    first: Expr,
+    here: Expr,
+    /// The first key that they ask for; of these `from..to` exist, out of `reach`.
+    key: Expr,
+    from: Expr,
+    to: Expr,
+    reach: Expr,
+}
+
 struct Memory {
     queries: Mem,
     keys: Mem,
@@ -525,13 +548,20 @@ struct Memory {
 }
 
 impl<'a> Emit<'a> {
-    fn new(s: &'a Select<'a>, f: &mut Fuser) -> Emit<'a> {
+    /// Sizes and memory; for many processors with the dtype of operands in scratch.
+    fn new(s: &'a Select<'a>, f: &mut Fuser, many: Option<DType>) -> Emit<'a> {
         let shape = &s.ty(s.scores).shape[..];
         let heads = s.heads();
         let queries = if s.along.is_some() { (TILE / heads.max(1)).max(1) } else { 1 };
         let (mul, _, len) = s.range();
-        let chunk = chunk(mul);
-        let width = mul * (chunk - 1) + len;
+        let (chunk, width) = match many {
+            None => (chunk(mul), mul * (chunk(mul) - 1) + len),
+            // Columns of a product on tensor cores come in sixteens.
+            Some(_) => {
+                let width = (len.max(MANY_KEYS) + 15) / 16 * 16;
+                ((width - len) / mul + 1, width)
+            }
+        };
         let summed = s.spec.summed();
         let extent = |c: &char| s.spec.lhs.iter().position(|l| l == c).and_then(|a| s.lhs_shape()[a].known());
         let depth: i64 = summed.iter().map(|c| extent(c).expect("checked before")).product();
@@ -541,11 +571,11 @@ impl<'a> Emit<'a> {
         k.name = "select".into();
         let mut scratch = |name: &str, dtype, elems: i64| k.scratch(name, dtype, elems.max(1) as usize);
         let mem = Memory {
-            queries: scratch("queries", dtype, queries * heads * depth),
-            keys: scratch("keys", dtype, depth * width),
+            queries: scratch("queries", many.unwrap_or(dtype), queries * heads * depth),
+            keys: scratch("keys", many.unwrap_or(dtype), depth * width),
             scores: scratch("scores", dtype, queries * heads * width),
             sums: scratch("sums", dtype, queries * width),
-            line: scratch("line", of_scores, chunk),
+            line: scratch("line", of_scores, if many.is_some() { queries * chunk } else { chunk }),
             best: scratch("best", of_scores, queries * s.k),
             place: scratch("place", DType::I32, queries * s.k),
             count: scratch("count", DType::I64, queries),
@@ -553,7 +583,8 @@ impl<'a> Emit<'a> {
         Emit { s, shape, queries, heads, width, chunk, depth, dtype, mem }
     }
 
-    fn block(&self, f: &mut Fuser) {
+    /// Where the block's rows of the scores begin, how many there are, and how many candidates.
+    fn rows(&self, f: &mut Fuser) -> (Vec<Expr>, Expr, Expr) {
         let s = self.s;
         let rank = self.shape.len();
         let mut counts: Vec<Dim> = self.shape[..rank - 1].to_vec();
@@ -574,17 +605,12 @@ impl<'a> Emit<'a> {
             let n = f.kernel.dim(&self.shape[a]);
             rows = f.bind(Expr::minimum(Expr::int(self.queries), n - at[a].clone()));
         }
-        let zero = Expr::Const(Scalar::new(0.0), self.dtype);
-        f.by_hand(|b| {
-            b.fill(self.mem.scores, Expr::int(self.queries * self.heads * self.width), zero);
-            b.fill(self.mem.count, Expr::int(self.queries), Expr::int(0));
-        });
-        self.pack_queries(f, &at, &rows);
         let n = f.kernel.dim(&self.shape[rank - 1]);
-        let end = self.end(f, &at, &rows, n);
-        let chunks = f.bind(Expr::floor_div(end.clone() + Expr::int(self.chunk - 1), Expr::int(self.chunk)));
-        let mut outer = Vec::new();
-        let c = f.open(Expr::int(0), chunks, LoopKind::Serial, &mut outer);
+        (at, rows, n)
+    }
+    /// Chunk `c` of the candidates before `end`.
+    fn chunk_at(&self, f: &mut Fuser, c: Expr, end: Expr) -> Chunk {
+        let s = self.s;
         let first = f.bind(c * Expr::int(self.chunk));
         let here = f.bind(Expr::minimum(Expr::int(self.chunk), end - first.clone()));
         let (mul, lo, len) = s.range();
@@ -598,6 +624,22 @@ impl<'a> Emit<'a> {
         let reach = f.bind((here.clone() - Expr::int(1)) * Expr::int(mul) + Expr::int(len));
         let from = f.bind(Expr::minimum(Expr::maximum(Expr::int(0) - key.clone(), Expr::int(0)), reach.clone()));
         let to = f.bind(Expr::minimum(Expr::maximum(num_keys - key.clone(), from.clone()), reach.clone()));
+        Chunk { first, here, key, from, to, reach }
+    }
+
+    fn block(&self, f: &mut Fuser) {
+        let (at, rows, n) = self.rows(f);
+        let zero = Expr::Const(Scalar::new(0.0), self.dtype);
+        f.by_hand(|b| {
+            b.fill(self.mem.scores, Expr::int(self.queries * self.heads * self.width), zero);
+            b.fill(self.mem.count, Expr::int(self.queries), Expr::int(0));
+        });
+        self.pack_queries(f, &at, &rows);
+        let end = self.end(f, &at, &rows, n);
+        let chunks = f.bind(Expr::floor_div(end.clone() + Expr::int(self.chunk - 1), Expr::int(self.chunk)));
+        let mut outer = Vec::new();
+        let c = f.open(Expr::int(0), chunks, LoopKind::Serial, &mut outer);
+        let Chunk { first, here, key, from, to, reach } = self.chunk_at(f, c, end);
         self.product(f, &at, &key, [&from, &to], &rows);
         self.map(f, &at, &key, [&from, &to], &rows);
         self.fold(f, &at, &key, [&from, &to, &reach], &rows);
@@ -623,6 +665,16 @@ impl<'a> Emit<'a> {
     fn inside(&self) -> Vec<(char, i64)> {
         let whole = |(c, n): (&char, &Need)| if let Need::Whole(n) = n { Some((*c, *n)) } else { None };
         self.s.spec.out.iter().zip(&self.s.need).filter_map(whole).collect()
+    }
+    /// The letters that end inside at turn `number` of loops over them.
+    fn inside_at(&self, f: &mut Fuser, number: Expr) -> BTreeMap<char, Expr> {
+        let mut rest = f.bind(number);
+        let mut found = BTreeMap::new();
+        for (c, n) in self.inside().into_iter().rev() {
+            found.insert(c, f.bind(Expr::rem(rest.clone(), Expr::int(n))));
+            rest = f.bind(Expr::floor_div(rest, Expr::int(n)));
+        }
+        found
     }
     /// Loops over the letters that end inside, and the number of the turn.
     fn open_heads(&self, f: &mut Fuser, loops: &mut Vec<super::Loop>) -> (BTreeMap<char, Expr>, Expr) {
@@ -731,7 +783,7 @@ impl<'a> Emit<'a> {
                 Some(Need::Whole(_)) => stride.get(c).map(|s| (Expr::int(0), *s)),
             });
         }
-        Tile { value, mem, axes, keys }
+        Tile { value, mem, axes, keys, own: None }
     }
     /// The maps after the product, in its place.
     fn map(&self, f: &mut Fuser, at: &[Expr], key: &Expr, [from, to]: [&Expr; 2], rows: &Expr) {
@@ -755,14 +807,10 @@ impl<'a> Emit<'a> {
     /// The sum over the axes that end inside.
     fn fold(&self, f: &mut Fuser, at: &[Expr], key: &Expr, [from, to, reach]: [&Expr; 3], rows: &Expr) {
         let s = self.s;
-        let weight = match &s.fold {
-            Fold::No => {
-                f.tiles = vec![self.tile(s.mapped, &s.spec.out, self.mem.scores, at, key, self.heads)];
-                return;
-            }
-            Fold::Reduce(_) => None,
-            Fold::Weighted(v, c, right) => Some((*v, c, *right)),
-        };
+        if let Fold::No = s.fold {
+            f.tiles = vec![self.tile(s.mapped, &s.spec.out, self.mem.scores, at, key, self.heads)];
+            return;
+        }
         let how = if let Fold::Reduce(r) = &s.fold { *r } else { ReduceFn::Sum };
         let mut loops = Vec::new();
         let q = f.open(Expr::int(0), rows.clone(), LoopKind::Serial, &mut loops);
@@ -771,16 +819,7 @@ impl<'a> Emit<'a> {
         f.by_hand(|b| b.each(reach.clone(), |b, i| b.store(mem.sums, sum.clone() + i, neutral(how, dtype))));
         let (heads, number) = self.open_heads(f, &mut loops);
         let row = f.bind((q.clone() * Expr::int(self.heads) + number) * Expr::int(width));
-        let factor = weight.map(|(v, c, right)| {
-            // The weight's letters in the names of the product's.
-            let own = if right { &c.rhs } else { &c.lhs };
-            let mapped = if right { &c.lhs } else { &c.rhs };
-            let name = |l: &char| mapped.iter().position(|m| m == l).map(|i| s.spec.out[i]);
-            let letters: Vec<char> = own.iter().map(|l| name(l).unwrap_or('\0')).collect();
-            let idx = self.index(&letters, at, &q, &heads, None);
-            let w = f.eval(v, &idx);
-            f.bind(w)
-        });
+        let factor = self.weight(f, at, &q, &heads);
         f.by_hand(|b| {
             b.for_(from.clone(), to.clone(), LoopKind::Vector, |b, i| {
                 let x = Expr::load(mem.scores, row + i.clone());
@@ -790,6 +829,23 @@ impl<'a> Emit<'a> {
             });
         });
         f.close_loops(loops);
+        self.folded(f, at, key);
+    }
+    /// The factor of a row's head, if the fold has weights.
+    fn weight(&self, f: &mut Fuser, at: &[Expr], query: &Expr, heads: &BTreeMap<char, Expr>) -> Option<Expr> {
+        let Fold::Weighted(v, c, right) = &self.s.fold else { return None };
+        // The weight's letters in the names of the product's.
+        let own = if *right { &c.rhs } else { &c.lhs };
+        let mapped = if *right { &c.lhs } else { &c.rhs };
+        let name = |l: &char| mapped.iter().position(|m| m == l).map(|i| self.s.spec.out[i]);
+        let letters: Vec<char> = own.iter().map(|l| name(l).unwrap_or('\0')).collect();
+        let idx = self.index(&letters, at, query, heads, None);
+        let w = f.eval(*v, &idx);
+        Some(f.bind(w))
+    }
+    /// From here on the folded value is in scratch; its first key, as the value counts them.
+    fn folded(&self, f: &mut Fuser, at: &[Expr], key: &Expr) -> Expr {
+        let s = self.s;
         let letters: Vec<char> = match &s.fold {
             Fold::No | Fold::Reduce(_) => {
                 let node = s.func.def(s.folded);
@@ -807,7 +863,8 @@ impl<'a> Emit<'a> {
             None => (s.folded, key.clone()),
         };
         let key = f.bind(key);
-        f.tiles = vec![self.tile(value, &letters, mem.sums, at, &key, 1)];
+        f.tiles = vec![self.tile(value, &letters, self.mem.sums, at, &key, 1)];
+        key
     }
     /// The chunk's candidates against each row's best so far.
     fn compare(&self, f: &mut Fuser, at: &[Expr], _key: &Expr, first: &Expr, here: &Expr, rows: &Expr) {

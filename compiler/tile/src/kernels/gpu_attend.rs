@@ -1,6 +1,8 @@
-//! Softmax attention for a device of many processors, over domains that are ranges with tests. Buffers: q, k, v, domain operands…, o, lse.
+//! Softmax attention for a device of many processors, over domains that are ranges with tests, or lists of blocks with such. Buffers: q, k, v, domain
+//! operands…, o, lse; with lists blocks, member and count before the last two.
 //!
-//! A block has a batch, a head and a tile of queries, its rows. Keys come a tile at a time; the product with the values of one tile and the weights of the
+//! A block has a batch, some heads of a group and a tile of queries; its rows are the queries, each with its heads. With lists it goes over the union of
+//! its queries' blocks, which `gpu_attend_union` has made, and each query's rows see those that it listed. Keys come a tile at a time; the product with the values of one tile and the weights of the
 //! next do not wait for each other:
 //!
 //! ```text
@@ -19,8 +21,8 @@
 
 use super::{
     build::{Build, both, div, eq, exp, tile, transposed, truth},
-    domain::{Problem, Scene, driving_list, sees_only_keys},
-    gpu_product::is_multiple,
+    domain::{Problem, Scene, sees_only_keys},
+    gpu_attend_union::Union,
 };
 use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, LoopKind, Mem, Stmt};
 use base::{DType, Dim};
@@ -32,38 +34,61 @@ const SLACK: f64 = 8.0;
 /// Sizes of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiling {
-    /// Queries of a tile.
+    /// Rows of a tile: queries, each with the tile's heads.
     pub rows: i64,
     /// Keys of a tile.
     pub keys: i64,
+    /// Heads of a tile: one, or all that share keys.
+    pub heads: i64,
 }
 
 impl Tiling {
     /// All that the kernel is built for.
     pub const LEGAL: [Tiling; 4] = [
-        Tiling { rows: 128, keys: 128 },
-        Tiling { rows: 128, keys: 64 },
-        Tiling { rows: 64, keys: 32 },
-        Tiling { rows: 16, keys: 16 },
+        Tiling { rows: 128, keys: 128, heads: 1 },
+        Tiling { rows: 128, keys: 64, heads: 1 },
+        Tiling { rows: 64, keys: 32, heads: 1 },
+        Tiling { rows: 16, keys: 16, heads: 1 },
     ];
     /// The one used unless another is asked for.
     pub fn choose(p: &Problem) -> Tiling {
+        let narrow = matches!(p.dtype, DType::BF16 | DType::F16);
+        let heads = p.h / p.g;
+        if let Some(size) = super::gpu_attend_union::block_size(&p.domain) {
+            // Queries of a tile share loads, and each sees few of the others' blocks.
+            return Tiling { rows: LISTED_ROWS, keys: size.min(if narrow { 64 } else { 32 }), heads };
+        }
+        if p.t.known().is_some_and(|t| t * heads <= LISTED_ROWS) && LISTED_ROWS % heads == 0 {
+            return Tiling { rows: LISTED_ROWS, keys: if narrow { 64 } else { 32 }, heads };
+        }
         match p.dtype {
             DType::BF16 | DType::F16 if p.dk <= 192 && p.dv <= 128 => Tiling::LEGAL[0],
             DType::BF16 | DType::F16 => Tiling::LEGAL[1],
             _ => Tiling::LEGAL[2],
         }
     }
+    /// Queries of a tile.
+    pub fn queries(&self) -> i64 {
+        self.rows / self.heads
+    }
 }
 
-/// Whether the kernel takes the problem: operands come as rectangles, no list says which keys a query sees.
-pub fn takes(p: &Problem, aligned: bool) -> bool {
+/// Rows of a tile where there are lists, or few queries: what one warp group multiplies.
+const LISTED_ROWS: i64 = 64;
+
+/// Whether the kernel takes the problem with this tiling: operands come as rectangles, and no list says which keys a query sees but one of blocks.
+pub fn takes(p: &Problem, t: Tiling, aligned: bool) -> bool {
+    is_plain(p, aligned) && (!has_lists(&p.domain) || Union::new(p, t).is_some())
+}
+
+/// Whether operands come as rectangles.
+pub(super) fn is_plain(p: &Problem, aligned: bool) -> bool {
     let n = COPY_ALIGN / p.dtype.bytes() as i64;
     let narrow = matches!(p.dtype, DType::BF16 | DType::F16 | DType::F32);
-    narrow && aligned && p.dk % n == 0 && p.dk % 16 == 0 && p.dv % 16 == 0 && p.dk.max(p.dv) <= 256 && !has_lists(&p.domain)
+    narrow && aligned && p.dk % n == 0 && p.dk % 16 == 0 && p.dv % 16 == 0 && p.dk.max(p.dv) <= 256
 }
 
-fn has_lists(d: &Domain) -> bool {
+pub(super) fn has_lists(d: &Domain) -> bool {
     match d {
         Domain::Blocks { .. } | Domain::Groups { .. } | Domain::Tokens(_) => true,
         Domain::And(a, b) | Domain::Or(a, b) => has_lists(a) || has_lists(b),
@@ -96,106 +121,185 @@ impl Heads {
         Heads { mem, axes, n }
     }
     /// Positions from `first` on of a head, to scratch or from it.
-    pub(super) fn copy(&self, b: &mut Build, scratch: Mem, rows: i64, [batch, head, first]: [&Expr; 3], store: bool) {
+    pub(super) fn copy(&self, b: &mut Build, scratch: Mem, rows: i64, at: [&Expr; 3], store: bool) {
+        self.copy_heads(b, scratch, [rows, 1], at, store);
+    }
+    /// The same of some heads from `head` on: rows are positions, each with these heads.
+    pub(super) fn copy_heads(
+        &self,
+        b: &mut Build,
+        scratch: Mem,
+        [rows, heads]: [i64; 2],
+        [batch, head, first]: [&Expr; 3],
+        store: bool,
+    ) {
         let at = [batch.clone(), head.clone(), first.clone(), Expr::int(0)];
         let axes =
             self.axes.iter().zip(at).map(|((extent, stride), at)| Axis { extent: extent.clone(), stride: stride.clone(), at });
+        let mut axes: Vec<Axis> = axes.collect();
+        let run = if heads == 1 { rows } else { heads };
+        if heads > 1 {
+            axes.swap(1, 2);
+        }
         let (from, to) = if store { (scratch, self.mem) } else { (self.mem, scratch) };
-        b.push(Stmt::Copy(Copy { from, to, rows, cols: self.n, axes: axes.collect(), index: None }));
+        b.push(Stmt::Copy(Copy { from, to, rows, cols: self.n, run, axes, index: None }));
     }
 }
 
 /// The kernel.
 pub fn gpu_attend(p: &Problem, t: Tiling) -> Kernel {
-    debug_assert!(driving_list(&p.domain).is_none() && is_multiple(&Dim::from(p.dk), 8));
+    debug_assert!(takes(p, t, true), "{:?} with {t:?}", p.domain);
+    let union = Union::new(p, t);
     let mut b = Build::new("attend");
     let [q_elems, k_elems, v_elems, o_elems, lse_elems] = p.elems();
     let [q, k, v] = [("q", q_elems), ("k", k_elems), ("v", v_elems)].map(|(name, n)| b.read(name, p.dtype, n));
     let operands = p.operands.iter().enumerate().map(|(i, t)| b.read(&format!("d{i}"), t.dtype, t.elems())).collect();
+    let union = union.map(|u| u.read(&mut b, p));
     let (o, lse) = (b.write("o", p.dtype, o_elems), b.write("lse", p.sum_dtype(), lse_elems));
     let q = Heads::new(&mut b, q, &p.b, &p.t, p.h, p.dk);
     let k = Heads::new(&mut b, k, &p.b, &p.s, p.g, p.dk);
     let v = Heads::new(&mut b, v, &p.b, &p.s, p.g, p.dv);
     let o = Heads::new(&mut b, o, &p.b, &p.t, p.h, p.dv);
 
-    // Heads are neighbours, and the queries that see the most keys come first.
-    let num_tiles = p.t.ceil_div(&Dim::from(t.rows));
-    b.kernel.grid = num_tiles.clone() * p.b.clone() * Dim::from(p.h);
-    let (num_tiles, batches) = (b.dim(&num_tiles), b.dim(&p.b));
-    let heads = Expr::int(p.h);
-    let head = b.bind(Expr::rem(b.block(), heads.clone()));
-    let rest = b.bind(Expr::floor_div(b.block(), heads));
-    let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
-    let first = b.bind((num_tiles - Expr::int(1) - Expr::floor_div(rest, batches)) * Expr::int(t.rows));
-    let group = b.bind(Expr::floor_div(head.clone(), Expr::int(p.h / p.g)));
+    let num_tiles = p.t.ceil_div(&Dim::from(t.queries()));
+    b.kernel.grid = num_tiles.clone() * p.b.clone() * Dim::from(p.h / t.heads);
+    let place = match &union {
+        Some(_) => Place::of_lists(&mut b, p, t),
+        None => Place::of_ranges(&mut b, p, t),
+    };
+    let Place { batch, head, group, first } = place;
     let (queries, keys) = (b.dim(&p.t), b.dim(&p.s));
     let scene = Scene { problem: p, operands, t: queries, s: keys, batch: batch.clone(), group: group.clone() };
-    let a = Attend::new(&mut b, &scene, t, first);
+    let a = Attend::new(&mut b, &scene, t, first, union);
 
-    q.copy(&mut b, a.q, t.rows, [&batch, &head, &a.first], false);
+    q.copy_heads(&mut b, a.q, [t.rows, t.heads], [&batch, &head, &a.first], false);
     b.fill(a.out, Expr::int(t.rows * p.dv), a.f(0.0));
     a.each_row(&mut b, |b, r| {
         b.store(a.max, r.clone(), a.f(f64::NEG_INFINITY));
         b.store(a.sum, r, a.f(0.0));
     });
-    let last = b.bind(Expr::minimum(a.first.clone() + Expr::int(t.rows), scene.t.clone()) - Expr::int(1));
-    let (lo, hi) = scene.range(&mut b, &p.domain, &a.first, &last);
-    let pieces = b.bind(Expr::floor_div(hi - lo.clone() + Expr::int(t.keys - 1), Expr::int(t.keys)));
+    let (lo, pieces) = match &a.union {
+        Some(u) => (Expr::int(0), u.pieces(&mut b, t.keys)),
+        None => {
+            let last = b.bind(Expr::minimum(a.first.clone() + Expr::int(t.queries()), scene.t.clone()) - Expr::int(1));
+            let (lo, hi) = scene.range(&mut b, &p.domain, &a.first, &last);
+            let pieces = b.bind(Expr::floor_div(hi - lo.clone() + Expr::int(t.keys - 1), Expr::int(t.keys)));
+            (lo, pieces)
+        }
+    };
     b.if_(Expr::lt(Expr::int(0), pieces.clone()), |b| {
-        let at = |b: &mut Build, j: Expr| b.bind(lo.clone() + j * Expr::int(t.keys));
-        k.copy(b, a.k, t.keys, [&batch, &group, &lo], false);
+        // The first key of a piece.
+        let at = |b: &mut Build, j: &Expr| match &a.union {
+            Some(u) => u.piece(b, j, t.keys),
+            None => b.bind(lo.clone() + j.clone() * Expr::int(t.keys)),
+        };
+        let zero = Expr::int(0);
+        let start = at(b, &zero);
+        k.copy(b, a.k, t.keys, [&batch, &group, &start], false);
         a.multiply_keys(b);
-        a.weigh(b, &lo);
+        a.weigh(b, &zero, &start);
         a.keep_weights(b);
         b.for_(Expr::int(1), pieces.clone(), LoopKind::Serial, |b, j| {
-            let (start, before) = (at(b, j.clone()), at(b, j - Expr::int(1)));
+            let before = b.bind(j.clone() - Expr::int(1));
+            let (start, before) = (at(b, &j), at(b, &before));
             k.copy(b, a.k, t.keys, [&batch, &group, &start], false);
             a.multiply_keys(b);
             v.copy(b, a.v, t.keys, [&batch, &group, &before], false);
             a.multiply_values(b);
-            a.weigh(b, &start);
+            a.weigh(b, &j, &start);
             a.scale_result(b);
             a.keep_weights(b);
         });
-        let last = at(b, pieces - Expr::int(1));
+        let last = b.bind(pieces - Expr::int(1));
+        let last = at(b, &last);
         v.copy(b, a.v, t.keys, [&batch, &group, &last], false);
         a.multiply_values(b);
     });
     a.finish(&mut b, lse, &head);
-    o.copy(&mut b, a.out, t.rows, [&batch, &head, &a.first], true);
+    o.copy_heads(&mut b, a.out, [t.rows, t.heads], [&batch, &head, &a.first], true);
     b.finish()
 }
 
-/// Makes scores −∞ where a query does not see a key, unless all of the tile see each other. Each side is given by its first and how many there are; with
-/// `by_queries` a row of the scores is a query, else a key. Past the last query any may be seen, and past the last key where rows are keys.
-pub(super) fn mask(
-    b: &mut Build,
-    scene: &Scene,
-    scores: Mem,
-    [(query, queries), (key, keys)]: [(&Expr, i64); 2],
-    by_queries: bool,
-) {
+/// What a block has: its batch, its first head, whose keys, its first query.
+struct Place {
+    batch: Expr,
+    head: Expr,
+    group: Expr,
+    first: Expr,
+}
+
+impl Place {
+    /// Heads are neighbours, and the queries that see the most keys come first.
+    fn of_ranges(b: &mut Build, p: &Problem, t: Tiling) -> Place {
+        let (num_tiles, batches) = (b.dim(&p.t.ceil_div(&Dim::from(t.queries()))), b.dim(&p.b));
+        let heads = Expr::int(p.h / t.heads);
+        let head = b.bind(Expr::rem(b.block(), heads.clone()));
+        let head = b.bind(head * Expr::int(t.heads));
+        let rest = b.bind(Expr::floor_div(b.block(), heads));
+        let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
+        let first = b.bind((num_tiles - Expr::int(1) - Expr::floor_div(rest, batches)) * Expr::int(t.queries()));
+        let group = b.bind(Expr::floor_div(head.clone(), Expr::int(p.h / p.g)));
+        Place { batch, head, group, first }
+    }
+    /// All that share keys are neighbours, so that these stay near.
+    fn of_lists(b: &mut Build, p: &Problem, t: Tiling) -> Place {
+        let [batch, group, first] = super::gpu_attend_union::place(b, p, &p.t, t.queries());
+        let head = b.bind(group.clone() * Expr::int(t.heads));
+        Place { batch, head, group, first }
+    }
+}
+
+/// Rows and columns of scores: which queries and which keys.
+pub(super) struct Sides<'a> {
+    /// The first query, and how many.
+    pub queries: (&'a Expr, i64),
+    /// Neighbouring heads that each query has.
+    pub heads: i64,
+    /// The first key, and how many.
+    pub keys: (&'a Expr, i64),
+    /// Whether a row is a query's, else a key's.
+    pub by_queries: bool,
+}
+
+/// Which queries of a tile list the keys at hand, by their place in the tile.
+pub(super) type Listed<'a> = &'a dyn Fn(Expr) -> Expr;
+
+/// Makes scores −∞ where a query does not list the keys or does not see a key, unless all of the tile see each other. Past the last query any may be seen,
+/// and past the last key where rows are keys.
+pub(super) fn mask(b: &mut Build, scene: &Scene, domain: &Domain, scores: Mem, sides: &Sides, listed: Option<Listed>) {
     let p = scene.problem;
+    let Sides { queries: (query, queries), heads, keys: (key, keys), by_queries } = *sides;
     let [last_query, last_key] = [(query, queries), (key, keys)].map(|(first, n)| b.bind(first.clone() + Expr::int(n - 1)));
-    let mut all = scene.all_see(b, &p.domain, [query, &last_query], [key, &last_key]);
-    let within = by_queries && !sees_only_keys(&p.domain);
+    let mut all = scene.all_see(b, domain, [query, &last_query], [key, &last_key]);
+    let within = by_queries && !sees_only_keys(domain);
     if within {
         all = both(Expr::lt(last_key, scene.s.clone()), all);
+    }
+    let width = Expr::int(if by_queries { keys } else { queries * heads });
+    let elems = Expr::int(queries * heads * keys);
+    let none = Build::f(p.sum_dtype(), f64::NEG_INFINITY);
+    if let Some(listed) = listed {
+        b.each(elems.clone(), |b, e| {
+            let (row, col) = (Expr::floor_div(e.clone(), width.clone()), Expr::rem(e.clone(), width.clone()));
+            let query = Expr::floor_div(if by_queries { row } else { col }, Expr::int(heads));
+            let seen = b.bind(listed(query));
+            b.store(scores, e.clone(), Expr::select(seen, Expr::load(scores, e), none.clone()));
+        });
     }
     if all == truth() {
         return;
     }
     let all = b.bind(all);
     b.if_(Expr::map1(MapFn::Not, all), |b| {
-        let width = Expr::int(if by_queries { keys } else { queries });
-        let bounds = scene.bounds(&p.domain, [query, key]).map(|bounds| {
+        let bounds = scene.bounds(domain, [query, key]).map(|bounds| {
             let near = |b: &mut Build, e: Expr| b.bind(e.cast(DType::I32));
             let rest = near(b, scene.s.clone() - key.clone());
             (bounds.into_iter().map(|x| (x.factor, near(b, x.below), x.at_most)).collect::<Vec<_>>(), rest)
         });
-        b.each(Expr::int(queries * keys), |b, e| {
+        b.each(elems, |b, e| {
             let (row, col) = (Expr::floor_div(e.clone(), width.clone()), Expr::rem(e.clone(), width));
             let (t, s) = if by_queries { (row, col) } else { (col, row) };
+            let t = Expr::floor_div(t, Expr::int(heads));
             let seen = match bounds {
                 Some((bounds, rest)) => {
                     // Places in a tile and how far tiles are apart fit in 32 bits.
@@ -214,11 +318,10 @@ pub(super) fn mask(
                     // Tests look at keys that there are.
                     let inside = b.bind(Expr::lt(s.clone(), scene.s.clone()));
                     let s = b.bind(Expr::minimum(s, scene.s.clone() - Expr::int(1)));
-                    both(inside, scene.sees(b, &p.domain, &t, &s))
+                    both(inside, scene.sees(b, domain, &t, &s))
                 }
             };
             let seen = b.bind(seen);
-            let none = Build::f(p.sum_dtype(), f64::NEG_INFINITY);
             b.store(scores, e.clone(), Expr::select(seen, Expr::load(scores, e), none));
         });
     });
@@ -240,18 +343,20 @@ struct Attend<'a> {
     max: Mem,
     sum: Mem,
     alpha: Mem,
+    /// With lists: the union of the tile's blocks.
+    union: Option<Union>,
 }
 
 impl<'a> Attend<'a> {
-    fn new(b: &mut Build, scene: &'a Scene, tiling: Tiling, first: Expr) -> Attend<'a> {
-        let (p, Tiling { rows, keys }) = (scene.problem, tiling);
+    fn new(b: &mut Build, scene: &'a Scene, tiling: Tiling, first: Expr, union: Option<Union>) -> Attend<'a> {
+        let (p, Tiling { rows, keys, .. }) = (scene.problem, tiling);
         let dtype = p.sum_dtype();
         let q = b.scratch("q", p.dtype, rows * p.dk);
         let (k, v) = (b.scratch("k", p.dtype, keys * p.dk), b.scratch("v", p.dtype, keys * p.dv));
         let (scores, weights) = (b.scratch("scores", dtype, rows * keys), b.scratch("weights", p.dtype, rows * keys));
         let out = b.scratch("out", dtype, rows * p.dv);
         let [max, sum, alpha] = ["max", "sum", "alpha"].map(|name| b.scratch(name, dtype, rows));
-        Attend { scene, tiling, first, dtype, q, k, v, scores, weights, out, max, sum, alpha }
+        Attend { scene, tiling, first, dtype, q, k, v, scores, weights, out, max, sum, alpha, union }
     }
     fn f(&self, x: f64) -> Expr {
         Build::f(self.dtype, x)
@@ -261,17 +366,30 @@ impl<'a> Attend<'a> {
     }
     /// S = Q·Kᵀ.
     fn multiply_keys(&self, b: &mut Build) {
-        let (Tiling { rows, keys }, dk) = (self.tiling, self.scene.problem.dk);
+        let (Tiling { rows, keys, .. }, dk) = (self.tiling, self.scene.problem.dk);
         let zero = Expr::int(0);
         let (q, k) = (tile(self.q, zero.clone(), dk), transposed(self.k, zero.clone(), dk));
         b.dot([rows, keys, dk].map(Expr::int), q, k, tile(self.scores, zero, keys), false);
     }
-    /// Scores of keys from `start` on become weights; m, l and α follow.
-    fn weigh(&self, b: &mut Build, start: &Expr) {
-        let (Tiling { rows, keys }, p) = (self.tiling, self.scene.problem);
+    /// Makes scores of piece `j`, of keys from `start` on, −∞ where a row does not see the key.
+    fn mask(&self, b: &mut Build, j: &Expr, start: &Expr) {
+        let Tiling { keys, heads, .. } = self.tiling;
+        let queries = (&self.first, self.tiling.queries());
+        let sides = Sides { queries, heads, keys: (start, keys), by_queries: true };
+        match &self.union {
+            None => mask(b, self.scene, &self.scene.problem.domain, self.scores, &sides, None),
+            Some(u) => {
+                let entry = b.bind(u.entry(j, keys));
+                mask(b, self.scene, &u.rest, self.scores, &sides, Some(&|q| u.lists(&entry, q)));
+            }
+        }
+    }
+    /// Scores of piece `j`, of keys from `start` on, become weights; m, l and α follow.
+    fn weigh(&self, b: &mut Build, j: &Expr, start: &Expr) {
+        let (Tiling { rows, keys, .. }, p) = (self.tiling, self.scene.problem);
         let (elems, width) = (Expr::int(rows * keys), Expr::int(keys));
         let none = self.f(f64::NEG_INFINITY);
-        mask(b, self.scene, self.scores, [(&self.first, rows), (start, keys)], true);
+        self.mask(b, j, start);
         let factor = self.f(p.scale * std::f64::consts::LOG2_E);
         let ln_2 = self.f(std::f64::consts::LN_2);
         let per_score = p.scale * std::f64::consts::LOG2_E;
@@ -319,7 +437,7 @@ impl<'a> Attend<'a> {
     }
     /// O = O + P·V.
     fn multiply_values(&self, b: &mut Build) {
-        let (Tiling { rows, keys }, dv) = (self.tiling, self.scene.problem.dv);
+        let (Tiling { rows, keys, .. }, dv) = (self.tiling, self.scene.problem.dv);
         let zero = Expr::int(0);
         let (left, v) = (tile(self.weights, zero.clone(), keys), tile(self.v, zero.clone(), dv));
         b.dot([rows, dv, keys].map(Expr::int), left, v, tile(self.out, zero, dv), true);
@@ -333,9 +451,11 @@ impl<'a> Attend<'a> {
             let log = Expr::load(self.max, r.clone()) * self.f(p.scale) + Expr::map1(MapFn::Log, sum.clone());
             let log = b.bind(Expr::select(none.clone(), self.f(0.0), log));
             b.store(self.alpha, r.clone(), Expr::select(none, self.f(0.0), div(self.f(1.0), sum)));
-            let t = b.bind(self.first.clone() + r);
+            let heads = Expr::int(self.tiling.heads);
+            let t = b.bind(self.first.clone() + Expr::floor_div(r.clone(), heads.clone()));
             b.if_(Expr::lt(t.clone(), self.scene.t.clone()), |b| {
-                let row = (self.scene.batch.clone() * self.scene.t.clone() + t) * Expr::int(p.h) + head.clone();
+                let head = head.clone() + Expr::rem(r, heads);
+                let row = (self.scene.batch.clone() * self.scene.t.clone() + t) * Expr::int(p.h) + head;
                 b.store(lse, row, log);
             });
         });

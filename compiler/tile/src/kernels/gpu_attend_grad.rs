@@ -1,8 +1,8 @@
-//! The gradient of softmax attention for a device of many processors, over domains that are ranges with tests: three kernels, each the only one to
-//! write its results, so that sums have one order.
+//! The gradient of softmax attention for a device of many processors, over domains that are ranges with tests, or lists of blocks with such: three kernels,
+//! each the only one to write its results, so that sums have one order.
 //!
 //! ```text
-//! rows      l = lse·log₂ e       Δ = rowsum(dO∘O) − dlse                      by heads: [b, h, t], padded
+//! rows      l = lse·log₂ e       Δ = rowsum(dO∘O) − dlse                      by tiles' heads: [b, h / heads, t, heads], padded
 //! keys      for each head of the group and each tile of queries that see the block's keys, keys down and queries across:
 //!               Sᵀ = K·Qᵀ, dPᵀ = V·dOᵀ, P = 2^(c·S − l), dV += Pᵀ·dO, dS = P∘(dP − Δ), dK += dSᵀ·Q
 //!           dk = scale·dK, dv = dV                                            c = scale·log₂ e
@@ -13,6 +13,9 @@
 //!
 //! S and dP are computed twice: sums of dQ over key tiles would have to wait for each other, or be taken in any order.
 //!
+//! With lists a tile's rows are some queries, each with all heads that share keys, and its block of keys goes over the tiles whose union has it
+//! (`gpu_attend_union`), in order.
+//!
 //! Memory map of keys: K [keys, dk], V [keys, dv] of the block; Q [queries, dk], dO [queries, dv] and l, Δ [queries] as they come; S, P, dP, dS [keys, queries],
 //! dK, dV, of which each thread may hold its part. Of queries: the same with the two turned round. What a row does not see has to be finite, if it is in a
 //! tile of which the row sees something.
@@ -22,7 +25,8 @@
 use super::{
     build::{Build, exp, tile, transposed},
     domain::{Problem, Scene},
-    gpu_attend::{self, Heads, mask},
+    gpu_attend::{self, Heads, Sides, mask},
+    gpu_attend_union::{self, Inverse, Union},
 };
 use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, Mem, Stmt};
 use base::{DType, Dim};
@@ -31,22 +35,28 @@ use graph::op::ReduceFn;
 /// Sizes of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiling {
-    /// Queries and keys of a tile of the kernel that a block of keys has.
+    /// Rows (queries, each with the tile's heads) and keys of a tile of the kernel that a block of keys has.
     pub of_keys: [i64; 2],
     /// The same of the kernel that a block of queries has.
     pub of_queries: [i64; 2],
+    /// Heads of a tile: one, or with lists all that share keys.
+    pub heads: i64,
 }
 
 impl Tiling {
     /// All that the kernels are built for.
     pub const LEGAL: [Tiling; 4] = [
-        Tiling { of_keys: [64, 128], of_queries: [128, 128] },
-        Tiling { of_keys: [32, 128], of_queries: [128, 64] },
-        Tiling { of_keys: [32, 64], of_queries: [64, 32] },
-        Tiling { of_keys: [16, 16], of_queries: [16, 16] },
+        Tiling { of_keys: [64, 128], of_queries: [128, 128], heads: 1 },
+        Tiling { of_keys: [32, 128], of_queries: [128, 64], heads: 1 },
+        Tiling { of_keys: [32, 64], of_queries: [64, 32], heads: 1 },
+        Tiling { of_keys: [16, 16], of_queries: [16, 16], heads: 1 },
     ];
     /// The one used unless another is asked for.
     pub fn choose(p: &Problem) -> Tiling {
+        if let Some(size) = gpu_attend_union::block_size(&p.domain) {
+            let t = gpu_attend::Tiling::choose(p);
+            return Tiling { of_keys: [t.rows, size], of_queries: [t.rows, t.keys], heads: t.heads };
+        }
         match p.dtype {
             DType::BF16 | DType::F16 if p.dk.max(p.dv) <= 128 => Tiling::LEGAL[0],
             DType::BF16 | DType::F16 if p.dk + p.dv <= 320 => Tiling::LEGAL[1],
@@ -55,26 +65,36 @@ impl Tiling {
     }
 }
 
-/// Whether the kernels take the problem.
-pub fn takes(p: &Problem, aligned: bool) -> bool {
+/// Whether the kernels take the problem with this tiling.
+pub fn takes(p: &Problem, t: Tiling, aligned: bool) -> bool {
     let n = COPY_ALIGN / p.dtype.bytes() as i64;
-    gpu_attend::takes(p, aligned) && p.dv % n == 0
+    let lists = !gpu_attend::has_lists(&p.domain) || union(p, t).is_some_and(|u| u.size == t.of_keys[1]);
+    gpu_attend::is_plain(p, aligned) && lists && p.dv % n == 0
 }
 
-/// Elements of what there is one of for each row, by heads, padded so that each head's begin where rectangles are copied.
-pub fn of_rows(p: &Problem) -> Dim {
-    p.b.clone() * Dim::from(p.h) * padded(p)
+/// The tiling of the forward kernel that has the same tiles of queries.
+pub fn forward(t: Tiling) -> gpu_attend::Tiling {
+    let [rows, keys] = t.of_queries;
+    gpu_attend::Tiling { rows, keys, heads: t.heads }
 }
-fn padded(p: &Problem) -> Dim {
+fn union(p: &Problem, t: Tiling) -> Option<Union> {
+    Union::new(p, forward(t)).filter(|_| t.of_keys[0] == t.of_queries[0])
+}
+
+/// Elements of what there is one of for each row, by tiles' heads, padded so that each of these begins where rectangles are copied.
+pub fn of_rows(p: &Problem, t: Tiling) -> Dim {
+    p.b.clone() * Dim::from(p.h / t.heads) * padded(p, t)
+}
+fn padded(p: &Problem, t: Tiling) -> Dim {
     let n = Dim::from(COPY_ALIGN / p.sum_dtype().bytes() as i64);
-    p.t.ceil_div(&n) * n
+    (p.t.clone() * Dim::from(t.heads)).ceil_div(&n) * n
 }
 
 /// Rows of a block of the first kernel.
 const ROWS: i64 = 8;
 
 /// l and Δ. Buffers: o, lse, d_o, d_lse, l, Δ.
-pub fn gpu_attend_grad_rows(p: &Problem) -> Kernel {
+pub fn gpu_attend_grad_rows(p: &Problem, tiling: Tiling) -> Kernel {
     let mut b = Build::new("attend_grad_rows");
     let [_, _, _, o_elems, lse_elems] = p.elems();
     let sums = p.sum_dtype();
@@ -82,17 +102,21 @@ pub fn gpu_attend_grad_rows(p: &Problem) -> Kernel {
     let lse = b.read("lse", sums, lse_elems.clone());
     let d_o = b.read("d_o", p.dtype, o_elems);
     let d_lse = b.read("d_lse", sums, lse_elems);
-    let [l, delta] = ["l", "delta"].map(|name| b.write(name, sums, of_rows(p)));
-    b.kernel.grid = of_rows(p).ceil_div(&Dim::from(ROWS));
-    let (total, t, padded) = (b.dim(&of_rows(p)), b.dim(&p.t), b.dim(&padded(p)));
+    let of_rows = of_rows(p, tiling);
+    let [l, delta] = ["l", "delta"].map(|name| b.write(name, sums, of_rows.clone()));
+    b.kernel.grid = of_rows.ceil_div(&Dim::from(ROWS));
+    let (total, t, padded) = (b.dim(&of_rows), b.dim(&p.t), b.dim(&padded(p, tiling)));
+    let (heads, groups) = (Expr::int(tiling.heads), Expr::int(p.h / tiling.heads));
     let f = |x: f64| Build::f(sums, x);
     b.each_row(total, ROWS, |b, row| {
-        let query = b.bind(Expr::rem(row.clone(), padded.clone()));
-        let head = b.bind(Expr::floor_div(row.clone(), padded));
-        let batch = Expr::floor_div(head.clone(), Expr::int(p.h));
+        let place = b.bind(Expr::rem(row.clone(), padded.clone()));
+        let group = b.bind(Expr::floor_div(row.clone(), padded));
+        let query = b.bind(Expr::floor_div(place.clone(), heads.clone()));
+        let head = Expr::rem(group.clone(), groups.clone()) * heads.clone() + Expr::rem(place, heads);
+        let batch = Expr::floor_div(group, groups);
         let inside = b.bind(Expr::lt(query.clone(), t.clone()));
         let query = Expr::minimum(query, t.clone() - Expr::int(1));
-        let at = b.bind((batch * t + query) * Expr::int(p.h) + Expr::rem(head, Expr::int(p.h)));
+        let at = b.bind((batch * t + query) * Expr::int(p.h) + head);
         let first = b.bind(at.clone() * Expr::int(p.dv));
         let sum = b.reduce(ReduceFn::Sum, f(0.0), Expr::int(p.dv), |_, d| {
             Expr::load(o, first.clone() + d.clone()) * Expr::load(d_o, first.clone() + d)
@@ -113,15 +137,18 @@ struct Given {
     l: Mem,
     delta: Mem,
     operands: Vec<Mem>,
+    union: Option<Union>,
 }
 
 impl Given {
-    fn new(b: &mut Build, p: &Problem) -> Given {
+    fn new(b: &mut Build, p: &Problem, t: Tiling) -> Given {
         let [q, k, v, o, _] = p.elems();
         let [q, k, v, d_o] = [("q", q), ("k", k), ("v", v), ("d_o", o)].map(|(name, n)| b.read(name, p.dtype, n));
-        let [l, delta] = ["l", "delta"].map(|name| b.read(name, p.sum_dtype(), of_rows(p)));
+        let [l, delta] = ["l", "delta"].map(|name| b.read(name, p.sum_dtype(), of_rows(p, t)));
         let operands = p.operands.iter().enumerate().map(|(i, t)| b.read(&format!("d{i}"), t.dtype, t.elems())).collect();
+        let union = union(p, t).map(|u| u.read(b, p));
         Given {
+            union,
             q: Heads::new(b, q, &p.b, &p.t, p.h, p.dk),
             k: Heads::new(b, k, &p.b, &p.s, p.g, p.dk),
             v: Heads::new(b, v, &p.b, &p.s, p.g, p.dv),
@@ -175,79 +202,104 @@ impl Tiles {
     }
 }
 
-/// dk and dv. Buffers: q, k, v, d_o, l, Δ, domain operands…, dk, dv.
+/// dk and dv. Buffers: q, k, v, d_o, l, Δ, domain operands…, with lists also blocks, member, count, offsets and entries, then dk, dv.
 pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
-    let [queries, keys] = tiling.of_keys;
+    let [rows, keys] = tiling.of_keys;
+    let (queries, heads) = (rows / tiling.heads, tiling.heads);
     let mut b = Build::new("attend_grad_keys");
-    let given = Given::new(&mut b, p);
+    let given = Given::new(&mut b, p, tiling);
+    let inverse = given.union.as_ref().map(|u| Inverse::read(u, &mut b, p));
     let [_, k_elems, v_elems, ..] = p.elems();
     let [dk, dv] = [("dk", k_elems), ("dv", v_elems)].map(|(name, n)| b.write(name, p.dtype, n));
     let (dk, dv) = (Heads::new(&mut b, dk, &p.b, &p.s, p.g, p.dk), Heads::new(&mut b, dv, &p.b, &p.s, p.g, p.dv));
-    let padded = padded(p);
-    let axes = [(p.b.clone(), padded.clone() * Dim::from(p.h)), (Dim::from(p.h), padded.clone()), (padded, Dim::from(1))];
+    let padded = padded(p, tiling);
+    let groups = Dim::from(p.h / heads);
+    let axes = [(p.b.clone(), padded.clone() * groups.clone()), (groups, padded.clone()), (padded, Dim::from(1))];
     let axes = axes.map(|(n, by)| (b.dim(&n), b.dim(&by)));
 
-    // Groups are neighbours, and the first keys, which causal queries see the most, come first.
     b.kernel.grid = p.s.ceil_div(&Dim::from(keys)) * p.b.clone() * Dim::from(p.g);
-    let (groups, batches) = (Expr::int(p.g), b.dim(&p.b));
-    let group = b.bind(Expr::rem(b.block(), groups.clone()));
-    let rest = b.bind(Expr::floor_div(b.block(), groups));
-    let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
-    let first = b.bind(Expr::floor_div(rest, batches) * Expr::int(keys));
+    let [batch, group, first] = match &inverse {
+        Some(_) => gpu_attend_union::place(&mut b, p, &p.s, keys),
+        None => {
+            // Groups are neighbours, and the first keys, which causal queries see the most, come first.
+            let (groups, batches) = (Expr::int(p.g), b.dim(&p.b));
+            let group = b.bind(Expr::rem(b.block(), groups.clone()));
+            let rest = b.bind(Expr::floor_div(b.block(), groups));
+            let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
+            [batch, group, b.bind(Expr::floor_div(rest, batches) * Expr::int(keys))]
+        }
+    };
     let (t, s) = (b.dim(&p.t), b.dim(&p.s));
     let scene = Scene { problem: p, operands: given.operands.clone(), t, s, batch: batch.clone(), group: group.clone() };
 
     let mut narrow = |name, n: i64| b.scratch(name, p.dtype, n);
     let (k, v) = (narrow("k", keys * p.dk), narrow("v", keys * p.dv));
-    let (q, d_o) = (narrow("q", queries * p.dk), narrow("d_o", queries * p.dv));
+    let (q, d_o) = (narrow("q", rows * p.dk), narrow("d_o", rows * p.dv));
     let dtype = p.sum_dtype();
     let mut wide = |name, n: i64| b.scratch(name, dtype, n);
-    let [l, delta] = ["l", "delta"].map(|name| wide(name, queries));
+    let [l, delta] = ["l", "delta"].map(|name| wide(name, rows));
     let (sums_k, sums_v) = (wide("dk", keys * p.dk), wide("dv", keys * p.dv));
-    let tiles = Tiles::new(&mut b, p, keys * queries);
-    let weights = b.scratch("weights", p.dtype, keys * queries);
+    let tiles = Tiles::new(&mut b, p, keys * rows);
+    let weights = b.scratch("weights", p.dtype, keys * rows);
     let zero = || Expr::int(0);
-    let column = |e: Expr| Expr::rem(e, Expr::int(queries));
+    let column = |e: Expr| Expr::rem(e, Expr::int(rows));
 
     given.k.copy(&mut b, k, keys, [&batch, &group, &first], false);
     given.v.copy(&mut b, v, keys, [&batch, &group, &first], false);
     b.fill(sums_k, Expr::int(keys * p.dk), Build::f(dtype, 0.0));
     b.fill(sums_v, Expr::int(keys * p.dv), Build::f(dtype, 0.0));
-    let last = b.bind(Expr::minimum(first.clone() + Expr::int(keys), scene.s.clone()) - Expr::int(1));
-    let (lo, hi) = scene.queries(&mut b, &p.domain, &first, &last);
-    let pieces = b.bind(Expr::floor_div(hi - lo.clone() + Expr::int(queries - 1), Expr::int(queries)));
-    let of_head = |b: &mut Build, head: Expr| {
-        b.range(pieces, |b, j| {
-            let start = b.bind(lo + j * Expr::int(queries));
-            let vector = |b: &mut Build, from: Mem, to: Mem| {
-                let at = [batch.clone(), head.clone(), start.clone()];
-                let axes = axes.iter().zip(at).map(|((n, by), at)| Axis { extent: n.clone(), stride: by.clone(), at });
-                b.push(Stmt::Copy(Copy { from, to, rows: 1, cols: queries, axes: axes.collect(), index: None }));
-            };
-            given.q.copy(b, q, queries, [&batch, &head, &start], false);
-            vector(b, given.l, l);
-            let (left, right) = (tile(k, zero(), p.dk), transposed(q, zero(), p.dk));
-            b.dot([keys, queries, p.dk].map(Expr::int), left, right, tile(tiles.scores, zero(), queries), false);
-            given.d_o.copy(b, d_o, queries, [&batch, &head, &start], false);
-            vector(b, given.delta, delta);
-            let (left, right) = (tile(v, zero(), p.dv), transposed(d_o, zero(), p.dv));
-            b.dot([keys, queries, p.dv].map(Expr::int), left, right, tile(tiles.grads, zero(), queries), false);
-            mask(b, &scene, tiles.scores, [(&start, queries), (&first, keys)], false);
-            tiles.weigh(b, p, l, column);
-            tiles.narrow(b, tiles.scores, weights);
-            let (left, right) = (tile(weights, zero(), queries), tile(d_o, zero(), p.dv));
-            b.dot([keys, p.dv, queries].map(Expr::int), left, right, tile(sums_v, zero(), p.dv), true);
-            tiles.differ(b, delta, column);
-            let (left, right) = (tile(tiles.d_scores, zero(), queries), tile(q, zero(), p.dk));
-            b.dot([keys, p.dk, queries].map(Expr::int), left, right, tile(sums_k, zero(), p.dk), true);
-        });
+    // A tile of queries from `start` on, with heads from `head` on; with lists also which of them list the block.
+    let of_tile = |b: &mut Build, start: &Expr, head: &Expr, entry: Option<&Expr>| {
+        let vector = |b: &mut Build, from: Mem, to: Mem| {
+            let of_heads = b.bind(Expr::floor_div(head.clone(), Expr::int(heads)));
+            let at = [batch.clone(), of_heads, b.bind(start.clone() * Expr::int(heads))];
+            let axes = axes.iter().zip(at).map(|((n, by), at)| Axis { extent: n.clone(), stride: by.clone(), at });
+            b.push(Stmt::Copy(Copy { from, to, rows: 1, cols: rows, run: 1, axes: axes.collect(), index: None }));
+        };
+        given.q.copy_heads(b, q, [rows, heads], [&batch, head, start], false);
+        vector(b, given.l, l);
+        let (left, right) = (tile(k, zero(), p.dk), transposed(q, zero(), p.dk));
+        b.dot([keys, rows, p.dk].map(Expr::int), left, right, tile(tiles.scores, zero(), rows), false);
+        given.d_o.copy_heads(b, d_o, [rows, heads], [&batch, head, start], false);
+        vector(b, given.delta, delta);
+        let (left, right) = (tile(v, zero(), p.dv), transposed(d_o, zero(), p.dv));
+        b.dot([keys, rows, p.dv].map(Expr::int), left, right, tile(tiles.grads, zero(), rows), false);
+        let sides = Sides { queries: (start, queries), heads, keys: (&first, keys), by_queries: false };
+        match given.union.as_ref().zip(entry) {
+            None => mask(b, &scene, &p.domain, tiles.scores, &sides, None),
+            Some((u, entry)) => mask(b, &scene, &u.rest, tiles.scores, &sides, Some(&|q| u.lists(entry, q))),
+        }
+        tiles.weigh(b, p, l, column);
+        tiles.narrow(b, tiles.scores, weights);
+        let (left, right) = (tile(weights, zero(), rows), tile(d_o, zero(), p.dv));
+        b.dot([keys, p.dv, rows].map(Expr::int), left, right, tile(sums_v, zero(), p.dv), true);
+        tiles.differ(b, delta, column);
+        let (left, right) = (tile(tiles.d_scores, zero(), rows), tile(q, zero(), p.dk));
+        b.dot([keys, p.dk, rows].map(Expr::int), left, right, tile(sums_k, zero(), p.dk), true);
     };
-    match p.h / p.g {
-        1 => of_head(&mut b, group.clone()),
-        heads => b.range(Expr::int(heads), |b, i| {
-            let head = b.bind(group.clone() * Expr::int(heads) + i);
-            of_head(b, head);
-        }),
+    match &inverse {
+        Some(inverse) => {
+            let head = b.bind(group.clone() * Expr::int(heads));
+            inverse.each(&mut b, |b, entry, start| of_tile(b, &start, &head, Some(&entry)));
+        }
+        None => {
+            let last = b.bind(Expr::minimum(first.clone() + Expr::int(keys), scene.s.clone()) - Expr::int(1));
+            let (lo, hi) = scene.queries(&mut b, &p.domain, &first, &last);
+            let pieces = b.bind(Expr::floor_div(hi - lo.clone() + Expr::int(rows - 1), Expr::int(rows)));
+            let of_head = |b: &mut Build, head: Expr| {
+                b.range(pieces, |b, j| {
+                    let start = b.bind(lo + j * Expr::int(rows));
+                    of_tile(b, &start, &head, None);
+                });
+            };
+            match p.h / p.g {
+                1 => of_head(&mut b, group.clone()),
+                shared => b.range(Expr::int(shared), |b, i| {
+                    let head = b.bind(group.clone() * Expr::int(shared) + i);
+                    of_head(b, head);
+                }),
+            }
+        }
     }
     b.each(Expr::int(keys * p.dk), |b, e| b.store(sums_k, e.clone(), Expr::load(sums_k, e) * Build::f(dtype, p.scale)));
     dk.copy(&mut b, sums_k, keys, [&batch, &group, &first], true);
@@ -255,67 +307,92 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
     b.finish()
 }
 
-/// dq. Buffers: q, k, v, d_o, l, Δ, domain operands…, dq.
+/// dq. Buffers: q, k, v, d_o, l, Δ, domain operands…, with lists also blocks, member and count, then dq.
 pub fn gpu_attend_grad_queries(p: &Problem, tiling: Tiling) -> Kernel {
-    let [queries, keys] = tiling.of_queries;
+    let [rows, keys] = tiling.of_queries;
+    let (queries, own) = (rows / tiling.heads, tiling.heads);
     let mut b = Build::new("attend_grad_queries");
-    let given = Given::new(&mut b, p);
+    let given = Given::new(&mut b, p, tiling);
     let [q_elems, ..] = p.elems();
     let dq = b.write("dq", p.dtype, q_elems);
     let dq = Heads::new(&mut b, dq, &p.b, &p.t, p.h, p.dk);
-    let padded = b.dim(&padded(p));
+    let padded = b.dim(&padded(p, tiling));
 
-    // Heads are neighbours, and the queries that see the most keys come first.
     let num_tiles = p.t.ceil_div(&Dim::from(queries));
-    b.kernel.grid = num_tiles.clone() * p.b.clone() * Dim::from(p.h);
-    let (num_tiles, batches, heads) = (b.dim(&num_tiles), b.dim(&p.b), Expr::int(p.h));
-    let head = b.bind(Expr::rem(b.block(), heads.clone()));
-    let rest = b.bind(Expr::floor_div(b.block(), heads.clone()));
-    let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
-    let first = b.bind((num_tiles - Expr::int(1) - Expr::floor_div(rest, batches)) * Expr::int(queries));
+    b.kernel.grid = num_tiles.clone() * p.b.clone() * Dim::from(p.h / own);
+    let [batch, group, first] = match &given.union {
+        Some(_) => gpu_attend_union::place(&mut b, p, &p.t, queries),
+        None => {
+            // Heads are neighbours, and the queries that see the most keys come first.
+            let (num_tiles, batches, heads) = (b.dim(&num_tiles), b.dim(&p.b), Expr::int(p.h));
+            let head = b.bind(Expr::rem(b.block(), heads.clone()));
+            let rest = b.bind(Expr::floor_div(b.block(), heads));
+            let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
+            [batch, head, b.bind((num_tiles - Expr::int(1) - Expr::floor_div(rest, batches)) * Expr::int(queries))]
+        }
+    };
+    // Rows are of these heads.
+    let head = b.bind(group.clone() * Expr::int(own));
     let group = b.bind(Expr::floor_div(head.clone(), Expr::int(p.h / p.g)));
     let (t, s) = (b.dim(&p.t), b.dim(&p.s));
     let scene = Scene { problem: p, operands: given.operands.clone(), t, s, batch: batch.clone(), group: group.clone() };
 
     let mut narrow = |name, n: i64| b.scratch(name, p.dtype, n);
     let (k, v) = (narrow("k", keys * p.dk), narrow("v", keys * p.dv));
-    let (q, d_o) = (narrow("q", queries * p.dk), narrow("d_o", queries * p.dv));
+    let (q, d_o) = (narrow("q", rows * p.dk), narrow("d_o", rows * p.dv));
     let dtype = p.sum_dtype();
     let mut wide = |name, n: i64| b.scratch(name, dtype, n);
-    let [l, delta] = ["l", "delta"].map(|name| wide(name, queries));
-    let sums = wide("dq", queries * p.dk);
-    let tiles = Tiles::new(&mut b, p, queries * keys);
+    let [l, delta] = ["l", "delta"].map(|name| wide(name, rows));
+    let sums = wide("dq", rows * p.dk);
+    let tiles = Tiles::new(&mut b, p, rows * keys);
     let zero = || Expr::int(0);
     let row = |e: Expr| Expr::floor_div(e, Expr::int(keys));
 
-    given.q.copy(&mut b, q, queries, [&batch, &head, &first], false);
-    given.d_o.copy(&mut b, d_o, queries, [&batch, &head, &first], false);
-    b.fill(sums, Expr::int(queries * p.dk), Build::f(dtype, 0.0));
-    let start = b.bind((batch.clone() * heads + head.clone()) * padded);
-    b.each(Expr::int(queries), |b, r| {
-        let query = Expr::minimum(first.clone() + r.clone(), scene.t.clone() - Expr::int(1));
-        let at = b.bind(start + query);
+    given.q.copy_heads(&mut b, q, [rows, own], [&batch, &head, &first], false);
+    given.d_o.copy_heads(&mut b, d_o, [rows, own], [&batch, &head, &first], false);
+    b.fill(sums, Expr::int(rows * p.dk), Build::f(dtype, 0.0));
+    let of_heads = batch.clone() * Expr::int(p.h / own) + Expr::floor_div(head.clone(), Expr::int(own));
+    let start = b.bind(of_heads * padded);
+    b.each(Expr::int(rows), |b, r| {
+        let row = Expr::minimum(first.clone() * Expr::int(own) + r.clone(), scene.t.clone() * Expr::int(own) - Expr::int(1));
+        let at = b.bind(start + row);
         b.store(l, r.clone(), Expr::load(given.l, at.clone()));
         b.store(delta, r, Expr::load(given.delta, at));
     });
-    let last = b.bind(Expr::minimum(first.clone() + Expr::int(queries), scene.t.clone()) - Expr::int(1));
-    let (lo, hi) = scene.range(&mut b, &p.domain, &first, &last);
-    let pieces = b.bind(Expr::floor_div(hi - lo.clone() + Expr::int(keys - 1), Expr::int(keys)));
+    let (lo, pieces) = match &given.union {
+        Some(u) => (zero(), u.pieces(&mut b, keys)),
+        None => {
+            let last = b.bind(Expr::minimum(first.clone() + Expr::int(queries), scene.t.clone()) - Expr::int(1));
+            let (lo, hi) = scene.range(&mut b, &p.domain, &first, &last);
+            let pieces = b.bind(Expr::floor_div(hi - lo.clone() + Expr::int(keys - 1), Expr::int(keys)));
+            (lo, pieces)
+        }
+    };
     b.range(pieces, |b, j| {
-        let start = b.bind(lo + j * Expr::int(keys));
+        let start = match &given.union {
+            Some(u) => u.piece(b, &j, keys),
+            None => b.bind(lo + j.clone() * Expr::int(keys)),
+        };
         given.k.copy(b, k, keys, [&batch, &group, &start], false);
         let (left, right) = (tile(q, zero(), p.dk), transposed(k, zero(), p.dk));
-        b.dot([queries, keys, p.dk].map(Expr::int), left, right, tile(tiles.scores, zero(), keys), false);
+        b.dot([rows, keys, p.dk].map(Expr::int), left, right, tile(tiles.scores, zero(), keys), false);
         given.v.copy(b, v, keys, [&batch, &group, &start], false);
         let (left, right) = (tile(d_o, zero(), p.dv), transposed(v, zero(), p.dv));
-        b.dot([queries, keys, p.dv].map(Expr::int), left, right, tile(tiles.grads, zero(), keys), false);
-        mask(b, &scene, tiles.scores, [(&first, queries), (&start, keys)], true);
+        b.dot([rows, keys, p.dv].map(Expr::int), left, right, tile(tiles.grads, zero(), keys), false);
+        let sides = Sides { queries: (&first, queries), heads: own, keys: (&start, keys), by_queries: true };
+        match &given.union {
+            None => mask(b, &scene, &p.domain, tiles.scores, &sides, None),
+            Some(u) => {
+                let entry = b.bind(u.entry(&j, keys));
+                mask(b, &scene, &u.rest, tiles.scores, &sides, Some(&|q| u.lists(&entry, q)));
+            }
+        }
         tiles.weigh(b, p, l, row);
         tiles.differ(b, delta, row);
         let (left, right) = (tile(tiles.d_scores, zero(), keys), tile(k, zero(), p.dk));
-        b.dot([queries, p.dk, keys].map(Expr::int), left, right, tile(sums, zero(), p.dk), true);
+        b.dot([rows, p.dk, keys].map(Expr::int), left, right, tile(sums, zero(), p.dk), true);
     });
-    b.each(Expr::int(queries * p.dk), |b, e| b.store(sums, e.clone(), Expr::load(sums, e) * Build::f(dtype, p.scale)));
-    dq.copy(&mut b, sums, queries, [&batch, &head, &first], true);
+    b.each(Expr::int(rows * p.dk), |b, e| b.store(sums, e.clone(), Expr::load(sums, e) * Build::f(dtype, p.scale)));
+    dq.copy_heads(&mut b, sums, [rows, own], [&batch, &head, &first], true);
     b.finish()
 }

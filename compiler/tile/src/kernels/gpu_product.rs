@@ -183,7 +183,8 @@ impl Matrix {
                 axes.push(Axis { extent, stride, at: at[i].clone() });
             }
             let (from, to) = if store { (scratch, self.mem) } else { (self.mem, scratch) };
-            return b.push(Stmt::Copy(Copy { from, to, rows: sizes[outer], cols: sizes[inner], axes, index: self.index }));
+            let rows = sizes[outer];
+            return b.push(Stmt::Copy(Copy { from, to, rows, cols: sizes[inner], run: rows, axes, index: self.index }));
         }
         b.each(Expr::int(sizes[0] * sizes[1]), |b, e| {
             let (inside, index) = self.element(b, &e, sizes, at, batch);

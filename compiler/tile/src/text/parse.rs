@@ -280,7 +280,7 @@ impl Parser {
                 let (a, b, c) = (tile(a, a0, ar, ac), tile(b, b0, br, bc), tile(c, c0, cr, cc));
                 Stmt::Dot(Dot { m, n, k, a, b, c, accumulate: op.get_bool("accumulate")? })
             }
-            "tile.copy" | "tile.copy_rows" => {
+            "tile.copy" | "tile.copy_rows" | "tile.copy_runs" => {
                 let [from, to, numbers @ ..] = &op.operands[..] else { return Err(op.error("expected two memories")) };
                 let (from, to) = (self.mem(op, from)?, self.mem(op, to)?);
                 let (index, numbers) = match numbers.split_first().filter(|_| op.name == "tile.copy_rows") {
@@ -295,7 +295,9 @@ impl Parser {
                 let axis =
                     |[extent, stride, at]: &[Expr; 3]| Axis { extent: extent.clone(), stride: stride.clone(), at: at.clone() };
                 let axes = axes.iter().map(axis).collect();
-                Stmt::Copy(Copy { from, to, rows: op.get_int("rows")?, cols: op.get_int("cols")?, axes, index })
+                let (rows, cols) = (op.get_int("rows")?, op.get_int("cols")?);
+                let run = if op.name == "tile.copy_runs" { op.get_int("run")? } else { rows };
+                Stmt::Copy(Copy { from, to, rows, cols, run, axes, index })
             }
             _ => return Err(op.error("no such op in a tile program")),
         })

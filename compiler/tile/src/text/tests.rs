@@ -61,10 +61,10 @@ fn all() -> Kernel {
     b.dot([Expr::int(8), Expr::int(8), t.clone()], at(reads[1]), at(z), at(s), false);
     let axis = |extent: Expr, stride: i64, at: Expr| Axis { extent, stride: Expr::int(stride), at };
     let axes = vec![axis(t, 8, b.block()), axis(Expr::int(8), 1, Expr::int(0))];
-    b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, axes: axes.clone(), index: None }));
+    b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, run: 4, axes: axes.clone(), index: None }));
     let Mem::Buffer(by) = b.read("by", DType::I32, Dim::from(4)) else { panic!("a buffer") };
-    b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, axes: axes.clone(), index: Some(by) }));
-    b.push(Stmt::Copy(Copy { from: s, to: z, rows: 4, cols: 16, axes, index: None }));
+    b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, run: 4, axes: axes.clone(), index: Some(by) }));
+    b.push(Stmt::Copy(Copy { from: s, to: z, rows: 4, cols: 16, run: 4, axes, index: None }));
     b.finish()
 }
 

@@ -260,7 +260,7 @@ struct Described {
 impl Described {
     fn new(m: &TensorMap, env: &DimEnv, address: u64) -> Described {
         let mut sizes = vec![1; m.axes.len()];
-        (sizes[0], sizes[1]) = (m.cols, m.rows);
+        sizes.iter_mut().zip([m.cols, m.rows, m.runs]).for_each(|(size, n)| *size = n);
         let size = m.dtype.bytes() as u64;
         Described {
             address,
@@ -326,14 +326,14 @@ mod tests {
     fn maps_are_described_from_the_inside() {
         let d = |t: &str| t.parse::<Dim>().expect("a dim");
         let axes = vec![(d("3"), d("64*d0")), (d("d0"), d("64")), (d("64"), d("1"))];
-        let m = TensorMap { buffer: 1, dtype: DType::F16, axes, rows: 128, cols: 32 };
+        let m = TensorMap { buffer: 1, dtype: DType::F16, axes, rows: 16, runs: 8, cols: 32 };
         let got = Described::new(&m, &GpuLaunch::extents(&[10], 1), 256);
         let want = Described {
             address: 256,
             dtype: DType::F16,
             extents: vec![64, 10, 3],
             strides: vec![128, 1280],
-            sizes: vec![32, 128, 1],
+            sizes: vec![32, 16, 8],
         };
         assert_eq!(got, want);
         assert_eq!(Described::new(&m, &GpuLaunch::extents(&[0], 1), 256).extents, [64, 1, 3]);

@@ -151,7 +151,14 @@ fn steps_are_checked() {
 /// A library for GPUs of one kernel that is launched on the sample's buffers.
 fn gpu(change: impl FnOnce(&mut Manifest, &mut GpuLaunch)) -> String {
     let d = |text: &str| text.parse::<Dim>().expect("a dim");
-    let map = TensorMap { buffer: 1, dtype: DType::BF16, axes: vec![(d("d0"), d("d1")), (d("64"), d("1"))], rows: 64, cols: 64 };
+    let map = TensorMap {
+        buffer: 1,
+        dtype: DType::BF16,
+        axes: vec![(d("d0"), d("d1")), (d("64"), d("1"))],
+        rows: 64,
+        runs: 1,
+        cols: 64,
+    };
     let mut l = GpuLaunch {
         threads: 384,
         blocks: d("floordiv(d0 + 63, 64)"),

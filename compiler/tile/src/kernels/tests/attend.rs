@@ -1,13 +1,14 @@
 //! Attention and its gradient.
 
 use super::{Random, assert_near, i32s, oracle, results};
+use crate::ir::Kernel;
 use crate::kernels::{
     domain::{Problem, Tiling},
     gpu_attend,
     gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_queries, gpu_attend_grad_rows},
-    host_attend, host_attend_grad,
+    gpu_attend_union, host_attend, host_attend_grad,
 };
-use base::{DType, Dim, DimEnv};
+use base::{DType, Dim, DimEnv, TensorType};
 use graph::{
     Op,
     interp::Tensor,
@@ -66,7 +67,9 @@ impl Case {
             // Keys' operands and queries' operands of two axes are told apart by the domain; extents that agree are the same here.
             if x.shape.len() == 4 {
                 ty.shape[1] = t.clone();
-                ty.shape[3] = Dim::sym("N");
+                if self.dtype == DType::F64 {
+                    ty.shape[3] = Dim::sym("N");
+                }
             }
             ty
         });
@@ -114,17 +117,27 @@ impl Case {
 }
 
 impl Case {
+    /// Blocks, members and counts of tiles, with lists.
+    fn union(&self, p: &Problem, tiling: gpu_attend::Tiling, dims: &DimEnv) -> Vec<Tensor> {
+        let Some(lists) = gpu_attend_union::lists(p, tiling) else { return Vec::new() };
+        let types = gpu_attend_union::memories(p, tiling);
+        let lens: Vec<usize> = types.iter().map(|ty| ty.elems().eval(dims).expect("known dims") as usize).collect();
+        let kernel = gpu_attend_union::gpu_attend_union(p, tiling);
+        let got = results(&kernel, &self.operands[lists..=lists], &lens, dims, true);
+        types.iter().zip(got).map(|(ty, x)| Tensor::new(ty.dtype, &[x.len() as i64], x)).collect()
+    }
     /// The forward kernel for many processors.
     fn check_many(&self, tiling: gpu_attend::Tiling) {
         let scale = 1.0 / (self.size.dk as f64).sqrt();
         let case = Case { dtype: DType::F32, operands: self.operands.clone(), domain: self.domain.clone(), data: None, ..*self };
         let p = case.problem(scale);
-        assert!(gpu_attend::takes(&p, true));
+        assert!(gpu_attend::takes(&p, tiling, true));
         let Size { b, t, s, .. } = case.size;
         let dims: DimEnv = [("B", b), ("T", t), ("S", s)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
-        let args: Vec<Tensor> = case.random().into_iter().chain(case.operands.clone()).collect();
+        let mut args: Vec<Tensor> = case.random().into_iter().chain(case.operands.clone()).collect();
         let want = oracle(&Op::Attend(Attend { domain: case.domain.clone(), scale: Scalar::new(scale) }), &args);
         let lens: Vec<usize> = want.iter().map(|x| x.data.len()).collect();
+        args.extend(case.union(&p, tiling, &dims));
         let got = results(&gpu_attend::gpu_attend(&p, tiling), &args, &lens, &dims, true);
         for (i, x) in ["o", "lse"].into_iter().enumerate() {
             let name = format!("{x} of {} at {:?} with {tiling:?}", self.domain, self.size);
@@ -139,7 +152,7 @@ impl Case {
         let scale = 1.0 / (self.size.dk as f64).sqrt();
         let case = Case { dtype: DType::F32, operands: self.operands.clone(), domain: self.domain.clone(), data: None, ..*self };
         let p = case.problem(scale);
-        assert!(gpu_attend_grad::takes(&p, true));
+        assert!(gpu_attend_grad::takes(&p, tiling, true), "{p:?}");
         let Size { b, t, s, .. } = case.size;
         let dims: DimEnv = [("B", b), ("T", t), ("S", s)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
         let [q, k, v] = case.random();
@@ -151,12 +164,28 @@ impl Case {
         let args: Vec<Tensor> = [&q, &k, &v, &o, &lse, &d_o, &d_lse].into_iter().chain(&case.operands).cloned().collect();
         let want = oracle(&Op::AttendGrad(attend), &args);
 
-        let n = gpu_attend_grad::of_rows(&p).eval(&dims).expect("known dims") as usize;
-        let of_rows = results(&gpu_attend_grad_rows(&p), &[o, lse, d_o.clone(), d_lse], &[n, n], &dims, true);
+        let n = gpu_attend_grad::of_rows(&p, tiling).eval(&dims).expect("known dims") as usize;
+        let of_rows = results(&gpu_attend_grad_rows(&p, tiling), &[o, lse, d_o.clone(), d_lse], &[n, n], &dims, true);
         let of_rows = of_rows.into_iter().map(|x| Tensor::new(DType::F32, &[n as i64], x));
-        let args: Vec<Tensor> = [q, k, v, d_o].into_iter().chain(of_rows).chain(case.operands.clone()).collect();
+        let mut args: Vec<Tensor> = [q, k, v, d_o].into_iter().chain(of_rows).chain(case.operands.clone()).collect();
         let lens: Vec<usize> = want.iter().map(|x| x.data.len()).collect();
+        let union = case.union(&p, gpu_attend_grad::forward(tiling), &dims);
+        args.extend(union.clone());
         let mut got = results(&gpu_attend_grad_queries(&p, tiling), &args, &lens[..1], &dims, true);
+        if let [blocks, _, count] = &union[..] {
+            let forward = gpu_attend_grad::forward(tiling);
+            let types = gpu_attend_union::inverse_memories(&p, forward);
+            let run = |kernel: &Kernel, args: &[&Tensor], ty: &TensorType| {
+                let n = ty.elems().eval(&dims).expect("known dims");
+                let args: Vec<Tensor> = args.iter().map(|x| (*x).clone()).collect();
+                Tensor::new(ty.dtype, &[n], results(kernel, &args, &[n as usize], &dims, true).remove(0))
+            };
+            let [totals, offsets, entries] = &gpu_attend_union::gpu_attend_inverse(&p, forward);
+            let totals = run(totals, &[blocks, count], &types[0]);
+            let offsets = run(offsets, &[&totals], &types[1]);
+            let entries = run(entries, &[blocks, count, &offsets], &types[2]);
+            args.extend([offsets, entries]);
+        }
         got.extend(results(&gpu_attend_grad_keys(&p, tiling), &args, &lens[1..], &dims, true));
         for (i, x) in ["dq", "dk", "dv"].into_iter().enumerate() {
             let name = format!("{x} of {} at {:?} with {tiling:?}", self.domain, self.size);
@@ -198,6 +227,51 @@ fn tiles_for_many_processors() {
             Case::new(Size { s: (n / 4).max(1), ..size.tokens(n) }, "ends_before(4, 4)", &[]).check_many(*tiling);
             let segments = i32s(&[2, n], (0..2 * n).map(|i| i % n / 11));
             Case::new(size.tokens(n), "causal & segments(0, 0)", &[segments]).check_many(*tiling);
+        }
+    }
+}
+
+#[test]
+fn lists_of_blocks_for_many_processors() {
+    let tiling = |rows, keys, heads| gpu_attend::Tiling { rows, keys, heads };
+    for (heads, tiling, lengths) in [(2, tiling(16, 8, 2), [1, 21]), (4, tiling(16, 4, 4), [7, 8]), (1, tiling(8, 8, 1), [9, 17])]
+    {
+        for n in lengths {
+            let size = Size { h: 2 * heads, dk: 16, dv: 16, ..SMALL }.tokens(n);
+            let random = lists(size, 3, |t| t / 8 + 1);
+            // Out of range, twice, none at all; all queries the same.
+            let mut r = Random::new(7);
+            let odd = i32s(&[2, n, 2, 3], (0..12 * n).map(|_| r.int(-2, n / 8 + 3)).collect::<Vec<_>>());
+            let none = i32s(&[2, n, 2, 1], vec![-1; 4 * n as usize]);
+            let same = i32s(&[2, n, 2, 2], (0..8 * n).map(|i| i % 2));
+            let segments = i32s(&[2, n], (0..2 * n).map(|i| i % n / 5));
+            for list in [random, odd, none, same] {
+                let of_queries = [tiling.rows, tiling.keys];
+                let grads = gpu_attend_grad::Tiling { of_keys: [tiling.rows, 8], of_queries, heads };
+                let check = |size, domain, operands: &[Tensor]| {
+                    let case = Case::new(size, domain, operands);
+                    case.check_many(tiling);
+                    case.check_many_grads(grads);
+                };
+                for domain in ["blocks(0, 8)", "causal & blocks(0, 8)", "blocks(0, 8) & window(9)"] {
+                    check(size, domain, std::slice::from_ref(&list));
+                }
+                check(size, "causal & blocks(0, 8) & segments(1, 1)", &[list.clone(), segments.clone()]);
+                // More keys than queries.
+                check(Size { s: n + 13, ..size }, "causal & blocks(0, 8)", &[list]);
+            }
+        }
+    }
+}
+
+#[test]
+fn heads_that_share_keys_are_rows() {
+    for t in [1, 5] {
+        let size = Size { b: 1, h: 16, g: 2, dk: 16, dv: 16, t, s: 37 };
+        for tiling in [gpu_attend::Tiling { rows: 64, keys: 32, heads: 8 }, gpu_attend::Tiling { rows: 16, keys: 16, heads: 8 }] {
+            for domain in ["full", "causal", "causal & window(9)", "causal & (window(3) | ends_before(8, 16))"] {
+                Case::new(size, domain, &[]).check_many(tiling);
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Random, assert_near, known, oracle, results};
 use crate::{
-    fused::{Fused, Select, fuse_select},
+    fused::{Fused, Select, fuse_select, fuse_select_many},
     view::StridedView,
 };
 use base::{DType, Dim, DimEnv, TensorType};
@@ -33,9 +33,9 @@ fn region(args: &[TensorType], build: Build) -> graph::op::Fused {
     graph::op::Fused { form: Form::Select, body: f }
 }
 
-/// The region's kernel gives what its ops give, with extents that are run-time dims.
+/// The region's kernels give what its ops give, with extents that are run-time dims; whether there is one for many processors.
 #[track_caller]
-fn check(args: &[Tensor], types: &[&str], dims: &[(&str, i64)], build: Build) {
+fn check(args: &[Tensor], types: &[&str], dims: &[(&str, i64)], build: Build) -> bool {
     let dims: DimEnv = dims.iter().map(|(n, x)| ((*n).into(), *x)).collect();
     let ty = |(t, text): (&Tensor, &&str)| {
         TensorType::new(t.dtype, text.split(' ').map(|d| d.parse().expect("a dim")).collect::<Vec<Dim>>())
@@ -50,13 +50,17 @@ fn check(args: &[Tensor], types: &[&str], dims: &[(&str, i64)], build: Build) {
     let body = &region_of_dims.body;
     let places: Vec<StridedView> = (0..args.len()).map(|i| view(i, &body.arg_type(i).shape)).collect();
     let target = view(args.len(), &body.ty(body.outputs[0].value).shape);
-    let Fused { kernel, views, .. } = fuse_select(&select, &places, &target);
-    assert_eq!(crate::verify::verify(&kernel), Vec::<String>::new());
-    let (last, read) = views.split_last().expect("the result");
-    assert_eq!(last.buffer, args.len());
-    let read: Vec<Tensor> = read.iter().map(|v| args[v.buffer].clone()).collect();
-    let got = results(&kernel, &read, &[want[0].data.len()], &dims, false);
-    assert_near("the best", &got[0], &want[0].data, 0.0);
+    let many = fuse_select_many(&select, &places, &target);
+    let exists = many.is_some();
+    for Fused { kernel, views, .. } in [Some(fuse_select(&select, &places, &target)), many].into_iter().flatten() {
+        assert_eq!(crate::verify::verify(&kernel), Vec::<String>::new());
+        let (last, read) = views.split_last().expect("the result");
+        assert_eq!(last.buffer, args.len());
+        let read: Vec<Tensor> = read.iter().map(|v| args[v.buffer].clone()).collect();
+        let got = results(&kernel, &read, &[want[0].data.len()], &dims, false);
+        assert_near("the best", &got[0], &want[0].data, 0.0);
+    }
+    exists
 }
 
 /// Compressed attention's probabilities, summed over the heads of a group and folded from windows to blocks; the query's own block comes
@@ -183,6 +187,30 @@ fn tokens_by_an_indexer() {
         let types = [format!("B T {h} 4"), "B T 4".into(), format!("B T {h}")];
         check(&[q, k, w], &types.each_ref().map(String::as_str), &[("B", 2), ("T", t)], tokens);
     }
+}
+
+#[test]
+fn rows_of_heads_for_many_processors() {
+    let mut r = Random::new(8);
+    for (t, h, g) in [(1, 2, 1), (4, 4, 2), (9, 16, 1), (40, 4, 1)] {
+        let m = ((t - 4 + 2) / 2).max(0);
+        let mut f32s = |shape: &[i64]| r.tensor(DType::F32, shape);
+        let (q, k, lse) = (f32s(&[2, t, h, 8]), f32s(&[2, m, g, 8]), f32s(&[2, t, h]));
+        let types = [format!("B T {h} 8"), format!("B max(0,floordiv(T-2,2)) {g} 8"), format!("B T {h}")];
+        assert!(check(&[q, k, lse], &types.each_ref().map(String::as_str), &[("B", 2), ("T", t)], blocks));
+
+        let (q, k, w) = (f32s(&[2, t, h, 4]), f32s(&[2, t, 4]), f32s(&[2, t, h]));
+        let types = [format!("B T {h} 4"), "B T 4".into(), format!("B T {h}")];
+        assert!(check(&[q, k, w], &types.each_ref().map(String::as_str), &[("B", 2), ("T", t)], tokens));
+
+        let (q, k) = (f32s(&[1, t, 3, 4]), f32s(&[1, m + 1, 3, 4]));
+        assert!(check(&[q, k], &["1 T 3 4", "1 N 3 4"], &[("T", t), ("N", m + 1)], means));
+    }
+    // Ties go to the lower index, and NaN comes first.
+    let q = Tensor::new(DType::F32, &[1, 2, 1, 4], vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]);
+    let k = [1.0, 2.0, f64::NAN, 2.0, 2.0].into_iter().flat_map(|x| [x, 0.0, 0.0, 0.0]).collect();
+    let k = Tensor::new(DType::F32, &[1, 5, 1, 4], k);
+    assert!(check(&[q, k], &["1 T 1 4", "1 N 1 4"], &[("T", 2), ("N", 5)], means));
 }
 
 #[test]

@@ -1,0 +1,304 @@
+//! The same for a device of many processors: operands come as rectangles in the dtype that they have, and every loop over rows, keys or candidates is one
+//! over all pairs at once.
+//!
+//! ```text
+//! Q = queries[rows]
+//! for each chunk of candidates: K = keys[chunk], S = Q·Kᵀ, P = map(S), F[q, i] = fold of P over the heads of q, line[q, j] = score(F), each q keeps its best
+//! ```
+//!
+//! Rows are queries, each with its heads. Scratch: Q [rows, d], K [keys, d], S [rows, keys], of which each thread may hold its part, P as S, F
+//! [queries, keys], line [queries, candidates], the best [queries, k] and where they are. Lists grow by a lane for each query; a chunk none of whose
+//! candidates beats a list's last is passed over.
+
+use super::{Chunk, Emit, Fold, Fused, Fuser, Need, SOME, Select, TILE, combine, neutral};
+use crate::{
+    fused::Scene,
+    group::{Grouping, is_layout},
+    ir::{Axis, COPY_ALIGN, Copy, Expr, LoopKind, Mem, Stmt},
+    kernels::{
+        build::{Build, tile, transposed},
+        gpu_product::is_multiple,
+        host_topk::{beats, insert},
+    },
+    view::StridedView,
+};
+use base::{DType, Dim};
+use graph::{
+    Op, Value,
+    op::{ReduceFn, Scalar},
+};
+
+/// Keys of a candidate, at most, so that a chunk's are one rectangle.
+const MOST_KEYS: i64 = 256;
+
+/// The kernel, if operands lie so that rectangles of them can be copied.
+pub fn select_many(s: &Select, places: &[StridedView], target: &StridedView) -> Option<Fused> {
+    let n = s.func.nodes.len();
+    let grouping = Grouping { root: vec![false; n], reads: vec![Vec::new(); n] };
+    let mut all: Vec<Vec<Option<StridedView>>> = s.func.nodes.values().map(|n| vec![None; n.types.len()]).collect();
+    places.iter().enumerate().for_each(|(i, p)| all[i][0] = Some(p.clone()));
+    let scene = Scene { func: s.func, grouping: &grouping, places: &all };
+    let mut f = Fuser::new(&scene, s.func.outputs[0].value, target);
+    let emit = Many::new(s, places, &mut f)?;
+    emit.block(&mut f);
+    Some(f.finish())
+}
+
+/// An operand of the product where it lies: its letters in the order of a copy's axes, without those of one index.
+struct Operand {
+    view: StridedView,
+    dtype: DType,
+    letters: Vec<char>,
+}
+
+struct Many<'a> {
+    emit: Emit<'a>,
+    queries: Operand,
+    keys: Operand,
+    /// P.
+    mapped: Mem,
+}
+
+/// Where an operand lies and its dtype there: an argument, as it is or widened, seen through layout ops.
+fn place(s: &Select, places: &[StridedView], v: Value) -> Option<(StridedView, DType)> {
+    let node = s.func.def(v);
+    match &node.op {
+        Op::Arg(i) => Some((places[*i as usize].clone(), s.ty(v).dtype)),
+        Op::Cast(DType::F32) => place(s, places, node.inputs[0]).filter(|(_, d)| matches!(d, DType::BF16 | DType::F16)),
+        op if is_layout(op) => {
+            let (view, dtype) = place(s, places, node.inputs[0])?;
+            Some((view.apply(op)?, dtype))
+        }
+        _ => None,
+    }
+}
+
+impl<'a> Many<'a> {
+    fn new(s: &'a Select<'a>, places: &[StridedView], f: &mut Fuser) -> Option<Many<'a>> {
+        let heads = s.heads();
+        let [summed] = s.spec.summed()[..] else { return None };
+        s.along.filter(|_| TILE % heads == 0)?;
+        let need = |c: &char| s.spec.out.iter().position(|o| o == c).map(|i| s.need[i].clone());
+        let operand = |queries: bool| {
+            let left = s.left == queries;
+            let v = s.func.def(s.product).inputs[usize::from(!left)];
+            let (view, dtype) = place(s, places, v)?;
+            let letters = if left { &s.spec.lhs } else { &s.spec.rhs };
+            // Axes of one index, then rows, what rows go along, heads, terms.
+            let order = |c: &char| match need(c) {
+                Some(Need::Row(a)) if Some(a) != s.along => 0,
+                Some(Need::Row(_) | Need::Range { .. }) => 1,
+                Some(Need::Whole(_)) => 2,
+                None => 3,
+            };
+            let mut letters: Vec<(usize, char)> =
+                letters.iter().copied().enumerate().filter(|(a, _)| !view.shape[*a].is(1)).collect();
+            letters.sort_by_key(|(_, c)| order(c));
+            let take = |of: &[Dim]| letters.iter().map(|(a, _)| of[*a].clone()).collect::<Vec<_>>();
+            let view = StridedView { at: view.at.clone(), shape: take(&view.shape), strides: take(&view.strides) };
+            let of = |kind: usize| letters.iter().filter(|(_, c)| order(c) == kind).count();
+            let inner = if queries && heads > 1 { [1, 1, 1] } else { [1, 0, 1] };
+            let all = [1, 2, 3].map(of) == inner && letters.last().is_some_and(|(_, c)| *c == summed);
+            let n = COPY_ALIGN / dtype.bytes() as i64;
+            let aligned = view.at.turn.iter().chain([&view.at.offset]).all(|d| is_multiple(d, n));
+            let (last, outer) = view.strides.split_last()?;
+            let steps = last.is(1) && outer.iter().chain(view.shape.last()).all(|d| is_multiple(d, n));
+            let narrow = matches!(dtype, DType::BF16 | DType::F16 | DType::F32);
+            let letters = letters.iter().map(|(_, c)| *c).collect();
+            (all && aligned && steps && narrow && view.shape.len() <= 5).then_some(Operand { view, dtype, letters })
+        };
+        let (queries, keys) = (operand(true)?, operand(false)?);
+        let (_, _, len) = s.range();
+        if queries.dtype != keys.dtype || len > MOST_KEYS {
+            return None;
+        }
+        let emit = Emit::new(s, f, Some(queries.dtype));
+        let mapped = f.kernel.scratch("mapped", emit.dtype, (TILE * emit.width) as usize);
+        Some(Many { emit, queries, keys, mapped })
+    }
+
+    fn block(&self, f: &mut Fuser) {
+        let (e, s) = (&self.emit, self.emit.s);
+        let (at, rows, n) = e.rows(f);
+        let zero = Expr::Const(Scalar::new(0.0), e.dtype);
+        f.by_hand(|b| {
+            b.fill(self.mapped, Expr::int(TILE * e.width), zero);
+            b.fill(e.mem.count, Expr::int(e.queries), Expr::int(0));
+        });
+        self.copy(f, &self.queries, &at, &Expr::int(0), [TILE, e.heads], e.mem.queries);
+        let end = e.end(f, &at, &rows, n);
+        let chunks = f.bind(Expr::floor_div(end.clone() + Expr::int(e.chunk - 1), Expr::int(e.chunk)));
+        let mut outer = Vec::new();
+        let c = f.open(Expr::int(0), chunks, LoopKind::Serial, &mut outer);
+        let chunk = e.chunk_at(f, c, end);
+        self.copy(f, &self.keys, &at, &chunk.key, [e.width, 1], e.mem.keys);
+        let (zero, depth) = (Expr::int(0), e.depth);
+        f.by_hand(|b| {
+            let (q, k) = (tile(e.mem.queries, zero.clone(), depth), transposed(e.mem.keys, zero.clone(), depth));
+            b.dot([TILE, e.width, depth].map(Expr::int), q, k, tile(e.mem.scores, zero, e.width), false);
+        });
+        let last = f.bind(rows.clone() - Expr::int(1));
+        self.map(f, &at, &chunk, &last);
+        let key = self.fold(f, &at, &chunk, &last);
+        if let Fold::No = s.fold {
+            f.tiles = vec![e.tile(s.mapped, &s.spec.out, self.mapped, &at, &key, e.heads)];
+        }
+        self.line(f, &at, &chunk, &last);
+        self.keep(f, &chunk, &rows);
+        f.close_loops(outer);
+        self.write(f, &at, &rows);
+    }
+
+    /// A rectangle of an operand: rows from `at` or keys from `key`.
+    fn copy(&self, f: &mut Fuser, o: &Operand, at: &[Expr], key: &Expr, [rows, heads]: [i64; 2], to: Mem) {
+        let s = self.emit.s;
+        let first = |c: &char| match s.spec.out.iter().position(|o| o == c).map(|i| &s.need[i]) {
+            Some(Need::Row(a)) => at[*a].clone(),
+            Some(Need::Range { .. }) => key.clone(),
+            Some(Need::Whole(_)) | None => Expr::int(0),
+        };
+        let mut axes: Vec<Axis> = Vec::new();
+        for (a, c) in o.letters.iter().enumerate() {
+            let (extent, stride) = (f.kernel.dim(&o.view.shape[a]), f.kernel.dim(&o.view.strides[a]));
+            axes.push(Axis { extent, stride, at: first(c) });
+        }
+        let from = f.buffer(&o.view, o.dtype, crate::ir::Access::Read);
+        let run = if heads > 1 { heads } else { rows };
+        f.here(Stmt::Copy(Copy { from, to, rows, cols: self.emit.depth, run, axes, index: None }));
+    }
+    /// A loop over all pairs of a row and one of `n`, and the two.
+    fn pairs(&self, f: &mut Fuser, rows: i64, n: i64, loops: &mut Vec<super::super::Loop>) -> [Expr; 3] {
+        let e = f.open(Expr::int(0), Expr::int(rows * n), LoopKind::Vector, loops);
+        let row = f.bind(Expr::floor_div(e.clone(), Expr::int(n)));
+        let i = f.bind(Expr::rem(e.clone(), Expr::int(n)));
+        [e, row, i]
+    }
+    /// P = map(S). Rows past the last are computed as the last is; nothing looks at them.
+    fn map(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr) {
+        let (e, s) = (&self.emit, self.emit.s);
+        // Without keys there is nothing to look at.
+        let mut loops = Vec::new();
+        let any = Expr::minimum(chunk.to.clone() - chunk.from.clone(), Expr::int(1));
+        f.open(Expr::int(0), any, LoopKind::Serial, &mut loops);
+        let [element, row, i] = self.pairs(f, TILE, e.width, &mut loops);
+        let query = f.bind(Expr::minimum(Expr::floor_div(row.clone(), Expr::int(e.heads)), last.clone()));
+        let heads = e.inside_at(f, Expr::rem(row, Expr::int(e.heads)));
+        let i = Expr::maximum(chunk.from.clone(), Expr::minimum(i, chunk.to.clone() - Expr::int(1)));
+        let key = f.bind(chunk.key.clone() + i);
+        let idx = e.index(&s.spec.out, at, &query, &heads, Some(&key));
+        let product = e.tile(s.product, &s.spec.out, e.mem.scores, at, &chunk.key, e.heads);
+        f.tiles = vec![super::Tile { own: Some((idx.clone(), element.clone())), ..product }];
+        let value = f.eval(s.mapped, &idx);
+        let value = if f.kernel.expr_dtype(&value) == e.dtype { value } else { value.cast(e.dtype) };
+        f.here(Stmt::Store { mem: self.mapped, index: element, value });
+        f.close_loops(loops);
+    }
+    /// F, and the first key that it has.
+    fn fold(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr) -> Expr {
+        let (e, s) = (&self.emit, self.emit.s);
+        let how = match &s.fold {
+            Fold::No => return chunk.key.clone(),
+            Fold::Reduce(r) => *r,
+            Fold::Weighted(..) => ReduceFn::Sum,
+        };
+        let mut loops = Vec::new();
+        let [element, q, i] = self.pairs(f, e.queries, e.width, &mut loops);
+        let query = f.bind(Expr::minimum(q.clone(), last.clone()));
+        let inside = f.bind(Expr::and(Expr::le(chunk.from.clone(), i.clone()), Expr::lt(i.clone(), chunk.to.clone())));
+        let sum = f.new_var(e.dtype, f.scopes.len() - 1);
+        f.here(Stmt::Var(sum, neutral(how, e.dtype)));
+        let mut inner = Vec::new();
+        let (heads, number) = e.open_heads(f, &mut inner);
+        let x = Expr::load(self.mapped, (q * Expr::int(e.heads) + number) * Expr::int(e.width) + i);
+        let x = match e.weight(f, at, &query, &heads) {
+            Some(w) => x * w,
+            None => x,
+        };
+        f.here(Stmt::Assign(sum, Expr::Map(combine(how), vec![Expr::Var(sum), x])));
+        f.close_loops(inner);
+        let value = Expr::select(inside, Expr::Var(sum), neutral(how, e.dtype));
+        f.here(Stmt::Store { mem: e.mem.sums, index: element, value });
+        f.close_loops(loops);
+        e.folded(f, at, &chunk.key)
+    }
+    /// The scores of the chunk's candidates; those past its last are as that is.
+    fn line(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr) {
+        let (e, s) = (&self.emit, self.emit.s);
+        let mut loops = Vec::new();
+        let [element, q, j] = self.pairs(f, e.queries, e.chunk, &mut loops);
+        let mut idx = at.to_vec();
+        if let Some(a) = s.along {
+            idx[a] = f.bind(at[a].clone() + Expr::minimum(q, last.clone()));
+        }
+        let j = f.bind(Expr::minimum(j, chunk.here.clone() - Expr::int(1)));
+        idx.push(f.bind(chunk.first.clone() + j));
+        let value = f.eval(s.scores, &idx);
+        f.here(Stmt::Store { mem: e.mem.line, index: element, value });
+        f.close_loops(loops);
+    }
+    /// Each query's list and the chunk's candidates.
+    fn keep(&self, f: &mut Fuser, chunk: &Chunk, rows: &Expr) {
+        let (e, mem, k) = (&self.emit, &self.emit.mem, self.emit.s.k);
+        let (first, here) = (&chunk.first, &chunk.here);
+        f.by_hand(|b| {
+            b.each(Expr::int(e.queries), |b, q| {
+                b.if_(Expr::lt(q.clone(), rows.clone()), |b| {
+                    let base = b.bind(q.clone() * Expr::int(k));
+                    let line = b.bind(q.clone() * Expr::int(e.chunk));
+                    let count = b.var(DType::I64, Expr::load(mem.count, q.clone()));
+                    let dtype = b.kernel.mem_dtype(mem.line);
+                    let some = Expr::int(SOME);
+                    let parts = b.bind(Expr::floor_div(here.clone() + Expr::int(SOME - 1), some.clone()));
+                    b.range(parts, |b, part| {
+                        let from = b.bind(part * some.clone());
+                        let num = b.bind(Expr::minimum(some, here.clone() - from.clone()));
+                        let most = b.var(dtype, Build::f(dtype, f64::NEG_INFINITY));
+                        b.range(num.clone(), |b, i| {
+                            let x = Expr::load(mem.line, line.clone() + from.clone() + i);
+                            b.assign(most, Expr::Map(combine(ReduceFn::Max), vec![Expr::Var(most), x]));
+                        });
+                        let last = Expr::minimum(Expr::Var(count), Expr::int(k)) - Expr::int(1);
+                        let last = b.bind(Expr::maximum(last, Expr::int(0)) + base.clone());
+                        let short = b.bind(Expr::lt(Expr::Var(count), Expr::int(k)));
+                        let enters = b.var(DType::Bool, short.clone());
+                        let full = Expr::map1(graph::op::MapFn::Not, short);
+                        b.if_(full, |b| b.assign(enters, beats(&Expr::Var(most), Expr::load(mem.best, last))));
+                        b.if_(Expr::Var(enters), |b| {
+                            b.range(num, |b, i| {
+                                let i = b.bind(from + i);
+                                let value = b.bind(Expr::load(mem.line, line + i.clone()));
+                                insert(b, [mem.best, mem.place], &base, k, count, value, first.clone() + i);
+                            });
+                        });
+                    });
+                    b.store(mem.count, q, Expr::Var(count));
+                });
+            });
+        });
+    }
+    fn write(&self, f: &mut Fuser, at: &[Expr], rows: &Expr) {
+        let (e, s) = (&self.emit, self.emit.s);
+        let mut loops = Vec::new();
+        let [_, q, i] = self.pairs(f, e.queries, s.k, &mut loops);
+        let mut idx = at.to_vec();
+        if let Some(a) = s.along {
+            idx[a] = f.bind(at[a].clone() + q.clone());
+        }
+        idx.push(i.clone());
+        let target = f.target.clone();
+        let index = f.address(&target, &idx);
+        let to = f.buffer(&target, DType::I32, crate::ir::Access::Write);
+        let (mem, k) = (&e.mem, s.k);
+        f.by_hand(|b| {
+            b.if_(Expr::lt(q.clone(), rows.clone()), |b| {
+                let chosen = b.bind(Expr::lt(i.clone(), Expr::load(mem.count, q.clone())));
+                let index = b.bind(index);
+                let none = Expr::Const(Scalar::new(-1.0), DType::I32);
+                let place = b.var(DType::I32, none);
+                b.if_(chosen, |b| b.assign(place, Expr::load(mem.place, q * Expr::int(k) + i)));
+                b.store(to, index, Expr::Var(place));
+            });
+        });
+        f.close_loops(loops);
+    }
+}

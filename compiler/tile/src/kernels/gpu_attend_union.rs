@@ -1,0 +1,401 @@
+//! The union of the blocks that a tile of queries lists, for attention over lists of blocks by many processors. Buffers: the lists, blocks, member, count.
+//!
+//! ```text
+//! for each tile of queries of a batch and a group:
+//!     count    how many blocks its queries list that hold keys which one of them may see
+//!     blocks   these, each once, in order; then -1
+//!     member   for each and each query: whether the query lists it
+//! ```
+//!
+//! The gradient of keys needs the inverse: which tiles have a block. Three kernels, one after the other:
+//!
+//! ```text
+//! totals    blocks, count → totals     how many tiles have each block
+//! offsets   totals → offsets           where each block's tiles begin
+//! entries   blocks, count, offsets → entries   for each block the places in `blocks` where it stands, in order of tiles; then -1
+//! ```
+//!
+//! A lane has a part of the tiles and looks a block up by halving. A block of keys is one of a batch and a group, as a tile is.
+//!
+//! A lane of the union has a place of a list: it is the block's if no place before it has the same, and the block's place in order is the number of smaller ones.
+//! Work: the square of the places of a tile, which are few.
+
+use super::{
+    build::{Build, both, eq},
+    domain::{Problem, Scene, driving_list},
+    gpu_attend::{Tiling, has_lists},
+};
+use crate::ir::{Expr, Kernel, Mem};
+use base::{DType, Dim, TensorType};
+use graph::op::{Domain, Scalar};
+
+/// Places that the lists of a tile may have.
+const MAX_PLACES: i64 = 256;
+
+/// What the kernel writes.
+const MEMORIES: [(&str, DType); 3] = [("blocks", DType::I32), ("member", DType::Bool), ("count", DType::I32)];
+
+/// The union of each tile's blocks: what an attention kernel reads.
+#[derive(Clone, Debug)]
+pub(super) struct Union {
+    /// The operand with the lists.
+    pub operand: usize,
+    /// Keys of a block.
+    pub size: i64,
+    /// The domain's other parts.
+    pub rest: Domain,
+    /// Queries of a tile.
+    pub queries: i64,
+    /// Places of a list.
+    pub n: i64,
+    /// Blocks, members and counts in a kernel that reads them, and its tile's number.
+    from: Option<([Mem; 3], Expr)>,
+}
+
+/// Keys of a block, where a list of blocks says what is seen.
+pub(super) fn block_size(domain: &Domain) -> Option<i64> {
+    match driving_list(domain) {
+        Some((Domain::Blocks { size, .. }, _)) => Some(size),
+        _ => None,
+    }
+}
+
+impl Union {
+    /// The union that a problem's kernel with this tiling needs, if it is one.
+    pub fn new(p: &Problem, t: Tiling) -> Option<Union> {
+        let (Domain::Blocks { idx, size }, rest) = driving_list(&p.domain)? else { return None };
+        let n = p.operands[idx].shape[3].known()?;
+        let fits = t.heads == p.h / p.g && t.rows % t.heads == 0 && size % t.keys == 0 && !has_lists(&rest);
+        let queries = t.rows / t.heads;
+        let fits = fits && n > 0 && n * queries <= MAX_PLACES;
+        fits.then_some(Union { operand: idx, size, rest, queries, n, from: None })
+    }
+    /// Places of a tile.
+    fn places(&self) -> i64 {
+        self.n * self.queries
+    }
+    /// Elements of blocks, members and counts.
+    pub fn elems(&self, p: &Problem) -> [Dim; 3] {
+        let tiles = p.t.ceil_div(&Dim::from(self.queries)) * p.b.clone() * Dim::from(p.g);
+        let blocks = tiles.clone() * Dim::from(self.places());
+        [blocks.clone(), blocks * Dim::from(self.queries), tiles]
+    }
+    /// The same in a kernel whose blocks are the tiles, as buffers that it reads.
+    pub fn read(mut self, b: &mut Build, p: &Problem) -> Union {
+        let elems = self.elems(p);
+        let mems = std::array::from_fn(|i| b.read(MEMORIES[i].0, MEMORIES[i].1, elems[i].clone()));
+        self.from = Some((mems, b.block()));
+        self
+    }
+    fn source(&self) -> &([Mem; 3], Expr) {
+        self.from.as_ref().expect("a kernel reads it")
+    }
+    /// How many pieces of `keys` keys the tile's blocks have.
+    pub fn pieces(&self, b: &mut Build, keys: i64) -> Expr {
+        let ([_, _, count], tile) = self.source();
+        b.bind(Expr::load(*count, tile.clone()).cast(DType::I64) * Expr::int(self.size / keys))
+    }
+    /// The block of piece `j`, as a place in the memories.
+    pub fn entry(&self, j: &Expr, keys: i64) -> Expr {
+        let (_, tile) = self.source();
+        tile.clone() * Expr::int(self.places()) + Expr::floor_div(j.clone(), Expr::int(self.size / keys))
+    }
+    /// The first key of piece `j`.
+    pub fn piece(&self, b: &mut Build, j: &Expr, keys: i64) -> Expr {
+        let ([blocks, ..], _) = self.source();
+        let block = b.bind(Expr::load(*blocks, self.entry(j, keys)).cast(DType::I64));
+        b.bind(block * Expr::int(self.size) + Expr::rem(j.clone(), Expr::int(self.size / keys)) * Expr::int(keys))
+    }
+    /// Whether query `q` of its tile lists the block of this entry.
+    pub fn lists(&self, entry: &Expr, q: Expr) -> Expr {
+        let ([_, member, _], _) = self.source();
+        Expr::load(*member, entry.clone() * Expr::int(self.queries) + q)
+    }
+}
+
+/// The domain's operand with the lists, if this tiling needs unions of them.
+pub fn lists(p: &Problem, t: Tiling) -> Option<usize> {
+    Union::new(p, t).map(|u| u.operand)
+}
+
+/// The types of blocks, members and counts.
+pub fn memories(p: &Problem, t: Tiling) -> Vec<TensorType> {
+    let of = |u: Union| u.elems(p).into_iter().zip(MEMORIES).map(|(n, (_, dtype))| TensorType::new(dtype, vec![n])).collect();
+    Union::new(p, t).map(of).unwrap_or_default()
+}
+
+/// The batch, the group and the first position of the tile of `size` positions that a block has: all that share keys are neighbours.
+pub(super) fn place(b: &mut Build, p: &Problem, positions: &Dim, size: i64) -> [Expr; 3] {
+    let (tiles, batches) = (b.dim(&positions.ceil_div(&Dim::from(size))), b.dim(&p.b));
+    let tile = b.bind(Expr::rem(b.block(), tiles.clone()));
+    let rest = b.bind(Expr::floor_div(b.block(), tiles));
+    let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
+    [batch, b.bind(Expr::floor_div(rest, batches)), b.bind(tile * Expr::int(size))]
+}
+
+/// The kernel, for attention with this tiling.
+pub fn gpu_attend_union(p: &Problem, t: Tiling) -> Kernel {
+    let u = Union::new(p, t).unwrap_or_else(|| base::bug!("no lists of blocks in {:?}", p.domain));
+    let mut b = Build::new("attend_union");
+    let lists = &p.operands[u.operand];
+    let list = b.read("lists", lists.dtype, lists.elems());
+    let elems = u.elems(p);
+    let [blocks, member, count] = std::array::from_fn(|i| b.write(MEMORIES[i].0, MEMORIES[i].1, elems[i].clone()));
+    b.kernel.grid = p.t.ceil_div(&Dim::from(u.queries)) * p.b.clone() * Dim::from(p.g);
+    let [batch, group, first] = place(&mut b, p, &p.t, u.queries);
+    let (t, s) = (b.dim(&p.t), b.dim(&p.s));
+    let scene = Scene { problem: p, operands: Vec::new(), t: t.clone(), s, batch: batch.clone(), group: group.clone() };
+    let last = b.bind(Expr::minimum(first.clone() + Expr::int(u.queries), t.clone()) - Expr::int(1));
+    let (lo, hi) = scene.range(&mut b, &u.rest, &first, &last);
+
+    let int = |n: f64| Expr::Const(Scalar::new(n), DType::I32);
+    let (places, n, size) = (Expr::int(u.places()), Expr::int(u.n), Expr::int(u.size));
+    let value = b.scratch("value", DType::I32, u.places());
+    let is_first = b.scratch("is_first", DType::I32, u.places());
+    b.each(places.clone(), |b, e| {
+        let query = b.bind(first + Expr::floor_div(e.clone(), n.clone()));
+        let inside = Expr::le(query.clone(), last.clone());
+        let row = (batch * t + Expr::minimum(query, last)) * Expr::int(p.g) + group;
+        let block = b.bind(Expr::load(list, row * n.clone() + Expr::rem(e.clone(), n.clone())).cast(DType::I64));
+        let start = b.bind(block.clone() * size.clone());
+        let some = both(Expr::lt(start.clone(), hi), Expr::lt(lo, start + size));
+        let taken = b.bind(both(inside, both(Expr::le(Expr::int(0), block.clone()), some)));
+        b.store(value, e, Expr::select(taken, block.cast(DType::I32), int(-1.0)));
+    });
+    b.each(places.clone(), |b, e| {
+        let own = b.bind(Expr::load(value, e.clone()));
+        let before = b.var(DType::I32, int(0.0));
+        b.range(e.clone(), |b, other| {
+            let same = eq(Expr::load(value, other), own.clone()).cast(DType::I32);
+            b.assign(before, Expr::Var(before) + same);
+        });
+        let new = both(Expr::le(int(0.0), own), eq(Expr::Var(before), int(0.0)));
+        b.store(is_first, e, new.cast(DType::I32));
+    });
+    b.each(places.clone(), |b, e| {
+        let own = b.bind(Expr::load(value, e.clone()));
+        let (smaller, all) = (b.var(DType::I32, int(0.0)), b.var(DType::I32, int(0.0)));
+        b.range(places.clone(), |b, other| {
+            let new = b.bind(Expr::load(is_first, other.clone()));
+            b.assign(all, Expr::Var(all) + new.clone());
+            let below = Expr::lt(Expr::load(value, other), own.clone());
+            b.assign(smaller, Expr::Var(smaller) + Expr::select(below, new, int(0.0)));
+        });
+        let tile = b.block();
+        let to = b.bind(tile.clone() * places + Expr::Var(smaller).cast(DType::I64));
+        b.if_(eq(Expr::load(is_first, e.clone()), int(1.0)), |b| {
+            b.store(blocks, to.clone(), own.clone());
+            b.range(Expr::int(u.queries), |b, q| {
+                let times = b.var(DType::I32, int(0.0));
+                b.range(n.clone(), |b, i| {
+                    let same = eq(Expr::load(value, q.clone() * n.clone() + i), own.clone()).cast(DType::I32);
+                    b.assign(times, Expr::Var(times) + same);
+                });
+                b.store(member, to * Expr::int(u.queries) + q, Expr::lt(int(0.0), Expr::Var(times)));
+            });
+        });
+        b.if_(eq(e.clone(), Expr::int(0)), |b| b.store(count, tile.clone() + e.clone(), Expr::Var(all)));
+        // Places that are left.
+        b.if_(Expr::le(Expr::Var(all).cast(DType::I64), e.clone()), |b| {
+            let to = b.bind(tile * Expr::int(u.places()) + e);
+            b.store(blocks, to.clone(), int(-1.0));
+            b.range(Expr::int(u.queries), |b, q| {
+                b.store(member, to * Expr::int(u.queries) + q, Expr::Const(Scalar::new(0.0), DType::Bool));
+            });
+        });
+    });
+    b.finish()
+}
+
+/// Lanes that share out the tiles of a batch and a group.
+const LANES: i64 = 128;
+
+/// The tiles that have each block: what a gradient reads.
+pub(super) struct Inverse<'a> {
+    union: &'a Union,
+    offsets: Mem,
+    entries: Mem,
+    tiles: Expr,
+    block: Expr,
+}
+
+/// Blocks of all batches and groups.
+fn num_blocks(p: &Problem, u: &Union) -> Dim {
+    p.s.ceil_div(&Dim::from(u.size)) * p.b.clone() * Dim::from(p.g)
+}
+
+impl<'a> Inverse<'a> {
+    /// The same in a kernel whose blocks are those of keys, as buffers that it reads.
+    pub fn read(union: &'a Union, b: &mut Build, p: &Problem) -> Inverse<'a> {
+        let offsets = b.read("offsets", DType::I32, num_blocks(p, union) + Dim::from(1));
+        let entries = b.read("entries", DType::I32, union.elems(p)[0].clone());
+        let tiles = b.dim(&p.t.ceil_div(&Dim::from(union.queries)));
+        Inverse { union, offsets, entries, tiles, block: b.block() }
+    }
+    /// For each tile that has the block: its entry in the union and its first query.
+    pub fn each(&self, b: &mut Build, body: impl FnOnce(&mut Build, Expr, Expr)) {
+        let u = self.union;
+        let at = |i: Expr| Expr::load(self.offsets, i).cast(DType::I64);
+        let (from, to) = (b.bind(at(self.block.clone())), b.bind(at(self.block.clone() + Expr::int(1))));
+        b.for_(from, to, crate::ir::LoopKind::Serial, |b, i| {
+            let entry = b.bind(Expr::load(self.entries, i).cast(DType::I64));
+            let tile = Expr::rem(Expr::floor_div(entry.clone(), Expr::int(u.places())), self.tiles.clone());
+            let first = b.bind(tile * Expr::int(u.queries));
+            body(b, entry, first);
+        });
+    }
+}
+
+/// The types of totals, offsets and entries.
+pub fn inverse_memories(p: &Problem, t: Tiling) -> Vec<TensorType> {
+    let Some(u) = Union::new(p, t) else { return Vec::new() };
+    let blocks = num_blocks(p, &u);
+    let all = [blocks.clone(), blocks + Dim::from(1), u.elems(p)[0].clone()];
+    all.map(|n| TensorType::new(DType::I32, vec![n])).into()
+}
+
+/// The three kernels of the inverse.
+pub fn gpu_attend_inverse(p: &Problem, t: Tiling) -> [Kernel; 3] {
+    let u = Union::new(p, t).unwrap_or_else(|| base::bug!("no lists of blocks in {:?}", p.domain));
+    [totals(p, &u), offsets(p, &u), entries(p, &u)]
+}
+
+fn int(n: f64) -> Expr {
+    Expr::Const(Scalar::new(n), DType::I32)
+}
+
+/// A block's number among its batch's and group's, and the tiles of these: the first, and how many a lane has.
+struct Look {
+    blocks: Mem,
+    count: Mem,
+    block: Expr,
+    first: Expr,
+    tiles: Expr,
+    part: Expr,
+}
+
+impl Look {
+    fn new(b: &mut Build, p: &Problem, u: &Union) -> Look {
+        let [elems, _, tiles] = u.elems(p);
+        let (blocks, count) = (b.read("blocks", DType::I32, elems), b.read("count", DType::I32, tiles));
+        b.kernel.grid = num_blocks(p, u);
+        let own = p.t.ceil_div(&Dim::from(u.queries));
+        let (each, part, tiles) =
+            (b.dim(&p.s.ceil_div(&Dim::from(u.size))), b.dim(&own.ceil_div(&Dim::from(LANES))), b.dim(&own));
+        let block = b.bind(Expr::rem(b.block(), each.clone()).cast(DType::I32));
+        let first = b.bind(Expr::floor_div(b.block(), each) * tiles.clone());
+        Look { blocks, count, block, first, tiles, part }
+    }
+    /// For each of a lane's tiles: where the block would stand in its union, and whether it does.
+    fn each(&self, b: &mut Build, u: &Union, lane: &Expr, body: impl FnOnce(&mut Build, Expr, Expr)) {
+        let from = b.bind(Expr::minimum(lane.clone() * self.part.clone(), self.tiles.clone()));
+        let to = b.bind(Expr::minimum(from.clone() + self.part.clone(), self.tiles.clone()));
+        b.for_(from, to, crate::ir::LoopKind::Serial, |b, i| {
+            let tile = b.bind(self.first.clone() + i);
+            let start = b.bind(tile.clone() * Expr::int(u.places()));
+            let count = b.bind(Expr::load(self.count, tile).cast(DType::I64));
+            let (lo, hi) = (b.var(DType::I64, Expr::int(0)), b.var(DType::I64, count.clone()));
+            let steps = (u.places() as u64).next_power_of_two().trailing_zeros() + 1;
+            b.range(Expr::int(i64::from(steps)), |b, _| {
+                let middle = b.bind(Expr::floor_div(Expr::Var(lo) + Expr::Var(hi), Expr::int(2)));
+                b.if_(Expr::lt(Expr::Var(lo), Expr::Var(hi)), |b| {
+                    let below = b.bind(Expr::lt(Expr::load(self.blocks, start.clone() + middle.clone()), self.block.clone()));
+                    b.assign(lo, Expr::select(below.clone(), middle.clone() + Expr::int(1), Expr::Var(lo)));
+                    b.assign(hi, Expr::select(below, Expr::Var(hi), middle));
+                });
+            });
+            let known = b.bind(Expr::maximum(Expr::minimum(Expr::Var(lo), count.clone() - Expr::int(1)), Expr::int(0)));
+            let place = b.bind(start + known);
+            let same = eq(Expr::load(self.blocks, place.clone()), self.block.clone());
+            let found = b.bind(both(Expr::lt(Expr::Var(lo), count), same));
+            body(b, place, found);
+        });
+    }
+    /// How many of a lane's tiles have the block.
+    fn count(&self, b: &mut Build, u: &Union, lane: &Expr) -> Expr {
+        let sum = b.var(DType::I32, int(0.0));
+        self.each(b, u, lane, |b, _, found| b.assign(sum, Expr::Var(sum) + found.cast(DType::I32)));
+        Expr::Var(sum)
+    }
+}
+
+fn totals(p: &Problem, u: &Union) -> Kernel {
+    let mut b = Build::new("attend_totals");
+    let look = Look::new(&mut b, p, u);
+    let totals = b.write("totals", DType::I32, num_blocks(p, u));
+    let sum = b.var(DType::I32, int(0.0));
+    b.each(Expr::int(LANES), |b, lane| {
+        let own = look.count(b, u, &lane);
+        b.accumulate(sum, graph::op::ReduceFn::Sum, own);
+    });
+    let at = b.block();
+    b.store(totals, at, Expr::Var(sum));
+    b.finish()
+}
+
+/// One block: a lane sums a part of the totals, then goes on from the parts before.
+fn offsets(p: &Problem, u: &Union) -> Kernel {
+    let mut b = Build::new("attend_offsets");
+    let n = num_blocks(p, u);
+    let totals = b.read("totals", DType::I32, n.clone());
+    let offsets = b.write("offsets", DType::I32, n.clone() + Dim::from(1));
+    let sums = b.scratch("sums", DType::I32, LANES);
+    let (part, n) = (b.dim(&n.ceil_div(&Dim::from(LANES))), b.dim(&n));
+    let bounds = |b: &mut Build, lane: &Expr| {
+        let from = b.bind(Expr::minimum(lane.clone() * part.clone(), n.clone()));
+        [from.clone(), b.bind(Expr::minimum(from + part.clone(), n.clone()))]
+    };
+    b.each(Expr::int(LANES), |b, lane| {
+        let [from, to] = bounds(b, &lane);
+        let sum = b.var(DType::I32, int(0.0));
+        b.for_(from, to, crate::ir::LoopKind::Serial, |b, i| b.assign(sum, Expr::Var(sum) + Expr::load(totals, i)));
+        b.store(sums, lane, Expr::Var(sum));
+    });
+    b.each(Expr::int(LANES), |b, lane| {
+        let [from, to] = bounds(b, &lane);
+        let sum = b.var(DType::I32, int(0.0));
+        b.range(lane.clone(), |b, before| b.assign(sum, Expr::Var(sum) + Expr::load(sums, before)));
+        b.for_(from, to, crate::ir::LoopKind::Serial, |b, i| {
+            b.store(offsets, i.clone(), Expr::Var(sum));
+            b.assign(sum, Expr::Var(sum) + Expr::load(totals, i));
+        });
+        // The last lane has them all.
+        b.if_(eq(lane.clone(), Expr::int(LANES - 1)), |b| {
+            b.store(offsets, n.clone() + lane - Expr::int(LANES - 1), Expr::Var(sum))
+        });
+    });
+    b.finish()
+}
+
+fn entries(p: &Problem, u: &Union) -> Kernel {
+    let mut b = Build::new("attend_entries");
+    let look = Look::new(&mut b, p, u);
+    let (n, all) = (num_blocks(p, u), u.elems(p)[0].clone());
+    let offsets = b.read("offsets", DType::I32, n.clone() + Dim::from(1));
+    let entries = b.write("entries", DType::I32, all.clone());
+    let counts = b.scratch("counts", DType::I32, LANES);
+    b.each(Expr::int(LANES), |b, lane| {
+        let own = look.count(b, u, &lane);
+        b.store(counts, lane, own);
+    });
+    let block = b.block();
+    let first = b.bind(Expr::load(offsets, block.clone()));
+    b.each(Expr::int(LANES), |b, lane| {
+        let next = b.var(DType::I32, first);
+        b.range(lane.clone(), |b, before| b.assign(next, Expr::Var(next) + Expr::load(counts, before)));
+        look.each(b, u, &lane, |b, place, found| {
+            b.if_(found, |b| {
+                b.store(entries, Expr::Var(next).cast(DType::I64), place.cast(DType::I32));
+                b.assign(next, Expr::Var(next) + int(1.0));
+            });
+        });
+    });
+    // Places that are left, shared out among the blocks.
+    let (n, all) = (b.dim(&n), b.dim(&all));
+    let total = b.bind(Expr::load(offsets, n.clone()).cast(DType::I64));
+    let part = b.bind(Expr::floor_div(all.clone() - total.clone() + n.clone() - Expr::int(1), n));
+    let from = b.bind(Expr::minimum(total + block * part.clone(), all.clone()));
+    let to = b.bind(Expr::minimum(from.clone() + part, all));
+    b.for_(from, to, crate::ir::LoopKind::Vector, |b, i| b.store(entries, i, int(-1.0)));
+    b.finish()
+}
