@@ -237,6 +237,14 @@
   %128 = "tile.const"() {value = 1.0 : f64} : () -> i64
   %129 = "tile.const"() {value = 0.0 : f64} : () -> i64
   "tile.copy"(%s0, %b9, %125, %126, %v0, %127, %128, %129) {rows = 4 : i64, cols = 16 : i64} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write">, i64, i64, i64, i64, i64, i64) -> ()
+  %130 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %131 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %132 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %133 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %134 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %135 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %136 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy_runs"(%b9, %s0, %130, %131, %v0, %132, %133, %v0, %134, %135, %136) {rows = 4 : i64, cols = 16 : i64, run = 2 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
   "vector.yield"() : () -> ()
 }) {sym_name = "every_op", grid = "B*floordiv(T + 63, 64)", dims = ["T"], buffers = ["f64", "f32", "bf16", "f16", "e4m3", "i64", "i32", "bool", "odd \"name\"", "z", "by"], scratch = ["s"], vars = [i64, f64, f32, f32, f32, f32, i64, i32, i1, f32, f64, f32, f64, f32, f64, f32, f64, f32, f32, f32, f32, f32, i64, i64, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, i1, i1, i1, i1, i1, i1, i1, i1, f32, f64, f32, f32, f32, f32, i64, i32, i1, f32, i64, i64, i64, i64, i64, i64]} : () -> ()
 "tile.kernel"() ({
