@@ -9,6 +9,8 @@ mod filetests;
 #[cfg(test)]
 mod gpu;
 #[cfg(test)]
+mod heads;
+#[cfg(test)]
 mod models;
 #[cfg(test)]
 mod mutations;

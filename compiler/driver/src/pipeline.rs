@@ -122,6 +122,7 @@ pub fn optimize(mut module: Module, options: &Options) -> Result<(Module, Vec<eg
         return Ok((module, Vec::new()));
     }
     let (mut module, reports) = buckets::optimize(&module, options);
+    passes::run(&mut module, &["stream_fused"], cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
     if options.gpu {
         passes::run(&mut module, &["expand_thin_contract", "expand_single_pick"], cfg!(debug_assertions))
             .map_err(|e| internal(e.to_string()))?;

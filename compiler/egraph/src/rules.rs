@@ -10,6 +10,7 @@ mod layout;
 mod precision;
 mod products;
 mod regions;
+mod streams;
 
 use crate::{
     language::{ENode, Facts},
@@ -112,6 +113,7 @@ pub fn all() -> Vec<Rule> {
     all.extend(precision::rules());
     all.extend(regions::rules());
     all.extend(products::rules());
+    all.extend(streams::rules());
     all.extend([join("contract-of-shared-operand"), join("grouped-contract-of-shared-operand")]);
     all
 }

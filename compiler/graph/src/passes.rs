@@ -10,6 +10,7 @@ mod hoist_constant;
 mod merge_equal;
 mod prune_dead;
 mod simplify_layout;
+mod stream_fused;
 
 pub use drop_stop_gradient::drop_stop_gradient;
 pub use expand_attend::expand_attend;
@@ -21,6 +22,7 @@ pub use hoist_constant::hoist_constant;
 pub use merge_equal::merge_equal;
 pub use prune_dead::prune_dead;
 pub use simplify_layout::simplify_layout;
+pub use stream_fused::{CHUNK, Stream, stream_fused, stream_fused_by};
 
 use crate::{
     ir::{Func, Module, Node, Value},
@@ -67,6 +69,7 @@ pub const ALL: &[Pass] = &[
     Pass { name: "merge_equal", about: "computes the same thing once", run: merge_equal },
     Pass { name: "prune_dead", about: "removes what no output needs", run: prune_dead },
     Pass { name: "simplify_layout", about: "removes and joins layout ops and casts", run: simplify_layout },
+    Pass { name: "stream_fused", about: "regions along a long axis as loops over its chunks", run: stream_fused },
 ];
 
 /// The usual order, before and after autodiff; it leaves `stop_gradient` alone.

@@ -9,6 +9,7 @@ pub const MODULES: &[(&str, &str)] = &[
     ("gqa", include_str!("../std/gqa.lode")),
     ("layernorm", include_str!("../std/layernorm.lode")),
     ("linear", include_str!("../std/linear.lode")),
+    ("log_prob", include_str!("../std/log_prob.lode")),
     ("mla", include_str!("../std/mla.lode")),
     ("moba", include_str!("../std/moba.lode")),
     ("moe", include_str!("../std/moe.lode")),

@@ -15,6 +15,7 @@ use base::{DType, Dim, DimEnv, TensorType};
 use graph::{
     Func, NodeId, Op, Value,
     op::{Contract, Domain, Form, MapFn},
+    passes::{CHUNK, Stream},
 };
 use library::{Class, Job, Work};
 use std::{
@@ -97,6 +98,9 @@ impl<'t> Model<'t> {
     /// outlines it.
     fn region_cost(&self, sizes: &DimEnv, region: &graph::op::Fused, operands: &[&TensorType], results: &[TensorType]) -> f64 {
         let (body, t) = (&region.body, self.tuning);
+        if let Some(stream) = Stream::of(region, CHUNK) {
+            return self.stream_cost(sizes, &stream, body, operands, results);
+        }
         let has_kernel = crate::lower::has_kernel(region, t.target == library::SM_90A);
         if let Some(products) = Products::of(region).filter(|_| has_kernel && region.form == Form::Product) {
             return self.products_cost(sizes, region, &products);
@@ -133,6 +137,27 @@ impl<'t> Model<'t> {
         let traffic = job.bytes() - summed + products.traffic().map(bytes).sum::<f64>();
         let measured = self.time(&job) / roofline(t, &job);
         measured * (t.launch_ns + arithmetic(t, &job).max(traffic / t.bytes_per_ns)) + maps / t.map_ops_per_ns
+    }
+
+    /// The steps of a loop over chunks. What a chunk's steps hand to each other is in cache: between them there is arithmetic and no traffic.
+    fn stream_cost(&self, sizes: &DimEnv, stream: &Stream, body: &Func, operands: &[&TensorType], results: &[TensorType]) -> f64 {
+        let t = self.tuning;
+        let of = |(id, node): (NodeId, &graph::Node)| {
+            let operands: Vec<&TensorType> = node.inputs.iter().map(|v| body.ty(*v)).collect();
+            let turns = stream.turns_of(id);
+            match &node.op {
+                Op::Contract(_) => {
+                    let mut job = work(&node.op, &operands, &node.types);
+                    job.shape.iter_mut().filter(|d| turns > 1 && d.is(stream.extent)).for_each(|d| *d = Dim::from(stream.chunk));
+                    turns as f64 * self.time(&valued(&job, sizes))
+                }
+                Op::Reduce(..) => turns as f64 * t.launch_ns + value(&operands[0].elems(), sizes) / t.map_ops_per_ns,
+                op => self.op_cost(sizes, op, &operands, &node.types),
+            }
+        };
+        let arithmetic: f64 = body.nodes.iter().map(of).sum();
+        let bytes = |t: &TensorType| value(&t.elems(), sizes) * t.dtype.bytes() as f64;
+        arithmetic.max(operands.iter().copied().chain(results).map(bytes).sum::<f64>() / t.bytes_per_ns)
     }
 }
 

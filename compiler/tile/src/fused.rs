@@ -771,12 +771,7 @@ fn check_merge(view: &StridedView, map: &[Option<usize>], shape: &[Dim], breaks:
 
 /// The function that joins two partial results.
 fn combine(f: ReduceFn) -> MapFn {
-    match f {
-        ReduceFn::Sum => MapFn::Add,
-        ReduceFn::Prod => MapFn::Mul,
-        ReduceFn::Max => MapFn::Max,
-        ReduceFn::Min => MapFn::Min,
-    }
+    f.joins()
 }
 
 /// The result of reducing nothing.

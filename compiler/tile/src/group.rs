@@ -157,8 +157,8 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
                     let trailing = axes.iter().copied().eq(0..axes.len());
                     !trailing && !axes.is_empty() && cost[j] > RECOMPUTE_LIMIT && shape.len() > axes.len()
                 }
-                // Rows are taken by computed numbers.
-                Op::Gather { .. } => k == 0,
+                // Rows are taken by computed numbers, unless they are all the same.
+                Op::Gather { batch } => k == 0 && !is_repeated(func, *v, *batch),
                 // Dividing an index is dearer than storing.
                 Op::Reshape(_) => cost[j] > 0 && needs_division(func, *v, id),
                 _ => false,
@@ -183,6 +183,11 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
 fn is_unrolled_node(func: &Func, id: NodeId) -> bool {
     let node = &func.nodes[id];
     matches!(node.op, Op::Reduce(..)) && is_unrolled(&node.op, func.ty(node.inputs[0]))
+}
+
+/// Whether a value is the same at every index of an axis.
+fn is_repeated(func: &Func, v: Value, axis: usize) -> bool {
+    matches!(&func.def(v).op, Op::Broadcast { axes, .. } if !axes.contains(&axis))
 }
 
 /// Whether reading the operand of a reshape through its result's index needs divisions: several axes were merged into fewer.

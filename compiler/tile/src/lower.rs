@@ -19,7 +19,7 @@ use base::{DType, Dim, TensorType};
 use graph::{
     Func, Module, NodeId, Op, Role, Value,
     op::{Form, MapFn},
-    passes::expand_fused_where,
+    passes::{CHUNK, Stream, expand_fused_where, stream_fused},
 };
 use library::{BufferId, Class, GroupedGemm, Port, Step, View, Work};
 use products::Products;
@@ -113,6 +113,7 @@ pub fn lower_with(module: &Module, options: Options, tilings: Tilings) -> Result
     let mut seen = BTreeMap::new();
     let mut module = module.clone();
     for func in &mut module.funcs {
+        stream_fused(func);
         expand_fused_where(func, &|region| !has_kernel(region, options.products && options.fuse));
     }
     for func in &module.funcs {
@@ -155,6 +156,8 @@ pub fn has_kernel(region: &graph::op::Fused, products: bool) -> bool {
     match region.form {
         Form::Select => Select::of(region).is_some(),
         Form::Product => products && Products::of(region).is_some(),
+        // No kernel, but a loop of steps.
+        Form::Stream => Stream::of(region, CHUNK).is_some(),
     }
 }
 
@@ -466,6 +469,7 @@ impl Lowerer<'_> {
         let select = match region.form {
             Form::Select => Select::of(region).expect(ONE),
             Form::Product => return self.products(b, id, &Products::of(region).expect(ONE)),
+            Form::Stream => base::bug!("a region that is walked in chunks was not made a loop"),
         };
         let node = b.func.nodes[id].clone();
         let operands: Vec<StridedView> = node.inputs.iter().map(|v| self.strided(b, *v)).collect();

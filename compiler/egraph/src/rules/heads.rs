@@ -43,14 +43,24 @@ fn gather_of_contract(site: &Site) -> Vec<Term> {
     found
 }
 
-// f(x, y)[i] = f(x[i], y[i]): of log-probabilities only the picked ones. An index outside gives 0 both ways, as f of zeros is 0. Exact.
+// f(x, y)[i] = f(x[i], y[i]): of log-probabilities only the picked ones. An index outside gives 0 both ways, as f of zeros is 0; and so is 0/c for a
+// number c, as a temperature is one, that is not 0. Exact.
 fn gather_of_map(site: &Site) -> Vec<Term> {
     let index = site.children[1];
     let mut found = Vec::new();
     for (op, of) in site.defs(site.children[0]) {
         if let Op::Map(MapFn::Add | MapFn::Sub | MapFn::Mul | MapFn::Neg) = &*op {
             let picked = |x: &egg::Id| Term::Op(site.op.clone(), vec![(*x).into(), index.into()]);
-            found.push(Term::Op(op.into_owned(), of.iter().map(picked).collect()));
+            found.push(Term::Op(op.clone().into_owned(), of.iter().map(picked).collect()));
+        }
+        let is_number = |c: egg::Id| site.egraph[c].data.splat.is_some_and(|c| c.get() != 0.0 && !c.get().is_nan());
+        if *op == Op::Map(MapFn::Div) && is_number(of[1]) {
+            // The number as it is, repeated to fewer.
+            let scalar = site.defs(of[1]).find(|(op, _)| matches!(&**op, Op::Broadcast { axes, .. } if axes.is_empty()));
+            let Some((_, scalar)) = scalar else { continue };
+            let c = Term::of(Op::Broadcast { shape: site.ty.shape.clone(), axes: Vec::new() }, scalar[0]);
+            let x = Term::Op(site.op.clone(), vec![of[0].into(), index.into()]);
+            found.push(Term::Op(op.into_owned(), vec![x, c]));
         }
     }
     found

@@ -40,6 +40,17 @@ fn for_heads(b: &mut Builder, x: Value, q: Value) -> Value {
     b.broadcast(x, &[s[0].clone(), s[1].clone(), h, s[2].clone()], &[0, 1, 3])
 }
 
+/// Σ exp(z − max z) over the last axis, and the maximum.
+fn exponentials(b: &mut Builder, z: Value) -> [Value; 2] {
+    let (s, last) = (shape(b, z), b.func.ty(z).rank() - 1);
+    let rows: Vec<usize> = (0..last).collect();
+    let m = b.op(Op::Reduce(ReduceFn::Max, vec![last]), &[z]);
+    let wide = b.broadcast(m, &s, &rows);
+    let c = b.map(MapFn::Sub, &[z, wide]);
+    let e = b.map(MapFn::Exp, &[c]);
+    [b.sum(e, &[last]), m]
+}
+
 /// For each rule a program where it has to fire: operand types as text, and the program.
 pub const INSTANCES: &[(&str, &[&str], Build)] = &[
     ("contract-of-transpose", &["float B K", "float N K"], |b, a| {
@@ -225,6 +236,8 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let lse = b.broadcast(a[1], &s, &[0, 1]);
         let p = b.map(MapFn::Sub, &[a[0], lse]);
         let p = b.map(MapFn::Neg, &[p]);
+        let c = b.full_like(p, 0.7);
+        let p = b.map(MapFn::Div, &[p, c]);
         vec![b.op(Op::Gather { batch: 2 }, &[p, a[2]])]
     }),
     ("cast-of-layout", &["float K", "float B T N"], |b, a| {
@@ -266,6 +279,14 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let s = scaled_along(b, s, a[5], &[0]);
         let h = b.mul(s, u);
         vec![product(b, h, a[3]), b.map(MapFn::Exp, &[u]), u]
+    }),
+    ("reduce-of-streamed", &["float B K", "float 4100 K", "f32 B"], |b, a| {
+        let w = b.transpose(a[1], &[1, 0]);
+        let z = b.contract("bk,kn->bn", a[0], w);
+        let z = b.cast(z, DType::F32);
+        let z = scaled_along(b, z, a[2], &[0]);
+        let z = scaled(b, z, 0.5);
+        exponentials(b, z).to_vec()
     }),
 ];
 
@@ -459,6 +480,11 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
         let y = b.map(MapFn::Exp, &[a[0]]);
         vec![b.op(Op::Gather { batch: 0 }, &[y, a[1]])]
     }),
+    ("outside, 0/0 is not 0", &["gather-of-map"], &["f32 K N", "i32 B", "f32 K N"], |b, a| {
+        let c = b.full_like(a[0], 0.0);
+        let y = [b.map(MapFn::Div, &[a[0], c]), b.map(MapFn::Div, &[a[0], a[2]])];
+        y.map(|y| b.op(Op::Gather { batch: 0 }, &[y, a[1]])).to_vec()
+    }),
     ("a transpose of no product", &["transpose-of-contract"], &["f32 B K"], |b, a| {
         let y = b.map(MapFn::Exp, &[a[0]]);
         vec![b.transpose(y, &[1, 0])]
@@ -470,5 +496,17 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
     ("a difference of products", &["add-of-contracts-of-shared-operand"], &["f32 B K", "f32 B K", "f32 K N"], |b, a| {
         let (x, y) = (b.contract("bk,kn->bn", a[0], a[2]), b.contract("bk,kn->bn", a[1], a[2]));
         vec![b.map(MapFn::Sub, &[x, y])]
+    }),
+    ("experts are few: their sum is short", &["reduce-of-streamed"], &["f32 B K", "f32 K 300"], |b, a| {
+        let z = b.contract("bk,kn->bn", a[0], a[1]);
+        exponentials(b, z).to_vec()
+    }),
+    ("logits that are there already", &["reduce-of-streamed"], &["f32 B 4100"], |b, a| exponentials(b, a[0]).to_vec()),
+    ("a sum over what is known at run time", &["reduce-of-streamed"], &["f32 B K", "f32 K T"], |b, a| {
+        let z = b.contract("bk,kn->bn", a[0], a[1]);
+        exponentials(b, z).to_vec()
+    }),
+    ("the summed axis of a product", &["reduce-of-streamed"], &["f32 B 4100", "f32 4100 K"], |b, a| {
+        vec![b.contract("bk,kn->bn", a[0], a[1])]
     }),
 ];

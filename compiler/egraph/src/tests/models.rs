@@ -282,3 +282,29 @@ fn gradients_of_experts_are_picked_by_the_routing_of_an_earlier_loop() {
         }
     }
 }
+
+/// The largest buffer of an entry, and all of them. # Units: elements.
+fn buffers(m: &Module, entry: &str, sizes: &DimEnv) -> (i64, i64) {
+    let lowered = tile::lower(m, tile::lower::Options::default()).expect("it has kernels");
+    let entry = lowered.entries.iter().find(|e| e.name == entry).expect("the entry is there");
+    let inner = entry.buffers.iter().filter(|b| !b.external).map(|b| b.elems.eval(sizes).expect("every dim has a size"));
+    inner.fold((0, 0), |(most, sum), n| (most.max(n), sum + n))
+}
+
+#[test]
+fn the_loss_stores_no_logits() {
+    let sizes: DimEnv = [("B".into(), 8), ("T".into(), 128)].into_iter().collect();
+    for (name, set) in source::MODELS.iter().filter(|(name, _)| *name != "strata") {
+        // The last chunk has 1,000 tokens.
+        let module = source::module(name, &format!("{set} vocab_size=33768"));
+        let module = Module { funcs: vec![module.func("loss").expect("it is trained").clone()], ..module };
+        let cost = |op: &Op, x: &[&TensorType], y: &[TensorType]| tile::cost::op_cost_at(&sizes, op, x, y);
+        let (out, reports) = optimize(&module, &cost, &Options { sizes: sizes.clone(), ..Options::default() });
+        let chosen: Vec<&str> = reports.iter().flat_map(|r| &r.chosen).map(|s| s.rule).collect();
+        assert!(chosen.contains(&"reduce-of-streamed") && chosen.contains(&"gather-of-contract"), "{name}: {chosen:?}");
+        let logits = 8 * 128 * 33768;
+        assert!(buffers(&module, "loss", &sizes).0 >= logits, "{name}");
+        let (most, sum) = buffers(&out, "loss", &sizes);
+        assert!(most <= logits / 15 && sum <= logits / 3, "{name}: {most} of {sum}, of {logits} logits");
+    }
+}

@@ -14,16 +14,19 @@ pub enum Form {
     /// Ends in maps of products of the same rows, element by element: tiles of the products are mapped where they were summed. Products that others
     /// read too are results besides.
     Product,
+    /// Ends in reductions along a long axis, as of logits: the axis is walked in chunks, and nothing that has it is whole in memory.
+    Stream,
 }
 
 impl Form {
     /// Every form.
-    pub const ALL: [Form; 2] = [Form::Select, Form::Product];
+    pub const ALL: [Form; 3] = [Form::Select, Form::Product, Form::Stream];
     /// Its name in the text form.
     pub fn name(self) -> &'static str {
         match self {
             Form::Select => "select",
             Form::Product => "product",
+            Form::Stream => "stream",
         }
     }
     /// The form with this name.

@@ -1,6 +1,6 @@
 //! Reductions.
 
-use super::{OpError, check_axis, op_error};
+use super::{MapFn, OpError, check_axis, op_error};
 use base::{DType, TensorType};
 
 /// An associative function of many numbers.
@@ -31,6 +31,15 @@ impl ReduceFn {
     /// The function with this name.
     pub fn from_name(name: &str) -> Option<ReduceFn> {
         ReduceFn::ALL.into_iter().find(|f| f.name() == name)
+    }
+    /// The function of two partial results that joins them.
+    pub fn joins(self) -> MapFn {
+        match self {
+            ReduceFn::Sum => MapFn::Add,
+            ReduceFn::Prod => MapFn::Mul,
+            ReduceFn::Max => MapFn::Max,
+            ReduceFn::Min => MapFn::Min,
+        }
     }
 }
 
