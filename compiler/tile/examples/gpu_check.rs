@@ -283,8 +283,12 @@ fn unpack(dtype: DType, bytes: &[u8]) -> Vec<f64> {
 /// Numbers of a buffer: small ones of both signs, indices from -1 on, where groups of rows begin; for maps also large ones.
 fn numbers(b: &tile::ir::Buffer, n: usize, seed: usize, wide: bool) -> Vec<f64> {
     let dtype = b.dtype;
-    if b.name == "offsets" {
-        return (0..n).map(|i| (i * 7) as f64).collect();
+    match b.name.as_str() {
+        "offsets" => return (0..n).map(|i| (i * 7) as f64).collect(),
+        // How many blocks a tile has, and where they stand.
+        "count" => return (0..n).map(|i| (i % 3) as f64).collect(),
+        "entries" => return (0..n).map(|i| (i % 4) as f64).collect(),
+        _ => {}
     }
     let at = |i: usize| ((i * 37 + seed * 11 + i * i % 101) % 64) as f64;
     let special = [0.0, -0.0, 1.0, 1e5, 1e6, 3.3e9, 1e20, 2.5e38, f64::INFINITY, -f64::INFINITY, f64::NAN, 88.8, -90.0, 449.0];
