@@ -245,14 +245,14 @@ fn stage_costs(stage: &Module) -> [f64; 2] {
     ["forward", "backward"].map(|n| stage.func(n).map_or(0.0, func_cost))
 }
 
-/// A stage as a library of its own, and the cost of a micro-batch's forward and backward.
+/// A stage as a library of its own, and what a micro-batch costs.
 pub struct Built {
     /// With the entries that ranks call.
     pub library: Library,
     /// How many layers it has.
     pub layers: usize,
-    /// # Units: as the cost model's.
-    pub costs: [f64; 2],
+    /// Of the forward, the gradients of inputs and those of weights. # Units: as the cost model's.
+    pub costs: [f64; 3],
 }
 
 /// Cuts a program and compiles each stage apart.
@@ -269,7 +269,7 @@ pub fn build(
     let (layout, modules) = cut(program, layout, num_stages, options)?;
     let mut out = Vec::new();
     for (mut m, layers) in modules.into_iter().zip(layout.0) {
-        let costs = stage_costs(&m);
+        let costs = ["forward", "backward_input", "backward_weight"].map(|n| m.func(n).map_or(0.0, func_cost));
         m.funcs.retain(|f| f.name != "backward");
         let m = pipeline::optimize(m, options)?.0;
         let lowered = pipeline::lower(&m, options)?;

@@ -259,7 +259,11 @@ fn a_model_may_say_how_it_is_cut() {
     assert!(says.contains("1f1b on 4 ranks, 4 stages, a micro-batch of B=2,T=128"), "{says}");
     assert_eq!(says.lines().filter(|l| l.starts_with("stage ") && l.contains("MiB stored")).count(), 4, "{says}");
     let paths: Vec<String> = String::from_utf8_lossy(&built.stdout).lines().map(String::from).collect();
+    let (costs, paths) = paths.split_last().expect("there are files");
     assert_eq!(paths.len(), 4);
+    let simulate = ["schedule", "--policy", "1f1b", "--ranks", "4", "--micro", "8", "--simulate", costs].map(String::from);
+    let simulated = lode(&simulate).output().expect("it starts");
+    assert!(simulated.status.success(), "{}", String::from_utf8_lossy(&simulated.stderr));
     for (i, path) in paths.iter().enumerate() {
         assert!(path.ends_with(&format!(".{i}.lodelib")), "{path}");
         let library = library::Library::read(Path::new(path)).expect("it is whole");

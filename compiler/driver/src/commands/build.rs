@@ -170,10 +170,13 @@ fn build_stages(args: &Build, front: &Front, options: &Options, stem: &str) -> R
     let shown: Vec<String> = dims.iter().map(|(n, v)| format!("{n}={v}")).collect();
     eprintln!("{} on {ranks} ranks, {} stages, a micro-batch of {}", plan.policy, stages.len(), shown.join(","));
     let total: f64 = stages.iter().flat_map(|s| s.costs).sum();
+    let mut memory = schedule::costs::Memory::default();
     for (i, s) in stages.iter().enumerate() {
         let manifest = &s.library.manifest;
         let entries: Vec<_> = manifest.entries.iter().collect();
         let need = exec::ranks::stage_bytes(&entries, &dims);
+        memory.activation += need.kept as f64 / stages.len() as f64;
+        memory.parameters += need.stored as f64 / stages.len() as f64;
         let mut arena = 0;
         for e in &entries {
             arena = arena.max(exec::plan::plan(e, &dims).map_err(|e| common::fail_with(&e))?.arena_bytes);
@@ -187,13 +190,31 @@ fn build_stages(args: &Build, front: &Front, options: &Options, stem: &str) -> R
             s.layers,
             manifest.params.iter().map(|p| p.shape.iter().product::<i64>()).sum::<i64>(),
             100.0 * s.costs[0] / total,
-            100.0 * s.costs[1] / total,
+            100.0 * (s.costs[1] + s.costs[2]) / total,
             mib(need.stored),
             mib(need.kept),
             mib(arena as u64),
         );
         write(args, &s.library, &format!("{stem}.{i}"))?;
     }
+    // What `lode schedule --simulate` reads: the mean stage, and each one's share of it.
+    let mean = |k: usize| stages.iter().map(|s| s.costs[k]).sum::<f64>() / stages.len() as f64;
+    let [forward, backward_input, backward_weight] = [0, 1, 2].map(mean);
+    let factor = |s: &stages::Built| s.costs.iter().sum::<f64>() / (forward + backward_input + backward_weight);
+    let costs = schedule::Costs {
+        parts: Some(stages.len() as f64),
+        forward,
+        backward_input,
+        backward_weight,
+        pair: None,
+        stages: stages.iter().map(factor).collect(),
+        memory,
+        ..schedule::Costs::unit(0.0)
+    };
+    let path = args.out.join(format!("{stem}.costs.json"));
+    let text = serde_json::to_string_pretty(&costs).expect("numbers") + "\n";
+    std::fs::write(&path, text).map_err(|e| common::fail_with(&exec::ExecError::io(&path, &e)))?;
+    putln!("{}", path.display());
     Ok(())
 }
 
