@@ -464,7 +464,8 @@ irdl.dialect @graph {
     %a_form_0 = irdl.is "select"
     %a_form_1 = irdl.is "product"
     %a_form_2 = irdl.is "stream"
-    %a_form = irdl.any_of(%a_form_0, %a_form_1, %a_form_2)
+    %a_form_3 = irdl.is "rows"
+    %a_form = irdl.any_of(%a_form_0, %a_form_1, %a_form_2, %a_form_3)
     %a_sym_name = irdl.base "#builtin.string"
     %a_arg_names = irdl.base "#builtin.array"
     %a_arg_roles = irdl.base "#builtin.array"

@@ -69,6 +69,8 @@ pub struct Facts {
     pub args: Vec<TensorType>,
     /// Arguments that are results of one routing.
     pub routings: Vec<Routing>,
+    /// The classes that the function gives, as they were when it was built.
+    pub outputs: Vec<Id>,
     /// The source text of nodes being added.
     pub origin: Option<Span>,
     /// What run-time dims are taken to be where a premise compares sizes.

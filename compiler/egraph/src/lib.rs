@@ -257,6 +257,7 @@ fn build(func: &Func, options: &Options) -> Built {
         }
     }
     egraph.analysis.origin = None;
+    egraph.analysis.outputs = func.outputs.iter().map(|o| classes[&o.value]).collect();
     egraph.rebuild();
     Built { egraph, classes, nodes }
 }

@@ -10,6 +10,7 @@ mod layout;
 mod precision;
 mod products;
 mod regions;
+mod rows;
 mod streams;
 
 use crate::{
@@ -114,6 +115,7 @@ pub fn all() -> Vec<Rule> {
     all.extend(regions::rules());
     all.extend(products::rules());
     all.extend(streams::rules());
+    all.extend(rows::rules());
     all.extend([join("contract-of-shared-operand"), join("grouped-contract-of-shared-operand")]);
     all
 }

@@ -684,7 +684,11 @@ impl Grower {
         let k = 1 + self.random.below(e.min(3) as usize) as i64;
         let choice = if self.random.once_in(2) {
             let scores = self.fit(&TensorType::new(dtype, [n.clone(), e.into()]))?;
-            self.op(Op::TopK(k), &[scores])?
+            let choice = self.op(Op::TopK(k), &[scores])?;
+            if self.random.once_in(2) {
+                self.router(scores, choice)?;
+            }
+            choice
         } else {
             self.indices(&[n.clone(), k.into()], &e.into())?
         };
@@ -711,6 +715,28 @@ impl Grower {
             self.op(Op::Reduce(ReduceFn::Sum, vec![1]), &[back])?;
         }
         Some(())
+    }
+    /// Weights of what is chosen of each row; as a region, or not.
+    fn router(&mut self, scores: Value, choice: Value) -> Option<()> {
+        let (ty, chosen) = (self.ty(scores), self.ty(choice).shape);
+        let bias = self.fit(&TensorType::new(ty.dtype, [ty.shape[1].clone()]))?;
+        let bias = self.op(Op::Broadcast { shape: ty.shape.clone(), axes: vec![1] }, &[bias])?;
+        let biased = self.op(Op::Map(MapFn::Add), &[scores, bias])?;
+        let picked = self.op(Op::Gather { batch: 1 }, &[biased, choice])?;
+        let f = pick(&mut self.random, &[ReduceFn::Sum, ReduceFn::Max]);
+        let all = self.op(Op::Reduce(f, vec![1]), &[picked])?;
+        let all = self.op(Op::Broadcast { shape: chosen, axes: vec![0] }, &[all])?;
+        let weights = self.op(Op::Map(MapFn::Sub), &[picked, all])?;
+        if self.random.once_in(3) {
+            return Some(());
+        }
+        let mut nodes: BTreeSet<NodeId> = [biased, picked, all, weights].iter().map(|v| v.node).collect();
+        nodes.extend(self.func.def(all).inputs.iter().map(|v| v.node));
+        nodes.extend([choice.node, bias.node].into_iter().filter(|_| self.random.once_in(2)));
+        let mut results = vec![weights];
+        results.extend([choice, biased].into_iter().filter(|v| nodes.contains(&v.node)).filter(|_| self.random.once_in(2)));
+        let (fused, operands) = Fused::outline(&self.func, Form::Rows, &nodes, &results);
+        self.node(Op::Fused(Box::new(fused)), &operands).map(drop)
     }
     /// A map of a product and of another of the same rows, or of one of them and others; as a region or not.
     fn gate(&mut self, rows: Value, [w, offsets]: [Value; 2], y: Value, transposed: bool) -> Option<()> {

@@ -4,8 +4,10 @@
 //! rows (all axes but the innermost); the innermost axis, or the innermost reduced one, is a vector loop. Each value is bound at
 //! the outermost loop its index allows, so what a row shares is computed once a row.
 
+mod rows;
 mod select;
 
+pub use rows::{Rows, rows as fuse_rows};
 pub use select::{Select, select as fuse_select, select_many as fuse_select_many};
 
 use crate::{

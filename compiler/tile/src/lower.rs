@@ -7,7 +7,7 @@
 
 use crate::{
     cost,
-    fused::{Fused, Scene, Select, fuse, fuse_parts, fuse_select, fuse_select_many, num_parts},
+    fused::{Fused, Rows, Scene, Select, fuse, fuse_parts, fuse_rows, fuse_select, fuse_select_many, num_parts},
     gemm::gemm,
     group::{Grouping, group, is_layout},
     ir::{COPY_ALIGN, Kernel},
@@ -158,6 +158,7 @@ pub fn has_kernel(region: &graph::op::Fused, products: bool) -> bool {
         Form::Product => products && Products::of(region).is_some(),
         // No kernel, but a loop of steps.
         Form::Stream => Stream::of(region, CHUNK).is_some(),
+        Form::Rows => !products && Rows::of(region).is_some(),
     }
 }
 
@@ -470,6 +471,7 @@ impl Lowerer<'_> {
             Form::Select => Select::of(region).expect(ONE),
             Form::Product => return self.products(b, id, &Products::of(region).expect(ONE)),
             Form::Stream => base::bug!("a region that is walked in chunks was not made a loop"),
+            Form::Rows => return self.rows(b, id, &Rows::of(region).expect(ONE)),
         };
         let node = b.func.nodes[id].clone();
         let operands: Vec<StridedView> = node.inputs.iter().map(|v| self.strided(b, *v)).collect();
@@ -481,6 +483,22 @@ impl Lowerer<'_> {
         let step = self.launch(kernel, views, node.origin, cost::work(&node.op, &types, &node.types));
         b.steps.push(step);
         self.finish(b, v, view, add_to);
+    }
+
+    /// A region of rows.
+    fn rows(&mut self, b: &mut Body, id: NodeId, rows: &Rows) {
+        let node = b.func.nodes[id].clone();
+        let operands: Vec<StridedView> = node.inputs.iter().map(|v| self.strided(b, *v)).collect();
+        let value = |i: usize| Value { node: id, index: i as u32 };
+        let results: Vec<_> = (0..node.types.len()).map(|i| self.fresh_destination(b, value(i))).collect();
+        let views = operands.iter().chain(results.iter().map(|(view, _)| view)).map(|v| v.at.clone()).collect();
+        let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
+        let work = cost::work(&node.op, &types, &node.types);
+        let step = self.launch(fuse_rows(rows, &operands), views, node.origin, work);
+        b.steps.push(step);
+        for (i, (view, add_to)) in results.into_iter().enumerate() {
+            self.finish(b, value(i), view, add_to);
+        }
     }
 
     /// A reduction whose parts are computed by many blocks.

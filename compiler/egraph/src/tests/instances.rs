@@ -267,6 +267,31 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let op = Op::GroupedContract { transposed: true };
         [a[1], a[2]].map(|w| b.op(op.clone(), &[a[0], w, route[0]])).to_vec()
     }),
+    // DeepSeek's gate: a bias that only selects, the best of the best of two groups, weights of what is chosen.
+    ("topk-of-rows", &["float B 4", "float 4"], |b, a| {
+        let s = b.map(MapFn::Sigmoid, &[a[0]]);
+        let all = shape(b, s);
+        let bias = b.broadcast(a[1], &all, &[1]);
+        let biased = b.add(s, bias);
+        let groups = b.reshape(biased, &[all[0].clone(), Dim::from(2), Dim::from(2)]);
+        let best = b.op(Op::Reduce(ReduceFn::Max, vec![2]), &[groups]);
+        let group = b.op(Op::TopK(1), &[best]);
+        let most = b.op(Op::Gather { batch: 1 }, &[best, group]);
+        let of_groups = shape(b, groups);
+        let most = b.reshape(most, &all[..1]);
+        let most = b.broadcast(most, &of_groups, &[0]);
+        let per_group = b.broadcast(best, &of_groups, &[0, 1]);
+        let kept = b.map(MapFn::Eq, &[per_group, most]);
+        let never = b.full_like(groups, f64::NEG_INFINITY);
+        let left = b.map(MapFn::Select, &[kept, groups, never]);
+        let left = b.reshape(left, &all);
+        let chosen = b.op(Op::TopK(2), &[left]);
+        let w = b.op(Op::Gather { batch: 1 }, &[s, chosen]);
+        let sum = b.op(Op::Reduce(ReduceFn::Sum, vec![1]), &[w]);
+        let of_choices = shape(b, w);
+        let sum = b.broadcast(sum, &of_choices, &[0]);
+        vec![b.map(MapFn::Div, &[w, sum]), chosen, s]
+    }),
     // Gate and up of rows that are taken by index, by a factor for each row; the up product is wanted besides.
     ("map-of-grouped-contracts", &["float B K", "float 3 M K", "float 3 M K", "float 3 K M", "i32 B 2", "float 2*B"], |b, a| {
         let route = b.node(Op::Route { groups: 3 }, &[a[4]]);
@@ -464,6 +489,14 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
     ("experts are few: their scores are small", &["topk-of-scores"], &["f32 B K", "f32 K N"], |b, a| {
         let y = b.contract("bk,kn->bn", a[0], a[1]);
         let y = b.map(MapFn::Sigmoid, &[y]);
+        vec![b.op(Op::TopK(2), &[y])]
+    }),
+    ("scores of positions are many", &["topk-of-rows"], &["f32 B T B"], |b, a| {
+        let y = b.map(MapFn::Exp, &[a[0]]);
+        vec![b.op(Op::TopK(2), &[y])]
+    }),
+    ("rows that read others", &["topk-of-rows"], &["f32 B 4"], |b, a| {
+        let y = b.op(Op::Cumsum { axis: 0, exclusive: false, reverse: false }, &[a[0]]);
         vec![b.op(Op::TopK(2), &[y])]
     }),
     ("scores that are there already", &["topk-of-scores"], &["f32 B T B"], |b, a| {

@@ -308,3 +308,24 @@ fn the_loss_stores_no_logits() {
         assert!(most <= logits / 15 && sum <= logits / 3, "{name}: {most} of {sum}, of {logits} logits");
     }
 }
+
+#[test]
+fn routers_are_one_operator_each() {
+    for (name, set) in source::MODELS.iter().filter(|(name, _)| *name != "llama") {
+        let module = source::module(name, set);
+        let (out, _) = optimize(&module, &tile::cost::op_cost, &Options::default());
+        for entry in ["forward", "grad"] {
+            let (mut routers, mut chosen_apart) = (0, 0);
+            for node in out.func(entry).expect("the entry is there").nodes.values() {
+                let Op::Repeat(r) = &node.op else { continue };
+                let is_router = |op: &Op| matches!(op, Op::Fused(f) if f.form == graph::op::Form::Rows);
+                let count = |is: &dyn Fn(&Op) -> bool| r.body.nodes.values().filter(|n| is(&n.op)).count();
+                // Experts among which a choice is made are no positions.
+                let of_few = |n: &graph::Node| r.body.ty(n.inputs[0]).shape.last().is_some_and(|d| d.known().is_some());
+                routers += count(&is_router);
+                chosen_apart += r.body.nodes.values().filter(|n| matches!(n.op, Op::TopK(_)) && of_few(n)).count();
+            }
+            assert_eq!((routers, chosen_apart), (1, 0), "{name} {entry}\n{}", print(&out));
+        }
+    }
+}

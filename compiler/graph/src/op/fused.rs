@@ -16,17 +16,20 @@ pub enum Form {
     Product,
     /// Ends in reductions along a long axis, as of logits: the axis is walked in chunks, and nothing that has it is whole in memory.
     Stream,
+    /// Ends in what is chosen, summed and mapped of each row of a few numbers, as a router does: a row is computed by itself.
+    Rows,
 }
 
 impl Form {
     /// Every form.
-    pub const ALL: [Form; 3] = [Form::Select, Form::Product, Form::Stream];
+    pub const ALL: [Form; 4] = [Form::Select, Form::Product, Form::Stream, Form::Rows];
     /// Its name in the text form.
     pub fn name(self) -> &'static str {
         match self {
             Form::Select => "select",
             Form::Product => "product",
             Form::Stream => "stream",
+            Form::Rows => "rows",
         }
     }
     /// The form with this name.

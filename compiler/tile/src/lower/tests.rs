@@ -6,7 +6,7 @@ use graph::{
     Func, Module, Op, Role, Value,
     build::Builder,
     interp::{Options, Tensor, bind_dims, eval},
-    op::{MapFn, ReduceFn, Repeat},
+    op::{Form, MapFn, ReduceFn, Repeat},
 };
 
 /// Deterministic numbers in -1..1.
@@ -356,8 +356,12 @@ fn a_view_given_to_a_loop_is_reshaped_there() {
 
 /// The values of a region of these nodes, which are of the function and not needed there.
 fn outlined(b: &mut Builder, nodes: &[Value], results: &[Value]) -> Vec<Value> {
+    outlined_as(Form::Product, b, nodes, results)
+}
+
+fn outlined_as(form: Form, b: &mut Builder, nodes: &[Value], results: &[Value]) -> Vec<Value> {
     let nodes = nodes.iter().map(|v| v.node).collect();
-    let (region, operands) = graph::op::Fused::outline(b.func, graph::op::Form::Product, &nodes, results);
+    let (region, operands) = graph::op::Fused::outline(b.func, form, &nodes, results);
     b.node(Op::Fused(Box::new(region)), &operands)
 }
 
@@ -454,6 +458,83 @@ fn regions_of_other_products_are_taken_apart() {
         graph::passes::prune_dead(&mut f);
         let Op::Fused(region) = &f.def(y_of(&f)).op else { panic!("a region") };
         assert!(!lower::has_kernel(region, true), "{way}");
+        compare(f, &[("N", 5)]);
+    }
+}
+
+#[test]
+fn a_router_is_one_kernel() {
+    // Biased scores in groups, the best group of two, the best experts of it, weights that are turned and normalised; `turned` scores are a view.
+    for (dtype, turned) in [("f32", false), ("f32", true), ("bf16", false)] {
+        let scores = if turned { format!("{dtype}[6, N]") } else { format!("{dtype}[N, 6]") };
+        let bias = format!("{dtype}[6]");
+        let l = check(&[&scores, &bias], &[("N", 37)], |b, a| {
+            let x = if turned { b.transpose(a[0], &[1, 0]) } else { a[0] };
+            let all = b.func.ty(x).shape.clone();
+            let d = Dim::from;
+            let bias = b.broadcast(a[1], &all, &[1]);
+            let s = b.add(x, bias);
+            let groups = b.reshape(s, &[all[0].clone(), d(2), d(3)]);
+            let best = b.op(Op::TopK(2), &[groups]);
+            let two = b.op(Op::Gather { batch: 2 }, &[groups, best]);
+            let sums = b.sum(two, &[2]);
+            let group = b.op(Op::TopK(1), &[sums]);
+            let first = b.op(Op::Iota(d(2)), &[]);
+            let first = b.broadcast(first, &[all[0].clone(), d(2)], &[1]);
+            let wide = b.reshape(group, &all[..1]);
+            let wide = b.broadcast(wide, &[all[0].clone(), d(2)], &[0]);
+            let kept = b.map(MapFn::Eq, &[first, wide]);
+            let kept3 = b.broadcast(kept, &[all[0].clone(), d(2), d(3)], &[0, 1]);
+            let never = b.full_like(groups, f64::NEG_INFINITY);
+            let left = b.map(MapFn::Select, &[kept3, groups, never]);
+            let back = b.reshape(left, &all);
+            // One more than there are: the last is none.
+            let chosen = b.op(Op::TopK(4), &[back]);
+            let w = b.op(Op::Gather { batch: 1 }, &[s, chosen]);
+            let square = b.mul(w, w);
+            let total = b.sum(square, &[1]);
+            let total = b.broadcast(total, &[all[0].clone(), d(4)], &[0]);
+            let w = b.map(MapFn::Sub, &[w, total]);
+            let turned = b.reshape(w, &[all[0].clone(), d(2), d(2)]);
+            let turned = b.transpose(turned, &[0, 2, 1]);
+            let part = b.op(Op::Slice { axis: 2, start: d(1), len: d(1), step: 1 }, &[turned]);
+            let part = b.map(MapFn::Neg, &[part]);
+            let nodes: Vec<Value> =
+                (a.len()..b.func.nodes.len()).map(|i| Value { node: graph::NodeId(i as u32), index: 0 }).collect();
+            let inside: Vec<Value> = nodes.into_iter().filter(|v| *v != x).collect();
+            outlined_as(Form::Rows, b, &inside, &[chosen, w, part, kept])
+        });
+        let of: Vec<&str> = l.kernels.iter().map(|k| k.name.as_str()).filter(|n| !n.contains("map")).collect();
+        assert_eq!(of, ["host_rows_0"], "{dtype} {turned}");
+    }
+}
+
+#[test]
+fn regions_in_which_rows_meet_are_taken_apart() {
+    for way in 0..4 {
+        let mut f = Func::new("f");
+        let a = ["f32[N, 6]", "f32[N]"].map(|t| f.arg(t, Role::Input, ty(t)));
+        let mut b = Builder::new(&mut f);
+        let d = Dim::from;
+        let all = b.func.ty(a[0]).shape.clone();
+        // A sum over rows, a value that rows have no place in, scores that are turned, and more numbers than scratch has.
+        let y = match way {
+            0 => b.sum(a[0], &[0]),
+            1 => {
+                let y = b.transpose(a[0], &[1, 0]);
+                b.map(MapFn::Neg, &[y])
+            }
+            2 => b.reshape(a[0], &[all[0].clone() * d(2), d(3)]),
+            _ => b.broadcast(a[1], &[all[0].clone(), d(5000)], &[0]),
+        };
+        let y = b.map(MapFn::Neg, &[y]);
+        let y = if way == 0 { b.broadcast(y, &all, &[1]) } else { y };
+        let nodes: Vec<Value> = (2..b.func.nodes.len()).map(|i| Value { node: graph::NodeId(i as u32), index: 0 }).collect();
+        let y = outlined_as(Form::Rows, &mut b, &nodes, &[y])[0];
+        f.output("y", Role::Result, y);
+        graph::passes::prune_dead(&mut f);
+        let Op::Fused(region) = &f.def(y_of(&f)).op else { panic!("a region") };
+        assert!(!lower::has_kernel(region, false), "{way}");
         compare(f, &[("N", 5)]);
     }
 }
