@@ -100,18 +100,29 @@ fn times(x: Term, f: Term, shape: &[Dim], axes: Vec<usize>) -> Term {
 }
 
 // Σₖ (xᵢₖ·rᵢ)·wₖⱼ = rᵢ·Σₖ xᵢₖ·wₖⱼ: a norm's factor of each row after the product. The other operand is an argument, so that a value is scaled
-// once.
+// once. With the norm's weight between, Σₖ (xᵢₖ·rᵢ·gₖ)·wₖⱼ = rᵢ·Σₖ (xᵢₖ·gₖ)·wₖⱼ, where the product has fewer elements than x.
 fn contract_of_mul_by_row(site: &Site) -> Vec<Term> {
     let Op::Contract(spec) = site.op else { return Vec::new() };
+    let elems = |t: &TensorType| t.shape.iter().map(|d| site.egraph.analysis.size(d)).product::<f64>();
     let mut found = Vec::new();
     for right in [false, true] {
         if !site.egraph[site.children[usize::from(!right)]].data.whole_arg {
             continue;
         }
-        for (x, f, axes) in scaled(site, site.children[usize::from(right)]) {
+        let child = site.children[usize::from(right)];
+        let ty = site.ty_of(child);
+        let mut ways: Vec<(Term, Id, Vec<usize>)> = Vec::new();
+        for (x, f, axes) in scaled(site, child) {
+            if elems(site.ty) < elems(ty) && site.egraph[f].data.whole_arg {
+                let below = scaled(site, x).into_iter();
+                ways.extend(below.map(|(x, r, of_r)| (times(x.into(), f.into(), &ty.shape, axes.clone()), r, of_r)));
+            }
+            ways.push((x.into(), f, axes));
+        }
+        for (x, f, axes) in ways {
             let mut product = Product::of(spec, site.children);
             let (operand, letters) = product.side(right);
-            *operand = x.into();
+            *operand = x;
             let Some(at) = positions(&axes, letters, &spec.out).filter(|_| !axes.is_empty()) else { continue };
             found.push(times(product.term(), f.into(), &site.ty.shape, at));
         }

@@ -91,9 +91,10 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let x = b.contract("bk,jk->bj", a[0], a[3]);
         vec![b.contract("bk,kn->bn", x, w)]
     }),
-    ("contract-of-mul-by-row", &["float B T K", "float B T", "float K N"], |b, a| {
+    ("contract-of-mul-by-row", &["float B T K", "float B T", "float K N", "float K", "float K 2"], |b, a| {
         let x = scaled_along(b, a[0], a[1], &[0, 1]);
-        vec![b.contract("btk,kn->btn", x, a[2])]
+        let weighted = scaled_along(b, x, a[3], &[2]);
+        vec![b.contract("btk,kn->btn", x, a[2]), b.contract("btk,kn->btn", weighted, a[4])]
     }),
     ("contract-of-mul-by-summed", &["float B T K", "float K", "float K N"], |b, a| {
         let x = scaled_along(b, a[0], a[1], &[2]);

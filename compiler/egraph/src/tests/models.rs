@@ -329,3 +329,20 @@ fn routers_are_one_operator_each() {
         }
     }
 }
+
+#[test]
+fn norms_go_through_products_of_a_shipped_model() {
+    // Routers and latents have fewer columns than the norms before them.
+    for (name, rules) in [
+        ("deepseek_v3", &["contract-of-mul-by-row", "contract-of-mul-by-summed"][..]),
+        ("llama", &["contract-of-mul-by-summed"][..]),
+    ] {
+        let set = source::MODELS.iter().find(|(n, _)| *n == name).expect("it is shipped").1;
+        let reports = optimize(&source::module(name, set), &tile::cost::op_cost, &Options::default()).1;
+        for rule in rules {
+            assert!(reports.iter().flat_map(|r| &r.fired).any(|(fired, _)| fired == rule), "{name}: {rule}");
+        }
+        let chosen: Vec<&str> = reports.iter().flat_map(|r| &r.chosen).map(|s| s.rule).collect();
+        assert_eq!(chosen.contains(&"contract-of-mul-by-row"), name == "deepseek_v3", "{name}: {chosen:?}");
+    }
+}
