@@ -7,6 +7,8 @@ mod device;
 #[cfg(test)]
 mod filetests;
 #[cfg(test)]
+mod fp8;
+#[cfg(test)]
 mod gpu;
 #[cfg(test)]
 mod heads;

@@ -6,6 +6,7 @@ pub const MODULES: &[(&str, &str)] = &[
     ("cross_entropy", include_str!("../std/cross_entropy.lode")),
     ("dsa", include_str!("../std/dsa.lode")),
     ("embed", include_str!("../std/embed.lode")),
+    ("fp8", include_str!("../std/fp8.lode")),
     ("gqa", include_str!("../std/gqa.lode")),
     ("layernorm", include_str!("../std/layernorm.lode")),
     ("linear", include_str!("../std/linear.lode")),

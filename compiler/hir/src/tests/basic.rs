@@ -185,3 +185,13 @@ fn adamw_takes_the_steps_of_the_algorithm() {
         [p, m, v] = got.try_into().expect("three results");
     }
 }
+
+#[test]
+fn gradients_pass_straight_through_rounding_to_fp8() {
+    let text = "use std.fp8.round_fp8\ndims B
+        model m(x: [B, 6], w: [B, 6]) -> f32[] { sum(round_fp8(x, size: 3) * w, axis: \"all\") }";
+    let mut r = Rng(9);
+    let (x, w) = (r.tensor(&[2, 6]), r.tensor(&[2, 6]));
+    let given = [("x", x), ("w", w.clone())];
+    close("gradient", &grad(text, &given, &["x"])[0], &w.data, BOUND);
+}
