@@ -115,9 +115,15 @@ impl Tuning {
     }
     /// Notes what a step took: in its bucket, the time that this gives there. Of several, the last counts.
     pub fn note(&mut self, job: &Job, ns: f64) {
-        let key = bucket(job);
-        let ns = ns * crate::cost::roofline(self, &key) / crate::cost::roofline(self, job);
-        self.times.insert(key, ns.round().max(1.0) as u64);
+        self.times.insert(bucket(job), self.in_bucket(&[(job, ns)]));
+    }
+    /// What steps of one bucket say of it: the roofline's time at its extents, times the mean ratio of theirs to the roofline's.
+    /// # Units: nanoseconds. # Panics: if there are none.
+    pub fn in_bucket(&self, steps: &[(&Job, f64)]) -> u64 {
+        let ratio = |(job, ns): &(&Job, f64)| (ns / crate::cost::roofline(self, job)).ln();
+        let mean = steps.iter().map(ratio).sum::<f64>() / steps.len() as f64;
+        let key = bucket(steps.first().expect("a step").0);
+        (crate::cost::roofline(self, &key) * mean.exp()).round().max(1.0) as u64
     }
 }
 

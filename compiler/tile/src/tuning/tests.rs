@@ -85,3 +85,95 @@ fn damage_is_an_error_and_never_a_panic() {
         }
     }
 }
+
+/// What was measured on GPUs, as `docs/performance.md` has it: class, dtype, extents, and µs or, of products, TFLOP/s.
+const ON_GPUS: &[(Class, DType, &[i64], Figure)] = {
+    use Class::*;
+    use DType::*;
+    use Figure::*;
+    &[
+        // One H100: m = 4096, and 8192³.
+        (Product, BF16, &[1, 4096, 2112, 7168], Tflops(730.0)),
+        (Product, BF16, &[1, 4096, 24576, 1536], Tflops(751.0)),
+        (Product, BF16, &[1, 4096, 7168, 16384], Tflops(814.0)),
+        (Product, BF16, &[1, 4096, 4096, 7168], Tflops(803.0)),
+        (Product, BF16, &[1, 4096, 7168, 2048], Tflops(754.0)),
+        (Product, BF16, &[1, 8192, 8192, 8192], Tflops(806.0)),
+        // One H200: groups, rows, columns, summed terms of y = x·wᵀ and dx = dy·w.
+        (GroupedProduct, BF16, &[128, 131_072, 1536, 2048], Tflops(610.0)),
+        (GroupedProduct, BF16, &[128, 131_072, 2048, 1536], Tflops(600.0)),
+        (GroupedProduct, BF16, &[128, 131_072, 2048, 768], Tflops(562.0)),
+        (GroupedProduct, BF16, &[128, 131_072, 768, 2048], Tflops(561.0)),
+        (GroupedProduct, BF16, &[32, 131_072, 4096, 7168], Tflops(722.0)),
+        (GroupedProduct, BF16, &[32, 131_072, 7168, 4096], Tflops(625.0)),
+        (GroupedProduct, BF16, &[32, 131_072, 7168, 2048], Tflops(695.0)),
+        (GroupedProduct, BF16, &[32, 131_072, 2048, 7168], Tflops(672.0)),
+        (GroupedOuter, BF16, &[128, 131_072, 1536, 2048], Tflops(674.0)),
+        (GroupedOuter, BF16, &[128, 131_072, 2048, 768], Tflops(662.0)),
+        (GroupedOuter, BF16, &[32, 131_072, 4096, 7168], Tflops(747.0)),
+        (GroupedOuter, BF16, &[32, 131_072, 7168, 2048], Tflops(761.0)),
+        // 16 heads, causal: batch × heads, queries, keys that are seen at most, keys, d of keys and of values.
+        (Attend, BF16, &[16, 8192, 8192, 8192, 128, 128], Us(470.0)),
+        (Attend, BF16, &[16, 16384, 16384, 16384, 128, 128], Us(1805.0)),
+        (Attend, BF16, &[64, 2048, 2048, 2048, 128, 128], Us(145.0)),
+        (Attend, BF16, &[16, 8192, 8192, 8192, 64, 64], Us(352.0)),
+        (Attend, BF16, &[16, 16384, 16384, 16384, 64, 64], Us(1280.0)),
+        (Attend, BF16, &[64, 2048, 2048, 2048, 64, 64], Us(108.0)),
+        (Attend, BF16, &[16, 8192, 8192, 8192, 192, 128], Us(548.0)),
+        (Attend, BF16, &[16, 16384, 16384, 16384, 192, 128], Us(2121.0)),
+        (Attend, BF16, &[64, 2048, 2048, 2048, 192, 128], Us(173.0)),
+        (Attend, BF16, &[16, 8192, 8192, 8192, 256, 256], Us(904.0)),
+        (AttendGrad, BF16, &[16, 8192, 8192, 8192, 128, 128], Us(1533.0)),
+        (AttendGrad, BF16, &[16, 16384, 16384, 16384, 128, 128], Us(5749.0)),
+        (AttendGrad, BF16, &[64, 2048, 2048, 2048, 128, 128], Us(487.0)),
+        (AttendGrad, BF16, &[16, 8192, 8192, 8192, 64, 64], Us(1010.0)),
+        (AttendGrad, BF16, &[16, 16384, 16384, 16384, 64, 64], Us(3644.0)),
+        (AttendGrad, BF16, &[64, 2048, 2048, 2048, 64, 64], Us(314.0)),
+        (AttendGrad, BF16, &[16, 8192, 8192, 8192, 192, 128], Us(2117.0)),
+        (AttendGrad, BF16, &[16, 16384, 16384, 16384, 192, 128], Us(7915.0)),
+        (AttendGrad, BF16, &[64, 2048, 2048, 2048, 192, 128], Us(638.0)),
+        (Topk, F32, &[16384, 128, 8], Us(29.0)),
+        (Route, I32, &[131_072, 128], Us(45.0)),
+        // Adam's moments of 23.6 M elements: an operation or three an element, 12 bytes of traffic.
+        (Fused, F32, &[70_800_000, 283_200_000], Us(69.0)),
+    ]
+};
+
+#[derive(Clone, Copy)]
+enum Figure {
+    Tflops(f64),
+    Us(f64),
+}
+
+#[test]
+fn the_table_of_gpus_says_what_was_measured() {
+    let shipped = Tuning::of_target(true);
+    let mut steps: BTreeMap<Job, Vec<(Job, f64)>> = BTreeMap::new();
+    for (class, dtype, shape, figure) in ON_GPUS {
+        let job = Job { class: *class, dtype: *dtype, shape: shape.to_vec() };
+        let ns = match figure {
+            Figure::Tflops(rate) => job.flops() / (rate * 1e3),
+            Figure::Us(us) => us * 1e3,
+        };
+        steps.entry(bucket(&job)).or_default().push((job, ns));
+    }
+    let mut want = shipped.clone();
+    want.times =
+        steps.into_iter().map(|(k, of)| (k, want.in_bucket(&of.iter().map(|(j, ns)| (j, *ns)).collect::<Vec<_>>()))).collect();
+    assert!(want == *shipped, "tuning/sm_90a.txt should end with\n{want}");
+    // And questions of what was measured are answered by it.
+    let model = crate::cost::Model::new(shipped);
+    for (class, dtype, shape, _) in ON_GPUS {
+        assert!(model.measured(&Job { class: *class, dtype: *dtype, shape: shape.to_vec() }).is_some());
+    }
+}
+
+/// A table that is printed anew differs by its comments alone: sorted, nothing twice.
+#[test]
+fn shipped_tables_are_as_they_would_be_printed() {
+    for (gpu, (name, text)) in [(false, HOST), (true, SM_90A)] {
+        let facts: String = text.lines().filter(|l| !l.starts_with('#')).map(|l| format!("{l}\n")).collect();
+        let printed = Tuning::of_target(gpu).to_string();
+        assert!(facts == printed, "{name} should be\n{printed}");
+    }
+}
