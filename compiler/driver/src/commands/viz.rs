@@ -48,8 +48,11 @@ pub fn page(before: &Module, after: &Module, sources: &Sources) -> String {
     // A body that the optimiser made or removed stands against nothing.
     let names: Vec<&String> =
         left.iter().map(|(n, _)| n).chain(right.iter().map(|(n, _)| n).filter(|n| left.iter().all(|(m, _)| m != *n))).collect();
+    // A layer says more than what is around the layers.
+    let first = names.iter().position(|n| n.contains(" / loop")).unwrap_or(0);
     for (n, name) in names.into_iter().enumerate() {
-        choices += &format!("<option value=\"{n}\">{}</option>", escape(name));
+        let selected = if n == first { " selected" } else { "" };
+        choices += &format!("<option value=\"{n}\"{selected}>{}</option>", escape(name));
         let find = |of: &[(String, Func)]| of.iter().find(|(m, _)| m == name).map(|(_, f)| f.clone()).unwrap_or_default();
         let ops = nodes(&find(&left), sources, &mut lines);
         let kernels = kernels(&find(&right), sources, &mut lines);
@@ -76,10 +79,17 @@ pub fn page(before: &Module, after: &Module, sources: &Sources) -> String {
 fn functions(module: &Module) -> Vec<(String, Func)> {
     fn visit(name: String, func: &Func, out: &mut Vec<(String, Func)>) {
         out.push((name.clone(), func.clone()));
-        let bodies: Vec<&Func> = func.nodes.values().filter_map(|n| n.op.body()).collect();
-        for (k, body) in bodies.iter().enumerate() {
+        let bodies: Vec<(&Node, &Func)> = func.nodes.values().filter_map(|n| Some((n, n.op.body()?))).collect();
+        for (k, (node, body)) in bodies.iter().enumerate() {
             let which = if bodies.len() == 1 { String::new() } else { format!(" {}", k + 1) };
-            visit(format!("{name} / loop{which}"), body, out);
+            // An argument of the body is called what the function calls it.
+            let mut body = Func::clone(body);
+            for (arg, v) in body.args.iter_mut().zip(&node.inputs) {
+                if let Op::Arg(i) = func.nodes[v.node].op {
+                    arg.name.clone_from(&func.args[i as usize].name);
+                }
+            }
+            visit(format!("{name} / loop{which}"), &body, out);
         }
     }
     let mut out = Vec::new();
@@ -102,7 +112,7 @@ fn origin(node: &Node, sources: &Sources, lines: &mut BTreeMap<String, String>) 
 pub fn label(op: &Op) -> String {
     match op {
         Op::Map(f) => f.name().into(),
-        Op::Contract(c) => c.to_string(),
+        Op::Contract(c) => format!("product {c}"),
         Op::Attend(a) => format!("attend {}", a.domain),
         Op::AttendGrad(a) => format!("attend_grad {}", a.domain),
         Op::Reduce(f, _) => format!("reduce {}", f.name()),
@@ -149,7 +159,7 @@ fn nodes(func: &Func, sources: &Sources, lines: &mut BTreeMap<String, String>) -
             },
         });
     }
-    used(Picture { boxes })
+    folded(Picture { boxes })
 }
 
 /// A box for each step: what it computes, and the ops inside it.
@@ -177,7 +187,7 @@ fn kernels(func: &Func, sources: &Sources, lines: &mut BTreeMap<String, String>)
         number.insert(id, boxes.len());
         boxes.push(Box { lines: text, class, origin: origin(node, sources, lines), reads: read });
     }
-    used(Picture { boxes })
+    folded(Picture { boxes })
 }
 
 /// The ops that a step computes besides its root, in order.
@@ -198,16 +208,33 @@ fn reads(boxes: impl Iterator<Item = usize>) -> Vec<usize> {
     boxes.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// Without arguments that nothing reads.
-fn used(picture: Picture) -> Picture {
-    let read: BTreeSet<usize> = picture.boxes.iter().flat_map(|b| b.reads.iter().copied()).collect();
-    let kept: Vec<usize> = (0..picture.boxes.len()).filter(|i| picture.boxes[*i].class != "arg" || read.contains(i)).collect();
+/// A box that alone reads so many arguments names them; of more it says how many.
+const NAMED: usize = 4;
+
+/// Arguments that one box alone reads are told in that box; what nothing reads is left out.
+fn folded(mut picture: Picture) -> Picture {
+    let mut readers: Vec<Vec<usize>> = vec![Vec::new(); picture.boxes.len()];
+    for (i, b) in picture.boxes.iter().enumerate() {
+        b.reads.iter().for_each(|r| readers[*r].push(i));
+    }
+    let is_own = |i: usize| picture.boxes[i].class == "arg" && readers[i].len() == 1;
+    let told: Vec<Vec<String>> = picture
+        .boxes
+        .iter()
+        .map(|b| b.reads.iter().filter(|r| is_own(**r)).map(|r| picture.boxes[*r].lines.join(" ")).collect())
+        .collect();
+    let kept: Vec<usize> =
+        (0..picture.boxes.len()).filter(|i| picture.boxes[*i].class != "arg" || readers[*i].len() > 1).collect();
     let new: BTreeMap<usize, usize> = kept.iter().enumerate().map(|(new, old)| (*old, new)).collect();
-    let moved = |i: &usize| {
-        let b = &picture.boxes[*i];
-        Box { reads: b.reads.iter().map(|r| new[r]).collect(), ..b.clone() }
-    };
-    Picture { boxes: kept.iter().map(moved).collect() }
+    for (b, own) in picture.boxes.iter_mut().zip(told) {
+        if own.len() > NAMED {
+            b.lines.push(format!("\u{25b8} {} arguments of its own", own.len()));
+        } else {
+            b.lines.extend(own.into_iter().map(|a| format!("\u{25b8} {a}")));
+        }
+        b.reads = b.reads.iter().filter_map(|r| new.get(r).copied()).collect();
+    }
+    Picture { boxes: kept.into_iter().map(|i| picture.boxes[i].clone()).collect() }
 }
 
 #[cfg(test)]
