@@ -107,6 +107,10 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
             eprintln!("--ranks writes libraries of stages for the host: leave out --target and --emit");
             return Err(USAGE);
         }
+        if options.locked {
+            eprintln!("--locked is for whole entries: `lode tune` does not measure the stages that --ranks cuts them into");
+            return Err(USAGE);
+        }
         return build_stages(args, &front, &options, &stem);
     }
     let back = |e: pipeline::BackError| common::back_failed(&e);

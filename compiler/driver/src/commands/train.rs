@@ -142,6 +142,12 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
         let declared = &front.program.as_ref().expect("checked by `front`").pipeline;
         let says = declared.ranks.is_some() || declared.replicas.is_some_and(|n| n > 1);
         if asked || (says && !args.on.is_gpu()) {
+            if options.locked {
+                eprintln!(
+                    "--locked is for one process: a lock has the steps of whole entries, and ranks run stages of them, which `lode tune` does not measure"
+                );
+                return Err(common::USAGE);
+            }
             return over_ranks(args, &process, &front, &options, clock);
         }
         if says {
