@@ -332,6 +332,12 @@ pub struct Explain {
     /// A kernel, by its symbol or number: where it comes from, which rules made it, what else there was.
     #[arg(long)]
     pub kernel: Option<String>,
+    /// In the list of kernels, those too that take next to nothing.
+    #[arg(long)]
+    pub all: bool,
+    /// What to compile for: `host` or `sm_90a`.
+    #[arg(long, default_value = "host")]
+    pub target: String,
     /// The run-time dims that costs are for: `B=1,T=128`; by default the lock's, else 64 each.
     #[arg(long, value_delimiter = ',', value_name = "NAME=NUMBER")]
     pub dims: Vec<String>,

@@ -2,6 +2,12 @@
 //!
 //! The optimiser runs a second time here, with explanations turned on: only then does egg keep what a proof needs.
 
+mod describe;
+mod table;
+
+pub use describe::describe;
+pub use table::table;
+
 use crate::{
     buckets,
     commands::viz::label,
@@ -10,15 +16,12 @@ use crate::{
 use base::{DimEnv, Sources, Span, TensorType};
 use graph::{Func, Module, NodeId, Op, Value};
 use hir::Program;
-use library::{Job, Step, Work};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write,
-};
+use library::{Class, Job, Step, Work};
+use std::collections::{BTreeMap, BTreeSet};
 use tile::{
+    Tilings, Tuning,
     cost::{self, Model},
     group::{self, Grouping},
-    tuning,
 };
 
 /// What is computed by a step: a stored value and all that is computed with it.
@@ -26,7 +29,7 @@ use tile::{
 pub struct Row {
     /// Its number in the table.
     pub number: usize,
-    /// The function, `/body` for each loop around.
+    /// The function, with `/body` for each loop around.
     pub func: String,
     /// The op that is stored.
     pub op: String,
@@ -40,13 +43,40 @@ pub struct Row {
     pub estimate: f64,
     /// The time of its bucket in the tuning table, brought to its extents.
     pub measured: Option<f64>,
-    /// The source text of everything it computes.
-    spans: BTreeSet<Span>,
-    /// The ops it computes.
-    inside: Vec<String>,
-    /// The names of its ops with their source text, for what rules made.
-    ops: BTreeSet<(&'static str, Option<Span>)>,
+    /// The type of what it stores.
+    ty: TensorType,
+    /// The ops it computes, the stored one last.
+    members: Vec<Member>,
+    /// Where there are several legal tilings: the problem, and the one that its kernel has.
+    tilings: Vec<(String, String)>,
 }
+
+/// An op that a step computes.
+#[derive(Clone, Debug)]
+struct Member {
+    /// What is known of it wherever it went: its name, its source text, its types.
+    key: Key,
+    label: String,
+    /// Whether it renames elements only.
+    is_view: bool,
+    /// What it would do as a step of its own.
+    job: Option<Job>,
+}
+
+impl Row {
+    /// The symbols of its kernels.
+    fn shown_kernel(&self) -> String {
+        match self.job.class {
+            _ if !self.symbols.is_empty() => self.symbols.join(", "),
+            Class::Product | Class::GroupedProduct | Class::GroupedOuter => "library product".into(),
+            // Such as what a product adds to.
+            _ => "in another step".into(),
+        }
+    }
+}
+
+/// An op as it is known before and after passes that number nodes anew.
+type Key = (&'static str, Option<Span>, Vec<TensorType>);
 
 /// All of a model's kernels.
 pub struct Story<'a> {
@@ -54,11 +84,14 @@ pub struct Story<'a> {
     pub rows: Vec<Row>,
     sources: &'a Sources,
     dims: DimEnv,
+    table: Tuning,
     reports: Vec<egraph::Report>,
+    /// All legal tilings of each problem that has several.
+    tilings: BTreeMap<String, Vec<String>>,
     /// What the steps of each entry's plan do: its name and condition, and operations and bytes of a run. Of a variant, where it runs.
     totals: Vec<(String, f64, f64)>,
-    /// For each node as written: its function, source text, how often it runs and what it does.
-    before: Vec<(String, Option<Span>, i64, Job)>,
+    /// For each node as written, views and constants left out: by its function and number, its source text and what it does.
+    before: BTreeMap<(String, NodeId), (Option<Span>, Job)>,
 }
 
 /// Works out the rows; with `proofs`, what the optimiser did for each.
@@ -76,8 +109,16 @@ pub fn story<'a>(
     let lowered = pipeline::lower(&module, options)?;
     let table = options.tuning();
     let model = Model::new(&table);
-    let mut story =
-        Story { rows: Vec::new(), sources, dims: dims.clone(), reports: Vec::new(), totals: Vec::new(), before: Vec::new() };
+    let mut story = Story {
+        rows: Vec::new(),
+        sources,
+        dims: dims.clone(),
+        table: table.clone(),
+        reports: Vec::new(),
+        tilings: BTreeMap::new(),
+        totals: Vec::new(),
+        before: BTreeMap::new(),
+    };
     for (func, entry) in module.funcs.iter().zip(&lowered.entries) {
         let (flops, bytes) = total(&entry.steps, &entry.buffers, dims);
         story.totals.push((func.name.clone(), flops, bytes));
@@ -90,12 +131,26 @@ pub fn story<'a>(
                 body.nodes.iter().filter(|(id, n)| grouping.root[id.0 as usize] && !matches!(n.op, Op::Repeat(_) | Op::Arg(_)))
             {
                 let launched = lowered.launched.iter().filter(|l| l.func == func.name && l.loops == loops && l.node == id);
-                let symbols: BTreeSet<String> = launched.map(|l| kernel(l.kernel)).collect();
+                let launched: BTreeSet<usize> = launched.map(|l| l.kernel).collect();
+                let symbols: BTreeSet<String> = launched.iter().map(|k| kernel(*k)).collect();
+                let tilings: BTreeSet<(String, String)> = lowered
+                    .tilings
+                    .iter()
+                    .filter(|(.., k)| launched.contains(k))
+                    .map(|(problem, tiling, _)| (problem.clone(), tiling.clone()))
+                    .collect();
                 let Some(job) = work(body, &grouping, id).at(dims) else { continue };
                 let members = members(body, &grouping, id);
-                let spans = members.iter().filter_map(|m| body.nodes[*m].origin).collect();
-                let named = members.iter().map(|m| (body.nodes[*m].op.name(), body.nodes[*m].origin)).collect();
-                let inside = members.iter().filter(|m| **m != id).map(|m| &body.nodes[*m].op);
+                let member = |m: &NodeId| {
+                    let node = &body.nodes[*m];
+                    let operands: Vec<&TensorType> = node.inputs.iter().map(|v| body.ty(*v)).collect();
+                    Member {
+                        key: (node.op.name(), node.origin, node.types.clone()),
+                        label: label(&node.op),
+                        is_view: group::is_layout(&node.op),
+                        job: cost::work(&node.op, &operands, &node.types).at(dims),
+                    }
+                };
                 story.rows.push(Row {
                     number: story.rows.len() + 1,
                     func: name.into(),
@@ -105,9 +160,9 @@ pub fn story<'a>(
                     estimate: model.time(&job),
                     measured: model.measured(&job),
                     job,
-                    spans,
-                    inside: inside.filter(|op| !group::is_layout(op)).map(label).collect(),
-                    ops: named,
+                    ty: node.types[0].clone(),
+                    members: members.iter().map(member).collect(),
+                    tilings: tilings.into_iter().collect(),
                 });
             }
         });
@@ -116,6 +171,13 @@ pub fn story<'a>(
         let plain = Options { no_optimize: true, ..options.clone() };
         let (written, _) = pipeline::middle(program, &plain)?;
         story.before = before(&written, dims);
+        let every = tile::lower_with(&module, pipeline::lowering(options), Tilings::Every).map_err(BackError::Target)?;
+        for (problem, tiling, _) in every.tilings {
+            let all = story.tilings.entry(problem).or_default();
+            if !all.contains(&tiling) {
+                all.push(tiling);
+            }
+        }
         if !options.no_optimize {
             story.reports = buckets::optimize_explained(&written, options).1;
         }
@@ -138,12 +200,11 @@ fn total(steps: &[Step], buffers: &[library::Buffer], dims: &DimEnv) -> (f64, f6
 /// Visits a function and the bodies of its loops: the body, its name, the loops around, how often it runs.
 fn each_body(func: &Func, name: &str, loops: &mut Vec<NodeId>, times: i64, visit: &mut dyn FnMut(&Func, &str, &[NodeId], i64)) {
     visit(func, name, loops, times);
-    for (id, node) in func.nodes.iter() {
-        if let Op::Repeat(r) = &node.op {
-            loops.push(id);
-            each_body(&r.body, &format!("{name}/body"), loops, times * r.count, visit);
-            loops.pop();
-        }
+    let repeats = func.nodes.iter().filter_map(|(id, n)| if let Op::Repeat(r) = &n.op { Some((id, r)) } else { None });
+    for ((id, r), name) in repeats.zip(egraph::body_names(func, name)) {
+        loops.push(id);
+        each_body(&r.body, &name, loops, times * r.count, visit);
+        loops.pop();
     }
 }
 
@@ -183,18 +244,18 @@ fn members(func: &Func, grouping: &Grouping, root: NodeId) -> Vec<NodeId> {
 }
 
 /// What each node does as written, each op a step of its own.
-fn before(module: &Module, dims: &DimEnv) -> Vec<(String, Option<Span>, i64, Job)> {
-    let mut out = Vec::new();
+fn before(module: &Module, dims: &DimEnv) -> BTreeMap<(String, NodeId), (Option<Span>, Job)> {
+    let mut out = BTreeMap::new();
     for func in &module.funcs {
-        each_body(func, &func.name, &mut Vec::new(), 1, &mut |body, name, _, times| {
-            for node in body
-                .nodes
-                .values()
-                .filter(|n| !matches!(n.op, Op::Arg(_) | Op::Const(..) | Op::Repeat(_)) && !group::is_layout(&n.op))
-            {
+        each_body(func, &func.name, &mut Vec::new(), 1, &mut |body, name, _, _| {
+            let computed = |n: &graph::Node| {
+                !matches!(n.op, Op::Arg(_) | Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::Repeat(_))
+                    && !group::is_layout(&n.op)
+            };
+            for (id, node) in body.nodes.iter().filter(|(_, n)| computed(n)) {
                 let operands: Vec<&TensorType> = node.inputs.iter().map(|v| body.ty(*v)).collect();
                 if let Some(job) = cost::work(&node.op, &operands, &node.types).at(dims) {
-                    out.push((name.to_string(), node.origin, times, job));
+                    out.insert((name.to_string(), id), (node.origin, job));
                 }
             }
         });
@@ -202,122 +263,28 @@ fn before(module: &Module, dims: &DimEnv) -> Vec<(String, Option<Span>, i64, Job
     out
 }
 
-fn us(ns: f64) -> String {
-    format!("{:.1}", ns / 1e3)
+/// A time in the unit that reads best. # Units: in, nanoseconds.
+fn time(ns: f64) -> String {
+    match ns {
+        ns if ns < 1e6 => format!("{:.1} µs", ns / 1e3),
+        ns if ns < 1e9 => format!("{:.2} ms", ns / 1e6),
+        ns => format!("{:.2} s", ns / 1e9),
+    }
 }
 
+/// Operations.
+fn operations(n: f64) -> String {
+    let (by, unit) = if n < 1e9 { (1e6, "Mop") } else { (1e9, "Gop") };
+    format!("{:.2} {unit}", n / by)
+}
+
+/// Bytes.
+fn bytes(n: f64) -> String {
+    let (by, unit) = if n < 1048576.0 { (1024.0, "KiB") } else { (1048576.0, "MiB") };
+    format!("{:.1} {unit}", n / by)
+}
+
+/// A file and a line.
 fn place(sources: &Sources, span: Span) -> (String, usize) {
     (sources.get(span.file).name.to_string(), sources.line_col(span).0)
-}
-
-/// The table of all kernels. # Units: µs of one run of the step; Mops and KiB of one run.
-pub fn table(story: &Story) -> String {
-    let mut out = format!("dims {}\n", pipeline::shown(&story.dims));
-    let head = ["#", "function", "op", "kernel", "times", "estimated µs", "measured µs", "Mops", "KiB", "source"];
-    let mut lines: Vec<Vec<String>> = vec![head.map(String::from).to_vec()];
-    for r in &story.rows {
-        let source = r.spans.iter().next().map_or(String::new(), |s| {
-            let (file, line) = place(story.sources, *s);
-            format!("{file}:{line}")
-        });
-        let kernel = if r.symbols.is_empty() { "library".into() } else { r.symbols.join(" ") };
-        lines.push(vec![
-            r.number.to_string(),
-            r.func.clone(),
-            r.op.clone(),
-            kernel,
-            r.times.to_string(),
-            us(r.estimate),
-            r.measured.map_or("-".into(), us),
-            format!("{:.2}", r.job.flops() / 1e6),
-            format!("{:.0}", r.job.bytes() / 1024.0),
-            source,
-        ]);
-    }
-    let width: Vec<usize> = (0..head.len()).map(|i| lines.iter().map(|l| l[i].chars().count()).max().unwrap_or(0)).collect();
-    for line in &lines {
-        let cells: Vec<String> = line
-            .iter()
-            .enumerate()
-            .map(|(i, cell)| {
-                let room = " ".repeat(width[i] - cell.chars().count());
-                // Numbers stand to the right.
-                if (4..9).contains(&i) || i == 0 { format!("{room}{cell}") } else { format!("{cell}{room}") }
-            })
-            .collect();
-        let _ = writeln!(out, "{}", cells.join("  ").trim_end());
-    }
-    let total: f64 = story.rows.iter().map(|r| r.estimate * r.times as f64).sum();
-    for (name, flops, bytes) in &story.totals {
-        let _ = writeln!(out, "plan {name}: {:.2} Mops, {:.1} MiB", flops / 1e6, bytes / f64::from(1 << 20));
-    }
-    let _ = writeln!(out, "{} steps; all functions once: {} µs estimated", story.rows.len(), us(total));
-    out
-}
-
-/// Everything about one kernel.
-pub fn describe(story: &Story, r: &Row) -> String {
-    let kernel = if r.symbols.is_empty() { "a product of the device's library".into() } else { r.symbols.join(", ") };
-    let mut out = format!("{} in {}: {} [{kernel}]\n", r.number, r.func, r.op);
-    if !r.inside.is_empty() {
-        let mut count: BTreeMap<&str, usize> = BTreeMap::new();
-        r.inside.iter().for_each(|op| *count.entry(op).or_default() += 1);
-        let all: Vec<String> = count.iter().map(|(op, n)| if *n > 1 { format!("{op} ×{n}") } else { (*op).into() }).collect();
-        let _ = writeln!(out, "  with {}", all.join(", "));
-    }
-    let _ = writeln!(out, "  runs {} times for {}: {}", r.times, pipeline::shown(&story.dims), tuning::show(&r.job));
-    let measured = r.measured.map_or("not measured".into(), |ns| format!("{} µs measured", us(ns)));
-    let _ = writeln!(out, "  {} µs estimated, {measured}", us(r.estimate));
-    let _ = writeln!(out, "source");
-    let lines: BTreeSet<(String, usize)> = r.spans.iter().map(|s| place(story.sources, *s)).collect();
-    for (file, line) in &lines {
-        let text = r.spans.iter().find(|s| place(story.sources, **s) == (file.clone(), *line));
-        let text = text.and_then(|s| story.sources.get(s.file).text.lines().nth(line - 1)).unwrap_or("").trim();
-        let _ = writeln!(out, "  {file}:{line}: {text}");
-    }
-    let own: Vec<&egraph::Report> = story.reports.iter().filter(|x| x.func == r.func).collect();
-    let _ = writeln!(out, "rules");
-    let made: Vec<&egraph::Step> = own.iter().flat_map(|x| &x.chosen).filter(|s| r.ops.contains(&(s.op, s.origin))).collect();
-    if made.is_empty() {
-        let _ = writeln!(out, "  none: as written");
-    }
-    let mut said = BTreeSet::new();
-    for s in made {
-        let proof = if s.proof.is_empty() { "made on the way to another".into() } else { s.proof.join(", then ") };
-        if said.insert((s.op, s.rule, proof.clone())) {
-            let _ = writeln!(out, "  {} by {}; proof: {proof}", s.op, s.rule);
-        }
-    }
-    let _ = writeln!(out, "alternatives, by the cost of the whole function");
-    let mut others: Vec<(f64, String)> = Vec::new();
-    for x in &own {
-        for a in x.alternatives.iter().filter(|a| a.origin.is_some_and(|o| r.spans.contains(&o))) {
-            others.push((a.cost - x.cost.1, format!("{} {}", a.op, a.rule.map_or("as written".into(), |r| format!("by {r}")))));
-        }
-    }
-    others.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
-    others.dedup();
-    if others.is_empty() {
-        let _ = writeln!(out, "  none");
-    }
-    for (more, what) in others.iter().take(8) {
-        let _ = writeln!(out, "  {what}: {}{} µs", if *more < 0.0 { "−" } else { "+" }, us(more.abs()));
-    }
-    let before: Vec<&Job> = story
-        .before
-        .iter()
-        .filter(|(f, o, ..)| *f == r.func.split('@').next().unwrap_or("") && o.is_some_and(|o| r.spans.contains(&o)))
-        .map(|(.., j)| j)
-        .collect();
-    let sum = |f: fn(&Job) -> f64| before.iter().map(|j| f(j)).sum::<f64>();
-    let _ = writeln!(
-        out,
-        "before, an op a step: {:.3} Mops, {:.1} KiB in {} ops; now: {:.3} Mops, {:.1} KiB",
-        sum(Job::flops) / 1e6,
-        sum(Job::bytes) / 1024.0,
-        before.len(),
-        r.job.flops() / 1e6,
-        r.job.bytes() / 1024.0
-    );
-    out
 }

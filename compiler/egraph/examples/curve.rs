@@ -66,7 +66,8 @@ fn model(name: &str, broken: &mut Vec<String>) {
 
 /// A function and the bodies of its loops, inner ones first.
 fn scopes<'a>(func: &'a Func, path: &str, found: &mut Vec<(String, &'a Func)>) {
-    func.nodes.values().filter_map(|n| n.op.body()).for_each(|b| scopes(b, &format!("{path}/body"), found));
+    let bodies = func.nodes.values().filter_map(|n| n.op.body());
+    bodies.zip(egraph::body_names(func, path)).for_each(|(b, name)| scopes(b, &name, found));
     found.push((path.into(), func));
 }
 

@@ -12,7 +12,7 @@ use crate::{
 use base::{Span, TensorType};
 use egg::{EGraph, Id};
 use graph::{Func, Node, NodeId, Op, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How an op meets memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -391,6 +391,10 @@ pub struct Extracted {
     pub func: Func,
     /// The nodes that a rule made.
     pub by_rule: Vec<Made>,
+    /// The place of the class of each node.
+    pub classes: BTreeMap<NodeId, usize>,
+    /// The places of all classes that it computes.
+    pub needed: BTreeSet<usize>,
 }
 
 /// A node that a rule made.
@@ -433,9 +437,10 @@ impl Space<'_> {
             values[*class] = vec![out.arg(&arg.name, arg.role, ty.clone())];
         }
         let rules = self.rules();
-        let mut by_rule = Vec::new();
+        let (mut by_rule, mut of_nodes) = (Vec::new(), BTreeMap::new());
         let roots: Vec<usize> = outputs.iter().map(|(_, c)| *c).collect();
         let order = self.order(choice, &roots).unwrap_or_else(|| base::bug!("the extracted program has a cycle"));
+        let needed = order.iter().copied().collect();
         for class in order {
             if !values[class].is_empty() {
                 continue;
@@ -449,6 +454,7 @@ impl Space<'_> {
                     let op = self.egraph.analysis.op(candidate.node.head).expect("a head with an op").into_owned();
                     let inputs = candidate.children.iter().map(|c| values[*c][0]).collect();
                     let node = out.nodes.push(Node { op, inputs, types: fact.types.clone(), origin: fact.origin });
+                    of_nodes.insert(node, class);
                     if let Some(rule) = rules.get(candidate.node) {
                         by_rule.push(Made { node, rule: *rule, e_node: candidate.node.clone(), class });
                     }
@@ -459,25 +465,42 @@ impl Space<'_> {
         for (o, class) in outputs {
             out.output(&o.name, o.role, values[*class][0]);
         }
-        Extracted { func: out, by_rule }
+        Extracted { func: out, by_rule, classes: of_nodes, needed }
     }
 
-    /// For each class that is needed, computed in memory and could be computed otherwise: the class, what the program costs with each other
-    /// choice, and the rule that the choice is by (`None`: as written).
+    /// For each class that is needed, is no view and could be computed otherwise: each other choice.
     pub fn alternatives(&self, choice: &Choice, outputs: &[usize]) -> Vec<Alternative> {
         let rules = self.rules();
         let mut found = Vec::new();
         for class in self.order(choice, outputs).unwrap_or_default() {
+            let chosen = self.chosen(choice, class).expect("all that is needed is chosen");
             for (i, candidate) in self.options[class].iter().enumerate() {
                 let mut other = choice.clone();
                 other.0[class] = Some(i as u32);
                 let cost = self.total(&other, outputs);
-                if other == *choice || candidate.place == Place::View || cost.is_infinite() {
+                let (Some(op), Some(instead_of)) =
+                    (self.egraph.analysis.op(candidate.node.head), self.egraph.analysis.op(chosen.node.head))
+                else {
+                    continue;
+                };
+                let rule = rules.get(candidate.node).copied();
+                // One view in place of another says nothing; a view of what a rule makes may.
+                let is_other_view = candidate.place == Place::View && (chosen.place == Place::View || rule.is_none());
+                if other == *choice || is_other_view || cost.is_infinite() {
                     continue;
                 }
-                let op = self.egraph.analysis.op(candidate.node.head).map_or("result", |op| op.name());
-                let origin = self.egraph[self.ids[class]].data.origin;
-                found.push(Alternative { origin, op, rule: rules.get(candidate.node).copied(), cost });
+                let types = |classes: &[usize]| classes.iter().map(|c| self.egraph[self.ids[*c]].data.types[0].clone()).collect();
+                let fact = &self.egraph[self.ids[class]].data;
+                found.push(Alternative {
+                    class,
+                    origin: fact.origin,
+                    instead_of: instead_of.name(),
+                    op: op.into_owned(),
+                    operands: types(&candidate.children),
+                    results: fact.types.clone(),
+                    rule,
+                    cost,
+                });
             }
         }
         found
@@ -487,10 +510,18 @@ impl Space<'_> {
 /// What could have been chosen instead.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Alternative {
+    /// The place of the class.
+    pub class: usize,
     /// The source text of the value.
     pub origin: Option<Span>,
+    /// The op that was chosen.
+    pub instead_of: &'static str,
     /// The op that would compute it.
-    pub op: &'static str,
+    pub op: Op,
+    /// The types of its operands.
+    pub operands: Vec<TensorType>,
+    /// The types of its results.
+    pub results: Vec<TensorType>,
     /// The place of the rule that found it; `None` if it is as written.
     pub rule: Option<usize>,
     /// What the whole function would cost.

@@ -7,6 +7,7 @@
 
 mod contraction;
 mod extract;
+mod history;
 mod language;
 mod merge;
 mod proof;
@@ -20,11 +21,12 @@ pub use rewrite::Growth;
 use base::{DimEnv, Span, TensorType};
 use egg::{EGraph, Id};
 use extract::Space;
-use graph::{Func, Module, Op, Value};
+use graph::{Func, Module, NodeId, Op, Value};
+use history::History;
 use language::{ENode, Facts, Head};
 use routing::Routing;
 use rules::{Class, How, Rule};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What an op costs: op, operand types, result types. Storing a value that is otherwise computed where it is read is asked for as a
 /// `concat` of one operand. # Units: any, the same for all.
@@ -54,7 +56,7 @@ impl Default for Options {
 /// What happened in one function body.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// The function, with `/body` for each `repeat` around it.
+    /// The function, with what [`body_names`] says for each `repeat` around it.
     pub func: String,
     /// Cost before and after.
     pub cost: (f64, f64),
@@ -77,9 +79,13 @@ pub struct Step {
     pub op: &'static str,
     /// The source text.
     pub origin: Option<Span>,
+    /// The types of its results.
+    pub types: Vec<TensorType>,
     /// With [`Options::explain`], the rules of egg's proof that it equals what was written, in order, each once. Empty if it equals no value
     /// of the program as it came, but is a part of one that does.
     pub proof: Vec<String>,
+    /// With [`Options::explain`], the nodes of the function as it came in place of which it stands; of a part, those of what it is a part of.
+    pub replaced: BTreeSet<NodeId>,
 }
 
 /// An op that could compute a value instead.
@@ -88,9 +94,17 @@ pub struct Alternative {
     /// The rule that found it; `None` if it is as written.
     pub rule: Option<&'static str>,
     /// The op.
-    pub op: &'static str,
+    pub op: Op,
+    /// The types of its operands.
+    pub operands: Vec<TensorType>,
+    /// The types of its results.
+    pub results: Vec<TensorType>,
+    /// The op that was chosen.
+    pub instead_of: &'static str,
     /// The source text of the value.
     pub origin: Option<Span>,
+    /// The nodes of the function as it came that compute the value.
+    pub written: BTreeSet<NodeId>,
     /// What the function would cost with it.
     pub cost: f64,
 }
@@ -105,6 +119,12 @@ pub fn optimize(module: &Module, cost: Cost, options: &Options) -> (Module, Vec<
         *func = run.func(func, &name, Vec::new());
     }
     (out, run.reports)
+}
+
+/// What reports call the bodies of a function's loops, in order: `name/body`, numbered if there are several.
+pub fn body_names(func: &Func, name: &str) -> Vec<String> {
+    let count = func.nodes.values().filter(|n| matches!(n.op, Op::Repeat(_))).count();
+    (1..=count).map(|k| if count == 1 { format!("{name}/body") } else { format!("{name}/body{k}") }).collect()
 }
 
 /// The cost of a function as it is.
@@ -126,10 +146,11 @@ impl Run<'_> {
     /// A function, with the arguments that are known to be of routings.
     fn func(&mut self, func: &Func, name: &str, routings: Vec<Routing>) -> Func {
         let mut func = func.clone();
+        let mut names = body_names(&func, name).into_iter();
         for id in func.nodes.ids() {
             let of_body = routing::routings(&func, id);
             let Op::Repeat(r) = &mut func.nodes[id].op else { continue };
-            let body_name = format!("{name}/body");
+            let body_name = names.next().expect("a name for each loop");
             let same = |(before, of, ..): &&(Func, Vec<Routing>, Func, Vec<Report>)| *before == r.body && *of == of_body;
             if let Some((_, _, after, reports)) = self.bodies.iter().find(same) {
                 let again =
@@ -152,7 +173,7 @@ impl Run<'_> {
 
 fn optimize_func(func: Func, name: &str, routings: Vec<Routing>, run: &Run) -> (Func, Report) {
     let (table, cost, options) = (&run.table, run.cost, run.options);
-    let Built { mut egraph, classes, nodes } = build(&func, options);
+    let Built { mut egraph, classes, nodes, ops } = build(&func, options);
     egraph.analysis.routings = routings;
     let nodes_before = egraph.total_size();
     let fired = grow(&mut egraph, table, options);
@@ -173,11 +194,16 @@ fn optimize_func(func: Func, name: &str, routings: Vec<Routing>, run: &Run) -> (
         chosen: Vec::new(),
         alternatives: Vec::new(),
     };
-    if options.explain {
+    let history = options.explain.then(|| History::new(&func, &space, &classes, &ops, &result));
+    if let Some(history) = &history {
         let name = |a: extract::Alternative| Alternative {
             rule: a.rule.map(|r| table[r].name),
             op: a.op,
+            operands: a.operands,
+            results: a.results,
+            instead_of: a.instead_of,
             origin: a.origin,
+            written: history.written.get(&a.class).cloned().unwrap_or_default(),
             cost: a.cost,
         };
         report.alternatives = space.alternatives(&choice, &outputs).into_iter().map(name).collect();
@@ -186,7 +212,14 @@ fn optimize_func(func: Func, name: &str, routings: Vec<Routing>, run: &Run) -> (
         let made: Vec<(ENode, Id)> = result.by_rule.iter().map(|m| (m.e_node.clone(), space.id(m.class))).collect();
         let step = |m: &extract::Made| {
             let node = &result.func.nodes[m.node];
-            Step { rule: table[m.rule].name, op: node.op.name(), origin: node.origin, proof: Vec::new() }
+            Step {
+                rule: table[m.rule].name,
+                op: node.op.name(),
+                origin: node.origin,
+                types: node.types.clone(),
+                proof: Vec::new(),
+                replaced: history.as_ref().and_then(|h| h.replaced.get(&m.node)).cloned().unwrap_or_default(),
+            }
         };
         report.chosen = result.by_rule.iter().map(step).collect();
         if options.explain {
@@ -220,6 +253,8 @@ struct Built {
     classes: BTreeMap<Value, Id>,
     /// The e-nodes as they came, with their classes.
     nodes: Vec<(Id, ENode)>,
+    /// The class of each node's op, which is that of its value if it has one.
+    ops: Vec<Id>,
 }
 
 fn build(func: &Func, options: &Options) -> Built {
@@ -228,7 +263,7 @@ fn build(func: &Func, options: &Options) -> Built {
         egraph = egraph.with_explanations_enabled().without_explanation_length_optimization();
     }
     let mut classes: BTreeMap<Value, Id> = BTreeMap::new();
-    let mut nodes = Vec::new();
+    let (mut nodes, mut ops) = (Vec::new(), Vec::new());
     for (id, node) in func.nodes.iter() {
         let children: Vec<Id> = node.inputs.iter().map(|v| classes[v]).collect();
         egraph.analysis.origin = node.origin;
@@ -241,6 +276,7 @@ fn build(func: &Func, options: &Options) -> Built {
         };
         let whole = ENode { head, children };
         let class = egraph.add(whole.clone());
+        ops.push(class);
         nodes.push((class, whole));
         for index in 0..node.types.len() as u32 {
             let value = Value { node: id, index };
@@ -259,7 +295,7 @@ fn build(func: &Func, options: &Options) -> Built {
     egraph.analysis.origin = None;
     egraph.analysis.outputs = func.outputs.iter().map(|o| classes[&o.value]).collect();
     egraph.rebuild();
-    Built { egraph, classes, nodes }
+    Built { egraph, classes, nodes, ops }
 }
 
 #[cfg(test)]

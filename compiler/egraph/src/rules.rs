@@ -30,6 +30,17 @@ pub enum Class {
     ChangesIntermediate,
 }
 
+impl Class {
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Exact => "exact",
+            Class::Reassociates => "re-associates",
+            Class::ChangesIntermediate => "changes precision",
+        }
+    }
+}
+
 /// A family of rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
@@ -118,6 +129,13 @@ pub fn all() -> Vec<Rule> {
     all.extend(rows::rules());
     all.extend([join("contract-of-shared-operand"), join("grouped-contract-of-shared-operand")]);
     all
+}
+
+/// The law of a rule in short, as the page of the rules has it.
+pub fn law(name: &str) -> &'static str {
+    let quoted = format!("`{name}`");
+    let row = include_str!("../../../docs/optimiser.md").lines().find(|l| l.starts_with("| ") && l.contains(&quoted));
+    row.and_then(|l| l.split('|').nth(4)).map_or("", str::trim)
 }
 
 /// A line of a table of directed rules.

@@ -185,6 +185,7 @@ fn the_page_and_the_table_name_the_same_rules() {
     let page = include_str!("../../../docs/optimiser.md");
     let named = rules::all().iter().map(|r| format!("`{}`", r.name)).collect::<Vec<_>>();
     named.iter().for_each(|n| assert!(page.contains(n.as_str()), "{n} is not on the page"));
+    rules::all().iter().for_each(|r| assert!(rules::law(r.name).len() > 4, "no law of {}", r.name));
     let rows = page.lines().filter(|l| l.starts_with("| ") && !l.starts_with("| family"));
     let on_page: usize = rows.filter_map(|l| l.split('|').nth(2)).map(|cell| cell.matches('`').count() / 2).sum();
     assert_eq!(on_page, named.len());
@@ -384,7 +385,17 @@ fn what_made_an_op_and_what_else_there_was() {
     let made: Vec<(&str, &str)> = r.chosen.iter().map(|s| (s.rule, s.op)).collect();
     let rule = "contract-of-shared-operand";
     assert_eq!(made, [(rule, "concat"), (rule, "contract"), (rule, "slice"), (rule, "slice")]);
+    // The joined product is both products, each slice its own; the joined weights are part of the joined product.
+    let old: BTreeSet<NodeId> = module.funcs[0].nodes.iter().filter(|(_, n)| n.op.name() == "contract").map(|(i, _)| i).collect();
+    let sizes: Vec<usize> = r.chosen.iter().map(|s| s.replaced.len()).collect();
+    assert_eq!(sizes, [2, 2, 1, 1]);
+    assert!(r.chosen.iter().all(|s| s.replaced.is_subset(&old)));
     assert_eq!(r.alternatives.len(), 2, "{:?}", r.alternatives);
+    assert!(r.alternatives.iter().all(|a| a.instead_of == "slice" && a.written.is_subset(&old) && a.operands.len() == 2));
     // One product by itself beside the joined one is dearer than what was chosen.
-    assert!(r.alternatives.iter().all(|a| a.rule.is_none() && a.op == "contract" && a.cost > r.cost.1), "{:?}", r.alternatives);
+    assert!(
+        r.alternatives.iter().all(|a| a.rule.is_none() && a.op.name() == "contract" && a.cost > r.cost.1),
+        "{:?}",
+        r.alternatives
+    );
 }

@@ -33,7 +33,15 @@ pub fn run(args: &Explain, format: MessageFormat) -> u8 {
 }
 
 fn model(args: &Explain, format: MessageFormat) -> Result<(), u8> {
-    let options = Options { overrides: common::overrides(&args.what)?, locked: args.what.locked, ..Options::default() };
+    let gpu = match args.target.as_str() {
+        library::HOST => false,
+        library::SM_90A => true,
+        other => {
+            eprintln!("there is no target '{other}'; there are {} {}", library::HOST, library::SM_90A);
+            return Err(USAGE);
+        }
+    };
+    let options = Options { overrides: common::overrides(&args.what)?, gpu, locked: args.what.locked, ..Options::default() };
     let front = common::front(&args.what, &options, format)?;
     let options = common::with_lock(&front, &options)?;
     let program = front.program.as_ref().expect("checked by `front`");
@@ -45,7 +53,7 @@ fn model(args: &Explain, format: MessageFormat) -> Result<(), u8> {
     let story =
         kernels::story(program, &front.sources, &options, &dims, args.kernel.is_some()).map_err(|e| common::back_failed(&e))?;
     let Some(kernel) = &args.kernel else {
-        put!("{}", kernels::table(&story));
+        put!("{}", kernels::table(&story, args.all));
         return Ok(());
     };
     let is_it = |r: &&Row| r.number.to_string() == *kernel || r.symbols.iter().any(|s| s == kernel);
@@ -54,6 +62,7 @@ fn model(args: &Explain, format: MessageFormat) -> Result<(), u8> {
         eprintln!("there is no kernel '{kernel}': `lode explain {}` lists them by number and symbol", args.what.file.display());
         return Err(USAGE);
     }
-    found.iter().for_each(|r| put!("{}", kernels::describe(&story, r)));
+    let all: Vec<String> = found.iter().map(|r| kernels::describe(&story, r)).collect();
+    put!("{}", all.join("\n"));
     Ok(())
 }

@@ -204,11 +204,9 @@ impl Search {
             let best = tried.iter().min_by(|a, b| a.ns.total_cmp(&b.ns)).expect("one was pushed");
             self.lock.tilings.insert(problem.clone(), best.tiling.clone());
         }
-        // The mean of the jobs of a bucket, as their ratios to the roofline.
-        let ratio = |(job, ns): (&Job, &f64)| (ns / tile::cost::roofline(&self.lock, job)).ln();
-        let mean = of_bucket.iter().map(ratio).sum::<f64>() / of_bucket.len() as f64;
-        let at = tile::cost::roofline(&self.lock, &m.job) * mean.exp();
-        self.lock.note(&m.job, at);
+        let of_bucket: Vec<(&Job, f64)> = of_bucket.iter().map(|(job, ns)| (job, *ns)).collect();
+        let ns = self.lock.in_bucket(&of_bucket);
+        self.lock.times.insert(tuning::bucket(&m.job), ns);
         self.rates.launch_ns = Some(self.rates.launch_ns.unwrap_or(f64::INFINITY).min(m.ns));
         if matches!(m.job.class, Class::Fused | Class::Copy) && m.job.bytes() > LARGE_BYTES {
             self.rates.bytes_per_ns = self.rates.bytes_per_ns.max(m.job.bytes() / m.ns);
@@ -219,7 +217,8 @@ impl Search {
         }
     }
 
-    /// The table at `path`, or the shipped one, with what was found: the greater rate of both, and the times.
+    /// The table at `path`, or the shipped one, with what was found: the greater rate of both, and the shorter time. What else a machine does
+    /// makes times longer and never shorter, so that a table gets better with each run.
     fn table(&self, path: &Path) -> Result<Tuning, u8> {
         let mut table = match std::fs::read_to_string(path) {
             Ok(text) => Tuning::parse(&text, &path.display().to_string()).map_err(|e| common::fail_with(&e))?,
@@ -235,10 +234,10 @@ impl Search {
             *known = known.max(round(*rate));
         }
         for (bucket, of) in &self.samples {
-            let ratio = |(job, ns): (&Job, &f64)| (ns / tile::cost::roofline(&table, job)).ln();
-            let mean = of.iter().map(ratio).sum::<f64>() / of.len() as f64;
-            let ns = tile::cost::roofline(&table, bucket) * mean.exp();
-            table.times.insert(bucket.clone(), ns.round().max(1.0) as u64);
+            let steps: Vec<(&Job, f64)> = of.iter().map(|(job, ns)| (job, *ns)).collect();
+            let ns = table.in_bucket(&steps);
+            let least = table.times.entry(bucket.clone()).or_insert(u64::MAX);
+            *least = (*least).min(ns);
         }
         table.tilings.clear();
         Ok(table)
