@@ -4,7 +4,7 @@
 
 use super::{
     Class, Family, How, Rule,
-    regions::{Inside, region},
+    regions::{Inside, depends, region},
 };
 use crate::rewrite::{Site, Term};
 use egg::Id;
@@ -71,20 +71,6 @@ fn ends(site: &Site, products: &Products) -> Vec<Id> {
     }
     ends.sort();
     ends
-}
-
-/// Whether a class can be computed from one of the others.
-fn depends(site: &Site, class: Id, on: &BTreeSet<Id>) -> bool {
-    let (mut seen, mut open) = (BTreeSet::new(), vec![site.egraph.find(class)]);
-    while let Some(c) = open.pop() {
-        if on.contains(&c) {
-            return true;
-        }
-        if seen.insert(c) {
-            open.extend(site.egraph[c].nodes.iter().flat_map(|n| &n.children).map(|x| site.egraph.find(*x)));
-        }
-    }
-    false
 }
 
 /// The part of a region that follows its products.
@@ -184,13 +170,7 @@ fn map_of_grouped_contracts(site: &Site) -> Vec<(Id, Term)> {
         for kept in [false, true] {
             let products = used.iter().map(|(c, _)| *c).filter(|_| kept);
             let results: Vec<Id> = results.iter().copied().chain(products).collect();
-            let whole = region(site, Form::Product, &order, &results);
-            match &results[..] {
-                [only] => found.push((*only, whole)),
-                several => {
-                    found.extend(several.iter().enumerate().map(|(i, c)| (*c, Term::Result(i as u32, Box::new(whole.clone())))))
-                }
-            }
+            found.extend(region(site, Form::Product, &order, &results).terms());
         }
     }
     found

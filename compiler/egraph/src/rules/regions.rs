@@ -124,8 +124,41 @@ impl Cut<'_> {
 /// A class of a region, with the op that computes it inside; none for what the region takes.
 pub(super) type Inside = (Id, Option<(Op, Vec<Id>)>);
 
+/// Whether a class can be computed from one of the others.
+pub(super) fn depends(site: &Site, class: Id, on: &BTreeSet<Id>) -> bool {
+    let (mut seen, mut open) = (BTreeSet::new(), vec![site.egraph.find(class)]);
+    while let Some(c) = open.pop() {
+        if on.contains(&c) {
+            return true;
+        }
+        if seen.insert(c) {
+            open.extend(site.egraph[c].nodes.iter().flat_map(|n| &n.children).map(|x| site.egraph.find(*x)));
+        }
+    }
+    false
+}
+
+/// A region that was cut out.
+pub(super) struct Region {
+    /// The op.
+    pub fused: Fused,
+    operands: Vec<Term>,
+    results: Vec<Id>,
+}
+
+impl Region {
+    /// The classes that it computes.
+    pub fn terms(self) -> Vec<(Id, Term)> {
+        let term = Term::Op(Op::Fused(Box::new(self.fused)), self.operands);
+        match self.results[..] {
+            [only] => vec![(only, term)],
+            _ => self.results.into_iter().zip(0..).map(|(class, i)| (class, Term::Result(i, Box::new(term.clone())))).collect(),
+        }
+    }
+}
+
 /// The region of these classes, operands first, that gives `results`.
-pub(super) fn region(site: &Site, form: Form, order: &[Inside], results: &[Id]) -> Term {
+pub(super) fn region(site: &Site, form: Form, order: &[Inside], results: &[Id]) -> Region {
     let mut body = Func::new("body");
     let mut values: BTreeMap<Id, Value> = BTreeMap::new();
     let mut operands = Vec::new();
@@ -143,7 +176,7 @@ pub(super) fn region(site: &Site, form: Form, order: &[Inside], results: &[Id]) 
     for (i, class) in results.iter().enumerate() {
         body.output(&format!("y{i}"), Role::Inner, values[class]);
     }
-    Term::Op(Op::Fused(Box::new(Fused { form, body })), operands)
+    Region { fused: Fused { form, body }, operands, results: results.to_vec() }
 }
 
 // topₖ(f(q·k)): each row keeps its best so far while its scores are computed; no row of scores is whole in memory. Where a score belongs to a
@@ -162,5 +195,5 @@ fn topk_of_scores(site: &Site) -> Vec<(Id, Term)> {
     }
     let mut order = cut.order;
     order.push((site.class, Some((site.op.clone(), site.children.to_vec()))));
-    vec![(site.class, region(site, Form::Select, &order, &[site.class]))]
+    region(site, Form::Select, &order, &[site.class]).terms()
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Class, Family, How, Rule,
-    regions::{Inside, region},
+    regions::{Inside, depends, region},
 };
 use crate::rewrite::{Site, Term};
 use base::Dim;
@@ -126,20 +126,6 @@ impl Rows<'_> {
     }
 }
 
-/// Whether a class can be computed from one of the others.
-fn depends(site: &Site, class: Id, on: &BTreeSet<Id>) -> bool {
-    let (mut seen, mut open) = (BTreeSet::new(), vec![class]);
-    while let Some(c) = open.pop() {
-        if on.contains(&c) {
-            return true;
-        }
-        if seen.insert(c) {
-            open.extend(site.egraph[c].nodes.iter().flat_map(|n| &n.children).map(|x| site.egraph.find(*x)));
-        }
-    }
-    false
-}
-
 // topₖ(f(s)), and what is computed of a row's scores and choices: one operator for each row, from scores to the weights of what is chosen. Where a row has few
 // numbers and none reads another's; values that something outside reads are its results.
 fn topk_of_rows(site: &Site) -> Vec<(Id, Term)> {
@@ -185,11 +171,7 @@ fn topk_of_rows(site: &Site) -> Vec<(Id, Term)> {
     if r.num_ops < 2 || results.is_empty() || results.len() > MOST_RESULTS {
         return Vec::new();
     }
-    let whole = region(site, Form::Rows, &r.order, &results);
-    match &results[..] {
-        [only] => vec![(*only, whole)],
-        several => several.iter().enumerate().map(|(i, c)| (*c, Term::Result(i as u32, Box::new(whole.clone())))).collect(),
-    }
+    region(site, Form::Rows, &r.order, &results).terms()
 }
 
 /// What renames elements, or is the same everywhere.

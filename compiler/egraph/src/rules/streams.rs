@@ -2,12 +2,15 @@
 //! chunks, so that no logit is stored. As with all regions what is inside is computed as it would be outside, and a target's cost says whether it
 //! is worth it.
 
-use super::{Class, Family, How, Rule};
+use super::{
+    Class, Family, How, Rule,
+    regions::{Inside, region},
+};
 use crate::rewrite::{Site, Term};
 use egg::Id;
 use graph::{
-    Func, Op, Role, Value,
-    op::{Form, Fused, ReduceFn},
+    Op,
+    op::{Form, ReduceFn},
     passes::{CHUNK, Stream},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,11 +21,11 @@ pub fn rules() -> Vec<Rule> {
     vec![Rule { name: "reduce-of-streamed", family: Family::Heads, class: Class::Exact, how }]
 }
 
-/// The ops of a region, as they were found; and how many classes have to be computed.
+/// The ops of a region, as they were found.
 #[derive(Clone, Default)]
 struct Found {
     /// Classes, operands first, with the op that computes each; none for what the region takes.
-    order: Vec<(Id, Option<(Op, Vec<Id>)>)>,
+    order: Vec<Inside>,
 }
 
 impl Found {
@@ -171,32 +174,11 @@ fn reduce_of_streamed(site: &Site) -> Vec<(Id, Term)> {
     }
     found.order.push((walk.find(site.class), Some((site.op.clone(), vec![walk.find(*x)]))));
 
-    let mut body = Func::new("body");
-    let mut values: BTreeMap<Id, Value> = BTreeMap::new();
-    let mut operands = Vec::new();
-    for (class, _) in found.order.iter().filter(|(_, op)| op.is_none()) {
-        values.insert(*class, body.arg(&format!("x{}", operands.len()), Role::Inner, site.ty_of(*class).clone()));
-        operands.push(Term::from(*class));
-    }
-    let mut results = Vec::new();
-    for (class, op) in &found.order {
-        let Some((op, of)) = op else { continue };
-        let inputs: Vec<Value> = of.iter().map(|c| values[c]).collect();
-        let node = body.add(op.clone(), &inputs, None).unwrap_or_else(|e| base::bug!("a region of misfits: {e}"));
-        let value = Value { node, index: 0 };
-        values.insert(*class, value);
-        if matches!(op, Op::Reduce(..)) {
-            body.output(&format!("y{}", results.len()), Role::Inner, value);
-            results.push(*class);
-        }
-    }
-    let region = Fused { form: Form::Stream, body };
-    if Stream::of(&region, CHUNK).is_none() {
+    let reduced = found.order.iter().filter(|(_, op)| matches!(op, Some((Op::Reduce(..), _))));
+    let results: Vec<Id> = reduced.map(|(class, _)| *class).collect();
+    let region = region(site, Form::Stream, &found.order, &results);
+    if Stream::of(&region.fused, CHUNK).is_none() {
         return Vec::new();
     }
-    let term = Term::Op(Op::Fused(Box::new(region)), operands);
-    match results[..] {
-        [only] => vec![(only, term)],
-        _ => results.into_iter().zip(0..).map(|(class, i)| (class, Term::Result(i, Box::new(term.clone())))).collect(),
-    }
+    region.terms()
 }

@@ -499,14 +499,28 @@ impl Fuser<'_> {
 
 /// The kernel; `places` are where the operands are.
 pub fn select(s: &Select, places: &[StridedView], target: &StridedView) -> Fused {
+    emitted(s, places, target, |f| {
+        Emit::new(s, f, None).block(f);
+        Some(())
+    })
+    .expect("it takes every region")
+}
+
+/// The kernel that is written with the operands where they are, if it can be.
+fn emitted(
+    s: &Select,
+    places: &[StridedView],
+    target: &StridedView,
+    write: impl FnOnce(&mut Fuser) -> Option<()>,
+) -> Option<Fused> {
     let n = s.func.nodes.len();
     let grouping = Grouping { root: vec![false; n], reads: vec![Vec::new(); n] };
     let mut all: Vec<Vec<Option<StridedView>>> = s.func.nodes.values().map(|n| vec![None; n.types.len()]).collect();
     places.iter().enumerate().for_each(|(i, p)| all[i][0] = Some(p.clone()));
     let scene = Scene { func: s.func, grouping: &grouping, places: &all };
     let mut f = Fuser::new(&scene, s.func.outputs[0].value, target);
-    Emit::new(s, &mut f, None).block(&mut f);
-    f.finish()
+    write(&mut f)?;
+    Some(f.finish())
 }
 
 /// Sizes and memory of the kernel.

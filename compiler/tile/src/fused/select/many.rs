@@ -10,10 +10,9 @@
 //! [queries, keys], line [queries, candidates], the best [queries, k] and where they are. Lists grow by a lane for each query; a chunk none of whose
 //! candidates beats a list's last is passed over.
 
-use super::{Chunk, Emit, Fold, Fused, Fuser, Need, SOME, Select, TILE, combine, neutral};
+use super::{Chunk, Emit, Fold, Fused, Fuser, Need, SOME, Select, TILE, combine, emitted, neutral};
 use crate::{
-    fused::Scene,
-    group::{Grouping, is_layout},
+    group::is_layout,
     ir::{Axis, COPY_ALIGN, Copy, Expr, LoopKind, Mem, Stmt},
     kernels::{
         build::{Build, tile, transposed},
@@ -33,15 +32,10 @@ const MOST_KEYS: i64 = 256;
 
 /// The kernel, if operands lie so that rectangles of them can be copied.
 pub fn select_many(s: &Select, places: &[StridedView], target: &StridedView) -> Option<Fused> {
-    let n = s.func.nodes.len();
-    let grouping = Grouping { root: vec![false; n], reads: vec![Vec::new(); n] };
-    let mut all: Vec<Vec<Option<StridedView>>> = s.func.nodes.values().map(|n| vec![None; n.types.len()]).collect();
-    places.iter().enumerate().for_each(|(i, p)| all[i][0] = Some(p.clone()));
-    let scene = Scene { func: s.func, grouping: &grouping, places: &all };
-    let mut f = Fuser::new(&scene, s.func.outputs[0].value, target);
-    let emit = Many::new(s, places, &mut f)?;
-    emit.block(&mut f);
-    Some(f.finish())
+    emitted(s, places, target, |f| {
+        Many::new(s, places, f)?.block(f);
+        Some(())
+    })
 }
 
 /// An operand of the product where it lies: its letters in the order of a copy's axes, without those of one index.
