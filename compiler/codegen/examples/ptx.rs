@@ -13,7 +13,7 @@ use tile::{
         build::Build,
         domain::Problem,
         gpu_attend::{self, gpu_attend},
-        gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_queries, gpu_attend_grad_rows},
+        gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
         gpu_attend_union::{gpu_attend_inverse, gpu_attend_union},
         gpu_product::{Element, Epilogue, Grouped, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product},
         gpu_route::gpu_route,
@@ -191,14 +191,24 @@ fn attend(dtype: DType, heads: [i64; 2], n: [i64; 2], domain: &str, t: Option<gp
     gpu_attend(&p, t.unwrap_or_else(|| gpu_attend::Tiling::choose(&p)))
 }
 
-fn grads(dtype: DType, heads: [i64; 2], n: [i64; 2], domain: &str) -> [Kernel; 3] {
+fn grads(dtype: DType, heads: [i64; 2], n: [i64; 2], domain: &str) -> Vec<Kernel> {
     let p = problem(dtype, heads, n, domain);
     let t = gpu_attend_grad::Tiling::choose(&p);
-    [gpu_attend_grad_rows(&p, t), gpu_attend_grad_keys(&p, t), gpu_attend_grad_queries(&p, t)]
+    let mut all = vec![gpu_attend_grad_rows(&p, t), gpu_attend_grad_keys(&p, t), gpu_attend_grad_queries(&p, t)];
+    if t.parts > 1 {
+        all.extend([false, true].map(|values| gpu_attend_grad_parts(&p, t, values)));
+    }
+    all
 }
 
-const DOMAINS: [&str; 5] =
-    ["full", "causal", "causal & window(40)", "segments(0, 0)", "causal & (window(3) | ends_before(8, 16))"];
+const DOMAINS: [&str; 6] = [
+    "full",
+    "causal",
+    "causal & window(40)",
+    "segments(0, 0)",
+    "causal & (window(3) | ends_before(8, 16))",
+    "ends_before(16, 8)",
+];
 
 fn attends() -> Vec<Kernel> {
     let mut all = Vec::new();

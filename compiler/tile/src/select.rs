@@ -136,8 +136,20 @@ fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling) -> Work {
         given.extend([blocks, member, count]);
         inverse = vec![offsets, entries];
     }
-    let keys = [given.clone(), inverse, vec![dk, dv]].concat();
+    let mut sums = [dk, dv];
+    if tiling.parts > 1 {
+        let of_parts = |n: Dim| TensorType::new(p.sum_dtype(), vec![n * Dim::from(tiling.parts)]);
+        let [_, k_elems, v_elems, ..] = p.elems();
+        sums = [0, 1].map(|i| Place::Aside(asides.len() + i));
+        asides.extend([k_elems, v_elems].map(of_parts));
+    }
+    let keys = [given.clone(), inverse, sums.to_vec()].concat();
     launches.push((gpu_attend_grad::gpu_attend_grad_keys(p, tiling), keys, None));
+    if tiling.parts > 1 {
+        let [of_keys, of_values] = [false, true].map(|values| gpu_attend_grad::gpu_attend_grad_parts(p, tiling, values));
+        launches.push((of_keys, vec![sums[0], dk], None));
+        launches.push((of_values, vec![sums[1], dv], None));
+    }
     launches.push((gpu_attend_grad::gpu_attend_grad_queries(p, tiling), [given, vec![dq]].concat(), None));
     Work { problem: String::new(), launches, asides, dtypes: vec![p.dtype; 3] }
 }

@@ -380,21 +380,36 @@ impl<'a> Select<'a> {
             return None;
         }
         let rank = self.ty(self.scores).rank();
-        let mut axes: Vec<Option<usize>> = (0..rank).map(Some).collect();
-        let mut v = *cond;
-        while let Op::Broadcast { axes: to, .. } = &self.func.def(v).op {
-            axes = to.iter().map(|a| axes[*a]).collect();
-            v = self.func.def(v).inputs[0];
-        }
+        let (v, axes) = self.spread(*cond, (0..rank).map(Some).collect());
         let node = self.func.def(v);
         let (Op::Map(MapFn::Le), [j, last]) = (&node.op, &node.inputs[..]) else { return None };
-        let (mut of_j, mut j) = (axes.clone(), *j);
-        while let Op::Broadcast { axes: to, .. } = &self.func.def(j).op {
-            of_j = to.iter().map(|a| of_j[*a]).collect();
-            j = self.func.def(j).inputs[0];
-        }
+        let (j, of_j) = self.spread(*j, axes.clone());
         let is_index = matches!(self.func.def(j).op, Op::Iota(_)) && of_j == [Some(rank - 1)];
         (is_index && self.is_free_of(*last, &axes, rank - 1)).then_some((*last, axes))
+    }
+    /// What is spread along axes, by broadcasts and by axes of one index that come and go, and which axes its own are.
+    fn spread(&self, mut v: Value, mut axes: Vec<Option<usize>>) -> (Value, Vec<Option<usize>>) {
+        while let Some((x, below)) = self.spread_once(v, &axes) {
+            (v, axes) = (x, below);
+        }
+        (v, axes)
+    }
+    fn spread_once(&self, v: Value, axes: &[Option<usize>]) -> Option<(Value, Vec<Option<usize>>)> {
+        let node = self.func.def(v);
+        let x = *node.inputs.first()?;
+        match &node.op {
+            Op::Broadcast { axes: to, .. } => Some((x, to.iter().map(|a| axes[*a]).collect())),
+            Op::Reshape(_) => {
+                let (from, to) = (&self.ty(x).shape, &self.ty(v).shape);
+                let is_long = |d: &&Dim| !d.is(1);
+                if !from.iter().filter(is_long).eq(to.iter().filter(is_long)) {
+                    return None;
+                }
+                let mut long = to.iter().zip(axes).filter(|(d, _)| !d.is(1)).map(|(_, a)| *a);
+                Some((x, from.iter().map(|d| if d.is(1) { None } else { long.next().flatten() }).collect()))
+            }
+            _ => None,
+        }
     }
     fn is_splat(&self, v: Value, x: f64) -> bool {
         let node = self.func.def(v);
@@ -411,11 +426,7 @@ impl<'a> Select<'a> {
             _ if !axes.contains(&Some(axis)) => true,
             Op::Const(..) | Op::Extent(..) => true,
             Op::Map(_) | Op::Cast(_) => node.inputs.iter().all(|x| self.is_free_of(*x, axes, axis)),
-            Op::Broadcast { axes: to, .. } => {
-                let below: Vec<_> = to.iter().map(|a| axes[*a]).collect();
-                self.is_free_of(node.inputs[0], &below, axis)
-            }
-            _ => false,
+            _ => self.spread_once(v, axes).is_some_and(|(x, below)| self.is_free_of(x, &below, axis)),
         }
     }
 }

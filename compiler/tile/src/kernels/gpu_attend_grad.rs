@@ -28,9 +28,9 @@ use super::{
     gpu_attend::{self, Heads, Sides, mask},
     gpu_attend_union::{self, Inverse, Union},
 };
-use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, Mem, Stmt};
+use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, LoopKind, Mem, Stmt};
 use base::{DType, Dim};
-use graph::op::ReduceFn;
+use graph::op::{Domain, ReduceFn};
 
 /// Sizes of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,27 +41,53 @@ pub struct Tiling {
     pub of_queries: [i64; 2],
     /// Heads of a tile: one, or with lists all that share keys.
     pub heads: i64,
+    /// Blocks of threads that share the heads of a block of keys; each has a sum of its own, and `gpu_attend_grad_parts` adds them.
+    pub parts: i64,
 }
 
 impl Tiling {
     /// All that the kernels are built for.
     pub const LEGAL: [Tiling; 4] = [
-        Tiling { of_keys: [64, 128], of_queries: [128, 128], heads: 1 },
-        Tiling { of_keys: [32, 128], of_queries: [128, 64], heads: 1 },
-        Tiling { of_keys: [32, 64], of_queries: [64, 32], heads: 1 },
-        Tiling { of_keys: [16, 16], of_queries: [16, 16], heads: 1 },
+        Tiling { of_keys: [64, 128], of_queries: [128, 128], heads: 1, parts: 1 },
+        Tiling { of_keys: [32, 128], of_queries: [128, 64], heads: 1, parts: 1 },
+        Tiling { of_keys: [32, 64], of_queries: [64, 32], heads: 1, parts: 1 },
+        Tiling { of_keys: [16, 16], of_queries: [16, 16], heads: 1, parts: 1 },
     ];
     /// The one used unless another is asked for.
     pub fn choose(p: &Problem) -> Tiling {
         if let Some(size) = gpu_attend_union::block_size(&p.domain) {
             let t = gpu_attend::Tiling::choose(p);
-            return Tiling { of_keys: [t.rows, size], of_queries: [t.rows, t.keys], heads: t.heads };
+            return Tiling { of_keys: [t.rows, size], of_queries: [t.rows, t.keys], heads: t.heads, parts: 1 };
         }
-        match p.dtype {
+        let legal = match p.dtype {
             DType::BF16 | DType::F16 if p.dk.max(p.dv) <= 128 => Tiling::LEGAL[0],
             DType::BF16 | DType::F16 if p.dk + p.dv <= 320 => Tiling::LEGAL[1],
             _ => Tiling::LEGAL[2],
-        }
+        };
+        // Where keys are few, each for a stride of queries, blocks of them are too few for all processors.
+        let shared = p.h / p.g;
+        let parts = stride(&p.domain).min(MOST_PARTS).min(1 << shared.trailing_zeros());
+        Tiling { parts, ..legal }
+    }
+}
+
+/// Parts that the heads of a block of keys are shared out in.
+const MOST_PARTS: i64 = 8;
+
+/// Queries for each key, where a domain says that keys are that few; a power of two.
+fn stride(d: &Domain) -> i64 {
+    match d {
+        Domain::EndsBefore { stride, .. } => 1 << stride.max(&1).ilog2(),
+        Domain::And(x, y) => stride(x).max(stride(y)),
+        Domain::Or(x, y) => stride(x).min(stride(y)),
+        Domain::Full
+        | Domain::Causal
+        | Domain::Window(_)
+        | Domain::EndsAt(_)
+        | Domain::Segments(..)
+        | Domain::Blocks { .. }
+        | Domain::Groups { .. }
+        | Domain::Tokens(_) => 1,
     }
 }
 
@@ -210,23 +236,29 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
     let given = Given::new(&mut b, p, tiling);
     let inverse = given.union.as_ref().map(|u| Inverse::read(u, &mut b, p));
     let [_, k_elems, v_elems, ..] = p.elems();
-    let [dk, dv] = [("dk", k_elems), ("dv", v_elems)].map(|(name, n)| b.write(name, p.dtype, n));
-    let (dk, dv) = (Heads::new(&mut b, dk, &p.b, &p.s, p.g, p.dk), Heads::new(&mut b, dv, &p.b, &p.s, p.g, p.dv));
+    let parts = Dim::from(tiling.parts);
+    let of_result = if tiling.parts > 1 { p.sum_dtype() } else { p.dtype };
+    let [dk, dv] = [("dk", k_elems), ("dv", v_elems)].map(|(name, n)| b.write(name, of_result, n * parts.clone()));
+    let batches = p.b.clone() * parts.clone();
+    let (dk, dv) = (Heads::new(&mut b, dk, &batches, &p.s, p.g, p.dk), Heads::new(&mut b, dv, &batches, &p.s, p.g, p.dv));
     let padded = padded(p, tiling);
     let groups = Dim::from(p.h / heads);
     let axes = [(p.b.clone(), padded.clone() * groups.clone()), (groups, padded.clone()), (padded, Dim::from(1))];
     let axes = axes.map(|(n, by)| (b.dim(&n), b.dim(&by)));
 
-    b.kernel.grid = p.s.ceil_div(&Dim::from(keys)) * p.b.clone() * Dim::from(p.g);
-    let [batch, group, first] = match &inverse {
-        Some(_) => gpu_attend_union::place(&mut b, p, &p.s, keys),
+    b.kernel.grid = p.s.ceil_div(&Dim::from(keys)) * p.b.clone() * Dim::from(p.g) * parts;
+    let ([batch, group, first], part) = match &inverse {
+        Some(_) => (gpu_attend_union::place(&mut b, p, &p.s, keys), Expr::int(0)),
         None => {
-            // Groups are neighbours, and the first keys, which causal queries see the most, come first.
-            let (groups, batches) = (Expr::int(p.g), b.dim(&p.b));
-            let group = b.bind(Expr::rem(b.block(), groups.clone()));
-            let rest = b.bind(Expr::floor_div(b.block(), groups));
-            let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
-            [batch, group, b.bind(Expr::floor_div(rest, batches) * Expr::int(keys))]
+            // Parts and groups are neighbours, and the first keys, which causal queries see the most, come first.
+            let mut rest = b.block();
+            let batches = b.dim(&p.b);
+            let [part, group, batch] = [Expr::int(tiling.parts), Expr::int(p.g), batches].map(|n| {
+                let at = b.bind(Expr::rem(rest.clone(), n.clone()));
+                rest = b.bind(Expr::floor_div(rest.clone(), n));
+                at
+            });
+            ([batch, group, b.bind(rest * Expr::int(keys))], part)
         }
     };
     let (t, s) = (b.dim(&p.t), b.dim(&p.s));
@@ -285,6 +317,9 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
         None => {
             let last = b.bind(Expr::minimum(first.clone() + Expr::int(keys), scene.s.clone()) - Expr::int(1));
             let (lo, hi) = scene.queries(&mut b, &p.domain, &first, &last);
+            // l and Δ are copied from where rectangles may begin.
+            let aligned = COPY_ALIGN / dtype.bytes() as i64;
+            let lo = b.bind(Expr::floor_div(lo, Expr::int(aligned)) * Expr::int(aligned));
             let pieces = b.bind(Expr::floor_div(hi - lo.clone() + Expr::int(rows - 1), Expr::int(rows)));
             let of_head = |b: &mut Build, head: Expr| {
                 b.range(pieces, |b, j| {
@@ -294,18 +329,42 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
             };
             match p.h / p.g {
                 1 => of_head(&mut b, group.clone()),
-                shared => b.range(Expr::int(shared), |b, i| {
-                    let head = b.bind(group.clone() * Expr::int(shared) + i);
+                shared => b.range(Expr::int(shared / tiling.parts), |b, i| {
+                    let head = b.bind(group.clone() * Expr::int(shared) + part.clone() * Expr::int(shared / tiling.parts) + i);
                     of_head(b, head);
                 }),
             }
         }
     }
     b.each(Expr::int(keys * p.dk), |b, e| b.store(sums_k, e.clone(), Expr::load(sums_k, e) * Build::f(dtype, p.scale)));
-    dk.copy(&mut b, sums_k, keys, [&batch, &group, &first], true);
-    dv.copy(&mut b, sums_v, keys, [&batch, &group, &first], true);
+    let batches = b.dim(&p.b);
+    let to = b.bind(part * batches + batch.clone());
+    dk.copy(&mut b, sums_k, keys, [&to, &group, &first], true);
+    dv.copy(&mut b, sums_v, keys, [&to, &group, &first], true);
     b.finish()
 }
+
+/// The sums that parts of a block's heads have, added in order: dk, or with `values` dv. Buffers: sums, d.
+pub fn gpu_attend_grad_parts(p: &Problem, tiling: Tiling, values: bool) -> Kernel {
+    let mut b = Build::new("attend_grad_parts");
+    let n = p.elems()[if values { 2 } else { 1 }].clone();
+    let sums = b.read("sums", p.sum_dtype(), n.clone() * Dim::from(tiling.parts));
+    let d = b.write("d", p.dtype, n.clone());
+    b.kernel.grid = n.ceil_div(&Dim::from(ELEMS));
+    let n = b.dim(&n);
+    let first = b.bind(b.block() * Expr::int(ELEMS));
+    let last = b.bind(Expr::minimum(first.clone() + Expr::int(ELEMS), n.clone()));
+    b.for_(first, last, LoopKind::Vector, |b, i| {
+        let sum = (1..tiling.parts)
+            .fold(Expr::load(sums, i.clone()), |sum, part| sum + Expr::load(sums, Expr::int(part) * n.clone() + i.clone()));
+        let dtype = p.dtype;
+        b.store(d, i, if dtype == p.sum_dtype() { sum } else { sum.cast(dtype) });
+    });
+    b.finish()
+}
+
+/// Elements that a block adds.
+const ELEMS: i64 = 1024;
 
 /// dq. Buffers: q, k, v, d_o, l, Δ, domain operands…, with lists also blocks, member and count, then dq.
 pub fn gpu_attend_grad_queries(p: &Problem, tiling: Tiling) -> Kernel {

@@ -7,24 +7,24 @@
 //! ```
 //!
 //! Rows are queries, each with its heads. Scratch: Q [rows, d], K [keys, d], S [rows, keys], of which each thread may hold its part, P as S, F
-//! [queries, keys], line [queries, candidates], the best [queries, k] and where they are. Lists grow by a lane for each query; a chunk none of whose
-//! candidates beats a list's last is passed over.
+//! [queries, keys], each query's list of its best with a chunk's candidates behind them. A list grows by a merge: a lane for each that counts those that
+//! come before it.
 
-use super::{Chunk, Emit, Fold, Fused, Fuser, Need, SOME, Select, TILE, combine, emitted, neutral};
+use super::{Chunk, Emit, Fold, Fused, Fuser, Need, Select, TILE, combine, emitted, neutral};
 use crate::{
     group::is_layout,
-    ir::{Axis, COPY_ALIGN, Copy, Expr, LoopKind, Mem, Stmt},
+    ir::{Axis, COPY_ALIGN, Copy, Expr, LoopKind, Mem, Stmt, compute_dtype},
     kernels::{
         build::{Build, tile, transposed},
         gpu_product::is_multiple,
-        host_topk::{beats, insert},
+        host_topk::beats,
     },
     view::StridedView,
 };
 use base::{DType, Dim};
 use graph::{
     Op, Value,
-    op::{ReduceFn, Scalar},
+    op::{MapFn, ReduceFn, Scalar},
 };
 
 /// Keys of a candidate, at most, so that a chunk's are one rectangle.
@@ -51,6 +51,7 @@ struct Many<'a> {
     keys: Operand,
     /// P.
     mapped: Mem,
+    lists: Lists,
 }
 
 /// Where an operand lies and its dtype there: an argument, as it is or widened, seen through layout ops.
@@ -108,7 +109,8 @@ impl<'a> Many<'a> {
         }
         let emit = Emit::new(s, f, Some(queries.dtype));
         let mapped = f.kernel.scratch("mapped", emit.dtype, (TILE * emit.width) as usize);
-        Some(Many { emit, queries, keys, mapped })
+        let lists = Lists::new(&emit, f);
+        Some(Many { emit, queries, keys, mapped, lists })
     }
 
     fn block(&self, f: &mut Fuser) {
@@ -117,13 +119,16 @@ impl<'a> Many<'a> {
         let zero = Expr::Const(Scalar::new(0.0), e.dtype);
         f.by_hand(|b| {
             b.fill(self.mapped, Expr::int(TILE * e.width), zero);
-            b.fill(e.mem.count, Expr::int(e.queries), Expr::int(0));
+            let (lists, dtype) = (&self.lists, b.kernel.mem_dtype(self.lists.values));
+            b.fill(lists.values, Expr::int(2 * e.queries * lists.width), Build::f(dtype, f64::NEG_INFINITY));
+            b.fill(lists.places, Expr::int(2 * e.queries * lists.k), int(-1));
         });
         self.copy(f, &self.queries, &at, &Expr::int(0), [TILE, e.heads], e.mem.queries);
         let end = e.end(f, &at, &rows, n);
         let chunks = f.bind(Expr::floor_div(end.clone() + Expr::int(e.chunk - 1), Expr::int(e.chunk)));
         let mut outer = Vec::new();
-        let c = f.open(Expr::int(0), chunks, LoopKind::Serial, &mut outer);
+        let c = f.open(Expr::int(0), chunks.clone(), LoopKind::Serial, &mut outer);
+        let side = f.bind(Expr::rem(c.clone(), Expr::int(2)));
         let chunk = e.chunk_at(f, c, end);
         self.copy(f, &self.keys, &at, &chunk.key, [e.width, 1], e.mem.keys);
         let (zero, depth) = (Expr::int(0), e.depth);
@@ -137,10 +142,11 @@ impl<'a> Many<'a> {
         if let Fold::No = s.fold {
             f.tiles = vec![e.tile(s.mapped, &s.spec.out, self.mapped, &at, &key, e.heads)];
         }
-        self.line(f, &at, &chunk, &last);
-        self.keep(f, &chunk, &rows);
+        self.line(f, &at, &chunk, &last, &side);
+        self.keep(f, &chunk, &side);
         f.close_loops(outer);
-        self.write(f, &at, &rows);
+        let side = f.bind(Expr::rem(chunks, Expr::int(2)));
+        self.write(f, &at, &rows, &side);
     }
 
     /// A rectangle of an operand: rows from `at` or keys from `key`.
@@ -215,62 +221,56 @@ impl<'a> Many<'a> {
         f.close_loops(loops);
         e.folded(f, at, &chunk.key)
     }
-    /// The scores of the chunk's candidates; those past its last are as that is.
-    fn line(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr) {
+    /// The scores of the chunk's candidates, behind each query's list; those past its last are never chosen.
+    fn line(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr, side: &Expr) {
         let (e, s) = (&self.emit, self.emit.s);
         let mut loops = Vec::new();
-        let [element, q, j] = self.pairs(f, e.queries, e.chunk, &mut loops);
+        let [_, q, j] = self.pairs(f, e.queries, e.chunk, &mut loops);
         let mut idx = at.to_vec();
         if let Some(a) = s.along {
-            idx[a] = f.bind(at[a].clone() + Expr::minimum(q, last.clone()));
+            idx[a] = f.bind(at[a].clone() + Expr::minimum(q.clone(), last.clone()));
         }
-        let j = f.bind(Expr::minimum(j, chunk.here.clone() - Expr::int(1)));
-        idx.push(f.bind(chunk.first.clone() + j));
+        let inside = f.bind(Expr::lt(j.clone(), chunk.here.clone()));
+        let near = f.bind(Expr::minimum(j.clone(), chunk.here.clone() - Expr::int(1)));
+        idx.push(f.bind(chunk.first.clone() + near));
         let value = f.eval(s.scores, &idx);
-        f.here(Stmt::Store { mem: e.mem.line, index: element, value });
+        let dtype = f.kernel.expr_dtype(&value);
+        let value = Expr::select(inside, value, Build::f(dtype, f64::NEG_INFINITY));
+        let index = self.lists.row(side, &q) + Expr::int(s.k) + j;
+        f.here(Stmt::Store { mem: self.lists.values, index, value });
         f.close_loops(loops);
     }
-    /// Each query's list and the chunk's candidates.
-    fn keep(&self, f: &mut Fuser, chunk: &Chunk, rows: &Expr) {
-        let (e, mem, k) = (&self.emit, &self.emit.mem, self.emit.s.k);
-        let (first, here) = (&chunk.first, &chunk.here);
+    /// Merges each query's list and the chunk's candidates: a lane has one of them and counts those that come before it.
+    fn keep(&self, f: &mut Fuser, chunk: &Chunk, side: &Expr) {
+        let (e, k, lists) = (&self.emit, self.emit.s.k, &self.lists);
         f.by_hand(|b| {
-            b.each(Expr::int(e.queries), |b, q| {
-                b.if_(Expr::lt(q.clone(), rows.clone()), |b| {
-                    let base = b.bind(q.clone() * Expr::int(k));
-                    let line = b.bind(q.clone() * Expr::int(e.chunk));
-                    let count = b.var(DType::I64, Expr::load(mem.count, q.clone()));
-                    let dtype = b.kernel.mem_dtype(mem.line);
-                    let some = Expr::int(SOME);
-                    let parts = b.bind(Expr::floor_div(here.clone() + Expr::int(SOME - 1), some.clone()));
-                    b.range(parts, |b, part| {
-                        let from = b.bind(part * some.clone());
-                        let num = b.bind(Expr::minimum(some, here.clone() - from.clone()));
-                        let most = b.var(dtype, Build::f(dtype, f64::NEG_INFINITY));
-                        b.range(num.clone(), |b, i| {
-                            let x = Expr::load(mem.line, line.clone() + from.clone() + i);
-                            b.assign(most, Expr::Map(combine(ReduceFn::Max), vec![Expr::Var(most), x]));
-                        });
-                        let last = Expr::minimum(Expr::Var(count), Expr::int(k)) - Expr::int(1);
-                        let last = b.bind(Expr::maximum(last, Expr::int(0)) + base.clone());
-                        let short = b.bind(Expr::lt(Expr::Var(count), Expr::int(k)));
-                        let enters = b.var(DType::Bool, short.clone());
-                        let full = Expr::map1(graph::op::MapFn::Not, short);
-                        b.if_(full, |b| b.assign(enters, beats(&Expr::Var(most), Expr::load(mem.best, last))));
-                        b.if_(Expr::Var(enters), |b| {
-                            b.range(num, |b, i| {
-                                let i = b.bind(from + i);
-                                let value = b.bind(Expr::load(mem.line, line + i.clone()));
-                                insert(b, [mem.best, mem.place], &base, k, count, value, first.clone() + i);
-                            });
-                        });
+            let (width, other) = (k + e.chunk, b.bind(Expr::int(1) - side.clone()));
+            b.each(Expr::int(e.queries * width), |b, element| {
+                let q = b.bind(Expr::floor_div(element.clone(), Expr::int(width)));
+                let i = b.bind(Expr::rem(element, Expr::int(width)));
+                let row = b.bind(lists.row(side, &q));
+                let own = b.bind(Expr::load(lists.values, row.clone() + i.clone()));
+                let rank = b.var(DType::I32, int(0));
+                b.range(Expr::int(width), |b, j| {
+                    let x = b.bind(Expr::load(lists.values, row.clone() + j.clone()));
+                    // Equal ones stay in order.
+                    let ahead = b.bind(Expr::and(Expr::lt(j, i.clone()), not(beats(&own, x.clone()))));
+                    let before = Expr::map2(MapFn::Or, ahead, beats(&x, own.clone()));
+                    b.assign(rank, Expr::Var(rank) + before.cast(DType::I32));
+                });
+                b.if_(Expr::lt(Expr::Var(rank), int(k)), |b| {
+                    let place = b.var(DType::I32, (chunk.first.clone() + i.clone() - Expr::int(k)).cast(DType::I32));
+                    b.if_(Expr::lt(i.clone(), Expr::int(k)), |b| {
+                        b.assign(place, Expr::load(lists.places, lists.place(side, &q) + i))
                     });
-                    b.store(mem.count, q, Expr::Var(count));
+                    let rank = b.bind(Expr::Var(rank).cast(DType::I64));
+                    b.store(lists.values, lists.row(&other, &q) + rank.clone(), own);
+                    b.store(lists.places, lists.place(&other, &q) + rank, Expr::Var(place));
                 });
             });
         });
     }
-    fn write(&self, f: &mut Fuser, at: &[Expr], rows: &Expr) {
+    fn write(&self, f: &mut Fuser, at: &[Expr], rows: &Expr, side: &Expr) {
         let (e, s) = (&self.emit, self.emit.s);
         let mut loops = Vec::new();
         let [_, q, i] = self.pairs(f, e.queries, s.k, &mut loops);
@@ -282,17 +282,54 @@ impl<'a> Many<'a> {
         let target = f.target.clone();
         let index = f.address(&target, &idx);
         let to = f.buffer(&target, DType::I32, crate::ir::Access::Write);
-        let (mem, k) = (&e.mem, s.k);
+        let lists = &self.lists;
         f.by_hand(|b| {
             b.if_(Expr::lt(q.clone(), rows.clone()), |b| {
-                let chosen = b.bind(Expr::lt(i.clone(), Expr::load(mem.count, q.clone())));
                 let index = b.bind(index);
-                let none = Expr::Const(Scalar::new(-1.0), DType::I32);
-                let place = b.var(DType::I32, none);
-                b.if_(chosen, |b| b.assign(place, Expr::load(mem.place, q * Expr::int(k) + i)));
-                b.store(to, index, Expr::Var(place));
+                let value = b.bind(Expr::load(lists.values, lists.row(side, &q) + i.clone()));
+                let dtype = b.kernel.expr_dtype(&value);
+                let taken = b.bind(Expr::map2(MapFn::Ne, value, Build::f(dtype, f64::NEG_INFINITY)));
+                let place = Expr::load(lists.places, lists.place(side, &q) + i);
+                b.store(to, index, Expr::select(taken, place, int(-1)));
             });
         });
         f.close_loops(loops);
     }
+}
+
+/// What each query keeps, twice, so that a merge reads one side and writes the other: scores, best first, with room for a chunk's candidates behind,
+/// and where they are. A place that is left has -inf.
+struct Lists {
+    values: Mem,
+    places: Mem,
+    queries: i64,
+    k: i64,
+    width: i64,
+}
+
+impl Lists {
+    fn new(e: &Emit, f: &mut Fuser) -> Lists {
+        let (queries, k) = (e.queries, e.s.k);
+        let width = k + e.chunk;
+        let dtype = compute_dtype(e.s.ty(e.s.scores).dtype);
+        let values = f.kernel.scratch("lists", dtype, (2 * queries * width) as usize);
+        let places = f.kernel.scratch("places", DType::I32, (2 * queries * k) as usize);
+        Lists { values, places, queries, k, width }
+    }
+    /// Where a query's scores begin on a side.
+    fn row(&self, side: &Expr, q: &Expr) -> Expr {
+        (side.clone() * Expr::int(self.queries) + q.clone()) * Expr::int(self.width)
+    }
+    /// Where a query's places begin on a side.
+    fn place(&self, side: &Expr, q: &Expr) -> Expr {
+        (side.clone() * Expr::int(self.queries) + q.clone()) * Expr::int(self.k)
+    }
+}
+
+fn int(n: i64) -> Expr {
+    Expr::Const(Scalar::new(n as f64), DType::I32)
+}
+
+fn not(x: Expr) -> Expr {
+    Expr::map1(MapFn::Not, x)
 }

@@ -5,7 +5,7 @@ use crate::ir::Kernel;
 use crate::kernels::{
     domain::{Problem, Tiling},
     gpu_attend,
-    gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_queries, gpu_attend_grad_rows},
+    gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
     gpu_attend_union, host_attend, host_attend_grad,
 };
 use base::{DType, Dim, DimEnv, TensorType};
@@ -186,7 +186,16 @@ impl Case {
             let entries = run(entries, &[blocks, count, &offsets], &types[2]);
             args.extend([offsets, entries]);
         }
-        got.extend(results(&gpu_attend_grad_keys(&p, tiling), &args, &lens[1..], &dims, true));
+        let of_parts: Vec<usize> = lens[1..].iter().map(|n| n * tiling.parts as usize).collect();
+        let sums = results(&gpu_attend_grad_keys(&p, tiling), &args, &of_parts, &dims, true);
+        if tiling.parts > 1 {
+            for ((x, n), values) in sums.into_iter().zip(&lens[1..]).zip([false, true]) {
+                let x = Tensor::new(DType::F32, &[x.len() as i64], x);
+                got.extend(results(&gpu_attend_grad_parts(&p, tiling, values), &[x], &[*n], &dims, true));
+            }
+        } else {
+            got.extend(sums);
+        }
         for (i, x) in ["dq", "dk", "dv"].into_iter().enumerate() {
             let name = format!("{x} of {} at {:?} with {tiling:?}", self.domain, self.size);
             assert_near(&name, &got[i], &want[i].data, 2e-5);
@@ -206,7 +215,9 @@ fn gradients_for_many_processors() {
             // More keys than queries, more queries than keys, and as many as end before the last query.
             Case::new(Size { s: n + 21, ..size.tokens(n) }, "causal", &[]).check_many_grads(*tiling);
             Case::new(Size { t: n + 21, ..size.tokens(n) }, "causal & window(9)", &[]).check_many_grads(*tiling);
-            Case::new(Size { s: (n / 4).max(1), ..size.tokens(n) }, "ends_before(4, 4)", &[]).check_many_grads(*tiling);
+            let few = Case::new(Size { s: (n / 4).max(1), ..size.tokens(n) }, "ends_before(4, 4)", &[]);
+            few.check_many_grads(*tiling);
+            few.check_many_grads(gpu_attend_grad::Tiling { parts: 2, ..*tiling });
             let segments = i32s(&[2, n], (0..2 * n).map(|i| i % n / 11));
             Case::new(size.tokens(n), "causal & segments(0, 0)", &[segments]).check_many_grads(*tiling);
         }
@@ -247,7 +258,7 @@ fn lists_of_blocks_for_many_processors() {
             let segments = i32s(&[2, n], (0..2 * n).map(|i| i % n / 5));
             for list in [random, odd, none, same] {
                 let of_queries = [tiling.rows, tiling.keys];
-                let grads = gpu_attend_grad::Tiling { of_keys: [tiling.rows, 8], of_queries, heads };
+                let grads = gpu_attend_grad::Tiling { of_keys: [tiling.rows, 8], of_queries, heads, parts: 1 };
                 let check = |size, domain, operands: &[Tensor]| {
                     let case = Case::new(size, domain, operands);
                     case.check_many(tiling);
