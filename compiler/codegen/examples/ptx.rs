@@ -14,7 +14,7 @@ use tile::{
         domain::Problem,
         gpu_attend::{self, gpu_attend},
         gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
-        gpu_attend_union::{gpu_attend_inverse, gpu_attend_union},
+        gpu_attend_union::{gpu_attend_grad_items, gpu_attend_inverse, gpu_attend_union},
         gpu_product::{Element, Epilogue, Grouped, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product},
         gpu_route::gpu_route,
         gpu_scatter_add::gpu_scatter_add,
@@ -253,6 +253,7 @@ fn listed(dtype: DType, heads: [i64; 2], n: [i64; 2], domain: &str, length: i64)
     if gpu_attend_grad::takes(&p, t, true) {
         all.extend(gpu_attend_inverse(&p, gpu_attend_grad::forward(t)));
         all.extend([gpu_attend_grad_rows(&p, t), gpu_attend_grad_keys(&p, t), gpu_attend_grad_queries(&p, t)]);
+        all.push(gpu_attend_grad_items(&p, gpu_attend_grad::forward(t), p.dk));
     }
     all
 }

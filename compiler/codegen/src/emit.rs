@@ -69,12 +69,40 @@ struct Emitter<'k> {
     vars: Vec<Slot>,
     /// The immutable i64 variables that are never negative.
     natural: Vec<bool>,
+    /// The variables that are places on axes, made of loops, extents and constants alone.
+    places: Vec<bool>,
     /// A number that divides each immutable i64 variable.
     multiples: Vec<i64>,
     /// Extremes of the vector loops around.
     partial: Vec<Partial>,
     /// The threads that run what is emitted, unless it is for the host.
     simt: Option<simt::Simt>,
+}
+
+/// The loops and the variables that are made of them.
+fn find_places(k: &Kernel, body: &[Stmt], places: &mut [bool]) {
+    for s in body {
+        match s {
+            Stmt::Let(v, e) => places[v.0 as usize] = k.expr_dtype(e) == DType::I64 && is_place(e, places) == Some(true),
+            Stmt::For { var, body, .. } => {
+                places[var.0 as usize] = true;
+                find_places(k, body, places);
+            }
+            Stmt::While { body, .. } => find_places(k, body, places),
+            Stmt::If { then, otherwise, .. } => [then, otherwise].into_iter().for_each(|b| find_places(k, b, places)),
+            Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } | Stmt::Dot(_) | Stmt::Copy(_) => {}
+        }
+    }
+}
+
+/// Whether an expression has a loop's variable in it; none if something else is in it than such, extents and constants.
+fn is_place(e: &Expr, places: &[bool]) -> Option<bool> {
+    match e {
+        Expr::Const(..) | Expr::Dim(_) => Some(false),
+        Expr::Var(v) => places[v.0 as usize].then_some(true),
+        Expr::Map(_, args) => args.iter().try_fold(false, |some, a| Some(is_place(a, places)? || some)),
+        Expr::Load(..) | Expr::Cast(..) => None,
+    }
 }
 
 /// Whether it is the constant log 2.
@@ -125,8 +153,20 @@ fn entry(k: &Kernel) -> String {
 
 impl<'k> Emitter<'k> {
     fn new(k: &'k Kernel) -> Emitter<'k> {
-        let (vars, natural) = (vec![Slot::Unset; k.vars.len()], vec![false; k.vars.len()]);
-        Emitter { k, w: Writer::new(1), vars, natural, multiples: vec![1; k.vars.len()], partial: Vec::new(), simt: None }
+        let n = k.vars.len();
+        let mut places = vec![false; n];
+        places[0] = true;
+        find_places(k, &k.body, &mut places);
+        Emitter {
+            k,
+            w: Writer::new(1),
+            vars: vec![Slot::Unset; n],
+            natural: vec![false; n],
+            places,
+            multiples: vec![1; n],
+            partial: Vec::new(),
+            simt: None,
+        }
     }
     fn kernel(&mut self) -> String {
         let k = self.k;
@@ -363,6 +403,10 @@ impl<'k> Emitter<'k> {
                 }
                 let from = self.k.expr_dtype(x);
                 let v = self.expr(x);
+                // A place on an axis that is counted by i32 is one.
+                if (from, *to) == (DType::I64, DType::I32) && is_place(x, &self.places) == Some(true) {
+                    return self.w.convert("trunci", &v, "i64", "i32");
+                }
                 self.w.cast(v, from, *to)
             }
         }

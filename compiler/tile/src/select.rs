@@ -126,29 +126,34 @@ fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling) -> Work {
     if let Some(lists) = gpu_attend_union::lists(p, forward) {
         asides.extend(gpu_attend_union::memories(p, forward));
         asides.extend(gpu_attend_union::inverse_memories(p, forward));
-        let [blocks, member, count, totals, offsets, entries] = [2, 3, 4, 5, 6, 7].map(Place::Aside);
+        let [blocks, member, count, totals] = [2, 3, 4, 5].map(Place::Aside);
+        let [offsets, firsts, entries, owner] = [6, 7, 8, 9].map(Place::Aside);
         let union = gpu_attend_union::gpu_attend_union(p, forward);
         launches.push((union, vec![Place::Operand(7 + lists), blocks, member, count], None));
         let [of_totals, of_offsets, of_entries] = gpu_attend_union::gpu_attend_inverse(p, forward);
         launches.push((of_totals, vec![blocks, count, totals], None));
-        launches.push((of_offsets, vec![totals, offsets], None));
-        launches.push((of_entries, vec![blocks, count, offsets, entries], None));
+        launches.push((of_offsets, vec![totals, offsets, firsts], None));
+        launches.push((of_entries, vec![blocks, count, offsets, firsts, entries, owner], None));
         given.extend([blocks, member, count]);
-        inverse = vec![offsets, entries];
+        inverse = vec![offsets, firsts, entries, owner];
     }
-    let mut sums = [dk, dv];
-    if tiling.parts > 1 {
-        let of_parts = |n: Dim| TensorType::new(p.sum_dtype(), vec![n * Dim::from(tiling.parts)]);
-        let [_, k_elems, v_elems, ..] = p.elems();
-        sums = [0, 1].map(|i| Place::Aside(asides.len() + i));
-        asides.extend([k_elems, v_elems].map(of_parts));
-    }
-    let keys = [given.clone(), inverse, sums.to_vec()].concat();
+    // dk and dv, or sums that are still to be added.
+    let of_sums = gpu_attend_grad::of_sums(p, tiling);
+    let first = asides.len();
+    let sums = if of_sums.is_some() { [0, 1].map(|i| Place::Aside(first + i)) } else { [dk, dv] };
+    asides.extend(of_sums.clone().into_iter().flatten());
+    let keys = [given.clone(), inverse.clone(), sums.to_vec()].concat();
     launches.push((gpu_attend_grad::gpu_attend_grad_keys(p, tiling), keys, None));
-    if tiling.parts > 1 {
-        let [of_keys, of_values] = [false, true].map(|values| gpu_attend_grad::gpu_attend_grad_parts(p, tiling, values));
-        launches.push((of_keys, vec![sums[0], dk], None));
-        launches.push((of_values, vec![sums[1], dv], None));
+    if of_sums.is_some() {
+        for (sum, d, values) in [(sums[0], dk, false), (sums[1], dv, true)] {
+            launches.push(match inverse.get(1) {
+                Some(firsts) => {
+                    let n = if values { p.dv } else { p.dk };
+                    (gpu_attend_union::gpu_attend_grad_items(p, forward, n), vec![sum, *firsts, d], None)
+                }
+                None => (gpu_attend_grad::gpu_attend_grad_parts(p, tiling, values), vec![sum, d], None),
+            });
+        }
     }
     launches.push((gpu_attend_grad::gpu_attend_grad_queries(p, tiling), [given, vec![dq]].concat(), None));
     Work { problem: String::new(), launches, asides, dtypes: vec![p.dtype; 3] }

@@ -48,6 +48,7 @@ struct Pending {
 /// Registers that producers keep and consumers get, by the number of consumers and of blocks that share a processor.
 fn registers(h: &Hopper) -> Option<[u32; 2]> {
     match (h.consumers, h.neighbours, h.gathers()) {
+        (1, 3, false) => Some([40, 120]),
         (1, 2, false) => Some([40, 216]),
         (2, 1, false) => Some([40, 232]),
         (2, 1, true) => Some([72, 216]),

@@ -33,6 +33,8 @@ const ALIGN: usize = 1024;
 const SCRATCH_ALIGN: usize = super::plan::ALIGN;
 /// Turns of a ring.
 const MAX_STAGES: usize = 8;
+/// Elements that a warp group may hold, if three share a processor.
+const LIGHT: usize = 64 * 64;
 /// What the barriers may take. # Units: bytes.
 const BARRIER_BYTES: usize = 1024;
 
@@ -117,12 +119,15 @@ pub(crate) fn runs(body: &[Stmt]) -> Vec<std::ops::Range<usize>> {
 impl Hopper {
     /// If the kernel is one. `limit` is the shared memory that is left. # Units: bytes.
     pub(crate) fn new(k: &Kernel, held: &[bool], limit: usize) -> Option<Hopper> {
-        // A warp group that does more than products waits for itself: two blocks fill a processor.
-        let halved = Hopper::within(k, held, limit / 2).filter(|h| h.consumers == 1 && weighs(&k.body));
-        match halved {
-            Some(h) => Some(Hopper { neighbours: 2, ..h }),
-            None => Hopper::within(k, held, limit),
-        }
+        // A warp group that does more than products waits for itself: several blocks fill a processor, more if their threads hold little.
+        let of_held = |i: usize| if held[i] { k.scratch[i].elems } else { 0 };
+        let light = (0..k.scratch.len()).map(of_held).sum::<usize>() <= LIGHT;
+        let shared = |n: u32| {
+            let h = Hopper::within(k, held, limit / n as usize).filter(|h| h.consumers == 1 && weighs(&k.body))?;
+            Some(Hopper { neighbours: n, ..h })
+        };
+        let three = if light { shared(3) } else { None };
+        three.or_else(|| shared(2)).or_else(|| Hopper::within(k, held, limit))
     }
     fn within(k: &Kernel, held: &[bool], limit: usize) -> Option<Hopper> {
         let mut found = Found::default();

@@ -411,6 +411,19 @@ impl<'a> Select<'a> {
             _ => None,
         }
     }
+    /// Whether a value whose axes are these reads something along `axis` that is not the product.
+    fn reads_along(&self, v: Value, axes: &[Option<usize>], axis: Option<usize>) -> bool {
+        if v == self.product {
+            return false;
+        }
+        let node = self.func.def(v);
+        match (&node.op, self.spread_once(v, axes)) {
+            (_, Some((x, below))) => self.reads_along(x, &below, axis),
+            (Op::Const(..) | Op::Extent(..) | Op::Iota(_), _) => false,
+            (Op::Map(_) | Op::Cast(_), _) => node.inputs.iter().any(|x| self.reads_along(*x, axes, axis)),
+            _ => axes.contains(&axis),
+        }
+    }
     fn is_splat(&self, v: Value, x: f64) -> bool {
         let node = self.func.def(v);
         match &node.op {
@@ -745,6 +758,12 @@ impl<'a> Emit<'a> {
         f.close(loops);
     }
 
+    /// Whether the maps after the product read something that lies along the keys.
+    fn reads_by_key(&self) -> bool {
+        let s = self.s;
+        let key = s.need.iter().position(|n| matches!(n, Need::Range { .. }));
+        s.reads_along(s.mapped, &(0..s.need.len()).map(Some).collect::<Vec<_>>(), key)
+    }
     /// One past the last candidate that some row of the block may take.
     fn end(&self, f: &mut Fuser, at: &[Expr], rows: &Expr, n: Expr) -> Expr {
         let Some((last, axes)) = &self.s.last else { return n };

@@ -29,7 +29,7 @@ use super::{
     gpu_attend_union::{self, Inverse, Union},
 };
 use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, LoopKind, Mem, Stmt};
-use base::{DType, Dim};
+use base::{DType, Dim, TensorType};
 use graph::op::{Domain, ReduceFn};
 
 /// Sizes of the kernels.
@@ -228,7 +228,8 @@ impl Tiles {
     }
 }
 
-/// dk and dv. Buffers: q, k, v, d_o, l, Δ, domain operands…, with lists also blocks, member, count, offsets and entries, then dk, dv.
+/// dk and dv, or sums of them by parts or items (`gpu_attend_union`) that are still to be added. Buffers: q, k, v, d_o, l, Δ, domain operands…, with lists
+/// also blocks, member, count, offsets, firsts, entries and owner, then dk, dv.
 pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
     let [rows, keys] = tiling.of_keys;
     let (queries, heads) = (rows / tiling.heads, tiling.heads);
@@ -236,20 +237,23 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
     let given = Given::new(&mut b, p, tiling);
     let inverse = given.union.as_ref().map(|u| Inverse::read(u, &mut b, p));
     let [_, k_elems, v_elems, ..] = p.elems();
+    let [dk, dv] = of_sums(p, tiling).unwrap_or([k_elems, v_elems].map(|n| TensorType::new(p.dtype, vec![n])));
+    let [dk, dv] = [("dk", dk), ("dv", dv)].map(|(name, t)| b.write(name, t.dtype, t.elems()));
     let parts = Dim::from(tiling.parts);
-    let of_result = if tiling.parts > 1 { p.sum_dtype() } else { p.dtype };
-    let [dk, dv] = [("dk", k_elems), ("dv", v_elems)].map(|(name, n)| b.write(name, of_result, n * parts.clone()));
-    let batches = p.b.clone() * parts.clone();
-    let (dk, dv) = (Heads::new(&mut b, dk, &batches, &p.s, p.g, p.dk), Heads::new(&mut b, dv, &batches, &p.s, p.g, p.dv));
+    // Results, sums by parts like so many batches, or by items.
+    let [dk, dv] = [(dk, p.dk), (dv, p.dv)].map(|(mem, n)| match &given.union {
+        Some(u) => Heads::new(&mut b, mem, &gpu_attend_union::items(p, u), &Dim::from(keys), 1, n),
+        None => Heads::new(&mut b, mem, &(p.b.clone() * parts.clone()), &p.s, p.g, n),
+    });
     let padded = padded(p, tiling);
     let groups = Dim::from(p.h / heads);
     let axes = [(p.b.clone(), padded.clone() * groups.clone()), (groups, padded.clone()), (padded, Dim::from(1))];
     let axes = axes.map(|(n, by)| (b.dim(&n), b.dim(&by)));
 
-    b.kernel.grid = p.s.ceil_div(&Dim::from(keys)) * p.b.clone() * Dim::from(p.g) * parts;
     let ([batch, group, first], part) = match &inverse {
-        Some(_) => (gpu_attend_union::place(&mut b, p, &p.s, keys), Expr::int(0)),
+        Some(inverse) => (inverse.place(&mut b, p), Expr::int(0)),
         None => {
+            b.kernel.grid = p.s.ceil_div(&Dim::from(keys)) * p.b.clone() * Dim::from(p.g) * parts;
             // Parts and groups are neighbours, and the first keys, which causal queries see the most, come first.
             let mut rest = b.block();
             let batches = b.dim(&p.b);
@@ -337,11 +341,27 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
         }
     }
     b.each(Expr::int(keys * p.dk), |b, e| b.store(sums_k, e.clone(), Expr::load(sums_k, e) * Build::f(dtype, p.scale)));
-    let batches = b.dim(&p.b);
-    let to = b.bind(part * batches + batch.clone());
-    dk.copy(&mut b, sums_k, keys, [&to, &group, &first], true);
-    dv.copy(&mut b, sums_v, keys, [&to, &group, &first], true);
+    let at = match &inverse {
+        Some(_) => [b.block(), Expr::int(0), Expr::int(0)],
+        None => {
+            let batches = b.dim(&p.b);
+            [b.bind(part * batches + batch.clone()), group, first]
+        }
+    };
+    dk.copy(&mut b, sums_k, keys, at.each_ref(), true);
+    dv.copy(&mut b, sums_v, keys, at.each_ref(), true);
     b.finish()
+}
+
+/// The types of the sums of dk and dv that the kernel writes in place of results, if it does.
+pub fn of_sums(p: &Problem, tiling: Tiling) -> Option<[TensorType; 2]> {
+    let of = |n: [Dim; 2]| n.map(|n| TensorType::new(p.sum_dtype(), vec![n]));
+    let [_, k, v, ..] = p.elems();
+    match union(p, tiling) {
+        Some(u) => Some(of([p.dk, p.dv].map(|n| gpu_attend_union::of_items(p, &u, n)))),
+        None if tiling.parts > 1 => Some(of([k, v].map(|n| n * Dim::from(tiling.parts)))),
+        None => None,
+    }
 }
 
 /// The sums that parts of a block's heads have, added in order: dk, or with `values` dv. Buffers: sums, d.

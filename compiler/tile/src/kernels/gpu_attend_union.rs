@@ -7,12 +7,15 @@
 //!     member   for each and each query: whether the query lists it
 //! ```
 //!
-//! The gradient of keys needs the inverse: which tiles have a block. Three kernels, one after the other:
+//! The gradient of keys needs the inverse: which tiles have a block. A block that many tiles have is cut into items, so that no block of threads has more
+//! than others. Three kernels, one after the other:
 //!
 //! ```text
-//! totals    blocks, count → totals     how many tiles have each block
-//! offsets   totals → offsets           where each block's tiles begin
-//! entries   blocks, count, offsets → entries   for each block the places in `blocks` where it stands, in order of tiles; then -1
+//! totals    blocks, count → totals             how many tiles have each block
+//! offsets   totals → offsets, firsts           where each block's tiles begin, and its items
+//! entries   blocks, count, offsets, firsts → entries, owner
+//!                                              for each block the places in `blocks` where it stands, in order of tiles; then -1
+//!                                              for each item its block; those that are left have none of the last one's tiles
 //! ```
 //!
 //! A lane has a part of the tiles and looks a block up by halving. A block of keys is one of a batch and a group, as a tile is.
@@ -31,6 +34,9 @@ use graph::op::{Domain, Scalar};
 
 /// Places that the lists of a tile may have.
 const MAX_PLACES: i64 = 256;
+
+/// Tiles of an item.
+const ITEM: i64 = 512;
 
 /// What the kernel writes.
 const MEMORIES: [(&str, DType); 3] = [("blocks", DType::I32), ("member", DType::Bool), ("count", DType::I32)];
@@ -126,9 +132,14 @@ pub fn memories(p: &Problem, t: Tiling) -> Vec<TensorType> {
 
 /// The batch, the group and the first position of the tile of `size` positions that a block has: all that share keys are neighbours.
 pub(super) fn place(b: &mut Build, p: &Problem, positions: &Dim, size: i64) -> [Expr; 3] {
+    let block = b.block();
+    place_of(b, p, positions, size, block)
+}
+/// The same of the tile of this number.
+fn place_of(b: &mut Build, p: &Problem, positions: &Dim, size: i64, number: Expr) -> [Expr; 3] {
     let (tiles, batches) = (b.dim(&positions.ceil_div(&Dim::from(size))), b.dim(&p.b));
-    let tile = b.bind(Expr::rem(b.block(), tiles.clone()));
-    let rest = b.bind(Expr::floor_div(b.block(), tiles));
+    let tile = b.bind(Expr::rem(number.clone(), tiles.clone()));
+    let rest = b.bind(Expr::floor_div(number, tiles));
     let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
     [batch, b.bind(Expr::floor_div(rest, batches)), b.bind(tile * Expr::int(size))]
 }
@@ -210,35 +221,59 @@ pub fn gpu_attend_union(p: &Problem, t: Tiling) -> Kernel {
 /// Lanes that share out the tiles of a batch and a group.
 const LANES: i64 = 128;
 
-/// The tiles that have each block: what a gradient reads.
+/// The tiles that an item of a block of keys has: what a gradient reads.
 pub(super) struct Inverse<'a> {
     union: &'a Union,
-    offsets: Mem,
     entries: Mem,
+    /// Tiles of a batch and a group.
     tiles: Expr,
+    /// The block, and its entries.
     block: Expr,
+    from: Expr,
+    to: Expr,
 }
 
 /// Blocks of all batches and groups.
 fn num_blocks(p: &Problem, u: &Union) -> Dim {
     p.s.ceil_div(&Dim::from(u.size)) * p.b.clone() * Dim::from(p.g)
 }
+/// As many items as there may be: those of blocks that are full, and one of each that is not.
+fn num_items(p: &Problem, u: &Union) -> Dim {
+    num_blocks(p, u) + u.elems(p)[0].clone().ceil_div(&Dim::from(ITEM))
+}
 
 impl<'a> Inverse<'a> {
-    /// The same in a kernel whose blocks are those of keys, as buffers that it reads.
+    /// The same in a kernel whose blocks are the items, as buffers that it reads.
     pub fn read(union: &'a Union, b: &mut Build, p: &Problem) -> Inverse<'a> {
-        let offsets = b.read("offsets", DType::I32, num_blocks(p, union) + Dim::from(1));
+        let n = num_blocks(p, union);
+        b.kernel.grid = num_items(p, union);
+        let offsets = b.read("offsets", DType::I32, n.clone() + Dim::from(1));
+        let firsts = b.read("firsts", DType::I32, n + Dim::from(1));
         let entries = b.read("entries", DType::I32, union.elems(p)[0].clone());
+        let owner = b.read("owner", DType::I32, num_items(p, union));
         let tiles = b.dim(&p.t.ceil_div(&Dim::from(union.queries)));
-        Inverse { union, offsets, entries, tiles, block: b.block() }
+        let load = |b: &mut Build, mem, i: Expr| b.bind(Expr::load(mem, i).cast(DType::I64));
+        let item = b.block();
+        let block = load(b, owner, item.clone());
+        let first = load(b, firsts, block.clone());
+        let [begin, end] = [block.clone(), block.clone() + Expr::int(1)].map(|i| load(b, offsets, i));
+        let from = b.bind(Expr::minimum(begin + (item - first) * Expr::int(ITEM), end.clone()));
+        let to = b.bind(Expr::minimum(from.clone() + Expr::int(ITEM), end));
+        Inverse { union, entries, tiles, block, from, to }
     }
-    /// For each tile that has the block: its entry in the union and its first query.
+    /// The batch, the group and the first key of the item's block.
+    pub fn place(&self, b: &mut Build, p: &Problem) -> [Expr; 3] {
+        place_of(b, p, &p.s, self.union.size, self.block.clone())
+    }
+    /// For each tile that the item has: its entry in the union and its first query. An entry is read a turn before it is needed.
     pub fn each(&self, b: &mut Build, body: impl FnOnce(&mut Build, Expr, Expr)) {
         let u = self.union;
-        let at = |i: Expr| Expr::load(self.offsets, i).cast(DType::I64);
-        let (from, to) = (b.bind(at(self.block.clone())), b.bind(at(self.block.clone() + Expr::int(1))));
-        b.for_(from, to, crate::ir::LoopKind::Serial, |b, i| {
-            let entry = b.bind(Expr::load(self.entries, i).cast(DType::I64));
+        let load = |i: Expr| Expr::load(self.entries, i);
+        let last = b.bind(Expr::maximum(self.to.clone() - Expr::int(1), Expr::int(0)));
+        let next = b.var(DType::I32, load(Expr::minimum(self.from.clone(), last.clone())));
+        b.for_(self.from.clone(), self.to.clone(), crate::ir::LoopKind::Serial, |b, i| {
+            let entry = b.bind(Expr::Var(next).cast(DType::I64) + Expr::int(0));
+            b.assign(next, load(Expr::minimum(i + Expr::int(1), last)));
             let tile = Expr::rem(Expr::floor_div(entry.clone(), Expr::int(u.places())), self.tiles.clone());
             let first = b.bind(tile * Expr::int(u.queries));
             body(b, entry, first);
@@ -246,13 +281,60 @@ impl<'a> Inverse<'a> {
     }
 }
 
-/// The types of totals, offsets and entries.
+/// The types of totals, offsets, firsts, entries and owner.
 pub fn inverse_memories(p: &Problem, t: Tiling) -> Vec<TensorType> {
     let Some(u) = Union::new(p, t) else { return Vec::new() };
     let blocks = num_blocks(p, &u);
-    let all = [blocks.clone(), blocks + Dim::from(1), u.elems(p)[0].clone()];
+    let ends = blocks.clone() + Dim::from(1);
+    let all = [blocks, ends.clone(), ends, u.elems(p)[0].clone(), num_items(p, &u)];
     all.map(|n| TensorType::new(DType::I32, vec![n])).into()
 }
+
+/// Elements of the items' sums, of `n` for each key.
+pub(super) fn of_items(p: &Problem, u: &Union, n: i64) -> Dim {
+    num_items(p, u) * Dim::from(u.size * n)
+}
+/// Items, as an extent.
+pub(super) fn items(p: &Problem, u: &Union) -> Dim {
+    num_items(p, u)
+}
+
+/// The sums that items of a block of keys have, added in order: dk or dv, of `n` elements a key. Buffers: sums, firsts, d.
+pub fn gpu_attend_grad_items(p: &Problem, t: Tiling, n: i64) -> Kernel {
+    let u = Union::new(p, t).unwrap_or_else(|| base::bug!("no lists of blocks in {:?}", p.domain));
+    let mut b = Build::new("attend_grad_items");
+    let all = p.b.clone() * p.s.clone() * Dim::from(p.g * n);
+    let sums = b.read("sums", p.sum_dtype(), of_items(p, &u, n));
+    let firsts = b.read("firsts", DType::I32, num_blocks(p, &u) + Dim::from(1));
+    let d = b.write("d", p.dtype, all.clone());
+    b.kernel.grid = all.ceil_div(&Dim::from(ELEMS));
+    let (all, s, batches, tiles) = (b.dim(&all), b.dim(&p.s), b.dim(&p.b), b.dim(&p.s.ceil_div(&Dim::from(u.size))));
+    let begin = b.bind(b.block() * Expr::int(ELEMS));
+    let end = b.bind(Expr::minimum(begin.clone() + Expr::int(ELEMS), all));
+    b.for_(begin, end, crate::ir::LoopKind::Vector, |b, i| {
+        let column = b.bind(Expr::rem(i.clone(), Expr::int(n)));
+        let row = b.bind(Expr::floor_div(i.clone(), Expr::int(n)));
+        let group = b.bind(Expr::rem(row.clone(), Expr::int(p.g)));
+        let row = b.bind(Expr::floor_div(row, Expr::int(p.g)));
+        let key = b.bind(Expr::rem(row.clone(), s.clone()));
+        let batch = b.bind(Expr::floor_div(row, s));
+        let block = b.bind((group * batches + batch) * tiles + Expr::floor_div(key.clone(), Expr::int(u.size)));
+        let at = b.bind(Expr::rem(key, Expr::int(u.size)) * Expr::int(n) + column);
+        let bound = |b: &mut Build, i: Expr| b.bind(Expr::load(firsts, i).cast(DType::I64));
+        let [from, to] = [block.clone(), block + Expr::int(1)].map(|i| bound(b, i));
+        let sum = b.var(p.sum_dtype(), Build::f(p.sum_dtype(), 0.0));
+        b.for_(from, to, crate::ir::LoopKind::Serial, |b, item| {
+            let x = Expr::load(sums, item * Expr::int(u.size * n) + at);
+            b.assign(sum, Expr::Var(sum) + x);
+        });
+        let sum = Expr::Var(sum);
+        b.store(d, i, if p.dtype == p.sum_dtype() { sum } else { sum.cast(p.dtype) });
+    });
+    b.finish()
+}
+
+/// Elements that a block of threads adds.
+const ELEMS: i64 = 1024;
 
 /// The three kernels of the inverse.
 pub fn gpu_attend_inverse(p: &Problem, t: Tiling) -> [Kernel; 3] {
@@ -338,30 +420,46 @@ fn offsets(p: &Problem, u: &Union) -> Kernel {
     let mut b = Build::new("attend_offsets");
     let n = num_blocks(p, u);
     let totals = b.read("totals", DType::I32, n.clone());
-    let offsets = b.write("offsets", DType::I32, n.clone() + Dim::from(1));
-    let sums = b.scratch("sums", DType::I32, LANES);
+    let ends = n.clone() + Dim::from(1);
+    let outs = [("offsets", "sums"), ("firsts", "items")]
+        .map(|(name, parts)| (b.write(name, DType::I32, ends.clone()), b.scratch(parts, DType::I32, LANES)));
     let (part, n) = (b.dim(&n.ceil_div(&Dim::from(LANES))), b.dim(&n));
     let bounds = |b: &mut Build, lane: &Expr| {
         let from = b.bind(Expr::minimum(lane.clone() * part.clone(), n.clone()));
         [from.clone(), b.bind(Expr::minimum(from + part.clone(), n.clone()))]
     };
+    // What a block adds to each: its tiles, and its items.
+    let adds = |b: &mut Build, i: Expr| {
+        let total = b.bind(Expr::load(totals, i));
+        let items = Expr::floor_div(total.clone() + int((ITEM - 1) as f64), int(ITEM as f64));
+        let items = b.bind(Expr::maximum(items, int(1.0)));
+        [total, items]
+    };
     b.each(Expr::int(LANES), |b, lane| {
         let [from, to] = bounds(b, &lane);
-        let sum = b.var(DType::I32, int(0.0));
-        b.for_(from, to, crate::ir::LoopKind::Serial, |b, i| b.assign(sum, Expr::Var(sum) + Expr::load(totals, i)));
-        b.store(sums, lane, Expr::Var(sum));
+        let of = [b.var(DType::I32, int(0.0)), b.var(DType::I32, int(0.0))];
+        b.for_(from, to, crate::ir::LoopKind::Serial, |b, i| {
+            let more = adds(b, i);
+            of.iter().zip(more).for_each(|(sum, x)| b.assign(*sum, Expr::Var(*sum) + x));
+        });
+        outs.iter().zip(of).for_each(|((_, parts), sum)| b.store(*parts, lane.clone(), Expr::Var(sum)));
     });
     b.each(Expr::int(LANES), |b, lane| {
         let [from, to] = bounds(b, &lane);
-        let sum = b.var(DType::I32, int(0.0));
-        b.range(lane.clone(), |b, before| b.assign(sum, Expr::Var(sum) + Expr::load(sums, before)));
+        let of = [b.var(DType::I32, int(0.0)), b.var(DType::I32, int(0.0))];
+        b.range(lane.clone(), |b, before| {
+            let parts = outs.map(|(_, parts)| Expr::load(parts, before.clone()));
+            of.iter().zip(parts).for_each(|(sum, x)| b.assign(*sum, Expr::Var(*sum) + x));
+        });
         b.for_(from, to, crate::ir::LoopKind::Serial, |b, i| {
-            b.store(offsets, i.clone(), Expr::Var(sum));
-            b.assign(sum, Expr::Var(sum) + Expr::load(totals, i));
+            outs.iter().zip(of).for_each(|((out, _), sum)| b.store(*out, i.clone(), Expr::Var(sum)));
+            let more = adds(b, i);
+            of.iter().zip(more).for_each(|(sum, x)| b.assign(*sum, Expr::Var(*sum) + x));
         });
         // The last lane has them all.
         b.if_(eq(lane.clone(), Expr::int(LANES - 1)), |b| {
-            b.store(offsets, n.clone() + lane - Expr::int(LANES - 1), Expr::Var(sum))
+            let end = b.bind(n.clone() + lane - Expr::int(LANES - 1));
+            outs.iter().zip(of).for_each(|((out, _), sum)| b.store(*out, end.clone(), Expr::Var(sum)));
         });
     });
     b.finish()
@@ -372,7 +470,10 @@ fn entries(p: &Problem, u: &Union) -> Kernel {
     let look = Look::new(&mut b, p, u);
     let (n, all) = (num_blocks(p, u), u.elems(p)[0].clone());
     let offsets = b.read("offsets", DType::I32, n.clone() + Dim::from(1));
+    let firsts = b.read("firsts", DType::I32, n.clone() + Dim::from(1));
     let entries = b.write("entries", DType::I32, all.clone());
+    let items = num_items(p, u);
+    let owner = b.write("owner", DType::I32, items.clone());
     let counts = b.scratch("counts", DType::I32, LANES);
     b.each(Expr::int(LANES), |b, lane| {
         let own = look.count(b, u, &lane);
@@ -390,12 +491,19 @@ fn entries(p: &Problem, u: &Union) -> Kernel {
             });
         });
     });
+    let (n, all, items) = (b.dim(&n), b.dim(&all), b.dim(&items));
+    let bound = |b: &mut Build, i: Expr| b.bind(Expr::load(firsts, i).cast(DType::I64));
+    let [from, to] = [block.clone(), block.clone() + Expr::int(1)].map(|i| bound(&mut b, i));
+    b.for_(from, to, crate::ir::LoopKind::Vector, |b, i| b.store(owner, i, block.clone().cast(DType::I32)));
     // Places that are left, shared out among the blocks.
-    let (n, all) = (b.dim(&n), b.dim(&all));
     let total = b.bind(Expr::load(offsets, n.clone()).cast(DType::I64));
-    let part = b.bind(Expr::floor_div(all.clone() - total.clone() + n.clone() - Expr::int(1), n));
-    let from = b.bind(Expr::minimum(total + block * part.clone(), all.clone()));
-    let to = b.bind(Expr::minimum(from.clone() + part, all));
-    b.for_(from, to, crate::ir::LoopKind::Vector, |b, i| b.store(entries, i, int(-1.0)));
+    let used = bound(&mut b, n.clone());
+    let none = (n.clone() - Expr::int(1)).cast(DType::I32);
+    for (mem, total, all, value) in [(entries, total, all, int(-1.0)), (owner, used, items, none)] {
+        let part = b.bind(Expr::floor_div(all.clone() - total.clone() + n.clone() - Expr::int(1), n.clone()));
+        let from = b.bind(Expr::minimum(total + block.clone() * part.clone(), all.clone()));
+        let to = b.bind(Expr::minimum(from.clone() + part, all));
+        b.for_(from, to, crate::ir::LoopKind::Vector, |b, i| b.store(mem, i, value));
+    }
     b.finish()
 }

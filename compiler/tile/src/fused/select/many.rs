@@ -8,7 +8,7 @@
 //!
 //! Rows are queries, each with its heads. Scratch: Q [rows, d], K [keys, d], S [rows, keys], of which each thread may hold its part, P as S, F
 //! [queries, keys], each query's list of its best with a chunk's candidates behind them. A list grows by a merge: a lane for each that counts those that
-//! come before it.
+//! come before it, of the list by halving.
 
 use super::{Chunk, Emit, Fold, Fused, Fuser, Need, Select, TILE, combine, emitted, neutral};
 use crate::{
@@ -183,7 +183,12 @@ impl<'a> Many<'a> {
         let [element, row, i] = self.pairs(f, TILE, e.width, &mut loops);
         let query = f.bind(Expr::minimum(Expr::floor_div(row.clone(), Expr::int(e.heads)), last.clone()));
         let heads = e.inside_at(f, Expr::rem(row, Expr::int(e.heads)));
-        let i = Expr::maximum(chunk.from.clone(), Expr::minimum(i, chunk.to.clone() - Expr::int(1)));
+        // What lies along the keys is only read where there are some.
+        let i = if e.reads_by_key() {
+            Expr::maximum(chunk.from.clone(), Expr::minimum(i, chunk.to.clone() - Expr::int(1)))
+        } else {
+            i
+        };
         let key = f.bind(chunk.key.clone() + i);
         let idx = e.index(&s.spec.out, at, &query, &heads, Some(&key));
         let product = e.tile(s.product, &s.spec.out, e.mem.scores, at, &chunk.key, e.heads);
@@ -251,13 +256,29 @@ impl<'a> Many<'a> {
                 let row = b.bind(lists.row(side, &q));
                 let own = b.bind(Expr::load(lists.values, row.clone() + i.clone()));
                 let rank = b.var(DType::I32, int(0));
-                b.range(Expr::int(width), |b, j| {
-                    let x = b.bind(Expr::load(lists.values, row.clone() + j.clone()));
+                b.range(Expr::int(e.chunk), |b, j| {
+                    let x = b.bind(Expr::load(lists.values, row.clone() + Expr::int(k) + j.clone()));
                     // Equal ones stay in order.
-                    let ahead = b.bind(Expr::and(Expr::lt(j, i.clone()), not(beats(&own, x.clone()))));
+                    let ahead = Expr::and(Expr::lt(j + Expr::int(k), i.clone()), not(beats(&own, x.clone())));
                     let before = Expr::map2(MapFn::Or, ahead, beats(&x, own.clone()));
                     b.assign(rank, Expr::Var(rank) + before.cast(DType::I32));
                 });
+                // The list is in order: its first are before a candidate, and each of its own knows its place.
+                let listed = b.bind(Expr::lt(i.clone(), Expr::int(k)));
+                let (lo, hi) = (b.var(DType::I64, Expr::int(0)), b.var(DType::I64, Expr::int(k)));
+                b.range(Expr::int(i64::from((k as u64).next_power_of_two().trailing_zeros()) + 1), |b, _| {
+                    let middle = b.bind(Expr::floor_div(Expr::Var(lo) + Expr::Var(hi), Expr::int(2)));
+                    let x = b.bind(Expr::load(lists.values, row.clone() + Expr::minimum(middle.clone(), Expr::int(k - 1))));
+                    let open = b.bind(Expr::lt(Expr::Var(lo), Expr::Var(hi)));
+                    let before = b.bind(not(beats(&own, x)));
+                    b.assign(
+                        lo,
+                        Expr::select(Expr::and(open.clone(), before.clone()), middle.clone() + Expr::int(1), Expr::Var(lo)),
+                    );
+                    b.assign(hi, Expr::select(Expr::and(open, not(before)), middle, Expr::Var(hi)));
+                });
+                let of_list = Expr::select(listed.clone(), i.clone(), Expr::Var(lo)).cast(DType::I32);
+                b.assign(rank, Expr::Var(rank) + of_list);
                 b.if_(Expr::lt(Expr::Var(rank), int(k)), |b| {
                     let place = b.var(DType::I32, (chunk.first.clone() + i.clone() - Expr::int(k)).cast(DType::I32));
                     b.if_(Expr::lt(i.clone(), Expr::int(k)), |b| {

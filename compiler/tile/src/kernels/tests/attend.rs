@@ -172,29 +172,38 @@ impl Case {
         let union = case.union(&p, gpu_attend_grad::forward(tiling), &dims);
         args.extend(union.clone());
         let mut got = results(&gpu_attend_grad_queries(&p, tiling), &args, &lens[..1], &dims, true);
+        let mut inverse = Vec::new();
         if let [blocks, _, count] = &union[..] {
             let forward = gpu_attend_grad::forward(tiling);
             let types = gpu_attend_union::inverse_memories(&p, forward);
-            let run = |kernel: &Kernel, args: &[&Tensor], ty: &TensorType| {
-                let n = ty.elems().eval(&dims).expect("known dims");
+            let run = |kernel: &Kernel, args: &[&Tensor], types: &[TensorType]| -> Vec<Tensor> {
+                let n: Vec<usize> = types.iter().map(|t| t.elems().eval(&dims).expect("known dims") as usize).collect();
                 let args: Vec<Tensor> = args.iter().map(|x| (*x).clone()).collect();
-                Tensor::new(ty.dtype, &[n], results(kernel, &args, &[n as usize], &dims, true).remove(0))
+                let found = results(kernel, &args, &n, &dims, true).into_iter().zip(types);
+                found.map(|(x, t)| Tensor::new(t.dtype, &[x.len() as i64], x)).collect()
             };
             let [totals, offsets, entries] = &gpu_attend_union::gpu_attend_inverse(&p, forward);
-            let totals = run(totals, &[blocks, count], &types[0]);
-            let offsets = run(offsets, &[&totals], &types[1]);
-            let entries = run(entries, &[blocks, count, &offsets], &types[2]);
-            args.extend([offsets, entries]);
+            let totals = run(totals, &[blocks, count], &types[..1]).remove(0);
+            inverse = run(offsets, &[&totals], &types[1..3]);
+            let more = run(entries, &[blocks, count, &inverse[0], &inverse[1]], &types[3..]);
+            inverse.extend(more);
         }
-        let of_parts: Vec<usize> = lens[1..].iter().map(|n| n * tiling.parts as usize).collect();
-        let sums = results(&gpu_attend_grad_keys(&p, tiling), &args, &of_parts, &dims, true);
-        if tiling.parts > 1 {
-            for ((x, n), values) in sums.into_iter().zip(&lens[1..]).zip([false, true]) {
-                let x = Tensor::new(DType::F32, &[x.len() as i64], x);
-                got.extend(results(&gpu_attend_grad_parts(&p, tiling, values), &[x], &[*n], &dims, true));
-            }
-        } else {
-            got.extend(sums);
+        args.extend(inverse.clone());
+        let sums = gpu_attend_grad::of_sums(&p, tiling);
+        let len = |t: &TensorType| t.elems().eval(&dims).expect("known dims") as usize;
+        let of_sums = sums.as_ref().map_or(lens[1..].to_vec(), |s| s.iter().map(len).collect());
+        let found = results(&gpu_attend_grad_keys(&p, tiling), &args, &of_sums, &dims, true);
+        for ((x, n), values) in found.into_iter().zip(&lens[1..]).zip([false, true]) {
+            let sum = Tensor::new(DType::F32, &[x.len() as i64], x.clone());
+            got.extend(match (&sums, inverse.get(1)) {
+                (None, _) => vec![x],
+                (Some(_), Some(firsts)) => {
+                    let forward = gpu_attend_grad::forward(tiling);
+                    let add = gpu_attend_union::gpu_attend_grad_items(&p, forward, if values { p.dv } else { p.dk });
+                    results(&add, &[sum, firsts.clone()], &[*n], &dims, true)
+                }
+                (Some(_), None) => results(&gpu_attend_grad_parts(&p, tiling, values), &[sum], &[*n], &dims, true),
+            });
         }
         for (i, x) in ["dq", "dk", "dv"].into_iter().enumerate() {
             let name = format!("{x} of {} at {:?} with {tiling:?}", self.domain, self.size);
