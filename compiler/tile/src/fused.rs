@@ -28,10 +28,12 @@ const BLOCK_ELEMS: i64 = 16_384;
 const COLUMN_ELEMS: i64 = 256;
 /// A reduction of fewer terms is not taken in parts.
 const LARGE_REDUCTION: i64 = 4096;
-/// Blocks that the parts of a reduction should have together, about two for each processor of a large GPU.
+/// Blocks that the parts of a reduction of everything should have together, about two for each processor of a large GPU.
 const MAX_PARTS: i64 = 256;
+/// The same of a reduction over leading axes, whose blocks are small.
+const MAX_COLUMN_BLOCKS: i64 = 1024;
 /// Parts of a reduction over leading axes, at most: each is read again.
-const MAX_COLUMN_PARTS: i64 = 64;
+const MAX_COLUMN_PARTS: i64 = 128;
 
 /// Where values are: what a fused kernel needs to know of the function.
 pub struct Scene<'a> {
@@ -76,7 +78,17 @@ pub struct Fused {
 pub fn fuse(scene: &Scene, v: Value, target: &StridedView, add: bool) -> Fused {
     let mut f = Fuser::new(scene, v, target);
     match &scene.func.def(v).op {
-        Op::Reduce(r, axes) if keeps_last(scene.func, v) => f.columns(v, *r, axes, add),
+        Op::Reduce(r, axes) if keeps_last(scene.func, v) => f.column_sums(v, *r, axes, None, add, false),
+        _ => f.rows(v, add),
+    }
+    f.finish()
+}
+
+/// The same of a sum of parts for a device of many processors.
+pub fn fuse_joined(scene: &Scene, v: Value, target: &StridedView, add: bool) -> Fused {
+    let mut f = Fuser::new(scene, v, target);
+    match &scene.func.def(v).op {
+        Op::Reduce(r, axes) if keeps_last(scene.func, v) => f.column_sums(v, *r, axes, None, add, true),
         _ => f.rows(v, add),
     }
     f.finish()
@@ -88,7 +100,8 @@ pub fn fuse_parts(scene: &Scene, v: Value, target: &StridedView, parts: i64) -> 
     let mut f = Fuser::new(scene, v, target);
     let Op::Reduce(r, axes) = &scene.func.def(v).op else { base::bug!("a part of no reduction") };
     if keeps_last(scene.func, v) {
-        f.column_parts(v, *r, axes, parts);
+        let by_column = !f.reduces_inline(v);
+        f.column_sums(v, *r, axes, Some(parts), false, by_column);
     } else {
         f.total_parts(v, *r, parts);
     }
@@ -108,7 +121,7 @@ pub fn num_parts(func: &Func, v: Value) -> Option<i64> {
     }
     let columns = ty.shape.last().filter(|_| keeps_last(func, v))?.known()?;
     let blocks = (ty.elems().known()? / columns.max(1)) * (columns + COLUMN_ELEMS - 1) / COLUMN_ELEMS;
-    let parts = (MAX_PARTS / blocks.max(1)) as u64;
+    let parts = (MAX_COLUMN_BLOCKS / blocks.max(1)) as u64;
     (parts > 1).then(|| (parts.next_power_of_two() as i64).min(MAX_COLUMN_PARTS))
 }
 
@@ -117,6 +130,17 @@ fn keeps_last(func: &Func, v: Value) -> bool {
     let Op::Reduce(_, axes) = &func.def(v).op else { return false };
     let operand = func.ty(func.def(v).inputs[0]);
     axes.last().is_none_or(|a| *a + 1 != operand.rank()) && !is_unrolled(&func.def(v).op, operand)
+}
+
+/// What a reduction over leading axes sums: the rows of a part, if it is one, and the index at hand.
+struct Whole<'a> {
+    operand: Value,
+    axes: &'a [usize],
+    shape: &'a [Dim],
+    part: Option<(Expr, i64)>,
+    f: ReduceFn,
+    sum: DType,
+    inner: Vec<Expr>,
 }
 
 impl<'a> Fuser<'a> {
@@ -501,15 +525,8 @@ impl Fuser<'_> {
         self.scopes[level].stmts.push(Stmt::Store { mem, index, value });
     }
 
-    /// Sums over leading axes: a block owns some columns and keeps their sums in scratch.
-    fn columns(&mut self, v: Value, f: ReduceFn, axes: &[usize], add: bool) {
-        self.column_sums(v, f, axes, None, add);
-    }
-    /// The same of a part of the rows.
-    fn column_parts(&mut self, v: Value, f: ReduceFn, axes: &[usize], parts: i64) {
-        self.column_sums(v, f, axes, Some(parts), false);
-    }
-    fn column_sums(&mut self, v: Value, f: ReduceFn, axes: &[usize], parts: Option<i64>, add: bool) {
+    /// Sums over leading axes: a block owns some columns and keeps their sums in scratch, or each lane its own.
+    fn column_sums(&mut self, v: Value, f: ReduceFn, axes: &[usize], parts: Option<i64>, add: bool, by_column: bool) {
         let func = self.scene.func;
         let ty = func.ty(v).clone();
         let operand = func.def(v).inputs[0];
@@ -520,7 +537,6 @@ impl Fuser<'_> {
         let chunks = last.ceil_div(&Dim::from(width));
         let outer: Dim = ty.shape[..ty.rank() - 1].iter().fold(Dim::from(1), |n, d| n * d.clone());
         self.kernel.grid = outer * chunks.clone() * Dim::from(parts.unwrap_or(1));
-        let sums = self.kernel.scratch("sums", sum, width as usize);
         let mut idx = vec![Expr::int(0); ty.rank()];
         let mut rest = self.kernel.block();
         let n = self.kernel.dim(&chunks);
@@ -534,39 +550,43 @@ impl Fuser<'_> {
         let part = rest;
         let end = self.kernel.dim(&last);
         let count = self.bind(Expr::minimum(end - first.clone(), Expr::int(width)));
-        let j = self.new_var(DType::I64, 1);
-        let zero = vec![Stmt::Store { mem: sums, index: Expr::Var(j), value: neutral(f, sum) }];
-        self.scopes[0].stmts.push(Stmt::For { var: j, lo: Expr::int(0), hi: count.clone(), kind: LoopKind::Vector, body: zero });
-        // For each reduced index, add a row to the sums.
-        let mut inner = vec![Expr::int(0); shape.len()];
-        let mut loops = Vec::new();
-        if let Some(parts) = parts {
-            loops.push(self.part_rows(part.clone(), parts, axes, &shape, &mut inner));
-        } else {
-            for (k, a) in axes.iter().enumerate() {
-                let var = self.new_var(DType::I64, 1 + k);
-                inner[*a] = Expr::Var(var);
-                loops.push((var, Expr::int(0), self.kernel.dim(&shape[*a]), LoopKind::Serial));
-                self.scopes.push(Scope::default());
-            }
-        }
-        let j = self.new_var(DType::I64, self.scopes.len());
-        loops.push((j, Expr::int(0), count.clone(), LoopKind::Vector));
-        self.scopes.push(Scope::default());
         let kept: Vec<usize> = (0..shape.len()).filter(|a| !axes.contains(a)).collect();
+        let mut inner = vec![Expr::int(0); shape.len()];
         for (a, i) in kept.iter().zip(&idx) {
             inner[*a] = i.clone();
         }
-        inner[kept[kept.len() - 1]] = first.clone() + Expr::Var(j);
-        let term = self.eval(operand, &inner);
-        let term = if self.kernel.expr_dtype(&term) == sum { term } else { term.cast(sum) };
-        let value = Expr::Map(combine(f), vec![Expr::load(sums, Expr::Var(j)), term]);
-        let stmts = &mut self.scopes.last_mut().expect("the column loop").stmts;
-        stmts.push(Stmt::Store { mem: sums, index: Expr::Var(j), value });
-        self.close_loops(loops);
-        // Write-back.
-        let j = self.new_var(DType::I64, 1);
-        self.scopes.push(Scope::default());
+        let column = kept[kept.len() - 1];
+        let mut whole = Whole { operand, axes, shape: &shape, part: parts.map(|n| (part.clone(), n)), f, sum, inner };
+        let (j, value) = if by_column {
+            // Each lane has a column: it goes over the rows and stores what it has.
+            let j = self.open_columns();
+            let acc = self.new_var(sum, 1);
+            self.scopes[1].stmts.push(Stmt::Var(acc, neutral(f, sum)));
+            let loops = self.open_rows(&mut whole);
+            whole.inner[column] = first.clone() + Expr::Var(j);
+            let value = self.summed(&whole, Expr::Var(acc));
+            self.scopes.last_mut().expect("the loop over rows").stmts.push(Stmt::Assign(acc, value));
+            self.close_loops(loops);
+            (j, Expr::Var(acc))
+        } else {
+            // For each row, the lanes add it to the sums.
+            let sums = self.kernel.scratch("sums", sum, width as usize);
+            let j = self.new_var(DType::I64, 1);
+            let zero = vec![Stmt::Store { mem: sums, index: Expr::Var(j), value: neutral(f, sum) }];
+            let all = Stmt::For { var: j, lo: Expr::int(0), hi: count.clone(), kind: LoopKind::Vector, body: zero };
+            self.scopes[0].stmts.push(all);
+            let mut loops = self.open_rows(&mut whole);
+            let j = self.new_var(DType::I64, self.scopes.len());
+            loops.push((j, Expr::int(0), count.clone(), LoopKind::Vector));
+            self.scopes.push(Scope::default());
+            whole.inner[column] = first.clone() + Expr::Var(j);
+            let value = self.summed(&whole, Expr::load(sums, Expr::Var(j)));
+            let stmts = &mut self.scopes.last_mut().expect("the column loop").stmts;
+            stmts.push(Stmt::Store { mem: sums, index: Expr::Var(j), value });
+            self.close_loops(loops);
+            let j = self.open_columns();
+            (j, Expr::load(sums, Expr::Var(j)))
+        };
         idx[ty.rank() - 1] = first + Expr::Var(j);
         if parts.is_some() {
             idx.insert(0, part);
@@ -576,16 +596,48 @@ impl Fuser<'_> {
         self.target_index = Some(index.clone());
         let stored = if parts.is_some() { ty.dtype.accumulator() } else { ty.dtype };
         let result = compute_dtype(stored);
-        let mut value = Expr::load(sums, Expr::Var(j));
-        if result != sum {
-            value = value.cast(result);
-        }
+        let mut value = if result == sum { value } else { value.cast(result) };
         let mem = self.buffer(&target, stored, Access::Write);
         if add {
             value = self.load(&target, ty.dtype, &idx) + value;
         }
         self.scopes[1].stmts.push(Stmt::Store { mem, index, value });
         self.close_loops(vec![(j, Expr::int(0), count, LoopKind::Vector)]);
+    }
+    /// The scope of a loop over columns.
+    fn open_columns(&mut self) -> VarId {
+        let j = self.new_var(DType::I64, 1);
+        self.scopes.push(Scope::default());
+        j
+    }
+    /// Loops over the indices that are summed.
+    fn open_rows(&mut self, w: &mut Whole) -> Vec<Loop> {
+        if let Some((part, parts)) = w.part.clone() {
+            return vec![self.part_rows(part, parts, w.axes, w.shape, &mut w.inner)];
+        }
+        let mut of = |f: &mut Self, a: &usize| {
+            let var = f.new_var(DType::I64, f.scopes.len());
+            w.inner[*a] = Expr::Var(var);
+            f.scopes.push(Scope::default());
+            (var, Expr::int(0), f.kernel.dim(&w.shape[*a]), LoopKind::Serial)
+        };
+        w.axes.iter().map(|a| of(self, a)).collect()
+    }
+    /// A sum so far with the term at hand.
+    fn summed(&mut self, w: &Whole, so_far: Expr) -> Expr {
+        let term = self.eval(w.operand, &w.inner);
+        let term = if self.kernel.expr_dtype(&term) == w.sum { term } else { term.cast(w.sum) };
+        Expr::Map(combine(w.f), vec![so_far, term])
+    }
+    /// Whether something that is computed on the way is a reduction itself.
+    fn reduces_inline(&self, v: Value) -> bool {
+        let (func, mut found) = (self.scene.func, false);
+        self.visit_inline(v, &mut |x| {
+            let node = func.def(x);
+            let loops = matches!(node.op, Op::Reduce(..)) && !is_unrolled(&node.op, func.ty(node.inputs[0]));
+            found |= x != v && loops;
+        });
+        found
     }
 
     /// A loop over the block's part of the indices of `axes`, and the index of each in `inner`.
@@ -594,7 +646,7 @@ impl Fuser<'_> {
         let (per_part, count) = (self.kernel.dim(&total.ceil_div(&Dim::from(parts))), self.kernel.dim(&total));
         let lo = self.bind(part * per_part.clone());
         let hi = self.bind(Expr::minimum(lo.clone() + per_part, count));
-        let var = self.new_var(DType::I64, 1);
+        let var = self.new_var(DType::I64, self.scopes.len());
         self.scopes.push(Scope::default());
         let mut rest = Expr::Var(var);
         for (k, a) in axes.iter().enumerate().rev() {

@@ -136,8 +136,11 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
             continue;
         }
         let is_root = if is_inline(&node.op) || is_unrolled_node(func, id) {
-            let shared = users[i].len() > 1 && cost[i] > RECOMPUTE_LIMIT;
-            forced[i] || cost[i] > SIZE_LIMIT || shared
+            let stored = cost[i] > SIZE_LIMIT || users[i].len() > 1 && cost[i] > RECOMPUTE_LIMIT;
+            // What is repeated is stored before it is.
+            let before = if stored { repeated_base(func, id) } else { None };
+            before.iter().for_each(|base| forced[base.node.0 as usize] = true);
+            forced[i] || stored && before.is_none()
         } else {
             let in_parts = parts && num_parts(func, Value { node: id, index: 0 }).is_some();
             forced[i] || in_parts || !fuses_into_row(func, id, &users[i])
@@ -178,6 +181,18 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
         g.reads[id.0 as usize] = reads.into_iter().collect();
     }
     g
+}
+
+/// The value that a broadcast repeats, below layout ops, if it has no more elements than the broadcast.
+fn repeated_base(func: &Func, id: NodeId) -> Option<Value> {
+    let node = &func.nodes[id];
+    let Op::Broadcast { .. } = &node.op else { return None };
+    let of = |v: Value| func.ty(v).elems();
+    let x = node.inputs[0];
+    let (base, _) = view_base(func, x)?;
+    let times = |n: Dim| n.try_div(&of(x))?.known();
+    let (all, repeated) = (times(of(base))?, times(node.types[0].elems())?);
+    (all <= repeated && repeated > 1).then_some(base)
 }
 
 fn is_unrolled_node(func: &Func, id: NodeId) -> bool {

@@ -7,7 +7,7 @@
 
 use crate::{
     cost,
-    fused::{Fused, Rows, Scene, Select, fuse, fuse_parts, fuse_rows, fuse_select, fuse_select_many, num_parts},
+    fused::{Fused, Rows, Scene, Select, fuse, fuse_joined, fuse_parts, fuse_rows, fuse_select, fuse_select_many, num_parts},
     gemm::gemm,
     group::{Grouping, group, is_layout},
     ir::{COPY_ALIGN, Kernel},
@@ -546,7 +546,7 @@ impl Lowerer<'_> {
         (root[n - 1], reads[n - 1], places[0][0]) = (true, vec![x], Some(partial));
         let (grouping, value) = (Grouping { root, reads }, Value { node: last, index: 0 });
         let scene = Scene { func: &func, grouping: &grouping, places: &places };
-        let Fused { kernel, views, .. } = fuse(&scene, value, to, adds);
+        let Fused { kernel, views, .. } = fuse_joined(&scene, value, to, adds);
         self.launch(kernel, views, origin, cost::fused_work(&func, &grouping, value))
     }
 

@@ -49,6 +49,7 @@ struct Pending {
 fn registers(h: &Hopper) -> Option<[u32; 2]> {
     match (h.consumers, h.neighbours, h.gathers()) {
         (1, 3, false) => Some([40, 120]),
+        (1, 2, false) if h.heavy => Some([24, 232]),
         (1, 2, false) => Some([40, 216]),
         (2, 1, false) => Some([40, 232]),
         (2, 1, true) => Some([72, 216]),

@@ -35,6 +35,8 @@ const SCRATCH_ALIGN: usize = super::plan::ALIGN;
 const MAX_STAGES: usize = 8;
 /// Elements that a warp group may hold, if three share a processor.
 const LIGHT: usize = 64 * 64;
+/// Elements that a warp group holds, of which on there are no registers to spare.
+const HEAVY: usize = 192 * GROUP as usize;
 /// What the barriers may take. # Units: bytes.
 const BARRIER_BYTES: usize = 1024;
 
@@ -97,6 +99,8 @@ pub(crate) struct Hopper {
     pub shared_bytes: usize,
     /// Blocks that share a processor, so that one multiplies while the other weighs.
     pub neighbours: u32,
+    /// Whether a warp group that shares a processor holds so much that its producer is left the fewest registers that there may be.
+    pub heavy: bool,
 }
 
 /// Whether a statement copies to scratch.
@@ -121,10 +125,14 @@ impl Hopper {
     pub(crate) fn new(k: &Kernel, held: &[bool], limit: usize) -> Option<Hopper> {
         // A warp group that does more than products waits for itself: several blocks fill a processor, more if their threads hold little.
         let of_held = |i: usize| if held[i] { k.scratch[i].elems } else { 0 };
-        let light = (0..k.scratch.len()).map(of_held).sum::<usize>() <= LIGHT;
+        let elems = (0..k.scratch.len()).map(of_held).sum::<usize>();
+        let light = elems <= LIGHT;
         let shared = |n: u32| {
-            let h = Hopper::within(k, held, limit / n as usize).filter(|h| h.consumers == 1 && weighs(&k.body))?;
-            Some(Hopper { neighbours: n, ..h })
+            let h = Hopper::within(k, held, limit / n as usize)?;
+            if h.consumers != 1 || h.gathers() || !weighs(&k.body) {
+                return None;
+            }
+            Some(Hopper { neighbours: n, heavy: elems >= HEAVY, ..h })
         };
         let three = if light { shared(3) } else { None };
         three.or_else(|| shared(2)).or_else(|| Hopper::within(k, held, limit))
@@ -147,8 +155,15 @@ impl Hopper {
         if !private || !found.dots.iter().all(brought) {
             return None;
         }
-        let mut h =
-            Hopper { consumers, ring_of: BTreeMap::new(), rings: Vec::new(), maps: Vec::new(), shared_bytes: 0, neighbours: 1 };
+        let mut h = Hopper {
+            consumers,
+            ring_of: BTreeMap::new(),
+            rings: Vec::new(),
+            maps: Vec::new(),
+            shared_bytes: 0,
+            neighbours: 1,
+            heavy: false,
+        };
         for (run, staged) in &found.runs {
             let (mut offsets, mut bytes) = (BTreeMap::new(), 0);
             for c in run {

@@ -27,6 +27,8 @@ use graph::{
     op::{MapFn, ReduceFn, Scalar},
 };
 
+/// Elements that a row of P is longer than a chunk's keys: eight rows that a warp stores lie in different banks.
+const BANK_ELEMS: i64 = 8;
 /// Keys of a candidate, at most, so that a chunk's are one rectangle.
 const MOST_KEYS: i64 = 256;
 
@@ -49,8 +51,9 @@ struct Many<'a> {
     emit: Emit<'a>,
     queries: Operand,
     keys: Operand,
-    /// P.
+    /// P, and the elements from row to row.
     mapped: Mem,
+    stride: i64,
     lists: Lists,
 }
 
@@ -108,9 +111,11 @@ impl<'a> Many<'a> {
             return None;
         }
         let emit = Emit::new(s, f, Some(queries.dtype));
-        let mapped = f.kernel.scratch("mapped", emit.dtype, (TILE * emit.width) as usize);
+        // Rows that are summed lie so that what a group of lanes stores is in different banks.
+        let stride = emit.width + if let Fold::No = s.fold { 0 } else { BANK_ELEMS };
+        let mapped = f.kernel.scratch("mapped", emit.dtype, (TILE * stride) as usize);
         let lists = Lists::new(&emit, f);
-        Some(Many { emit, queries, keys, mapped, lists })
+        Some(Many { emit, queries, keys, mapped, stride, lists })
     }
 
     fn block(&self, f: &mut Fuser) {
@@ -118,7 +123,7 @@ impl<'a> Many<'a> {
         let (at, rows, n) = e.rows(f);
         let zero = Expr::Const(Scalar::new(0.0), e.dtype);
         f.by_hand(|b| {
-            b.fill(self.mapped, Expr::int(TILE * e.width), zero);
+            b.fill(self.mapped, Expr::int(TILE * self.stride), zero);
             let (lists, dtype) = (&self.lists, b.kernel.mem_dtype(self.lists.values));
             b.fill(lists.values, Expr::int(2 * e.queries * lists.width), Build::f(dtype, f64::NEG_INFINITY));
             b.fill(lists.places, Expr::int(2 * e.queries * lists.k), int(-1));
@@ -182,7 +187,8 @@ impl<'a> Many<'a> {
         f.open(Expr::int(0), any, LoopKind::Serial, &mut loops);
         let [element, row, i] = self.pairs(f, TILE, e.width, &mut loops);
         let query = f.bind(Expr::minimum(Expr::floor_div(row.clone(), Expr::int(e.heads)), last.clone()));
-        let heads = e.inside_at(f, Expr::rem(row, Expr::int(e.heads)));
+        let heads = e.inside_at(f, Expr::rem(row.clone(), Expr::int(e.heads)));
+        let to = row * Expr::int(self.stride) + i.clone();
         // What lies along the keys is only read where there are some.
         let i = if e.reads_by_key() {
             Expr::maximum(chunk.from.clone(), Expr::minimum(i, chunk.to.clone() - Expr::int(1)))
@@ -195,7 +201,7 @@ impl<'a> Many<'a> {
         f.tiles = vec![super::Tile { own: Some((idx.clone(), element.clone())), ..product }];
         let value = f.eval(s.mapped, &idx);
         let value = if f.kernel.expr_dtype(&value) == e.dtype { value } else { value.cast(e.dtype) };
-        f.here(Stmt::Store { mem: self.mapped, index: element, value });
+        f.here(Stmt::Store { mem: self.mapped, index: to, value });
         f.close_loops(loops);
     }
     /// F, and the first key that it has.
@@ -214,7 +220,7 @@ impl<'a> Many<'a> {
         f.here(Stmt::Var(sum, neutral(how, e.dtype)));
         let mut inner = Vec::new();
         let (heads, number) = e.open_heads(f, &mut inner);
-        let x = Expr::load(self.mapped, (q * Expr::int(e.heads) + number) * Expr::int(e.width) + i);
+        let x = Expr::load(self.mapped, (q * Expr::int(e.heads) + number) * Expr::int(self.stride) + i);
         let x = match e.weight(f, at, &query, &heads) {
             Some(w) => x * w,
             None => x,
