@@ -43,7 +43,7 @@ fn run() -> Result<bool, String> {
     let nccl = open()?;
     println!("rank {} of {}: NCCL {}", world.rank, world.size, nccl.version().map_err(|e| e.to_string())?);
     let mut good = calls(nccl, &*store, PATIENT).map_err(|e| e.to_string())?;
-    good &= stalls(Holding::new(open()?), &*store).map_err(|e| e.to_string())?;
+    good &= stalls(Holding::new(open()?).map_err(|e| e.to_string())?, &*store, &open)?;
     Ok(good)
 }
 
@@ -121,17 +121,27 @@ fn calls(nccl: Nccl, store: &dyn Fabric, timeouts: Timeouts) -> Result<bool, Fab
     Ok(good)
 }
 
-/// A collective that never runs is given up, named, and all communicators are aborted.
-fn stalls(nccl: Holding, store: &dyn Fabric) -> Result<bool, FabricError> {
-    let (rank, size) = (store.rank(), store.size());
-    let scratch = upload(&nccl.nccl, rank, &vec![0; 8 * size])?;
+/// A collective that does not run in time is given up, named, and all communicators are aborted. An abort waits for the stream, so the gate before the
+/// call is opened by another thread when its time is over.
+fn stalls(nccl: Holding, store: &dyn Fabric, open: &(dyn Fn() -> Result<Nccl, String> + Sync)) -> Result<bool, String> {
+    let told = |e: FabricError| e.to_string();
+    let (rank, size, flag) = (store.rank(), store.size(), nccl.flag);
+    let scratch = upload(&nccl.nccl, rank, &vec![0; 8 * size]).map_err(told)?;
     // SAFETY: the memory is that long.
-    let links = unsafe { Links::connect(nccl, store, &flows(size), scratch, SHORT)? };
+    let links = unsafe { Links::connect(nccl, store, &flows(size), scratch, SHORT) }.map_err(told)?;
     links.engine().hold.set(true);
     let op = Operation { call: Call::AllReduce, from: scratch, to: scratch + 4 * size as u64, elems: 1, dtype: DType::F32 };
-    // SAFETY: as above.
-    let first = unsafe { links.collective(&op) }.and_then(|()| links.wait_collectives());
-    links.engine().release().map_err(|why| FabricError::Nccl { rank, what: "the flag".into(), number: 0, why })?;
+    let (first, opened) = std::thread::scope(|s| {
+        let opened = s.spawn(move || {
+            std::thread::sleep(SHORT.message + Duration::from_secs(2));
+            // SAFETY: the flag is that of the gate.
+            unsafe { open()?.release(flag) }.map_err(|e| e.to_string())
+        });
+        // SAFETY: as above.
+        let first = unsafe { links.collective(&op) }.and_then(|()| links.wait_collectives());
+        (first, opened.join().unwrap_or_else(|_| Err("the thread that opens the gate panicked".into())))
+    });
+    opened?;
     // SAFETY: as above.
     let later = unsafe { links.collective(&op) };
     let fine = matches!(first, Err(FabricError::Timeout { .. })) && first == later;
@@ -146,17 +156,14 @@ struct Keep<'a>(&'a Nccl);
 struct Holding {
     nccl: Nccl,
     hold: Cell<bool>,
-    flag: Cell<u64>,
+    /// Four bytes on the device, 0 until the gate is open.
+    flag: u64,
 }
 
 impl Holding {
-    fn new(nccl: Nccl) -> Holding {
-        Holding { nccl, hold: Cell::new(false), flag: Cell::new(0) }
-    }
-    /// Opens the gate.
-    fn release(&self) -> Result<(), String> {
-        // SAFETY: the flag is memory of four bytes that `enqueue` made, if it did.
-        unsafe { self.nccl.release(self.flag.get()) }.map_err(|e| e.to_string())
+    fn new(nccl: Nccl) -> Result<Holding, device::DeviceError> {
+        let flag = nccl.upload(&[0; 4])?;
+        Ok(Holding { nccl, hold: Cell::new(false), flag })
     }
 }
 
@@ -207,10 +214,8 @@ macro_rules! delegate {
 delegate!(Keep<'_>, self => self.0, |_: &Comm| Ok::<(), String>(()));
 delegate!(Holding, self => &self.nccl, |comm: &Comm| {
     if self.hold.replace(false) {
-        let flag = self.nccl.upload(&[0; 4]).map_err(|e| e.to_string())?;
-        self.flag.set(flag);
         // SAFETY: the flag is that memory, and never freed.
-        unsafe { self.nccl.hold(comm, flag) }.map_err(|e| e.to_string())?;
+        unsafe { self.nccl.hold(comm, self.flag) }.map_err(|e| e.to_string())?;
     }
     Ok::<(), String>(())
 });
