@@ -434,6 +434,60 @@ irdl.dialect @graph {
     irdl.operands(lhs: %x, rhs: %y, offsets: %o)
     irdl.results(result: %z)
   }
+  // All members tell each other the offsets of their rows.
+  irdl.operation @exchange_offsets {
+    %i32 = irdl.is i32
+    %s_o = irdl.any
+    %o = irdl.parametric @graph::@tensor<%i32, %s_o>
+    %s_a = irdl.any
+    %a = irdl.parametric @graph::@tensor<%i32, %s_a>
+    %s_b = irdl.any
+    %b = irdl.parametric @graph::@tensor<%i32, %s_b>
+    %a_members = irdl.base "#builtin.integer"
+    irdl.operands(offsets: %o)
+    irdl.results(all: %a, own: %b)
+    irdl.attributes {"members" = %a_members}
+  }
+  // Rows go to the member that has their group.
+  irdl.operation @exchange {
+    %f64 = irdl.is f64
+    %f32 = irdl.is f32
+    %bf16 = irdl.is bf16
+    %f16 = irdl.is f16
+    %f8e4m3fn = irdl.is f8E4M3FN
+    %float = irdl.any_of(%f64, %f32, %bf16, %f16, %f8e4m3fn)
+    %s_x = irdl.any
+    %x = irdl.parametric @graph::@tensor<%float, %s_x>
+    %i32 = irdl.is i32
+    %s_o = irdl.any
+    %o = irdl.parametric @graph::@tensor<%i32, %s_o>
+    %s_y = irdl.any
+    %y = irdl.parametric @graph::@tensor<%float, %s_y>
+    %a_members = irdl.base "#builtin.integer"
+    irdl.operands(rows: %x, offsets: %o)
+    irdl.results(result: %y)
+    irdl.attributes {"members" = %a_members}
+  }
+  // Rows come back from the members that have their groups.
+  irdl.operation @return {
+    %f64 = irdl.is f64
+    %f32 = irdl.is f32
+    %bf16 = irdl.is bf16
+    %f16 = irdl.is f16
+    %f8e4m3fn = irdl.is f8E4M3FN
+    %float = irdl.any_of(%f64, %f32, %bf16, %f16, %f8e4m3fn)
+    %s_x = irdl.any
+    %x = irdl.parametric @graph::@tensor<%float, %s_x>
+    %i32 = irdl.is i32
+    %s_o = irdl.any
+    %o = irdl.parametric @graph::@tensor<%i32, %s_o>
+    %s_y = irdl.any
+    %y = irdl.parametric @graph::@tensor<%float, %s_y>
+    %a_members = irdl.base "#builtin.integer"
+    irdl.operands(rows: %x, offsets: %o)
+    irdl.results(result: %y)
+    irdl.attributes {"members" = %a_members}
+  }
   // A loop; its body is a function.
   irdl.operation @repeat {
     %values = irdl.base @graph::@values

@@ -214,6 +214,7 @@ fn work(func: &Func, grouping: &Grouping, id: NodeId) -> Work {
         Op::Contract(_)
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
+        | Op::Exchange { .. }
         | Op::Attend(_)
         | Op::AttendGrad(_)
         | Op::TopK(_)

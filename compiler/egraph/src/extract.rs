@@ -40,6 +40,7 @@ fn place(op: &Op) -> Place {
         | Op::Route { .. }
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
+        | Op::Exchange { .. }
         | Op::Repeat(_)
         | Op::Fused(_) => Place::Memory,
         Op::Arg(_) | Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::Reduce(..) | Op::Concat(_) => Place::Sink,

@@ -247,6 +247,7 @@ fn terms(b: &mut Builder, s: &Site) -> Result<Vec<Option<Value>>, AutodiffError>
         | Op::Route { .. }
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
+        | Op::Exchange { .. }
         | Op::StopGradient => Ok((0..s.want.len()).map(|i| s.want[i].then(|| term(b, s, i)).flatten()).collect()),
     }
 }
@@ -280,6 +281,7 @@ fn term(b: &mut Builder, s: &Site, i: usize) -> Option<Value> {
         }
         Op::GroupedContract { transposed } => Some(moe::grouped_contract(b, s, *transposed, i)),
         Op::GroupedOuter => Some(moe::grouped_outer(b, s, i)),
+        Op::Exchange { what, members } => Some(moe::exchange(b, s, *what, *members)),
         Op::Arg(_) | Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::TopK(_) | Op::Route { .. } | Op::StopGradient => None,
         Op::Attend(_) | Op::AttendGrad(_) | Op::Repeat(_) | Op::Fused(_) => base::bug!("{} has its own rule", s.node.op.name()),
     }

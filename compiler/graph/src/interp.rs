@@ -10,14 +10,17 @@ mod contract;
 mod elementwise;
 mod index;
 mod layout;
+mod moe;
+pub mod peers;
 #[cfg(test)]
 mod tests;
 
 use crate::{
     ir::{Func, Node, NodeId, Value},
-    op::{Op, Repeat},
+    op::{Exchange, Op, Repeat},
 };
 use base::{DType, DimEnv, TensorType, arena::Id, dim::Atom};
+use peers::{Alone, Peers};
 use std::{fmt, rc::Rc, sync::Arc};
 
 /// A tensor: row-major values of a dtype, each held in an f64.
@@ -204,6 +207,20 @@ pub fn bind_dims(func: &Func, shapes: &[&[i64]]) -> Result<DimEnv, InterpError> 
 /// # Errors
 /// If the arguments do not have the types, a dim has no value, or a node takes elements that are not there.
 pub fn eval(func: &Func, args: &[Tensor], dims: &DimEnv, options: Options) -> Result<Vec<Tensor>, InterpError> {
+    eval_among(func, args, dims, options, &Alone)
+}
+
+/// As [`eval`], as one of a group of interpreters that exchange rows.
+///
+/// # Errors
+/// As [`eval`].
+pub fn eval_among(
+    func: &Func,
+    args: &[Tensor],
+    dims: &DimEnv,
+    options: Options,
+    peers: &dyn Peers,
+) -> Result<Vec<Tensor>, InterpError> {
     if args.len() != func.args.len() {
         return Err(InterpError::Count { func: func.name.clone(), expected: func.args.len(), given: args.len() });
     }
@@ -217,12 +234,15 @@ pub fn eval(func: &Func, args: &[Tensor], dims: &DimEnv, options: Options) -> Re
         }
     }
     let args = args.iter().cloned().map(Rc::new).collect();
-    let results = run(func, args, dims, options)?;
+    let results = run(func, args, dims, (options, peers))?;
     Ok(results.into_iter().map(Rc::unwrap_or_clone).collect())
 }
 
+/// How to evaluate, and among whom.
+type How<'a> = (Options, &'a dyn Peers);
+
 /// Evaluates nodes in order; a value is dropped after its last use.
-fn run(func: &Func, args: Vec<Rc<Tensor>>, dims: &DimEnv, options: Options) -> Result<Vec<Rc<Tensor>>, InterpError> {
+fn run(func: &Func, args: Vec<Rc<Tensor>>, dims: &DimEnv, how: How) -> Result<Vec<Rc<Tensor>>, InterpError> {
     let mut last_use = vec![0usize; func.nodes.len()];
     for (id, node) in func.nodes.iter() {
         node.inputs.iter().for_each(|v| last_use[v.node.index()] = id.index());
@@ -234,7 +254,7 @@ fn run(func: &Func, args: Vec<Rc<Tensor>>, dims: &DimEnv, options: Options) -> R
             Op::Arg(i) => vec![args[i as usize].clone()],
             _ => {
                 let operands: Vec<Rc<Tensor>> = node.inputs.iter().map(|v| fetch(&values, *v)).collect();
-                let site = Site { func, id, node, dims, options };
+                let site = Site { func, id, node, dims, options: how.0, peers: how.1 };
                 site.results(&operands)?
             }
         };
@@ -255,7 +275,7 @@ pub(crate) fn apply(
     dims: &DimEnv,
     options: Options,
 ) -> Result<Vec<Rc<Tensor>>, InterpError> {
-    Site { func: &Func::new("f"), id: NodeId(0), node, dims, options }.results(operands)
+    Site { func: &Func::new("f"), id: NodeId(0), node, dims, options, peers: &Alone }.results(operands)
 }
 
 fn fetch(values: &[Vec<Rc<Tensor>>], v: Value) -> Rc<Tensor> {
@@ -269,6 +289,7 @@ struct Site<'a> {
     node: &'a Node,
     dims: &'a DimEnv,
     options: Options,
+    peers: &'a dyn Peers,
 }
 
 impl Site<'_> {
@@ -291,7 +312,7 @@ impl Site<'_> {
             return self.repeat(r, x);
         }
         if let Op::Fused(f) = &self.node.op {
-            return run(&f.body, x.to_vec(), self.dims, self.options);
+            return run(&f.body, x.to_vec(), self.dims, (self.options, self.peers));
         }
         let shapes = (0..self.node.types.len()).map(|i| self.shape(i)).collect::<Result<Vec<_>, _>>()?;
         let data = self.data(&x.iter().map(|t| &**t).collect::<Vec<_>>(), &shapes)?;
@@ -347,6 +368,12 @@ impl Site<'_> {
             Op::Route { groups } => return Ok(index::route(*groups as usize, x[0])),
             Op::GroupedContract { transposed } => contract::grouped_contract(*transposed, x[0], x[1], x[2]),
             Op::GroupedOuter => contract::grouped_outer(x[0], x[1], x[2]),
+            Op::Exchange { members, .. } if *members != self.peers.size() as i64 => {
+                return self.fail(format!("{members} members where there are {}", self.peers.size()));
+            }
+            Op::Exchange { what: Exchange::Offsets, .. } => return Ok(moe::offsets(self.peers, x[0])),
+            Op::Exchange { what: Exchange::There, .. } => moe::there(self.peers, x[0], x[1], out[0]),
+            Op::Exchange { what: Exchange::Back, .. } => moe::back(self.peers, x[0], x[1], out[0]),
             Op::Repeat(_) | Op::Fused(_) => base::bug!("bodies are evaluated op by op"),
         }])
     }
@@ -366,7 +393,7 @@ impl Site<'_> {
                 let (shape, n) = (stack.shape[1..].to_vec(), stack.data.len() / count);
                 Rc::new(Tensor { dtype: stack.dtype, shape, data: stack.data[at * n..(at + 1) * n].to_vec() })
             }));
-            carried = run(&r.body, args, self.dims, self.options)?;
+            carried = run(&r.body, args, self.dims, (self.options, self.peers))?;
             for (stack, slice) in stacks.iter_mut().zip(carried.drain(r.carried..)) {
                 let n = slice.data.len();
                 stack.data[at * n..(at + 1) * n].copy_from_slice(&slice.data);

@@ -18,6 +18,7 @@ pub use attend::{Attend, Domain};
 pub use contract::Contract;
 pub use fused::{Form, Fused};
 pub use map::MapFn;
+pub use moe::Exchange;
 pub use reduce::ReduceFn;
 pub use repeat::Repeat;
 
@@ -138,6 +139,13 @@ pub enum Op {
     },
     /// `x [R, K]`, `y [R, N]`, `offsets [E + 1]` → `[E, K, N]`: the sum of outer products over the rows of each group.
     GroupedOuter,
+    /// Rows among the `members` of a group that divide the experts; see [`Exchange`].
+    Exchange {
+        /// What is told or sent.
+        what: Exchange,
+        /// How many; each has as many experts.
+        members: i64,
+    },
     /// The operand, through which no gradient flows.
     StopGradient,
     /// A loop; see [`Repeat`].
@@ -184,6 +192,7 @@ impl Op {
             Op::Route { .. } => "route",
             Op::GroupedContract { .. } => "grouped_contract",
             Op::GroupedOuter => "grouped_outer",
+            Op::Exchange { what, .. } => what.name(),
             Op::StopGradient => "stop_gradient",
             Op::Repeat(_) => "repeat",
             Op::Fused(_) => "fused",
@@ -220,6 +229,8 @@ pub fn infer(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpErr
         | Op::Cumsum { .. }
         | Op::Route { .. } => Some(1),
         Op::Contract(_) | Op::Gather { .. } | Op::ScatterAdd { .. } => Some(2),
+        Op::Exchange { what: Exchange::Offsets, .. } => Some(1),
+        Op::Exchange { what: Exchange::There | Exchange::Back, .. } => Some(2),
         Op::GroupedContract { .. } | Op::GroupedOuter => Some(3),
         Op::Concat(_) | Op::Attend(_) | Op::AttendGrad(_) | Op::Repeat(_) | Op::Fused(_) => None,
     };
@@ -250,6 +261,7 @@ pub fn infer(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpErr
         Op::Route { groups } => moe::route(*groups, operands[0]),
         Op::GroupedContract { transposed } => one(moe::grouped_contract(*transposed, operands)?),
         Op::GroupedOuter => one(moe::grouped_outer(operands)?),
+        Op::Exchange { what, members } => moe::exchange(*what, *members, operands),
         Op::StopGradient => one(operands[0].clone()),
         Op::Repeat(r) => repeat::infer(r, operands),
         Op::Fused(f) => fused::infer(f, operands),

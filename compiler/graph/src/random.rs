@@ -8,7 +8,7 @@
 use crate::{
     interp::{self, Options as InterpOptions, Tensor},
     ir::{Func, Module, Node, NodeId, Role, Value},
-    op::{self, Attend, Contract, Domain, Form, Fused, MapFn, Op, ReduceFn, Repeat, Scalar, map::Kind},
+    op::{self, Attend, Contract, Domain, Exchange, Form, Fused, MapFn, Op, ReduceFn, Repeat, Scalar, map::Kind},
 };
 use base::{DType, Dim, DimEnv, TensorType};
 use std::{collections::BTreeSet, rc::Rc};
@@ -703,7 +703,17 @@ impl Grower {
         let transposed = self.random.once_in(2);
         let matrix = if transposed { [out.clone(), width] } else { [width, out.clone()] };
         let w = self.fit(&TensorType::new(dtype, [vec![Dim::from(e)], matrix.to_vec()].concat()))?;
-        let y = self.op(Op::GroupedContract { transposed }, &[rows, w, offsets])?;
+        let (mut xs, mut own, mut all) = (rows, offsets, None);
+        if self.random.once_in(3) {
+            // A group of one.
+            let told = self.node(Op::Exchange { what: Exchange::Offsets, members: 1 }, &[offsets])?;
+            xs = self.op(Op::Exchange { what: Exchange::There, members: 1 }, &[rows, told[0]])?;
+            (own, all) = (told[1], Some(told[0]));
+        }
+        let mut y = self.op(Op::GroupedContract { transposed }, &[xs, w, own])?;
+        if let Some(all) = all {
+            y = self.op(Op::Exchange { what: Exchange::Back, members: 1 }, &[y, all])?;
+        }
         if self.random.once_in(2) {
             self.op(Op::GroupedOuter, &[rows, y, offsets])?;
         }

@@ -146,6 +146,7 @@ fn of_func(func: &Func, w: &mut Weight) {
             | Op::Route { .. }
             | Op::GroupedContract { .. }
             | Op::GroupedOuter
+            | Op::Exchange { .. }
             | Op::StopGradient => {}
         }
     }
@@ -352,6 +353,7 @@ fn simpler(node: &Node) -> Vec<(Op, Vec<Value>)> {
         | Op::ScatterAdd { .. }
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
+        | Op::Exchange { .. }
         | Op::StopGradient
         | Op::Fused(_) => Vec::new(),
     }
@@ -673,6 +675,7 @@ fn in_func(
             | Op::AttendGrad(_)
             | Op::GroupedContract { .. }
             | Op::GroupedOuter
+            | Op::Exchange { .. }
             | Op::StopGradient => node.op.clone(),
         };
         let inputs: Vec<Value> = node.inputs.iter().map(|v| follow(moved, *v)).collect::<Option<_>>()?;

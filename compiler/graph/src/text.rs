@@ -247,6 +247,7 @@ fn attrs(op: &Op) -> Vec<(String, Attr)> {
         ]),
         Op::Fused(f) => named([("form", Attr::str(f.form.name()))]),
         Op::Arg(_) | Op::Iota(_) | Op::Cast(_) | Op::Reshape(_) | Op::GroupedOuter | Op::StopGradient => Vec::new(),
+        Op::Exchange { members, .. } => named([("members", Attr::i64(*members))]),
     }
 }
 

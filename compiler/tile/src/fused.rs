@@ -365,6 +365,7 @@ impl Fuser<'_> {
             | Op::Route { .. }
             | Op::GroupedContract { .. }
             | Op::GroupedOuter
+            | Op::Exchange { .. }
             | Op::Repeat(_)
             | Op::Fused(_) => base::bug!("{} has no place and is not fused", node.op.name()),
         }

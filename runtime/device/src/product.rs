@@ -42,6 +42,8 @@ pub struct Grouped {
     pub extents: [usize; 4],
     /// Outer products into w, or rows into y with w as `[groups, n, k]` if `Some(true)`.
     pub rows: Option<bool>,
+    /// Whether the bits of a row of y are the same whatever other rows its group has.
+    pub fixed: bool,
 }
 
 // SAFETY: as for `Product`.
@@ -116,7 +118,9 @@ impl HostDevice {
             };
             let p = Product { dtype: g.dtype, m, n: cols, k: inner, strides, starts: Vec::new(), accumulate: false };
             // SAFETY: each group writes its own rows or its own matrix.
-            unsafe { product(&p, start, gemm::Parallelism::None) };
+            unsafe {
+                if g.fixed && g.rows.is_some() { fixed(&p, start) } else { product(&p, start, gemm::Parallelism::None) }
+            };
         };
         if self.threads() > 1 && 2 * rows * k * n > SERIAL_FLOPS {
             (0..groups).into_par_iter().for_each(work);
@@ -160,6 +164,30 @@ unsafe fn product(p: &Product, start: [*mut u8; 3], parallelism: gemm::Paralleli
             DType::E4M3 => widened(p, start, parallelism, e4m3_to_f32, f32_to_e4m3),
             DType::I64 | DType::I32 | DType::Bool => base::bug!("a product of {}", p.dtype),
         }
+    }
+}
+
+/// A product whose rows do not depend on their number: few rows are computed among rows of zeros. # Source: `gemm` 0.19 sums in another order if
+/// there is one row, or if the result has at most 256 elements; and if it has at most 64 rows and columns it cuts sums of more than 512 elsewhere.
+///
+/// # Safety
+/// As for `HostDevice::multiply`; rows of x and y are contiguous.
+unsafe fn fixed(p: &Product, [x, w, y]: [*mut u8; 3]) {
+    let least = if p.n <= 64 && p.k > 512 { 65 } else { 256 / p.n.max(1) + 2 };
+    if p.m == 0 || p.m >= least {
+        // SAFETY: the caller vouches for the memory.
+        return unsafe { product(p, [x, w, y], gemm::Parallelism::None) };
+    }
+    let size = p.dtype.bytes();
+    // Words, so that every dtype is aligned.
+    let zeros = |elems: usize| vec![0u64; (elems * size).div_ceil(8)];
+    let (mut wide, mut made) = (zeros(least * p.k), zeros(least * p.n));
+    let q = Product { m: least, starts: Vec::new(), ..*p };
+    // SAFETY: the caller vouches for so many rows of x and y; the others are in the copies.
+    unsafe {
+        std::ptr::copy_nonoverlapping(x, wide.as_mut_ptr().cast(), p.m * p.k * size);
+        product(&q, [wide.as_mut_ptr().cast(), w, made.as_mut_ptr().cast()], gemm::Parallelism::None);
+        std::ptr::copy_nonoverlapping(made.as_ptr().cast(), y, p.m * p.n * size);
     }
 }
 

@@ -140,7 +140,7 @@ impl Scene<'_> {
             GroupedGemm::Outer { .. } => None,
         };
         let extents = [groups, rows, k, n].map(|x| x as usize);
-        Ok(Grouped { dtype: *dtype, memory, offsets, extents, rows: rows_kind })
+        Ok(Grouped { dtype: *dtype, memory, offsets, extents, rows: rows_kind, fixed: self.fixed })
     }
 
     /// The view's first byte, if elements `low..=high` from there are in its buffer (none are touched if `high < low`).

@@ -79,6 +79,7 @@ impl Cut<'_> {
             | Op::Route { .. }
             | Op::GroupedContract { .. }
             | Op::GroupedOuter
+            | Op::Exchange { .. }
             | Op::StopGradient
             | Op::Repeat(_)
             | Op::Fused(_) => false,

@@ -69,6 +69,7 @@ impl Rows<'_> {
             | Op::Route { .. }
             | Op::GroupedContract { .. }
             | Op::GroupedOuter
+            | Op::Exchange { .. }
             | Op::StopGradient
             | Op::Repeat(_)
             | Op::Fused(_) => false,

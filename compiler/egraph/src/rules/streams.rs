@@ -124,6 +124,7 @@ impl Walk<'_> {
             | Op::Route { .. }
             | Op::GroupedContract { .. }
             | Op::GroupedOuter
+            | Op::Exchange { .. }
             | Op::StopGradient
             | Op::Repeat(_)
             | Op::Fused(_) => return None,

@@ -79,6 +79,7 @@ pub(super) fn is_free(op: &Op) -> bool {
         | Op::Route { .. }
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
+        | Op::Exchange { .. }
         | Op::Repeat(_)
         | Op::Fused(_) => false,
     }
@@ -101,6 +102,7 @@ pub(super) fn is_cheap(op: &Op) -> bool {
         | Op::Route { .. }
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
+        | Op::Exchange { .. }
         | Op::Repeat(_)
         | Op::Fused(_) => false,
     }

@@ -4,7 +4,7 @@
 use super::map;
 use crate::{
     ir::Func,
-    op::{Op, Repeat},
+    op::{Exchange, Op, Repeat},
 };
 use base::arena::Id;
 
@@ -25,6 +25,7 @@ fn flows(op: &Op, i: usize) -> bool {
         Op::Map(f) => map::flows(*f, i),
         Op::Gather { .. } => i == 0,
         Op::ScatterAdd { .. } => i == 1,
+        Op::Exchange { what, .. } => *what != Exchange::Offsets && i == 0,
         Op::GroupedContract { .. } | Op::GroupedOuter => i < 2,
         Op::Attend(_) => i < 3,
         Op::AttendGrad(_) => i < 7,

@@ -1,7 +1,11 @@
 //! Derivatives of contractions over ragged rows. Rows past the last offset have none.
 
 use super::Site;
-use crate::{build::Builder, ir::Value, op::Op};
+use crate::{
+    build::Builder,
+    ir::Value,
+    op::{Exchange, Op},
+};
 
 /// dx = dy·wᵀ per group; dw = xᵀ·dy per group, or its transpose.
 pub(super) fn grouped_contract(b: &mut Builder, s: &Site, transposed: bool, i: usize) -> Value {
@@ -11,6 +15,11 @@ pub(super) fn grouped_contract(b: &mut Builder, s: &Site, transposed: bool, i: u
         (_, false) => b.op(Op::GroupedOuter, &[x, dy, offsets]),
         (_, true) => b.op(Op::GroupedOuter, &[dy, x, offsets]),
     }
+}
+
+/// What was sent goes back, what came back is sent: every row is where it was once.
+pub(super) fn exchange(b: &mut Builder, s: &Site, what: Exchange, members: i64) -> Value {
+    b.op(Op::Exchange { what: what.turned(), members }, &[s.dy(), s.x(1)])
 }
 
 /// dx = y·dwᵀ, dy = x·dw per group.

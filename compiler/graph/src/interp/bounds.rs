@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     ir::{Func, Node},
-    op::{Attend, MapFn, Op, ReduceFn, Repeat, map::Kind},
+    op::{Attend, Exchange, MapFn, Op, ReduceFn, Repeat, map::Kind},
 };
 use base::{DType, DimEnv, TensorType, arena::Id};
 use std::rc::Rc;
@@ -284,6 +284,12 @@ impl Site<'_> {
                 let most = self.again(vec![self.most(0), self.most(1)])?;
                 self.summed(&most, &self.again(vec![self.least(0), self.least(1)])?, n as f64)
             }
+            Op::Exchange { what: Exchange::Offsets, .. } if !self.certain(0) => return Ok(self.unknown()),
+            Op::Exchange { what: Exchange::Offsets, .. } => {
+                return Ok(self.results.iter().map(|t| vec![0.0; t.data.len()]).collect());
+            }
+            Op::Exchange { .. } if !self.certain(1) => return Ok(self.unknown()),
+            Op::Exchange { .. } => self.again(vec![errors(0), self.x[1].value.data.clone()])?,
             Op::GroupedContract { .. } | Op::GroupedOuter if !self.certain(2) => return Ok(self.unknown()),
             Op::GroupedContract { .. } | Op::GroupedOuter => {
                 let offsets = || self.x[2].value.data.clone();

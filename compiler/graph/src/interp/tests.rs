@@ -108,6 +108,41 @@ fn contractions() {
     check(Op::GroupedOuter, &[x, f64s(&[3, 1], &[2.0, 3.0, 5.0]), offsets], &[&[2.0, 2.0, 0.0, 0.0, 3.0, 6.0]]);
 }
 
+/// Two members with two experts each; one has rows for all of them and one that is skipped, the other for some.
+#[test]
+fn rows_go_to_the_member_that_has_their_expert() {
+    use peers::Meeting;
+    let meeting = Meeting::new(2);
+    let run = |rank: usize, offsets: &[i64], x: &[f64]| {
+        let mut f = Func::new("f");
+        let i32s = TensorType::new(DType::I32, vec![5.into()]);
+        let o = f.arg("o", Role::Input, i32s);
+        let x_type = TensorType::new(DType::F64, vec![4.into(), 1.into()]);
+        let v = f.arg("x", Role::Input, x_type);
+        let mut b = Builder::new(&mut f);
+        let exchange = |what| Op::Exchange { what, members: 2 };
+        let told = b.node(exchange(Exchange::Offsets), &[o]);
+        let there = b.op(exchange(Exchange::There), &[v, told[0]]);
+        let back = b.op(exchange(Exchange::Back), &[there, told[0]]);
+        for (name, v) in [("all", told[0]), ("own", told[1]), ("there", there), ("back", back)] {
+            f.output(name, Role::Result, v);
+        }
+        let args = [self::i32s(&[5], offsets), f64s(&[4, 1], x)];
+        let member = meeting.member(rank);
+        let out = eval_among(&f, &args, &DimEnv::new(), Options::EXACT, &member).expect("it evaluates");
+        out.into_iter().map(|t| t.data).collect::<Vec<_>>()
+    };
+    let (a, b) = std::thread::scope(|s| {
+        let other = s.spawn(|| run(1, &[0, 0, 2, 2, 4], &[5.0, 6.0, 7.0, 8.0]));
+        (run(0, &[0, 1, 2, 3, 3], &[1.0, 2.0, 3.0, 9.0]), other.join().expect("it does not panic"))
+    });
+    assert_eq!(a[0], [0.0, 1.0, 2.0, 3.0, 3.0, 0.0, 0.0, 2.0, 2.0, 4.0]);
+    assert_eq!((&a[0], &a[1][..], &b[1][..]), (&b[0], &[0.0, 1.0, 4.0][..], &[0.0, 1.0, 3.0][..]));
+    assert_eq!(a[2], [1.0, 2.0, 5.0, 6.0, 0.0, 0.0, 0.0, 0.0]);
+    assert_eq!(b[2], [3.0, 7.0, 8.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    assert_eq!((&a[3][..], &b[3][..]), (&[1.0, 2.0, 3.0, 0.0][..], &[5.0, 6.0, 7.0, 8.0][..]));
+}
+
 #[test]
 fn indices() {
     let x = f64s(&[2, 2, 1], &[1.0, 2.0, 3.0, 4.0]);

@@ -165,6 +165,7 @@ fn costs(op: &Op) -> bool {
         | Op::Route { .. }
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
+        | Op::Exchange { .. }
         | Op::Repeat(_)
         | Op::Fused(_) => true,
     }

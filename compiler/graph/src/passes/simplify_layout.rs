@@ -51,6 +51,7 @@ fn changes_nothing(op: &Op, from: &TensorType, to: &TensorType) -> bool {
         | Op::Route { .. }
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
+        | Op::Exchange { .. }
         | Op::StopGradient
         | Op::Repeat(_)
         | Op::Fused(_) => false,

@@ -148,6 +148,7 @@ impl<'a> Stream<'a> {
             | Op::Route { .. }
             | Op::GroupedContract { .. }
             | Op::GroupedOuter
+            | Op::Exchange { .. }
             | Op::Repeat(_)
             | Op::Fused(_) => None,
         }

@@ -3,7 +3,7 @@
 use super::{PACK, Role, YIELD};
 use crate::{
     ir::{Func, Init, Module, ParamDecl, Value},
-    op::{Attend, Contract, Form, Fused, MapFn, Op, ReduceFn, Repeat, Scalar},
+    op::{Attend, Contract, Exchange, Form, Fused, MapFn, Op, ReduceFn, Repeat, Scalar},
 };
 use base::{
     DType, Dim, TensorType,
@@ -265,6 +265,9 @@ fn build(op: &TextOp, inputs: &[Value]) -> Parsed<Op> {
         "route" => Op::Route { groups: count("groups")? },
         "grouped_contract" => Op::GroupedContract { transposed: op.get_bool("transposed")? },
         "grouped_outer" => Op::GroupedOuter,
+        "exchange_offsets" => Op::Exchange { what: Exchange::Offsets, members: count("members")? },
+        "exchange" => Op::Exchange { what: Exchange::There, members: count("members")? },
+        "return" => Op::Exchange { what: Exchange::Back, members: count("members")? },
         "repeat" => {
             let (carried, constant) = (op.get_index("carried")?, op.get_index("constant")?);
             let body = func(op)?;

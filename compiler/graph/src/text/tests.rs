@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     build::Builder,
-    op::{Attend, Contract, Domain, Form, Fused, ReduceFn, Repeat, Scalar},
+    op::{Attend, Contract, Domain, Exchange, Form, Fused, ReduceFn, Repeat, Scalar},
 };
 use base::DType::{self, BF16, Bool, E4M3, F16, F32, F64, I32, I64};
 
@@ -69,8 +69,12 @@ fn ops() -> Func {
     let w3 = b.transpose(w, &[1, 0, 2]);
     let g = b.op(Op::GroupedContract { transposed: false }, &[sorted, w3, rows[0]]);
     let d_w = b.op(Op::GroupedOuter, &[sorted, g, rows[0]]);
+    let exchange = |what| Op::Exchange { what, members: 2 };
+    let told = b.node(exchange(Exchange::Offsets), &[rows[0]]);
+    let there = b.op(exchange(Exchange::There), &[sorted, told[0]]);
+    let back = b.op(exchange(Exchange::Back), &[there, told[0]]);
     for (i, v) in [
-        vec![pi, nan, inf, tiny, seven, extent, iota, all, t, padded, o[0], d[1], spread, top, running, rows[2], g, d_w],
+        vec![pi, nan, inf, tiny, seven, extent, iota, all, t, padded, o[0], d[1], spread, top, running, rows[2], g, d_w, told[1], back],
         small.to_vec(),
         vec![plain[0], d_q[2]],
     ]

@@ -77,6 +77,7 @@ impl<'a> Rows<'a> {
                 | Op::Route { .. }
                 | Op::GroupedContract { .. }
                 | Op::GroupedOuter
+                | Op::Exchange { .. }
                 | Op::Repeat(_)
                 | Op::Fused(_) => false,
             };

@@ -1,7 +1,7 @@
 //! Each op alone.
 
 use super::*;
-use crate::op::{Attend, Domain, ReduceFn, map::Kind};
+use crate::op::{Attend, Domain, Exchange, ReduceFn, map::Kind};
 
 #[test]
 fn elementwise() {
@@ -178,6 +178,15 @@ fn ragged_rows() {
         check("grouped_outer", &["f 2*T, 2", "f 2*T, 3", "i-1:3 T, 2"], &dims, |b, x| {
             let offsets = b.op(Op::Route { groups: 3 }, &[x[2]]);
             vec![b.op(Op::GroupedOuter, &[x[0], x[1], offsets])]
+        });
+        // A group of one: what goes there and back is where it was.
+        check("exchange", &["f 2*T, 2", "i-1:3 T, 2"], &dims, |b, x| {
+            let offsets = b.op(Op::Route { groups: 3 }, &[x[1]]);
+            let exchange = |what| Op::Exchange { what, members: 1 };
+            let all = b.node(exchange(Exchange::Offsets), &[offsets])[0];
+            let there = b.op(exchange(Exchange::There), &[x[0], all]);
+            let square = b.map(MapFn::Mul, &[there, there]);
+            vec![there, b.op(exchange(Exchange::Back), &[square, all])]
         });
     }
 }
