@@ -238,6 +238,10 @@ pub fn work(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Work {
             let of = product(&index.shape[..*batch]) * n.clone();
             (Class::ScatterAdd, vec![index.elems(), of, product(&rows.shape[index.rank()..])])
         }
+        Op::Exchange { .. } => {
+            let bytes = |t: &TensorType| t.elems() * Dim::from(t.dtype.bytes() as i64);
+            (Class::Copy, vec![bytes(operands[0]) + bytes(&results[0])])
+        }
         Op::Route { groups } => (Class::Route, vec![operands[0].elems(), Dim::from(*groups)]),
         op => {
             let bytes = |t: &TensorType| t.elems() * Dim::from(t.dtype.bytes() as i64);

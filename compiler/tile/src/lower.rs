@@ -21,7 +21,7 @@ use graph::{
     op::{Form, MapFn},
     passes::{CHUNK, Stream, expand_fused_where, stream_fused},
 };
-use library::{BufferId, Class, GroupedGemm, Port, Step, View, Work};
+use library::{BufferId, Class, Exchange, GroupedGemm, Port, Step, View, Work};
 use products::Products;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -67,6 +67,10 @@ pub enum TargetError {
         /// Its value.
         dim: Dim,
     },
+    /// Experts are divided over ranks of the host alone.
+    #[error("experts are not divided over ranks on this target")]
+    #[diagnostic(code(E0502), help("build for the host"))]
+    Exchange,
 }
 
 /// How to lower.
@@ -396,6 +400,28 @@ impl Lowerer<'_> {
                 let step = self.grouped(step, node.origin);
                 b.steps.push(step);
                 self.finish(b, value(0), w, add);
+            }
+            Op::Exchange { .. } if self.options.products => return Err(TargetError::Exchange),
+            Op::Exchange { what: graph::op::Exchange::Offsets, members } => {
+                let (all, add_all) = self.fresh_destination(b, value(0));
+                let (own, add_own) = self.fresh_destination(b, value(1));
+                let offsets = self.dense(b, node.inputs[0]).at;
+                let groups = b.func.ty(node.inputs[0]).shape[0].known().expect("its shape rule") - 1;
+                let (all_at, own_at) = (all.at.clone(), own.at.clone());
+                b.steps.push(Step::Exchange(Exchange::Offsets { offsets, all: all_at, own: own_at, members: *members, groups }));
+                self.finish(b, value(0), all, add_all);
+                self.finish(b, value(1), own, add_own);
+            }
+            Op::Exchange { what, members } => {
+                let (to, add) = self.fresh_destination(b, value(0));
+                let [from, all] = [0, 1].map(|i| self.dense(b, node.inputs[i]).at);
+                let groups = b.func.ty(node.inputs[1]).shape[1].known().expect("its shape rule") - 1;
+                let back = *what == graph::op::Exchange::Back;
+                let ty = if back { b.func.ty(value(0)) } else { b.func.ty(node.inputs[0]) };
+                let (dtype, extents) = (ty.dtype, [0, 1].map(|a| ty.shape[a].clone()));
+                let step = Exchange::Rows { dtype, back, from, all, to: to.at.clone(), members: *members, groups, extents };
+                b.steps.push(Step::Exchange(step));
+                self.finish(b, value(0), to, add);
             }
             Op::Repeat(_) => self.repeat(b, id)?,
             Op::Fused(region) => self.region(b, id, region),

@@ -7,7 +7,7 @@ use crate::{
     lower::Lowered,
 };
 use base::{Dim, DimEnv};
-use library::{Entry, GroupedGemm, Step, View};
+use library::{Entry, Exchange, GroupedGemm, Step, View};
 
 /// Runs `entry` of `lowered` on its arguments; its outputs, in order.
 ///
@@ -103,6 +103,23 @@ impl Simulation<'_> {
                     }
                 }
                 sums.into_iter().enumerate().for_each(|(i, v)| self.round(w, ws + i, v));
+            }
+            // A group of one.
+            Step::Exchange(Exchange::Offsets { offsets, all, own, groups, .. }) => {
+                let (n, at) = (*groups as usize + 1, self.start(offsets));
+                let data = self.memory[offsets.buffer][at..at + n].to_vec();
+                for to in [all, own] {
+                    let at = self.start(to);
+                    self.memory[to.buffer][at..at + n].copy_from_slice(&data);
+                }
+            }
+            Step::Exchange(Exchange::Rows { from, all, to, groups, extents, .. }) => {
+                let [rows, row] = extents.each_ref().map(|d| self.size(d));
+                let used = self.memory[all.buffer][self.start(all) + *groups as usize] as usize * row;
+                let (a, b) = (self.start(from), self.start(to));
+                let mut data = self.memory[from.buffer][a..a + rows * row].to_vec();
+                data[used..].fill(0.0);
+                self.memory[to.buffer][b..b + rows * row].copy_from_slice(&data);
             }
             Step::Copy { from, to, elems } => {
                 let (n, a, b) = (self.size(elems), self.start(from), self.start(to));

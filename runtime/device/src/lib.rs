@@ -6,6 +6,7 @@
 pub mod code;
 pub mod cuda;
 pub mod error;
+pub mod exchange;
 pub mod memory;
 pub mod product;
 pub mod step;
@@ -13,6 +14,7 @@ pub mod step;
 pub use code::{Code, KernelFn, SharedObject};
 pub use cuda::{Gpu, GpuInfo, driver_version, gpus};
 pub use error::DeviceError;
+pub use exchange::{Exchange, What};
 pub use memory::Memory;
 pub use product::{Grouped, Product};
 pub use step::{Device, Host, Launch, Mark, Program, Step};

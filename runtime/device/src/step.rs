@@ -1,7 +1,7 @@
 //! Steps with addresses, and what runs them.
 
 use crate::{
-    Code, DeviceError, Gpu, Grouped, HostDevice, KernelFn, Memory, Product,
+    Code, DeviceError, Exchange, Gpu, Grouped, HostDevice, KernelFn, Memory, Product,
     cuda::{self, Event},
     memory::available_bytes,
 };
@@ -34,6 +34,8 @@ pub enum Step {
     Product(Product),
     /// A grouped product.
     Grouped(Grouped),
+    /// Rows among ranks; carried out here as in a group of one, see [`Device::run_part`].
+    Exchange(Exchange),
     /// Moves bytes.
     #[allow(missing_docs)]
     Copy { from: *const u8, to: *mut u8, bytes: usize },
@@ -100,6 +102,7 @@ impl Host {
                 Step::Launch(l) => self.device.launch(self.kernels[l.kernel], l),
                 Step::Product(p) => self.device.multiply(p),
                 Step::Grouped(g) => self.device.multiply_groups(g),
+                Step::Exchange(x) => x.alone(),
                 Step::Copy { from, to, bytes } => std::ptr::copy(*from, *to, *bytes),
                 Step::Zero { at, bytes } => at.write_bytes(0, *bytes),
             }
@@ -172,6 +175,17 @@ impl Device {
             // SAFETY: as above.
             (Device::Gpu(_), Some(p)) => unsafe { p.run() },
             (Device::Gpu(_), None) => base::bug!("a program for the host on a GPU"),
+        }
+    }
+    /// Runs some of the steps of a program for the host.
+    ///
+    /// # Safety
+    /// As `run`.
+    pub unsafe fn run_part(&self, program: &Program, steps: std::ops::Range<usize>) {
+        match self {
+            // SAFETY: the caller vouches for the pointers.
+            Device::Host(h) => h.device.install(|| program.steps[steps].iter().for_each(|s| unsafe { h.execute(s) })),
+            Device::Gpu(_) => base::bug!("a part of a program on a GPU"),
         }
     }
     /// Starts all steps one by one, also on a GPU.

@@ -265,3 +265,56 @@ fn a_row_is_the_same_among_any_others() {
     }
     assert!(differ > 0, "then nothing has to be fixed");
 }
+
+/// Every row comes to the member that has its group, sorted by group and then by member, and goes back to where it was.
+#[test]
+fn rows_go_there_and_back() {
+    let offsets: [[i32; 5]; 2] = [[0, 1, 2, 3, 3], [0, 0, 2, 2, 4]];
+    let rows = [[1.0f32, 2.0, 3.0, 9.0], [5.0, 6.0, 7.0, 8.0]];
+    let mut all = [[-1i32; 10]; 2];
+    let mut own = [[-1i32; 3]; 2];
+    let mut there = [[f32::NAN; 8]; 2];
+    let mut back = [[f32::NAN; 4]; 2];
+    let carry = |exchanges: [Exchange; 2]| {
+        for (rank, x) in exchanges.iter().enumerate() {
+            // SAFETY: the arrays have these extents.
+            unsafe {
+                let parts: Vec<Vec<u8>> = exchanges.iter().enumerate().map(|(from, y)| y.parts(from)[rank].clone()).collect();
+                assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), x.lengths(rank));
+                x.put(rank, &parts);
+            }
+        }
+    };
+    let x = |what, from: *const u8, all: &mut [i32], to: *mut u8| {
+        let (rows, row) = if what == What::Offsets { (0, 0) } else { (4, 4) };
+        Exchange { what, from, all: all.as_mut_ptr(), to, members: 2, groups: 4, rows, row }
+    };
+    carry([0, 1].map(|m| x(What::Offsets, offsets[m].as_ptr().cast(), &mut all[m], own[m].as_mut_ptr().cast())));
+    assert_eq!((all[0], all[1]), ([0, 1, 2, 3, 3, 0, 0, 2, 2, 4], all[0]));
+    assert_eq!(own, [[0, 1, 4], [0, 1, 3]]);
+    carry([0, 1].map(|m| x(What::There, rows[m].as_ptr().cast(), &mut all[m], there[m].as_mut_ptr().cast())));
+    assert_eq!(there, [[1.0, 2.0, 5.0, 6.0, 0.0, 0.0, 0.0, 0.0], [3.0, 7.0, 8.0, 0.0, 0.0, 0.0, 0.0, 0.0]]);
+    carry([0, 1].map(|m| x(What::Back, there[m].as_ptr().cast(), &mut all[m], back[m].as_mut_ptr().cast())));
+    assert_eq!(back, [[1.0, 2.0, 3.0, 0.0], [5.0, 6.0, 7.0, 8.0]]);
+}
+
+/// Offsets that make no sense move rows somewhere, and touch nothing else.
+#[test]
+fn an_exchange_stays_within_its_rows() {
+    for offsets in [[0, 9, 9], [7, 2, 1], [-4, -1, 3], [3, 3, i32::MAX]] {
+        let mut all = [0; 3];
+        let mut own = [0; 3];
+        let mut from = [1.0f32, 2.0, 3.0];
+        let mut to = [f32::NAN; 4];
+        for (what, given, to, rows) in [
+            (What::Offsets, offsets.as_ptr().cast::<u8>(), own.as_mut_ptr().cast::<u8>(), 0),
+            (What::There, from.as_mut_ptr().cast(), to.as_mut_ptr().cast(), 3),
+            (What::Back, from.as_mut_ptr().cast(), to.as_mut_ptr().cast(), 3),
+        ] {
+            let x = Exchange { what, from: given, all: all.as_mut_ptr(), to, members: 1, groups: 2, rows, row: 4 };
+            // SAFETY: the arrays have these extents.
+            unsafe { x.alone() };
+        }
+        assert!(to[..3].iter().all(|x| x.is_finite()) && to[3].is_nan(), "{offsets:?} {to:?}");
+    }
+}

@@ -72,7 +72,12 @@ impl Session {
             let took = run(i)?;
             let kernel = match original {
                 Step::Launch { kernel, .. } => Some(*kernel),
-                Step::Gemm(_) | Step::GroupedGemm(_) | Step::Copy { .. } | Step::Zero { .. } | Step::Loop { .. } => None,
+                Step::Gemm(_)
+                | Step::GroupedGemm(_)
+                | Step::Exchange(_)
+                | Step::Copy { .. }
+                | Step::Zero { .. }
+                | Step::Loop { .. } => None,
             };
             let Some(job) = original.job(&e.buffers, dims) else { continue };
             let kind = kinds.entry((kernel, job)).or_insert((took, 0, i));

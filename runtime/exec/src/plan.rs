@@ -10,7 +10,7 @@ pub use text::{Described, describe, parse, print, verify};
 
 use crate::ExecError;
 use base::{Dim, DimEnv};
-use library::{Entry, GroupedGemm, Role, Step, View};
+use library::{Entry, Exchange, GroupedGemm, Role, Step, View};
 use std::collections::BTreeMap;
 
 /// Sizes and places.
@@ -132,6 +132,8 @@ fn step_extents<'e>(steps: &'e [Step], out: &mut Vec<&'e Dim>) {
                 out.extend(g.batch.iter().flat_map(|(n, strides)| strides.iter().chain([n])));
             }
             Step::GroupedGemm(GroupedGemm::Rows { extents, .. } | GroupedGemm::Outer { extents, .. }) => out.extend(extents),
+            Step::Exchange(Exchange::Offsets { .. }) => {}
+            Step::Exchange(Exchange::Rows { extents, .. }) => out.extend(extents),
             Step::Copy { elems, .. } | Step::Zero { elems, .. } => out.push(elems),
             Step::Loop { body, .. } => step_extents(body, out),
         }
@@ -197,6 +199,8 @@ pub fn views(step: &Step) -> Vec<&View> {
         Step::GroupedGemm(GroupedGemm::Rows { x, w, offsets, y, .. } | GroupedGemm::Outer { x, w, offsets, y, .. }) => {
             vec![x, w, offsets, y]
         }
+        Step::Exchange(Exchange::Offsets { offsets, all, own, .. }) => vec![offsets, all, own],
+        Step::Exchange(Exchange::Rows { from, all, to, .. }) => vec![from, all, to],
         Step::Copy { from, to, .. } => vec![from, to],
         Step::Zero { at, .. } => vec![at],
         Step::Loop { .. } => Vec::new(),

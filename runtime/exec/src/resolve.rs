@@ -3,8 +3,8 @@
 
 use crate::plan::{Plan, size};
 use base::Dim;
-use device::{Grouped, Launch, Product, Step as Resolved};
-use library::{Entry, Gemm, GpuLaunch, GroupedGemm, Kernel, Manifest, Step, View};
+use device::{Exchange as Exchanged, Grouped, Launch, Product, Step as Resolved, What};
+use library::{Entry, Exchange, Gemm, GpuLaunch, GroupedGemm, Kernel, Manifest, Step, View};
 
 /// What a step is, for profiles and messages.
 pub(crate) fn describe(step: &Resolved, manifest: &Manifest) -> String {
@@ -21,6 +21,11 @@ pub(crate) fn describe(step: &Resolved, manifest: &Manifest) -> String {
                 None => format!("grouped outer product [{rows}, {k}], [{rows}, {n}] to [{groups}, {k}, {n}]"),
             }
         }
+        Resolved::Exchange(x) => match x.what {
+            What::Offsets => format!("offsets of {} members", x.members),
+            What::There => format!("exchange of {} rows among {} members", x.rows, x.members),
+            What::Back => format!("return of {} rows among {} members", x.rows, x.members),
+        },
         Resolved::Copy { .. } => "copy".into(),
         Resolved::Zero { .. } => "zero".into(),
     }
@@ -56,6 +61,8 @@ pub(crate) struct Scene<'a> {
     pub bases: &'a [*mut u8],
     /// The kernels of the manifest, in its order.
     pub kernels: &'a [Kernel],
+    /// Whether rows of grouped products are the same among any others.
+    pub fixed: bool,
 }
 
 impl Scene<'_> {
@@ -77,6 +84,7 @@ impl Scene<'_> {
             }
             Step::Gemm(g) => Resolved::Product(self.product(g, turns)?),
             Step::GroupedGemm(g) => Resolved::Grouped(self.grouped(g, turns)?),
+            Step::Exchange(x) => Resolved::Exchange(self.exchange(x, turns)?),
             Step::Copy { from, to, elems } => {
                 let n = self.size(elems).max(0);
                 let bytes = n as usize * self.entry.buffers[from.buffer].dtype.bytes();
@@ -141,6 +149,25 @@ impl Scene<'_> {
         };
         let extents = [groups, rows, k, n].map(|x| x as usize);
         Ok(Grouped { dtype: *dtype, memory, offsets, extents, rows: rows_kind, fixed: self.fixed })
+    }
+
+    fn exchange(&self, x: &Exchange, turns: &[i64]) -> Result<Exchanged, String> {
+        let at = |v: &View, sizes: &[i64]| self.at(v, turns, span(contiguous(sizes)));
+        let (Exchange::Offsets { all, members, groups, .. } | Exchange::Rows { all, members, groups, .. }) = x;
+        let told = at(all, &[*members, groups + 1])?.cast::<i32>();
+        let (what, from, to, rows, row) = match x {
+            Exchange::Offsets { offsets, own, .. } => {
+                (What::Offsets, at(offsets, &[groups + 1])?, at(own, &[groups / members + 1])?, 0, 0)
+            }
+            Exchange::Rows { dtype, back, from, to, extents, .. } => {
+                let [rows, elems] = extents.each_ref().map(|d| self.size(d).max(0));
+                let (what, [given, made]) =
+                    if *back { (What::Back, [rows * members, rows]) } else { (What::There, [rows, rows * members]) };
+                (what, at(from, &[given, elems])?, at(to, &[made, elems])?, rows, elems * dtype.bytes() as i64)
+            }
+        };
+        let [members, groups, rows, row] = [*members, *groups, rows, row].map(|n| n as usize);
+        Ok(Exchanged { what, from: from.cast_const(), all: told, to, members, groups, rows, row })
     }
 
     /// The view's first byte, if elements `low..=high` from there are in its buffer (none are touched if `high < low`).

@@ -29,6 +29,8 @@ pub struct Session {
     pub trace: Option<Trace>,
     /// Fills the arena with NaN before every run: what a step then reads without having written it shows.
     pub poison: bool,
+    /// Whether the bits of a row of a grouped product are the same whatever other rows there are; set before the first run.
+    pub fixed: bool,
     pub(crate) device: Arc<Device>,
     arena: Memory,
     prepared: BTreeMap<Key, Prepared>,
@@ -105,7 +107,7 @@ impl Session {
         let arena = Memory::new(0).expect("an empty arena");
         let device = Arc::new(device);
         let store = Store::on(&device);
-        Session { manifest, store, profile: None, trace: None, poison: false, device, arena, prepared: BTreeMap::new() }
+        Session { manifest, store, profile: None, trace: None, poison: false, fixed: false, device, arena, prepared: BTreeMap::new() }
     }
     /// What runs the steps, in words.
     pub fn device_name(&self) -> String {
@@ -324,7 +326,7 @@ impl Session {
                 self.device.workspace_bytes(*kernel, &own, size(grid, dims))
             }
             Step::Loop { body, .. } => self.workspace(body, dims),
-            Step::Gemm(_) | Step::GroupedGemm(_) | Step::Copy { .. } | Step::Zero { .. } => 0,
+            Step::Gemm(_) | Step::GroupedGemm(_) | Step::Exchange(_) | Step::Copy { .. } | Step::Zero { .. } => 0,
         };
         steps.iter().map(of).max().unwrap_or(0)
     }
@@ -412,7 +414,7 @@ impl Session {
                 bases[b] = self.arena.as_ptr().wrapping_add(*offset);
             }
         }
-        let scene = Scene { entry: e, plan: &plan, bases: &bases, kernels: &self.manifest.kernels };
+        let scene = Scene { entry: e, plan: &plan, bases: &bases, kernels: &self.manifest.kernels, fixed: self.fixed };
         let steps: Result<Vec<device::Step>, String> =
             flatten(&e.steps).iter().map(|(s, turns)| scene.resolve(s, turns)).collect();
         let steps = steps.map_err(|why| LibraryError::Invalid { name: e.name.clone(), why })?;

@@ -255,6 +255,8 @@ pub enum Step {
     Gemm(Gemm),
     /// A product per group of rows.
     GroupedGemm(GroupedGemm),
+    /// Rows among ranks that divide experts.
+    Exchange(Exchange),
     /// Copies elements (of one dtype).
     Copy {
         /// From.
@@ -346,8 +348,47 @@ pub enum GroupedGemm {
     },
 }
 
+/// What the members of a group that divides `groups` experts tell or send each other. Member m of E has the groups m·groups/E and on; each has
+/// rows of its own, sorted by group. In a group of one what is sent stays.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Exchange {
+    /// i32 `offsets [groups + 1]` to those of all `[members, groups + 1]`, and to those of the rows that come here, `[groups/members + 1]`.
+    Offsets {
+        /// Of this member's rows.
+        offsets: View,
+        /// Of every member's.
+        all: View,
+        /// Of what comes.
+        own: View,
+        /// How many members.
+        members: i64,
+        /// How many groups, of all members together.
+        groups: i64,
+    },
+    /// Rows: `[rows, row]` to `[rows·members, row]`, by group and then by member; 0 behind them.
+    Rows {
+        /// Of a row's elements.
+        dtype: DType,
+        /// Whether it is the other way: what came goes back to where it was.
+        back: bool,
+        /// From.
+        from: View,
+        /// What [`Exchange::Offsets`] told.
+        all: View,
+        /// To.
+        to: View,
+        /// How many members.
+        members: i64,
+        /// How many groups, of all members together.
+        groups: i64,
+        /// Rows of a member before they are sent, and elements of a row.
+        extents: [Dim; 2],
+    },
+}
+
 impl Step {
-    /// What the step does for dims that are known; `None` of a loop, or if an extent has no value. `buffers` are the entry's.
+    /// What the step does for dims that are known; `None` of a loop, of what only tells offsets, or if an extent has no value. `buffers` are the entry's.
     pub fn job(&self, buffers: &[Buffer], dims: &DimEnv) -> Option<Job> {
         let size = |d: &Dim| d.eval(dims).map(|n| n.max(0));
         let bytes = |v: &View, elems: &Dim, times: i64| {
@@ -368,6 +409,8 @@ impl Step {
                 };
                 Some(Job { class, dtype: *dtype, shape: vec![size(groups)?, size(rows)?, size(n)?, size(k)?] })
             }
+            Step::Exchange(Exchange::Offsets { .. }) => None,
+            Step::Exchange(Exchange::Rows { from, extents: [rows, row], .. }) => bytes(from, &(rows.clone() * row.clone()), 2),
             Step::Copy { from, elems, .. } => bytes(from, elems, 2),
             Step::Zero { at, elems } => bytes(at, elems, 1),
             Step::Loop { .. } => None,

@@ -1,7 +1,7 @@
 //! Checks that a manifest does not contradict itself: what the run-time would otherwise index out of range, resolve to the wrong
 //! memory or never finish.
 
-use crate::{Entry, GpuLaunch, GroupedGemm, HOST, Init, Kernel, Manifest, Param, Port, Role, SM_90A, Step, View, names};
+use crate::{Entry, Exchange, GpuLaunch, GroupedGemm, HOST, Init, Kernel, Manifest, Param, Port, Role, SM_90A, Step, View, names};
 use base::{DType, Dim};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -237,6 +237,19 @@ impl Check<'_> {
                     }
                     extents.iter().try_for_each(|d| self.dim(d))?;
                 }
+                Step::Exchange(_) if self.m.target != HOST => {
+                    return Err(format!("an exchange of rows, for {}", self.m.target));
+                }
+                Step::Exchange(Exchange::Offsets { offsets, all, own, members, groups }) => {
+                    self.views([offsets, all, own].into_iter(), depth)?;
+                    self.members(*members, *groups, &[offsets, all, own])?;
+                }
+                Step::Exchange(Exchange::Rows { dtype, from, all, to, members, groups, extents, .. }) => {
+                    self.views([from, all, to].into_iter(), depth)?;
+                    self.typed("exchange", *dtype, &[from, to])?;
+                    self.members(*members, *groups, &[all])?;
+                    extents.iter().try_for_each(|d| self.dim(d))?;
+                }
                 Step::Copy { from, to, elems } => {
                     self.views([from, to].into_iter(), depth)?;
                     if self.e.buffers[from.buffer].dtype != self.e.buffers[to.buffer].dtype {
@@ -262,6 +275,16 @@ impl Check<'_> {
     fn typed(&self, what: &str, dtype: DType, views: &[&View]) -> Result<(), String> {
         let fits = |v: &&View| self.e.buffers[v.buffer].dtype == dtype;
         if dtype.is_float() && views.iter().all(fits) { Ok(()) } else { Err(format!("a {what} of {dtype} on other operands")) }
+    }
+    /// The members of an exchange share its groups evenly, and its offsets are i32.
+    fn members(&self, members: i64, groups: i64, offsets: &[&View]) -> Result<(), String> {
+        if members < 1 || groups < 1 || groups % members != 0 || groups > MAX_UNROLLED {
+            return Err(format!("an exchange of {groups} groups among {members} members"));
+        }
+        if offsets.iter().any(|v| self.e.buffers[v.buffer].dtype != DType::I32) {
+            return Err("an exchange with offsets that are not i32".into());
+        }
+        Ok(())
     }
     fn views<'v>(&self, mut views: impl Iterator<Item = &'v View>, depth: usize) -> Result<(), String> {
         views.try_for_each(|v| {

@@ -96,6 +96,7 @@ impl Program {
             Step::Zero { at, bytes } if *bytes > 0 => Ok(Ready::Zero { at: *at as CUdeviceptr, bytes: *bytes }),
             Step::Copy { .. } | Step::Zero { .. } => Ok(Ready::Nothing),
             Step::Product(_) | Step::Grouped(_) => base::bug!("a product that is no kernel, on a GPU"),
+            Step::Exchange(_) => base::bug!("an exchange of rows, on a GPU"),
         };
         let steps = steps.iter().map(pack).collect::<Result<_, _>>()?;
         Ok(Program { context: context.clone(), loaded: loaded.clone(), steps, tried: false, graph: None })
