@@ -372,7 +372,10 @@ impl Site<'_> {
                 return self.fail(format!("{members} members where there are {}", self.peers.size()));
             }
             Op::Exchange { what: Exchange::Offsets, .. } => return Ok(moe::offsets(self.peers, x[0])),
-            Op::Exchange { what: Exchange::There, .. } => moe::there(self.peers, x[0], x[1], out[0]),
+            Op::Exchange { what: Exchange::There, .. } => match moe::there(self.peers, x[0], x[1], out[0]) {
+                Some(rows) => rows,
+                None => return self.fail(format!("more than {} rows arrive", out[0])),
+            },
             Op::Exchange { what: Exchange::Back, .. } => moe::back(self.peers, x[0], x[1], out[0]),
             Op::Repeat(_) | Op::Fused(_) => base::bug!("bodies are evaluated op by op"),
         }])

@@ -10,10 +10,13 @@
 
 mod backward;
 mod cut;
+mod experts;
 mod parts;
 mod slice;
 #[cfg(test)]
 mod tests;
+
+pub use experts::{divide_experts, of_member};
 
 use crate::{
     ir::{Func, Module, Role},
@@ -45,6 +48,25 @@ pub enum StageError {
         what: String,
         /// The op or use in the way.
         why: String,
+    },
+    /// Something that belongs to all experts at once.
+    #[error("{what} cannot be divided by experts: {why}")]
+    Together {
+        /// A parameter, or a value of an entry.
+        what: String,
+        /// The op or use in the way.
+        why: String,
+    },
+    /// There is nothing to divide.
+    #[error("{0} has no experts: no product over ragged rows has matrices that are parameters")]
+    NoExperts(String),
+    /// Members would have different numbers of experts.
+    #[error("{experts} experts are not shared evenly by {members} ranks")]
+    Uneven {
+        /// Of a layer.
+        experts: String,
+        /// Of the group.
+        members: i64,
     },
 }
 

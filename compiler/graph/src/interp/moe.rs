@@ -39,18 +39,18 @@ pub(super) fn offsets(peers: &dyn Peers, offsets: &Tensor) -> Vec<Vec<f64>> {
     vec![all.data, own]
 }
 
-/// The rows of this member's experts.
-pub(super) fn there(peers: &dyn Peers, x: &Tensor, all: &Tensor, len: usize) -> Vec<f64> {
+/// The rows of this member's experts; none if there are more than fit: other members have more rows than this one.
+pub(super) fn there(peers: &dyn Peers, x: &Tensor, all: &Tensor, len: usize) -> Option<Vec<f64>> {
     let (width, given) = (x.shape[1] as usize, peers.gather(&x.data));
     let rows = Rows::new(peers, all);
     let mut out = vec![0.0; len * width];
     let mut at = 0;
     for (from, range) in rows.arriving(peers.rank(), peers.size()) {
         let n = range.len() * width;
-        out[at..at + n].copy_from_slice(&given[from][range.start * width..range.end * width]);
+        out.get_mut(at..at + n)?.copy_from_slice(&given[from][range.start * width..range.end * width]);
         at += n;
     }
-    out
+    Some(out)
 }
 
 /// The rows that this member sent, from where they are now.

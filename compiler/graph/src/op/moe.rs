@@ -3,7 +3,7 @@
 use super::{OpError, check_dtype, check_shape, op_error};
 use base::{DType, Dim, TensorType};
 
-/// What the members of a group tell or send each other. Member m of E has the experts m·e/E and on; each has rows of its own, sorted by expert.
+/// What the members of a group tell or send each other. Member m of E has the experts m·e/E and on; each has R rows, sorted by expert; what is behind its last offset is not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Exchange {
     /// i32 `offsets [e + 1]` → those of all members `[E, e + 1]`, and of the rows that this one gets, by its experts, `[e/E + 1]`.
