@@ -33,7 +33,12 @@ const LLAMA: (&str, &str) =
     ("llama", "vocab_size=256 hidden_size=32 intermediate_size=32 num_attention_heads=2 num_key_value_heads=1 head_dim=16");
 const TIMEOUTS: Timeouts = Timeouts { start: Duration::from_secs(60), message: Duration::from_secs(60) };
 
-fn compile((model, set): (&str, &str), more: &str, layout: Option<&str>, num_stages: usize) -> Stages {
+fn compile(model: (&str, &str), more: &str, layout: Option<&str>, num_stages: usize) -> Stages {
+    compile_for(model, more, layout, (num_stages, 1))
+}
+
+/// The same, for so many ranks that divide experts.
+fn compile_for((model, set): (&str, &str), more: &str, layout: Option<&str>, size: (usize, usize)) -> Stages {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models").join(model).join("model.lode");
     let text = std::fs::read_to_string(path).expect("the model is part of the source");
     let all = format!("{set} {more}");
@@ -41,7 +46,7 @@ fn compile((model, set): (&str, &str), more: &str, layout: Option<&str>, num_sta
     let options = Options { overrides: Overrides { set, ..Overrides::default() }, ..Options::default() };
     let front = pipeline::front("model.lode", &text, &mut |_| None, &options);
     let program = front.program.as_ref().expect("the model is right");
-    match stages::compile(program, &front.sources, layout, num_stages, &options) {
+    match stages::compile(program, &front.sources, layout, size, &options) {
         Ok(stages) => stages,
         Err(Failed::Cut(e)) => panic!("{e}"),
         Err(Failed::Back(e)) => panic!("{e:?}"),
@@ -117,6 +122,12 @@ enum Over {
     Tcp,
 }
 
+/// How many pipelines a plan of `plan` has.
+fn replicas_of(plan: &Plan) -> usize {
+    let each = if plan.policy == Policy::DualPipe.name() { 2 } else { 1 };
+    plan.placement.num_dirs() / each
+}
+
 /// Trains, and loads the last checkpoint's tensors. Copies of a stage share its optimiser.
 fn run(stages: &Stages, plan: &Plan, over: Over, o: &train::Options) -> Result<(Log, BTreeMap<String, Vec<f64>>), ExecError> {
     run_as(stages, plan, over, o, true)
@@ -131,7 +142,8 @@ fn run_as(
 ) -> Result<(Log, BTreeMap<String, Vec<f64>>), ExecError> {
     let text = text();
     let (programs, whole, inputs) = (&stages.programs[..], &stages.whole, &stages.inputs[..]);
-    let job = Job { plan, programs, whole, inputs, text: &text, options: o, threads: 1, checked: over != Over::Threads, sharded };
+    let (checked, replicas) = (over != Over::Threads, replicas_of(plan));
+    let job = Job { plan, programs, replicas, whole, inputs, text: &text, options: o, threads: 1, checked, sharded };
     let mut log = Log::default();
     match over {
         Over::Threads => ranks::train_here(&job, Engine::Threads, TIMEOUTS, &mut log)?,
@@ -284,7 +296,7 @@ fn copies_share_their_optimiser() {
         let text = text();
         let (programs, whole, inputs) = (&stages.programs[..], &stages.whole, &stages.inputs[..]);
         let job =
-            |sharded| Job { plan: &plan, programs, whole, inputs, text: &text, options: &o, threads: 1, checked: true, sharded };
+            |sharded| Job { plan: &plan, programs, replicas: 1, whole, inputs, text: &text, options: &o, threads: 1, checked: true, sharded };
         for stage in 0..plan.num_stages() as u16 {
             let holders = plan.placement.holders(stage);
             let moments = |sharded, rank| ranks::memory(&job(sharded), stage, rank).expect("it fits").moments;
@@ -296,6 +308,49 @@ fn copies_share_their_optimiser() {
         }
         let _ = std::fs::remove_dir_all(&o.out);
     }
+}
+
+/// Replicas that divide the experts of each layer, against as many that have all of them: the first step's losses have the same bits, and the
+/// gradients differ by the order of one sum, over threads, TCP and in one order; with and without the optimiser shared.
+fn experts_over_ranks(model: (&str, &str), more: &str, name: &str, runs: &[(Policy, usize, usize, usize, Over)]) {
+    let mut first: BTreeMap<(usize, usize, usize), (Log, BTreeMap<String, Vec<f64>>)> = BTreeMap::new();
+    for (policy, ranks, replicas, experts, over) in runs {
+        let micro = 2 * ranks * replicas;
+        let what = format!("{name} {} on {ranks} ranks, {replicas} replicas, experts over {experts}, {over:?}", policy.name());
+        let plan = plan(*policy, *ranks, micro / replicas, *replicas);
+        let train = |experts: usize, over: Over, sharded: bool| {
+            let stages = compile_for(model, more, None, (plan.num_stages(), experts));
+            let o = options(folder(&format!("{what}-{experts}-{sharded}").replace([' ', ','], "-")), micro, 2);
+            let done = run_as(&stages, &plan, over, &o, sharded).expect("it trains");
+            let _ = std::fs::remove_dir_all(&o.out);
+            done
+        };
+        let (want, tensors) = train(1, Over::Replay, true);
+        let (got, found) = train(*experts, *over, true);
+        assert_eq!(got.losses[0], want.losses[0], "{what}");
+        assert!(found.keys().eq(tensors.keys()), "{what}");
+        for (norm, other) in got.norms.iter().zip(&want.norms) {
+            assert!((norm - other).abs() < 1e-5 * other, "{what}: {:?} {:?}", got.norms, want.norms);
+        }
+        for (name, t) in &found {
+            let far = distance(t, &tensors[name]);
+            assert!(far < 1e-9, "{what}: {name} {far:e}");
+        }
+        // Whatever carries the rows, and whoever keeps the optimiser.
+        let same = first.entry((*ranks, *replicas, *experts)).or_insert_with(|| train(*experts, Over::Replay, false));
+        assert!(same.0 == got && same.1 == found, "{what}");
+    }
+}
+
+#[test]
+fn experts_of_deepseek_are_divided() {
+    let runs = [
+        (Policy::OneFOneB, 1, 2, 2, Over::Threads),
+        (Policy::OneFOneB, 1, 4, 4, Over::Tcp),
+        (Policy::OneFOneB, 1, 4, 2, Over::Threads),
+        (Policy::DualPipe, 2, 2, 2, Over::Tcp),
+    ];
+    experts_over_ranks(DEEPSEEK, "num_hidden_layers=3", "deepseek-experts", &runs);
 }
 
 #[test]
@@ -317,8 +372,9 @@ fn a_run_goes_on_with_other_ranks() {
         let text = text();
         let plan = plan(policy, ranks, micro, 1);
         let (programs, whole, inputs) = (&stages.programs[..], &stages.whole, &stages.inputs[..]);
+        let (checked, sharded, replicas) = (true, true, 1);
         let job =
-            Job { plan: &plan, programs, whole, inputs, text: &text, options: &o, threads: 1, checked: true, sharded: true };
+            Job { plan: &plan, programs, replicas, whole, inputs, text: &text, options: &o, threads: 1, checked, sharded };
         ranks::train_here(&job, Engine::Threads, TIMEOUTS, &mut log).expect("it trains");
         losses.extend(log.log.losses);
         let newest = exec::checkpoint::list(&out).first().cloned().expect("a checkpoint");

@@ -464,6 +464,10 @@ pub struct Ranks {
     /// Pipelines side by side, each with its part of the batch; without it what the model's `pipeline` says, or one.
     #[arg(long, env = "LODE_REPLICAS")]
     pub replicas: Option<usize>,
+    /// Replicas that divide the experts of each layer: every one has its share, and rows go to the replica that has their expert. Divides the
+    /// number of replicas, which it is by default, and that of experts.
+    #[arg(long, value_name = "E", env = "LODE_EXPERT_PARALLEL")]
+    pub expert_parallel: Option<usize>,
     /// Let every copy of a stage keep all of its optimiser. By default copies (mirrors, replicas) share it (ZeRO-1): the same bits, less memory.
     #[arg(long, env = "LODE_WHOLE_UPDATES")]
     pub whole_updates: bool,

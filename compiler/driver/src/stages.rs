@@ -34,6 +34,10 @@ pub enum CutError {
         /// Asked for.
         stages: usize,
     },
+    /// The model has no experts, or they are not divided so.
+    #[error("{0}")]
+    #[diagnostic(code(E0433), help("--expert-parallel takes a divisor of the number of experts, of a model that has some"))]
+    Experts(StageError),
     /// The model has something that belongs to all layers at once.
     #[error("{0}")]
     #[diagnostic(code(E0432), help("stages are cut between the turns of a repeat in the model's body"))]
@@ -177,8 +181,8 @@ pub fn vocab(program: &Program) -> Option<i64> {
 pub struct Stages {
     /// Layers a stage.
     pub layout: Layout,
-    /// By stage.
-    pub programs: Vec<StageProgram>,
+    /// By share of the experts, then by stage.
+    pub programs: Vec<Vec<StageProgram>>,
     /// The whole model: names, dims and parameters.
     pub whole: Manifest,
     /// What the model is fed.
@@ -212,11 +216,11 @@ impl From<BackError> for Failed {
 /// The stages of a program as graphs: by the layout, or evenly by cost.
 ///
 /// # Errors
-/// E0431, E0432.
+/// E0431 to E0433.
 pub fn cut(
     program: &Program,
     layout: Option<&str>,
-    num_stages: usize,
+    (num_stages, experts): (usize, usize),
     options: &Options,
 ) -> Result<(Layout, Vec<Module>), CutError> {
     let module = &program.module;
@@ -236,7 +240,9 @@ pub fn cut(
             passes::run(m, names, cfg!(debug_assertions)).unwrap_or_else(|e| base::bug!("{e}"));
         }
     };
-    let modules = stages::split(module, &layout, &run).map_err(CutError::Model)?;
+    let members = i64::try_from(experts).unwrap_or(i64::MAX);
+    let divided = if members > 1 { Some(stages::divide_experts(module, members).map_err(CutError::Experts)?) } else { None };
+    let modules = stages::split(divided.as_ref().unwrap_or(module), &layout, &run).map_err(CutError::Model)?;
     Ok((layout, modules))
 }
 
@@ -266,7 +272,7 @@ pub fn build(
     num_stages: usize,
     options: &Options,
 ) -> Result<Vec<Built>, Failed> {
-    let (layout, modules) = cut(program, layout, num_stages, options)?;
+    let (layout, modules) = cut(program, layout, (num_stages, 1), options)?;
     let mut out = Vec::new();
     for (mut m, layers) in modules.into_iter().zip(layout.0) {
         let costs = ["forward", "backward_input", "backward_weight"].map(|n| m.func(n).map_or(0.0, func_cost));
@@ -279,18 +285,30 @@ pub fn build(
     Ok(out)
 }
 
-/// Cuts and compiles a program.
+/// A stage under the names that a member of a group which divides experts has for its share.
+fn of_member(mut m: Manifest, member: i64) -> Manifest {
+    for p in &mut m.params {
+        p.name = stages::of_member(&p.name, &p.shape, member);
+    }
+    for p in m.entries.iter_mut().flat_map(|e| e.args.iter_mut().chain(&mut e.outputs)) {
+        let shape: Vec<i64> = p.shape.iter().map(|d| d.known().unwrap_or(0)).collect();
+        p.name = stages::of_member(&p.name, &shape, member);
+    }
+    m
+}
+
+/// Cuts and compiles a program; `experts` is how many ranks divide the experts of a stage, 1 for none.
 ///
 /// # Errors
-/// E0431, E0432, and limits of the target.
+/// E0431 to E0433, and limits of the target.
 pub fn compile(
     program: &Program,
     sources: &Sources,
     layout: Option<&str>,
-    num_stages: usize,
+    (num_stages, experts): (usize, usize),
     options: &Options,
 ) -> Result<Stages, Failed> {
-    let (layout, modules) = cut(program, layout, num_stages, options)?;
+    let (layout, modules) = cut(program, layout, (num_stages, experts), options)?;
     let costs = modules.iter().map(stage_costs).collect();
     let mut all = Module { name: program.module.name.clone(), ..Module::default() };
     for (i, m) in modules.iter().enumerate() {
@@ -304,6 +322,7 @@ pub fn compile(
     let shared = Module { params: Vec::new(), ..all };
     let whole = pipeline::manifest(program, &program.module, &tile::Lowered::default(), sources);
     let kernels = pipeline::manifest(program, &shared, &lowered, sources).kernels;
+    let members = i64::try_from(experts.max(1)).unwrap_or(1);
     let mut libraries = Vec::new();
     for (i, m) in modules.iter().enumerate() {
         let own = |e: &library::Entry| {
@@ -313,8 +332,11 @@ pub fn compile(
         let entries = lowered.entries.iter().filter_map(own).collect();
         let params = pipeline::manifest(program, m, &tile::Lowered::default(), sources).params;
         let manifest = Manifest { name: m.name.clone(), params, kernels: kernels.clone(), entries, ..whole.clone() };
-        libraries.push(Library::new(manifest, Vec::new()).map_err(|e| BackError::Internal(e.to_string()))?);
+        libraries.push(manifest);
     }
+    let library = |m: Manifest| Library::new(m, Vec::new()).map_err(|e| BackError::Internal(e.to_string()));
+    let shares = (0..members).map(|s| libraries.iter().map(|m| library(of_member(m.clone(), s))).collect::<Result<Vec<_>, _>>());
+    let shares = shares.collect::<Result<Vec<_>, _>>()?;
     let checksum = library::file::checksum(&code.concat());
     let code: Arc<dyn device::Code> =
         Arc::new(crate::commands::common::Loaded(Jit::load(&code).unwrap_or_else(|e| base::bug!("{e}"))));
@@ -327,6 +349,7 @@ pub fn compile(
         buffer: 0,
     };
     let inputs = loss.arg_values().filter(|(a, ..)| a.role == Role::Input).map(port).collect();
-    let programs = libraries.into_iter().map(|l| StageProgram { manifest: l.manifest, code: code.clone() }).collect();
+    let program = |l: Library| StageProgram { manifest: l.manifest, code: code.clone() };
+    let programs = shares.into_iter().map(|stages| stages.into_iter().map(program).collect()).collect();
     Ok(Stages { layout, programs, whole, inputs, costs, checksum })
 }

@@ -275,7 +275,11 @@ fn metadata(step: u64, identity: &Identity) -> [(&'static str, String); 4] {
 /// Parameters, states and moments, each layer's apart.
 fn pieces<'s>(store: &'s Store, manifest: &Manifest) -> Vec<Piece<'s>> {
     let mut pieces = store.pieces(manifest);
-    for ((_, name), slot) in store.iter().filter(|((role, _), _)| *role == Role::Moment) {
+    let declared = |moment: &str| {
+        let param = moment.rsplit_once('#').map_or(moment, |(param, _)| param);
+        manifest.params.iter().any(|p| p.name == param)
+    };
+    for ((_, name), slot) in store.iter().filter(|((role, name), _)| *role == Role::Moment && declared(name)) {
         let (names, shape) = moment_names(name, &slot.shape);
         let each = (slot.memory.len() / names.len().max(1)).max(1);
         for (name, bytes) in names.into_iter().zip(slot.memory.bytes().chunks(each)) {

@@ -7,12 +7,14 @@
 //! tensor; losses, by micro-batch, where those of direction d come after those of d − 1.
 
 mod execute;
+mod experts;
 mod model;
 mod save;
 mod shards;
 mod step;
 
 pub use execute::{Compute, Follow, Turns, execute};
+pub use experts::Traffic;
 pub use model::{StageBytes, StageMemory, memory, stage_bytes};
 
 use crate::{ExecError, data::Text, train};
@@ -46,8 +48,11 @@ impl Code for Shared {
 pub struct Job<'a> {
     /// Who computes what; its stages are the programs.
     pub plan: &'a Plan,
-    /// By stage.
-    pub programs: &'a [Program],
+    /// By share of the experts, then by stage: one share unless ranks divide experts. Entries are the same; parameters that are divided have the
+    /// names of the share's experts.
+    pub programs: &'a [Vec<Program>],
+    /// Pipelines side by side; each as many as there are shares divide the experts.
+    pub replicas: usize,
     /// The model as a whole: its name, run-time dims and parameters.
     pub whole: &'a Manifest,
     /// What the model is fed: tokens, what follows them, and a weight for each.
@@ -70,7 +75,7 @@ impl Job<'_> {
         let o = self.options;
         let run = (o.batch, o.seq, o.steps, o.warmup, o.lr.to_bits(), o.floor.to_bits(), o.clip.to_bits(), o.seed);
         let often = (o.eval_every, o.eval_rows, o.save_every, o.resume, self.checked, self.sharded, self.text.checksum);
-        let params: Vec<_> = self.programs.iter().map(|p| &p.manifest.params).collect();
+        let params: Vec<_> = self.programs.iter().flatten().map(|p| &p.manifest.params).collect();
         let text = format!("{binary} {} {params:?} {run:?} {often:?}", schedule::text::print(self.plan));
         library::file::checksum(text.as_bytes())
     }
@@ -95,7 +100,7 @@ pub fn train_here(
     timeouts: Timeouts,
     report: &mut (dyn train::Report + Send),
 ) -> Result<f64, ExecError> {
-    let turns = (engine == Engine::Replay).then(|| Turns::new(job.plan));
+    let turns = (engine == Engine::Replay).then(|| Turns::new(job.plan, &|rank| job.group(rank)));
     let mut world = threads::world(job.plan.num_ranks(), timeouts).into_iter();
     let first = world.next().expect("a plan has a rank");
     let mut results = std::thread::scope(|s| {

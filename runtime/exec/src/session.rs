@@ -2,6 +2,7 @@
 
 use crate::{
     ExecError, HostTensor,
+    peers::{self, Peers},
     plan::{self, Peak, Plan, size},
     resolve::{Scene, describe, flatten},
     store::{Store, allocate},
@@ -231,26 +232,45 @@ impl Session {
         dims: &DimEnv,
         inputs: &[(&str, &HostTensor)],
     ) -> Result<Vec<(String, HostTensor)>, ExecError> {
+        self.run_among(entry, dims, inputs, None)
+    }
+    /// As `run`, as one of a group that divides experts.
+    ///
+    /// # Errors
+    /// As `run`, and what the group says; E0704 if the entry is for a group of another size.
+    pub fn run_among(
+        &mut self,
+        entry: &str,
+        dims: &DimEnv,
+        inputs: &[(&str, &HostTensor)],
+        peers: Option<&dyn Peers>,
+    ) -> Result<Vec<(String, HostTensor)>, ExecError> {
         let key = self.prepare(entry, dims)?;
+        peers::check(&self.prepared[&key].program, entry, peers)?;
         self.write_inputs(&key, entry, inputs)?;
         if self.poison {
             self.arena.fill(0xff);
         }
         if self.profile.is_some() || self.trace.is_some() {
-            self.watch(&key, entry)?;
+            self.watch(&key, entry, peers)?;
         } else {
             self.send(&key, entry)?;
             let prepared = self.prepared.get_mut(&key).expect("prepared above");
             // SAFETY: `prepare` resolved every pointer into memory of this session with the planned sizes; what runs is waited for.
-            let ran = unsafe { self.device.run(&mut prepared.program) };
+            let ran = unsafe {
+                match peers {
+                    Some(peers) => peers::run(&self.device, &prepared.program, peers),
+                    None => self.device.run(&mut prepared.program).map_err(ExecError::from),
+                }
+            };
             self.written(&key, entry);
-            ran.and(self.device.wait())?;
+            ran.and(self.device.wait().map_err(ExecError::from))?;
         }
         self.read_outputs(&key, entry)
     }
 
     /// As `run` without outputs, with the time of every step and of the copies before them.
-    fn watch(&mut self, key: &Key, entry: &str) -> Result<(), ExecError> {
+    fn watch(&mut self, key: &Key, entry: &str, peers: Option<&dyn Peers>) -> Result<(), ExecError> {
         let (device, begun) = (self.device.clone(), Instant::now());
         let first = device.mark()?;
         self.send(key, entry)?;
@@ -258,7 +278,12 @@ impl Session {
         let program = &self.prepared[key].program;
         for i in 0..program.steps.len() {
             // SAFETY: as in `run`.
-            unsafe { device.execute(program, i) }?;
+            unsafe {
+                match (&program.steps[i], peers) {
+                    (device::Step::Exchange(x), Some(peers)) => peers::carry(x, peers)?,
+                    _ => device.execute(program, i)?,
+                }
+            }
             marks.push(device.mark()?);
         }
         self.written(key, entry);

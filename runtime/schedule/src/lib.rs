@@ -33,7 +33,7 @@ pub use plan::Plan;
 pub use policy::{Policy, Size};
 pub use simulate::{Simulated, simulate};
 pub use slots::{Slots, assign_slots};
-pub use verify::{Limits, Violation, verify, verify_messages};
+pub use verify::{Limits, Violation, verify, verify_members, verify_messages};
 
 #[cfg(test)]
 mod tests;

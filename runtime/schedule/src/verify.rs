@@ -93,6 +93,31 @@ pub fn verify_messages(
     check.found
 }
 
+/// Rule 5 where replicas divide experts: a forward or backward of one waits in its middle for the same of the others, so all have the same list.
+/// `replicas` lie side by side, as [`Plan::copies`] makes them.
+pub fn verify_members(plan: &Plan, replicas: usize) -> Vec<Violation> {
+    let mut check = Check { plan, found: Vec::new() };
+    let (ranks, dirs) = (plan.num_ranks() / replicas.max(1), plan.placement.num_dirs() / replicas.max(1));
+    // What a rank computes, as if it were of the first replica.
+    let computes = |rank: usize| {
+        let own = move |u: Unit| Unit { dir: u.dir.wrapping_sub((rank / ranks * dirs) as u16), ..u };
+        let what = move |a: Action| (std::mem::discriminant(&a), [a.forward(), a.backward(), a.ends()].map(|u| u.map(own)));
+        let list = plan.actions[rank].iter().copied().enumerate().filter(|(_, a)| a.computes());
+        list.map(move |(i, a)| (i, a, what(a))).collect::<Vec<_>>()
+    };
+    for rank in ranks..ranks * replicas.max(1) {
+        let (first, list) = (computes(rank % ranks), computes(rank));
+        let other = list.iter().enumerate().find(|(i, (.., what))| first.get(*i).is_none_or(|(.., w)| w != what));
+        if let Some((_, (position, action, _))) = other {
+            let what = format!("rank {} of the first replica computes something else then", rank % ranks);
+            check.say(5, (rank, *position), *action, what);
+        } else if let Some((_, action, _)) = first.get(list.len()) {
+            check.miss(5, rank, *action, "the first replica computes it");
+        }
+    }
+    check.found
+}
+
 struct Check<'p> {
     plan: &'p Plan,
     found: Vec<Violation>,

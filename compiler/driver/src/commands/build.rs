@@ -160,7 +160,7 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
 /// Writes a library for each stage, and says what each costs and needs.
 fn build_stages(args: &Build, front: &Front, options: &Options, stem: &str) -> Result<(), u8> {
     let program = front.program.as_ref().expect("checked by `front`");
-    let settled = ranks::settle(&args.cut, None, &program.pipeline)?;
+    let settled = ranks::settle(&args.cut, (None, None), &program.pipeline)?;
     // How many stages there are does not depend on the micro-batches, and this number suits every policy.
     let ranks = settled.ranks.unwrap_or(1);
     let size = schedule::Size { ranks, micro: 4 * ranks, chunks: settled.chunks };

@@ -74,6 +74,8 @@ pub struct Settled {
     pub chunks: usize,
     /// Pipelines side by side.
     pub replicas: usize,
+    /// Replicas that divide experts.
+    pub experts: usize,
     /// Which stage has which layers.
     pub layout: Option<String>,
 }
@@ -87,7 +89,7 @@ fn usage(text: String) -> u8 {
 ///
 /// # Errors
 /// The exit code.
-pub fn settle(cut: &Cut, replicas: Option<usize>, declared: &Pipeline) -> Result<Settled, u8> {
+pub fn settle(cut: &Cut, (replicas, experts): (Option<usize>, Option<usize>), declared: &Pipeline) -> Result<Settled, u8> {
     let name = cut.schedule.clone().or(declared.schedule.clone()).unwrap_or_else(|| Policy::OneFOneB.name().into());
     let Some(policy) = Policy::from_name(&name) else {
         let names: Vec<&str> = Policy::ALL.iter().map(|p| p.name()).collect();
@@ -95,11 +97,19 @@ pub fn settle(cut: &Cut, replicas: Option<usize>, declared: &Pipeline) -> Result
     };
     // A layout is of as many stages as the model says, a flag may change these.
     let declared_layout = if cut.ranks.is_none() && cut.schedule.is_none() { declared.layout.clone() } else { None };
+    let replicas = replicas.or(declared.replicas).or(experts).unwrap_or(1).max(1);
+    let experts = experts.unwrap_or(1);
+    if experts == 0 || !replicas.is_multiple_of(experts) {
+        let near = (1..=replicas).rev().find(|e| replicas.is_multiple_of(*e) && *e <= experts).unwrap_or(1);
+        let text = format!("--expert-parallel {experts} does not divide {replicas} replicas; the nearest that does is {near}");
+        return Err(usage(text));
+    }
     Ok(Settled {
         ranks: cut.ranks.or(declared.ranks),
         policy,
         chunks: cut.chunks.or(declared.chunks).unwrap_or(2),
-        replicas: replicas.or(declared.replicas).unwrap_or(1).max(1),
+        replicas,
+        experts,
         layout: cut.layout.clone().or(declared_layout),
     })
 }
@@ -136,10 +146,11 @@ pub fn train(
     let r = &args.ranks;
     let (world, timeouts) = (&process.world, timeouts(r)?);
     let program = front.program.as_ref().expect("checked by `front`");
-    let settled = settle(&r.cut, r.replicas, &program.pipeline)?;
+    let settled = settle(&r.cut, (r.replicas, r.expert_parallel), &program.pipeline)?;
     let plan = plan(&settled, r.cut.ranks, world, o.micro_batches)?;
     o.micro_batches = plan.num_micro * plan.placement.num_dirs();
-    let stages = stages::compile(program, &front.sources, settled.layout.as_deref(), plan.num_stages(), options);
+    let size = (plan.num_stages(), settled.experts);
+    let stages = stages::compile(program, &front.sources, settled.layout.as_deref(), size, options);
     let stages = stages.map_err(|e| match e {
         Failed::Cut(e) => common::fail_with(&e),
         Failed::Back(e) => common::back_failed(&e),
@@ -158,6 +169,7 @@ pub fn train(
     let job = Job {
         plan: &plan,
         programs: &stages.programs,
+        replicas: settled.replicas,
         whole: &stages.whole,
         inputs: &stages.inputs,
         text: &text,
@@ -167,7 +179,7 @@ pub fn train(
         sharded: !r.whole_updates,
     };
     if world.rank == 0 {
-        header(&stages, &job, settled.replicas);
+        header(&stages, &job);
     }
     let word = format!("{} {:016x}", env!("CARGO_PKG_VERSION"), stages.checksum);
     let hash = job.hash(library::file::checksum(word.as_bytes()));
@@ -194,21 +206,25 @@ fn told(world: &World, e: &ExecError) -> u8 {
 }
 
 /// What runs where, and what it costs.
-fn header(stages: &Stages, job: &Job, replicas: usize) {
-    let plan = job.plan;
+fn header(stages: &Stages, job: &Job) {
+    let (plan, replicas) = (job.plan, job.replicas);
     let shown = |counts: &[usize]| counts.iter().map(usize::to_string).collect::<Vec<_>>().join(" + ");
     eprintln!(
         "{} on {} ranks{}, {} stages of {} layers, {} micro-batches{}",
         plan.policy,
         plan.num_ranks(),
-        if replicas > 1 { format!(" ({replicas} replicas)") } else { String::new() },
+        match (replicas, job.members()) {
+            (1, _) => String::new(),
+            (_, 1) => format!(" ({replicas} replicas)"),
+            (_, members) => format!(" ({replicas} replicas, {members} of them divide the experts)"),
+        },
         plan.num_stages(),
         shown(&stages.layout.0),
         plan.num_micro * plan.placement.num_dirs(),
         if plan.placement.num_dirs() > replicas { ", half of them each way" } else { "" },
     );
     let total: f64 = stages.costs.iter().flatten().sum();
-    for (stage, (program, [forward, backward])) in stages.programs.iter().zip(&stages.costs).enumerate() {
+    for (stage, (program, [forward, backward])) in stages.programs[0].iter().zip(&stages.costs).enumerate() {
         let params: i64 = program.manifest.params.iter().map(|p| p.shape.iter().product::<i64>()).sum();
         let share = |x: f64| 100.0 * x / total;
         let holders = plan.placement.holders(stage as u16);

@@ -127,7 +127,8 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
     let clock = Instant::now();
     let process = ranks::process(&args.ranks)?;
     let r = &args.ranks;
-    let asked = process.world.size > 1 || r.cut.ranks.is_some() || r.replicas.is_some_and(|n| n > 1);
+    let several = [r.replicas, r.expert_parallel].into_iter().flatten().any(|n| n != 1);
+    let asked = process.world.size > 1 || r.cut.ranks.is_some() || several;
     if asked && args.on.is_gpu() {
         eprintln!("training over ranks is for the host; one GPU trains without --ranks and --replicas");
         return Err(common::USAGE);

@@ -208,29 +208,41 @@ fn is_turn(action: Action) -> bool {
 
 /// One order for what all ranks of a process compute: with it, the ranks' threads run one after the other, always the same way.
 pub struct Turns {
-    order: Vec<(usize, usize)>,
-    state: Mutex<(usize, bool)>,
+    /// The ranks that compute together, one after the other, and where in their lists.
+    order: Vec<(Vec<usize>, usize)>,
+    state: Mutex<Turn>,
     changed: Condvar,
 }
 
+#[derive(Default)]
+struct Turn {
+    /// Which of all.
+    at: usize,
+    /// Which of its ranks is at work.
+    who: usize,
+    stopped: bool,
+}
+
 impl Turns {
-    /// The order: ranks in turn, each its next computation as soon as what it reads was made.
-    pub fn new(plan: &Plan) -> Turns {
+    /// The order: ranks in turn, each its next computation as soon as what it reads was made. `group` are the ranks that a rank divides
+    /// experts with, in one order for all of them: they compute together.
+    pub fn new(plan: &Plan, group: &dyn Fn(usize) -> Vec<usize>) -> Turns {
         let num_stages = plan.num_stages();
         let mut made = std::collections::BTreeSet::new();
         let mut next = vec![0; plan.num_ranks()];
         let mut order = Vec::new();
         loop {
             let before = order.len();
-            for rank in 0..plan.num_ranks() {
+            for rank in (0..plan.num_ranks()).filter(|r| group(*r)[0] == *r) {
                 let list = &plan.actions[rank];
                 while next[rank] < list.len() && !is_turn(list[next[rank]]) {
                     next[rank] += 1;
                 }
                 let Some(action) = list.get(next[rank]) else { continue };
                 if action.reads(num_stages).all(|m| made.contains(&m)) {
-                    made.extend(action.makes());
-                    order.push((rank, next[rank]));
+                    let ranks = group(rank);
+                    made.extend(ranks.iter().flat_map(|r| plan.actions[*r][next[rank]].makes()));
+                    order.push((ranks, next[rank]));
                     next[rank] += 1;
                 }
             }
@@ -243,23 +255,41 @@ impl Turns {
     fn wait(&self, rank: usize, position: usize) -> Result<(), ExecError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let (at, stopped) = *state;
-            if stopped {
+            if state.stopped {
                 return Err(FabricError::Aborted { peer: rank, why: "another rank failed".into() }.into());
             }
-            if self.order[at % self.order.len()] == (rank, position) {
+            let (ranks, of) = &self.order[state.at % self.order.len()];
+            if ranks[state.who] == rank && *of == position {
                 return Ok(());
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
     fn end(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).0 += 1;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.who += 1;
+        if state.who == self.order[state.at % self.order.len()].0.len() {
+            (state.at, state.who) = (state.at + 1, 0);
+        }
         self.changed.notify_all();
+    }
+    /// In the middle of a turn: lets the other ranks of the group come as far.
+    ///
+    /// # Errors
+    /// E0424 if a rank failed.
+    pub(super) fn pass(&self, rank: usize) -> Result<(), ExecError> {
+        let position = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let (ranks, position) = &self.order[state.at % self.order.len()];
+            state.who = (state.who + 1) % ranks.len();
+            *position
+        };
+        self.changed.notify_all();
+        self.wait(rank, position)
     }
     /// Ends all waits: a rank failed.
     pub fn stop(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).stopped = true;
         self.changed.notify_all();
     }
 }

@@ -1,12 +1,21 @@
 //! A rank's stages as what computes: sessions, and what each unit keeps between its forward and its backward.
 
-use super::{Job, Shared, execute::Compute, shards::Shards, step};
-use crate::{ExecError, HostTensor, Session, plan::size};
+use super::{
+    Job, Shared, Traffic,
+    execute::{Compute, Turns},
+    experts::Carry,
+    shards::Held,
+    step,
+};
+use crate::{ExecError, HostTensor, Peers, Session, plan::size};
 use base::{DType, Dim, DimEnv};
 use fabric::Fabric;
 use library::{Entry, Port, Role};
 use schedule::{Message, Payload, Unit};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 /// Tensors by name.
 type Pool = BTreeMap<String, HostTensor>;
@@ -25,7 +34,13 @@ pub(super) struct Model<'a> {
     pub losses: BTreeMap<usize, f64>,
     /// What the step's `update` is told, once all gradients are there.
     pub agreed: Option<step::Agreed>,
+    /// What went to other ranks with experts.
+    pub traffic: Cell<Traffic>,
     kept: BTreeMap<Unit, Pool>,
+    fabric: &'a dyn Fabric,
+    /// Where all ranks compute in one order.
+    turns: Option<&'a Turns>,
+    exchanges: Cell<u64>,
 }
 
 /// What depends on the number of rows.
@@ -84,15 +99,19 @@ fn check_messages(job: &Job) -> Result<(), ExecError> {
 }
 
 impl<'a> Model<'a> {
-    pub fn new(job: Job<'a>, rank: usize) -> Result<Model<'a>, ExecError> {
+    pub fn new(job: Job<'a>, fabric: &'a dyn Fabric, turns: Option<&'a Turns>) -> Result<Model<'a>, ExecError> {
+        let rank = fabric.rank();
         check_messages(&job)?;
+        job.check_members()?;
         let mut sessions = BTreeMap::new();
         for stage in &job.plan.placement.stages_by_rank()[rank] {
-            let program = &job.programs[usize::from(*stage)];
+            let program = &job.programs[job.member(rank)][usize::from(*stage)];
             let code = Box::new(Shared(program.code.clone()));
             let mut manifest = program.manifest.clone();
             manifest.entries = entries(&job, *stage, rank).cloned().collect();
             let mut session = Session::new(manifest, code, Some(job.threads))?;
+            // Whatever rows other ranks have, a row has the same bits.
+            session.fixed = true;
             session.store.initialise(&program.manifest, job.options.seed)?;
             sessions.insert(*stage, session);
         }
@@ -101,7 +120,9 @@ impl<'a> Model<'a> {
         let parts = [(o.batch / o.micro_batches, o.micro_batches), (eval_rows, o.eval_rows.div_ceil(eval_rows).max(1))];
         let [a, b] = parts.map(|(rows, parts)| shapes(&job, rows, parts));
         let (losses, kept) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Model { job, rank, sessions, shapes: [a?, b?], step: 0, losses, agreed: None, kept })
+        let (traffic, exchanges) = (Cell::default(), Cell::new(0));
+        let shapes = [a?, b?];
+        Ok(Model { job, rank, sessions, shapes, step: 0, losses, agreed: None, traffic, kept, fabric, turns, exchanges })
     }
 
     /// The number of a unit's micro-batch among all of the step.
@@ -153,7 +174,17 @@ impl<'a> Model<'a> {
             let t = pool.get(n).ok_or_else(|| ExecError::Input { name: n.clone(), why: why() })?;
             inputs.push((n, t));
         }
-        let results = session.run(entry, &self.shapes[which].dims, &inputs)?;
+        let carry = Carry {
+            fabric: self.fabric,
+            members: self.job.group(self.rank),
+            turns: self.turns,
+            checked: self.job.checked,
+            step: self.step,
+            count: &self.exchanges,
+            traffic: &self.traffic,
+        };
+        let peers: Option<&dyn Peers> = if self.job.members() > 1 { Some(&carry) } else { None };
+        let results = session.run_among(entry, &self.shapes[which].dims, &inputs, peers)?;
         pool.extend(results);
         Ok(())
     }
@@ -184,8 +215,12 @@ impl<'a> Model<'a> {
     pub fn evaluate(&mut self, fabric: &dyn Fabric) -> Result<f64, ExecError> {
         let plan = self.job.plan;
         let num_stages = plan.num_stages() as u16;
+        // Validation is not part of the plan: all ranks compute at once.
+        let turns = self.turns.take();
         let rounds = self.job.options.eval_rows.div_ceil(self.shapes[1].rows).max(1);
-        let rank_of = |stage: u16| plan.placement.rank(0, stage).expect("every direction has every stage");
+        let first = |stage: u16| plan.placement.rank(0, stage).expect("every direction has every stage");
+        let dir = self.job.evaluates(self.rank);
+        let rank_of = |stage: u16| dir.and_then(|d| plan.placement.rank(d, stage)).unwrap_or(first(stage));
         let mut loss = 0.0;
         let mut here: BTreeMap<u16, Vec<Vec<u8>>> = BTreeMap::new();
         let own: Vec<u16> = (0..num_stages).filter(|s| rank_of(*s) == self.rank).collect();
@@ -215,7 +250,8 @@ impl<'a> Model<'a> {
             }
         }
         let mut bytes = loss.to_le_bytes();
-        fabric::collective::broadcast(fabric, rank_of(num_stages - 1), &mut bytes)?;
+        fabric::collective::broadcast(fabric, first(num_stages - 1), &mut bytes)?;
+        self.turns = turns;
         Ok(f64::from_le_bytes(bytes))
     }
 }
@@ -277,13 +313,13 @@ pub fn stage_bytes(entries: &[&Entry], dims: &DimEnv) -> StageBytes {
 
 /// The entries of a stage that a rank runs.
 fn entries<'a>(job: &Job<'a>, stage: u16, rank: usize) -> impl Iterator<Item = &'a Entry> {
-    let shards = Shards::new(job, stage);
-    let member = shards.member(rank).unwrap_or(0);
-    job.programs[usize::from(stage)].manifest.entries.iter().filter(move |e| shards.runs(member, &e.name))
+    let held = Held::new(job, stage, rank);
+    job.programs[job.member(rank)][usize::from(stage)].manifest.entries.iter().filter(move |e| held.runs(&e.name))
 }
 
 fn entry_of<'a>(job: &Job<'a>, stage: u16, name: &str) -> Option<&'a Entry> {
-    job.programs.get(usize::from(stage))?.manifest.entries.iter().find(|e| e.name == name)
+    // Of any share: they are the same but for names of parameters.
+    job.programs[0].get(usize::from(stage))?.manifest.entries.iter().find(|e| e.name == name)
 }
 
 /// What a stage's backward entries take.
@@ -335,7 +371,7 @@ impl Compute for Model<'_> {
             }
             self.losses.insert(number, loss);
         }
-        let wanted = wanted(self.job.programs[usize::from(u.stage)].manifest.entries.iter());
+        let wanted = wanted(self.job.program(self.rank, u.stage).manifest.entries.iter());
         pool.retain(|name, _| wanted.contains(name.as_str()));
         self.kept.insert(u, pool);
         Ok(made)

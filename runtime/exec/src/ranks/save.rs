@@ -1,7 +1,12 @@
 //! Checkpoints of a run over ranks: each stage is written by the first rank that has it, or each part of it by its owner; its copies compare
 //! the checksums of what they share; rank 0 writes the index when all parts are there. Going on, every rank takes its stages' tensors by name, whatever ranks wrote them.
 
-use super::{Job, model::Model, shards::Shards};
+use super::{
+    Job,
+    model::Model,
+    shards::{Held, Shards},
+    step::copies,
+};
 use crate::{
     ExecError,
     checkpoint::{self, Contents, Identity, Part},
@@ -17,35 +22,39 @@ pub(super) fn save(model: &mut Model, f: &dyn Fabric, step: u64, identity: &Iden
     // Every rank tells the checksums of what its stages share with their copies, and of its own parts; that also says that these are on the disk.
     let mut own: Vec<u8> = Vec::new();
     for (stage, s) in &model.sessions {
-        let shards = Shards::new(&job, *stage);
-        let copy = shards.member(model.rank).expect("a stage of this rank");
-        own.extend(checkpoint::checksum_of(&s.store, &s.manifest, !shards.is_sharded()).to_le_bytes());
-        let written = if shards.writes(copy) {
+        let held = Held::new(&job, *stage, model.rank);
+        let copy = held.shards[0].member(model.rank).expect("a stage of this rank");
+        let sum = |shards: &Shards| checkpoint::checksum_of(&s.store, &shards.part_of(&s.manifest), !shards.is_sharded());
+        own.extend([0, 1].map(|i| held.shards.get(i).map_or(0, sum)).map(u64::to_le_bytes).concat());
+        let written = if held.writes() {
             let part = Part { stage: usize::from(*stage), copy };
-            checkpoint::save_part(&s.store, &shards.owned(&s.manifest, copy), folder, (step, part), identity)?
+            checkpoint::save_part(&s.store, &held.owned(&s.manifest), folder, (step, part), identity)?
         } else {
             0
         };
         own.extend(written.to_le_bytes());
     }
     let stages = job.plan.placement.stages_by_rank();
-    let lengths: Vec<usize> = stages.iter().map(|s| s.len() * 16).collect();
+    let lengths: Vec<usize> = stages.iter().map(|s| s.len() * 24).collect();
     let told = collective::all_to_all(f, &vec![own; f.size()], &lengths)?;
     let sums = |rank: usize, stage: u16| {
         let at = stages[rank].iter().position(|s| *s == stage).expect("it has the stage");
-        [0, 1].map(|k| u64::from_le_bytes(told[rank].as_chunks::<8>().0[2 * at + k]))
+        [0, 1, 2].map(|k| u64::from_le_bytes(told[rank].as_chunks::<8>().0[3 * at + k]))
     };
     let mut parts = Vec::new();
     for stage in 0..job.plan.num_stages() as u16 {
-        let shards = Shards::new(&job, stage);
-        let owner = shards.members[0];
-        let [expected, _] = sums(owner, stage);
-        for (copy, rank) in shards.members.iter().copied().enumerate() {
-            let [found, written] = sums(rank, stage);
-            if found != expected {
-                return Err(ExecError::Copies { stage, step, rank, found, owner, expected });
+        for (copy, rank) in copies(&job, stage).into_iter().enumerate() {
+            let held = Held::new(&job, stage, rank);
+            let found = sums(rank, stage);
+            for (i, shards) in held.shards.iter().enumerate() {
+                let owner = shards.members[0];
+                let (found, expected) = (found[i], sums(owner, stage)[i]);
+                if found != expected {
+                    return Err(ExecError::Copies { stage, step, rank, found, owner, expected });
+                }
             }
-            if shards.writes(copy) {
+            if held.writes() {
+                let written = found[2];
                 parts.push((Part { stage: usize::from(stage), copy }, written));
             }
         }

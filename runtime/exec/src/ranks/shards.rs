@@ -10,48 +10,89 @@ use fabric::{
     Channel, Fabric, Group,
     collective::{self, Number},
 };
-use library::{Entry, Manifest, Role};
-use std::{collections::BTreeMap, ops::Range};
+use library::{Entry, Manifest, Port, Role};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 /// New parameters, by stage.
 const UPDATED: u32 = 0x7000_0000;
 
-/// A stage's copies and what each owns. All ranks make the same of it.
+/// Tensors of a stage that some copies have in common, and what each of these owns. All ranks make the same of it.
 pub(super) struct Shards {
-    /// The ranks that have the stage, in order of its directions.
+    /// The ranks that have them, in order of the stage's directions.
     pub members: Vec<usize>,
     /// The copy that owns each part of the update; none if every copy does all parts.
     parts: Option<BTreeMap<String, usize>>,
     /// The copy that owns each parameter and state.
     names: BTreeMap<String, usize>,
+    /// Whether these are the experts of one share, or what all copies have.
+    experts: bool,
+    /// Parameters of experts that are divided: of the share, or of all.
+    divided: BTreeSet<String>,
+}
+
+/// The parameters of a share of the experts, in a stage.
+fn experts(job: &Job, share: usize, stage: u16) -> BTreeSet<String> {
+    let names = |share: usize| job.programs[share][usize::from(stage)].manifest.params.iter().map(|p| p.name.clone());
+    // What another share calls the same belongs to all.
+    let other: BTreeSet<String> = names((share + 1) % job.members()).collect();
+    names(share).filter(|n| job.members() > 1 && !other.contains(n)).collect()
 }
 
 impl Shards {
-    /// Of a stage: the largest parts first, each to the copy that has least.
-    pub fn new(job: &Job, stage: u16) -> Shards {
-        let members = step::copies(job, stage);
-        let mut names = BTreeMap::new();
-        if !job.sharded || members.len() < 2 {
-            return Shards { members, parts: None, names };
+    /// What all copies of a stage have.
+    pub fn common(job: &Job, stage: u16) -> Shards {
+        let divided = (0..job.members()).flat_map(|share| experts(job, share, stage)).collect();
+        Shards::new(job, (0, stage), step::copies(job, stage), divided, false)
+    }
+    /// The experts of a share: those that have it.
+    fn of_share(job: &Job, share: usize, stage: u16) -> Shards {
+        let members = step::copies(job, stage).into_iter().filter(|rank| job.member(*rank) == share).collect();
+        Shards::new(job, (share, stage), members, experts(job, share, stage), true)
+    }
+    /// The largest parts of the update first, each to the copy that has least.
+    fn new(
+        job: &Job,
+        (share, stage): (usize, u16),
+        members: Vec<usize>,
+        divided: BTreeSet<String>,
+        experts: bool,
+    ) -> Shards {
+        let out = Shards { members, parts: None, names: BTreeMap::new(), experts, divided };
+        if !job.sharded || out.members.len() < 2 {
+            return out;
         }
         let elems = |e: &Entry| -> i64 {
             let stored = e.args.iter().filter(|p| p.role.is_stored() && p.role != Role::Tally);
             stored.map(|p| p.shape.iter().filter_map(base::Dim::known).product::<i64>() * p.dtype.bytes() as i64).sum()
         };
-        let entries = &job.programs[usize::from(stage)].manifest.entries;
-        let mut order: Vec<&Entry> = entries.iter().filter(|e| is_update(&e.name)).collect();
+        let kept = |p: &&Port| matches!(p.role, Role::Param | Role::State | Role::Grad);
+        let entries = &job.programs[share][usize::from(stage)].manifest.entries;
+        let covered = |e: &&Entry| is_update(&e.name) && e.args.iter().chain(&e.outputs).filter(kept).all(|p| out.covers(&p.name));
+        let mut order: Vec<&Entry> = entries.iter().filter(covered).collect();
         // A stable sort: equals keep their order.
         order.sort_by_key(|e| std::cmp::Reverse(elems(e)));
-        let mut load = vec![0; members.len()];
-        let mut parts = BTreeMap::new();
+        let mut load = vec![0; out.members.len()];
+        let (mut parts, mut names) = (BTreeMap::new(), BTreeMap::new());
         for e in order {
             let owner = (0..load.len()).min_by_key(|m| load[*m]).expect("there are copies");
             load[owner] += elems(e);
             parts.insert(e.name.clone(), owner);
-            let stored = e.args.iter().chain(&e.outputs).filter(|p| matches!(p.role, Role::Param | Role::State | Role::Grad));
-            names.extend(stored.map(|p| (p.name.clone(), owner)));
+            names.extend(e.args.iter().chain(&e.outputs).filter(kept).map(|p| (p.name.clone(), owner)));
         }
-        Shards { members, parts: Some(parts), names }
+        Shards { parts: Some(parts), names, ..out }
+    }
+    /// Whether a tensor is one of these.
+    fn covers(&self, name: &str) -> bool {
+        let param = name.rsplit_once('#').map_or(name, |(param, _)| param);
+        self.divided.contains(param) == self.experts
+    }
+    /// The manifest with these parameters and states alone.
+    pub fn part_of(&self, manifest: &Manifest) -> Manifest {
+        let params = manifest.params.iter().filter(|p| self.covers(&p.name)).cloned().collect();
+        Manifest { params, ..manifest.clone() }
     }
     /// Whether copies own parts.
     pub fn is_sharded(&self) -> bool {
@@ -65,30 +106,68 @@ impl Shards {
     pub fn member(&self, rank: usize) -> Option<usize> {
         self.members.iter().position(|m| *m == rank)
     }
-    /// Whether a copy runs an entry.
-    pub fn runs(&self, member: usize, entry: &str) -> bool {
-        self.parts.as_ref().and_then(|p| p.get(entry)).is_none_or(|owner| *owner == member)
+    fn runs(&self, rank: usize, entry: &str) -> bool {
+        self.parts.as_ref().and_then(|p| p.get(entry)).is_none_or(|owner| self.members[*owner] == rank)
     }
-    /// Whether a copy writes a part of a checkpoint.
-    pub fn writes(&self, member: usize) -> bool {
-        member == 0 || self.names.values().any(|m| *m == member)
+    fn owns(&self, rank: usize, name: &str) -> bool {
+        self.covers(name) && self.members[self.owner(name)] == rank
     }
-    /// The manifest with the parameters and states that a copy owns.
-    pub fn owned(&self, manifest: &Manifest, member: usize) -> Manifest {
-        let params = manifest.params.iter().filter(|p| self.owner(&p.name) == member).cloned().collect();
+    fn channel(&self, of: u32, stage: u16) -> Channel {
+        Channel(of | u32::from(self.experts) << 16 | u32::from(stage))
+    }
+}
+
+/// What a rank has of a stage, by whom it has it in common with.
+pub(super) struct Held {
+    rank: usize,
+    /// What all copies have, and this rank's share of the experts if they are divided.
+    pub shards: Vec<Shards>,
+}
+
+impl Held {
+    /// Of a rank that has the stage.
+    pub fn new(job: &Job, stage: u16, rank: usize) -> Held {
+        let mut shards = vec![Shards::common(job, stage)];
+        if !shards[0].divided.is_empty() {
+            shards.push(Shards::of_share(job, job.member(rank), stage));
+        }
+        Held { rank, shards }
+    }
+    /// Whether the rank is the first of the stage's copies.
+    pub fn is_first(&self) -> bool {
+        self.shards[0].members[0] == self.rank
+    }
+    /// Whether the rank runs an entry.
+    pub fn runs(&self, entry: &str) -> bool {
+        self.shards.iter().all(|s| s.runs(self.rank, entry))
+    }
+    /// Whether the rank owns a parameter, a state or a gradient.
+    pub fn owns(&self, name: &str) -> bool {
+        self.shards.iter().any(|s| s.owns(self.rank, name))
+    }
+    /// Whether the rank writes a part of a checkpoint.
+    pub fn writes(&self) -> bool {
+        let owns = |s: &Shards| s.names.values().any(|m| s.members[*m] == self.rank);
+        self.shards.iter().any(|s| s.members[0] == self.rank || owns(s))
+    }
+    /// The manifest with the parameters and states that the rank owns.
+    pub fn owned(&self, manifest: &Manifest) -> Manifest {
+        let params = manifest.params.iter().filter(|p| self.owns(&p.name)).cloned().collect();
         Manifest { params, ..manifest.clone() }
     }
+}
 
+impl Shards {
     /// Sums a stage's gradients, each where its owner is, and its tallies everywhere.
     pub fn reduce(&self, model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<(), ExecError> {
         if self.members.len() < 2 {
             return Ok(());
         }
-        let group = Group::new(f, self.members.clone(), Channel(step::COPIES | u32::from(stage)));
+        let group = Group::new(f, self.members.clone(), self.channel(step::COPIES, stage));
         let store = &mut model.sessions.get_mut(&stage).expect("a stage of this rank").store;
         for role in [Role::Grad, Role::Tally] {
             let owned = role == Role::Grad && self.is_sharded();
-            let (wide, narrow) = store.of_role(role).partition::<Vec<_>, _>(|(_, s)| s.dtype == DType::F64);
+            let (wide, narrow) = store.of_role(role).filter(|(n, _)| self.covers(n)).partition::<Vec<_>, _>(|(_, s)| s.dtype == DType::F64);
             self.sum::<f32>(&group, narrow, owned)?;
             self.sum::<f64>(&group, wide, owned)?;
         }
@@ -130,7 +209,7 @@ impl Shards {
             slots.for_each(|(_, s)| bytes.extend_from_slice(s.memory.bytes()));
         }
         if !bytes.is_empty() {
-            self.members.iter().filter(|m| **m != model.rank).try_for_each(|to| f.send(*to, channel(stage), &bytes))?;
+            self.members.iter().filter(|m| **m != model.rank).try_for_each(|to| f.send(*to, self.channel(UPDATED, stage), &bytes))?;
         }
         Ok(())
     }
@@ -145,7 +224,7 @@ impl Shards {
             if bytes.is_empty() {
                 continue;
             }
-            f.receive(*from, channel(stage), &mut bytes)?;
+            f.receive(*from, self.channel(UPDATED, stage), &mut bytes)?;
             let mut rest = &bytes[..];
             for role in [Role::Param, Role::State] {
                 for (_, slot) in store.of_role(role).filter(|(n, _)| owned(n)) {
@@ -157,8 +236,4 @@ impl Shards {
         }
         Ok(())
     }
-}
-
-fn channel(stage: u16) -> Channel {
-    Channel(UPDATED | u32::from(stage))
 }

@@ -5,7 +5,7 @@ use super::{
     execute::{Follow, Turns, execute},
     model::{Model, memory},
     save,
-    shards::Shards,
+    shards::{Held, Shards},
 };
 use crate::{
     ExecError, checkpoint,
@@ -76,7 +76,7 @@ fn run(job: &Job, f: &dyn Fabric, turns: Option<&Turns>, report: &mut dyn Report
     let o = job.options;
     train::check(o)?;
     let rank = f.rank();
-    let mut model = Model::new(*job, rank)?;
+    let mut model = Model::new(*job, f, turns)?;
     let peak = peak(&model)?;
     for session in model.sessions.values().take(1) {
         session.admit(&peak, o.memory_limit)?;
@@ -103,8 +103,9 @@ fn run(job: &Job, f: &dyn Fabric, turns: Option<&Turns>, report: &mut dyn Report
         let follow = Follow { step, checked: job.checked, turns };
         execute(job.plan, f, &mut model, follow)?;
         for stage in model.sessions.keys().copied().collect::<Vec<_>>() {
-            let shards = Shards::new(job, stage);
-            shards.receive(&mut model, stage, f).map_err(during("the parameters that another copy updated"))?;
+            for shards in Held::new(job, stage, rank).shards {
+                shards.receive(&mut model, stage, f).map_err(during("the parameters that another copy updated"))?;
+            }
         }
         let agreed = model.agreed.take().expect("a plan ends with updates");
         report.micro_losses(&agreed.losses);
@@ -187,7 +188,7 @@ pub(super) fn copies(job: &Job, stage: u16) -> Vec<usize> {
 
 /// Sums a stage's gradients and tallies over its copies.
 pub(super) fn reduce(model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<(), ExecError> {
-    Shards::new(&model.job, stage).reduce(model, stage, f)
+    Held::new(&model.job, stage, model.rank).shards.iter().try_for_each(|s| s.reduce(model, stage, f))
 }
 
 /// Elements, to be summed: in f64 those of f64, in f32 all others.
@@ -210,7 +211,7 @@ pub(super) fn update(model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<()
     let (o, step) = (model.job.options, model.step);
     let session = model.sessions.get_mut(&stage).expect("a stage of this rank");
     train::update(session, &model.shapes[0].dims, o, step, grad_norm)?;
-    Shards::new(&model.job, stage).send(model, stage, f)
+    Held::new(&model.job, stage, model.rank).shards.iter().try_for_each(|s| s.send(model, stage, f))
 }
 
 /// The sum of tensors, in order.
@@ -228,7 +229,7 @@ fn sum<N: Number>(dtype: DType, parts: &[Vec<u8>]) -> Vec<u8> {
 fn sum_tied(model: &mut Model, f: &dyn Fabric) -> Result<(), ExecError> {
     let job = model.job;
     let mut stages_of: BTreeMap<&str, Vec<u16>> = BTreeMap::new();
-    for (stage, program) in job.programs.iter().enumerate() {
+    for (stage, program) in job.programs[0].iter().enumerate() {
         for p in program.manifest.params.iter().filter(|p| p.role == Role::Param) {
             stages_of.entry(&p.name).or_default().push(stage as u16);
         }
@@ -245,7 +246,7 @@ fn sum_tied(model: &mut Model, f: &dyn Fabric) -> Result<(), ExecError> {
         let slot = model.sessions[here].store.get(Role::Grad, name).expect("trained parameters have gradients");
         let (dtype, len) = (slot.dtype, slot.memory.len());
         for stage in &stages {
-            let shards = Shards::new(&job, *stage);
+            let shards = Shards::common(&job, *stage);
             let from = shards.members[shards.owner(name)];
             let mut bytes = vec![0; len];
             if from == model.rank {
@@ -277,19 +278,21 @@ enum Item {
 }
 
 /// The tensors whose sums of squares a copy of a stage tells.
-fn squares_of(program: &Program, shards: &Shards, member: usize) -> BTreeSet<String> {
-    let own = program.manifest.params.iter().filter(|p| p.role == Role::Param && shards.owner(&p.name) == member);
+fn squares_of(program: &Program, held: &Held) -> BTreeSet<String> {
+    let own = program.manifest.params.iter().filter(|p| p.role == Role::Param && held.owns(&p.name));
     own.flat_map(|p| names::expand(&p.name, &p.shape).0).collect()
 }
 
 /// What a rank tells, in order: every rank knows how much every other one does.
 fn items(job: &Job, rank: usize) -> Vec<Item> {
     let mut out = Vec::new();
-    for (stage, program) in job.programs.iter().enumerate() {
-        let shards = Shards::new(job, stage as u16);
-        let Some(member) = shards.member(rank) else { continue };
-        out.extend(squares_of(program, &shards, member).into_iter().map(Item::Square));
-        if member > 0 {
+    for (stage, program) in job.programs[job.member(rank)].iter().enumerate() {
+        if !copies(job, stage as u16).contains(&rank) {
+            continue;
+        }
+        let held = Held::new(job, stage as u16, rank);
+        out.extend(squares_of(program, &held).into_iter().map(Item::Square));
+        if !held.is_first() {
             continue;
         }
         let forward = program.manifest.entries.iter().find(|e| e.name == "forward");
@@ -310,14 +313,16 @@ fn agree(model: &mut Model, f: &dyn Fabric) -> Result<Agreed, ExecError> {
     sum_tied(model, f)?;
     let (job, rank) = (model.job, model.rank);
     let mut own: Vec<f64> = Vec::new();
-    for stage in 0..job.programs.len() as u16 {
-        let shards = Shards::new(&job, stage);
-        let Some(member) = shards.member(rank).filter(|m| shards.writes(*m)) else { continue };
+    for stage in model.sessions.keys().copied().collect::<Vec<_>>() {
+        let held = Held::new(&job, stage, rank);
+        if !held.writes() {
+            continue;
+        }
         let session = model.sessions.get_mut(&stage).expect("a stage of this rank");
-        let told = squares_of(&job.programs[usize::from(stage)], &shards, member);
+        let told = squares_of(job.program(rank, stage), &held);
         let squares = train::squares(session, &model.shapes[0].dims)?;
         own.extend(squares.into_iter().filter(|(name, _)| told.contains(name)).map(|(_, x)| x));
-        if member == 0 {
+        if held.is_first() {
             own.extend(train::violations(session));
         }
     }

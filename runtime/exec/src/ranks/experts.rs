@@ -1,0 +1,127 @@
+//! Expert parallelism: some replicas divide the experts of each layer, and send each other rows in the middle of a forward or backward. They
+//! follow the same list ([`schedule::verify_members`]), so they come to the same exchanges in the same order.
+
+use super::{Job, Program, execute::Turns};
+use crate::{ExecError, Peers};
+use fabric::{Channel, Fabric, FabricError};
+use std::cell::Cell;
+
+/// Rows of experts, among the members of a group.
+const ROWS: Channel = Channel(0x4800_0000);
+/// Bytes of a header: what the message is, its step, and which exchange of the step it belongs to.
+const HEADER: usize = 24;
+
+impl Job<'_> {
+    /// How many ranks divide a stage's experts.
+    pub fn members(&self) -> usize {
+        self.programs.len()
+    }
+    /// What a rank runs of a stage.
+    pub(super) fn program(&self, rank: usize, stage: u16) -> &Program {
+        &self.programs[self.member(rank)][usize::from(stage)]
+    }
+    /// Ranks of a replica.
+    fn replica_ranks(&self) -> usize {
+        self.plan.num_ranks() / self.replicas
+    }
+    /// Which share of the experts a rank has.
+    pub fn member(&self, rank: usize) -> usize {
+        rank / self.replica_ranks() % self.members()
+    }
+    /// The ranks that divide experts with this one, in order of their shares.
+    pub fn group(&self, rank: usize) -> Vec<usize> {
+        let each = self.replica_ranks();
+        let first = rank / each / self.members() * self.members();
+        (first..first + self.members()).map(|replica| replica * each + rank % each).collect()
+    }
+    /// The first direction of the replica that has validation's rows computed by this rank; none if it has no part in that. Who divides experts
+    /// with the first replica computes the same rows.
+    pub(super) fn evaluates(&self, rank: usize) -> Option<u16> {
+        let replica = rank / self.replica_ranks();
+        let dirs = self.plan.placement.num_dirs() / self.replicas;
+        (replica < self.members()).then_some((replica * dirs) as u16)
+    }
+    /// Whether the groups of the plan can divide experts.
+    pub(super) fn check_members(&self) -> Result<(), ExecError> {
+        let wrong = |name: &str, why: String| Err(ExecError::Input { name: name.into(), why });
+        if self.members() == 0 || self.replicas == 0 || !self.replicas.is_multiple_of(self.members()) {
+            return wrong("experts", format!("{} replicas are no groups of {}", self.replicas, self.members()));
+        }
+        let broken = if self.members() > 1 { schedule::verify_members(self.plan, self.replicas) } else { Vec::new() };
+        broken.first().map_or(Ok(()), |v| wrong(&v.action, v.to_string()))
+    }
+}
+
+/// What was sent to other members. # Units: messages, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// How many.
+    pub messages: u64,
+    /// Rows and offsets.
+    pub bytes: u64,
+}
+
+/// A rank's way to the other members of its group.
+pub(super) struct Carry<'a> {
+    pub fabric: &'a dyn Fabric,
+    pub members: Vec<usize>,
+    /// Where all ranks compute in one order.
+    pub turns: Option<&'a Turns>,
+    /// Whether each message says what it is.
+    pub checked: bool,
+    pub step: u64,
+    /// Exchanges so far.
+    pub count: &'a Cell<u64>,
+    pub traffic: &'a Cell<Traffic>,
+}
+
+impl Carry<'_> {
+    fn header(&self) -> [u8; HEADER] {
+        let mut out = [0; HEADER];
+        out[..4].copy_from_slice(b"ROWS");
+        out[8..16].copy_from_slice(&self.step.to_le_bytes());
+        out[16..].copy_from_slice(&self.count.get().to_le_bytes());
+        out
+    }
+}
+
+impl Peers for Carry<'_> {
+    fn rank(&self) -> usize {
+        self.members.iter().position(|m| *m == self.fabric.rank()).expect("a rank is in its own group")
+    }
+    fn size(&self) -> usize {
+        self.members.len()
+    }
+    fn all_to_all(&self, parts: Vec<Vec<u8>>, lengths: &[usize]) -> Result<Vec<Vec<u8>>, ExecError> {
+        let (rank, size) = (self.rank(), self.size());
+        let head = if self.checked { &self.header()[..] } else { &[] };
+        let mut traffic = self.traffic.get();
+        // Each begins with its neighbour, so that not all send to the first one first.
+        for to in (1..size).map(|i| (rank + i) % size) {
+            self.fabric.send(self.members[to], ROWS, &[head, &parts[to]].concat())?;
+            traffic = Traffic { messages: traffic.messages + 1, bytes: traffic.bytes + parts[to].len() as u64 };
+        }
+        self.traffic.set(traffic);
+        if let Some(turns) = self.turns {
+            turns.pass(self.fabric.rank())?;
+        }
+        let mut arrived = Vec::new();
+        for (from, length) in lengths.iter().enumerate() {
+            if from == rank {
+                arrived.push(parts[rank].clone());
+                continue;
+            }
+            let (peer, mut bytes) = (self.members[from], vec![0; head.len() + length]);
+            self.fabric.receive(peer, ROWS, &mut bytes)?;
+            if bytes[..head.len()] != *head {
+                let what = format!("its header is {:02x?}, that of exchange {} is {head:02x?}", &bytes[..head.len()], self.count.get());
+                let (rank, number) = (self.fabric.rank(), self.count.get());
+                return Err(FabricError::Mismatch { rank, peer, channel: ROWS, number, what }.into());
+            }
+            bytes.drain(..head.len());
+            arrived.push(bytes);
+        }
+        self.count.set(self.count.get() + 1);
+        Ok(arrived)
+    }
+}
