@@ -118,9 +118,7 @@ impl HostDevice {
             };
             let p = Product { dtype: g.dtype, m, n: cols, k: inner, strides, starts: Vec::new(), accumulate: false };
             // SAFETY: each group writes its own rows or its own matrix.
-            unsafe {
-                if g.fixed && g.rows.is_some() { fixed(&p, start) } else { product(&p, start, gemm::Parallelism::None) }
-            };
+            unsafe { if g.fixed && g.rows.is_some() { fixed(&p, start) } else { product(&p, start, gemm::Parallelism::None) } };
         };
         if self.threads() > 1 && 2 * rows * k * n > SERIAL_FLOPS {
             (0..groups).into_par_iter().for_each(work);

@@ -112,7 +112,14 @@ fn wrong_offsets_stay_within_the_rows() {
         let (mut x, mut w) = (numbers(rows * k, 1), numbers(2 * k * n, 2));
         let mut y = vec![7f32; (rows + 2) * n];
         let memory = [ptr(&mut x), ptr(&mut w), ptr(&mut y)];
-        let g = Grouped { dtype: DType::F32, memory, offsets: offsets.as_ptr(), extents: [2, rows, k, n], rows: Some(false), fixed: false };
+        let g = Grouped {
+            dtype: DType::F32,
+            memory,
+            offsets: offsets.as_ptr(),
+            extents: [2, rows, k, n],
+            rows: Some(false),
+            fixed: false,
+        };
         // SAFETY: the vectors have these extents.
         unsafe { HostDevice::new(Some(1)).multiply_groups(&g) };
         assert_eq!(y[rows * n..], [7.0; 4], "{offsets:?}");
@@ -230,20 +237,21 @@ fn e4m3_rounds_as_the_dtype_does() {
 #[test]
 fn a_row_is_the_same_among_any_others() {
     let mut differ = 0;
-    for (dtype, n, k, transposed) in [1, 16, 64, 65, 257]
-        .into_iter()
-        .flat_map(|n| [1, 2, 3, 100, 513, 1100].map(|k| (n, k)))
-        .flat_map(|(n, k)| [(DType::F32, n, k, false), (DType::F32, n, k, true), (DType::F64, n, k, true), (DType::BF16, n, k, true)])
+    for (dtype, n, k, transposed) in
+        [1, 16, 64, 65, 257].into_iter().flat_map(|n| [1, 2, 3, 100, 513, 1100].map(|k| (n, k))).flat_map(|(n, k)| {
+            [(DType::F32, n, k, false), (DType::F32, n, k, true), (DType::F64, n, k, true), (DType::BF16, n, k, true)]
+        })
     {
         let most = 80;
         let (x, w) = (numbers(most * k, 1), numbers(k * n, 2));
         let bytes = |v: &[f32]| -> Vec<u8> {
-            v.iter().flat_map(|x| match dtype {
-                DType::F64 => f64::from(*x).to_le_bytes().to_vec(),
-                DType::BF16 => half::bf16::from_f32(*x).to_le_bytes().to_vec(),
-                _ => x.to_le_bytes().to_vec(),
-            })
-            .collect()
+            v.iter()
+                .flat_map(|x| match dtype {
+                    DType::F64 => f64::from(*x).to_le_bytes().to_vec(),
+                    DType::BF16 => half::bf16::from_f32(*x).to_le_bytes().to_vec(),
+                    _ => x.to_le_bytes().to_vec(),
+                })
+                .collect()
         };
         let (mut x, mut w) = (bytes(&x), bytes(&w));
         let size = dtype.bytes();
@@ -257,7 +265,9 @@ fn a_row_is_the_same_among_any_others() {
             y
         };
         let all = run(0, most, true);
-        for (from, rows) in [(0, 1), (17, 1), (79, 1), (3, 2), (1, 7), (40, 9), (30, 17), (7, 33), (2, 63), (9, 64), (5, 65), (0, 79)] {
+        for (from, rows) in
+            [(0, 1), (17, 1), (79, 1), (3, 2), (1, 7), (40, 9), (30, 17), (7, 33), (2, 63), (9, 64), (5, 65), (0, 79)]
+        {
             let want = &all[from * n * size..(from + rows) * n * size];
             assert!(run(from, rows, true) == want, "{dtype} rows {from}..{} of [{n}, {k}], transposed {transposed}", from + rows);
             differ += usize::from(run(from, rows, false) != want);

@@ -108,7 +108,17 @@ impl Session {
         let arena = Memory::new(0).expect("an empty arena");
         let device = Arc::new(device);
         let store = Store::on(&device);
-        Session { manifest, store, profile: None, trace: None, poison: false, fixed: false, device, arena, prepared: BTreeMap::new() }
+        Session {
+            manifest,
+            store,
+            profile: None,
+            trace: None,
+            poison: false,
+            fixed: false,
+            device,
+            arena,
+            prepared: BTreeMap::new(),
+        }
     }
     /// What runs the steps, in words.
     pub fn device_name(&self) -> String {

@@ -12,7 +12,7 @@ pub mod work;
 pub use error::LibraryError;
 pub use file::Library;
 pub use manifest::{
-    Buffer, BufferId, Entry, Exchange, Gemm, GpuLaunch, GroupedGemm, HOST, Init, Kernel, Manifest, Param, Port, Role, SM_90A, Step,
-    TensorMap, View,
+    Buffer, BufferId, Entry, Exchange, Gemm, GpuLaunch, GroupedGemm, HOST, Init, Kernel, Manifest, Param, Port, Role, SM_90A,
+    Step, TensorMap, View,
 };
 pub use work::{Class, Job, Work};

@@ -1,7 +1,9 @@
 //! Checks that a manifest does not contradict itself: what the run-time would otherwise index out of range, resolve to the wrong
 //! memory or never finish.
 
-use crate::{Entry, Exchange, GpuLaunch, GroupedGemm, HOST, Init, Kernel, Manifest, Param, Port, Role, SM_90A, Step, View, names};
+use crate::{
+    Entry, Exchange, GpuLaunch, GroupedGemm, HOST, Init, Kernel, Manifest, Param, Port, Role, SM_90A, Step, View, names,
+};
 use base::{DType, Dim};
 use std::collections::{BTreeMap, BTreeSet};
 

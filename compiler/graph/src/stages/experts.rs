@@ -145,8 +145,7 @@ impl<'f> Divider<'f> {
     fn new(from: &'f Func, members: i64, args: &'f BTreeMap<usize, usize>) -> Result<Divider<'f>, StageError> {
         let (whole, shares, sent) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let to = Func::new(&from.name);
-        let mut d =
-            Divider { from, to, members, args, whole, shares, sent, told: BTreeMap::new(), rows_of: BTreeMap::new() };
+        let mut d = Divider { from, to, members, args, whole, shares, sent, told: BTreeMap::new(), rows_of: BTreeMap::new() };
         for (i, (arg, v, ty)) in from.arg_values().enumerate() {
             let mut ty = ty.clone();
             if let Some(axis) = args.get(&i) {

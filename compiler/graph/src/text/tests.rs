@@ -74,7 +74,10 @@ fn ops() -> Func {
     let there = b.op(exchange(Exchange::There), &[sorted, told[0]]);
     let back = b.op(exchange(Exchange::Back), &[there, told[0]]);
     for (i, v) in [
-        vec![pi, nan, inf, tiny, seven, extent, iota, all, t, padded, o[0], d[1], spread, top, running, rows[2], g, d_w, told[1], back],
+        vec![
+            pi, nan, inf, tiny, seven, extent, iota, all, t, padded, o[0], d[1], spread, top, running, rows[2], g, d_w, told[1],
+            back,
+        ],
         small.to_vec(),
         vec![plain[0], d_q[2]],
     ]

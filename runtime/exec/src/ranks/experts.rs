@@ -114,7 +114,8 @@ impl Peers for Carry<'_> {
             let (peer, mut bytes) = (self.members[from], vec![0; head.len() + length]);
             self.fabric.receive(peer, ROWS, &mut bytes)?;
             if bytes[..head.len()] != *head {
-                let what = format!("its header is {:02x?}, that of exchange {} is {head:02x?}", &bytes[..head.len()], self.count.get());
+                let what =
+                    format!("its header is {:02x?}, that of exchange {} is {head:02x?}", &bytes[..head.len()], self.count.get());
                 let (rank, number) = (self.fabric.rank(), self.count.get());
                 return Err(FabricError::Mismatch { rank, peer, channel: ROWS, number, what }.into());
             }

@@ -53,13 +53,7 @@ impl Shards {
         Shards::new(job, (share, stage), members, experts(job, share, stage), true)
     }
     /// The largest parts of the update first, each to the copy that has least.
-    fn new(
-        job: &Job,
-        (share, stage): (usize, u16),
-        members: Vec<usize>,
-        divided: BTreeSet<String>,
-        experts: bool,
-    ) -> Shards {
+    fn new(job: &Job, (share, stage): (usize, u16), members: Vec<usize>, divided: BTreeSet<String>, experts: bool) -> Shards {
         let out = Shards { members, parts: None, names: BTreeMap::new(), experts, divided };
         if !job.sharded || out.members.len() < 2 {
             return out;
@@ -70,7 +64,8 @@ impl Shards {
         };
         let kept = |p: &&Port| matches!(p.role, Role::Param | Role::State | Role::Grad);
         let entries = &job.programs[share][usize::from(stage)].manifest.entries;
-        let covered = |e: &&Entry| is_update(&e.name) && e.args.iter().chain(&e.outputs).filter(kept).all(|p| out.covers(&p.name));
+        let covered =
+            |e: &&Entry| is_update(&e.name) && e.args.iter().chain(&e.outputs).filter(kept).all(|p| out.covers(&p.name));
         let mut order: Vec<&Entry> = entries.iter().filter(covered).collect();
         // A stable sort: equals keep their order.
         order.sort_by_key(|e| std::cmp::Reverse(elems(e)));
@@ -167,7 +162,8 @@ impl Shards {
         let store = &mut model.sessions.get_mut(&stage).expect("a stage of this rank").store;
         for role in [Role::Grad, Role::Tally] {
             let owned = role == Role::Grad && self.is_sharded();
-            let (wide, narrow) = store.of_role(role).filter(|(n, _)| self.covers(n)).partition::<Vec<_>, _>(|(_, s)| s.dtype == DType::F64);
+            let (wide, narrow) =
+                store.of_role(role).filter(|(n, _)| self.covers(n)).partition::<Vec<_>, _>(|(_, s)| s.dtype == DType::F64);
             self.sum::<f32>(&group, narrow, owned)?;
             self.sum::<f64>(&group, wide, owned)?;
         }
@@ -209,7 +205,10 @@ impl Shards {
             slots.for_each(|(_, s)| bytes.extend_from_slice(s.memory.bytes()));
         }
         if !bytes.is_empty() {
-            self.members.iter().filter(|m| **m != model.rank).try_for_each(|to| f.send(*to, self.channel(UPDATED, stage), &bytes))?;
+            self.members
+                .iter()
+                .filter(|m| **m != model.rank)
+                .try_for_each(|to| f.send(*to, self.channel(UPDATED, stage), &bytes))?;
         }
         Ok(())
     }

@@ -172,6 +172,23 @@ fn rule_5_collectives_agree() {
     });
 }
 
+/// Replicas that divide experts meet in every forward and backward: their lists are the same.
+#[test]
+fn rule_5_replicas_that_divide_experts_compute_alike() {
+    for policy in Policy::ALL {
+        let plan = planned(policy, 4, 10).copies(2);
+        assert_eq!(crate::verify_members(&plan, 2), [], "{}", policy.name());
+    }
+    let mut plan = planned(Policy::OneFOneB, 2, 3).copies(2);
+    swapped(&mut plan, 3, "d1:1F1", "d1:1B0");
+    let found: Vec<String> = crate::verify_members(&plan, 2).iter().map(Violation::to_string).collect();
+    assert_eq!(found, ["rule 5: rank 3, position 3, d1:1F1: rank 1 of the first replica computes something else then"]);
+    let mut plan = planned(Policy::OneFOneB, 2, 3).copies(2);
+    plan.actions[2].retain(|a| text::cell(*a, 2) != "d1:0B2");
+    let found: Vec<String> = crate::verify_members(&plan, 2).iter().map(Violation::to_string).collect();
+    assert_eq!(found, ["rule 5: rank 2, position 15, 0UPDATE: rank 0 of the first replica computes something else then"]);
+}
+
 #[test]
 fn rule_6_memory_is_bounded() {
     let plan = plan();
