@@ -397,6 +397,55 @@ fn a_run_goes_on_with_other_ranks() {
     let _ = (std::fs::remove_dir_all(&out), std::fs::remove_dir_all(&straight.out));
 }
 
+/// Whatever group made a checkpoint, the next step has the same losses with 2, 4 and no ranks that divide experts.
+#[test]
+fn a_run_goes_on_with_another_group_of_experts() {
+    let (out, copy) = (folder("resume-experts"), folder("resume-experts-next"));
+    let micro = 4;
+    let groups = [2, 4, 1].map(|experts| (experts, compile_for(DEEPSEEK, "num_hidden_layers=2", None, (1, experts))));
+    let run = |(replicas, stages): &(usize, Stages), out: &Path, resume: bool, until: u64| {
+        let (plan, text) = (plan(Policy::OneFOneB, 1, micro / replicas, *replicas), text());
+        let (programs, whole, inputs) = (&stages.programs[..], &stages.whole, &stages.inputs[..]);
+        let o = train::Options { resume, steps: 5, save_every: 1, ..options(out.to_path_buf(), micro, 5) };
+        let (checked, sharded, replicas) = (true, true, *replicas);
+        let job = Job { plan: &plan, programs, replicas, whole, inputs, text: &text, options: &o, threads: 1, checked, sharded };
+        let mut log = Until { log: Log::default(), until };
+        ranks::train_here(&job, Engine::Threads, TIMEOUTS, &mut log).expect("it trains");
+        log.log.losses
+    };
+    let mut names: Option<Vec<String>> = None;
+    for (i, group) in groups.iter().enumerate() {
+        let until = 2 + i as u64;
+        run(group, &out, i > 0, until);
+        let next = |group| {
+            copy_folder(&out, &copy);
+            let losses = run(group, &copy, true, until + 1);
+            let _ = std::fs::remove_dir_all(&copy);
+            losses
+        };
+        let want = next(group);
+        assert_eq!(want.len(), 1);
+        groups.iter().for_each(|other| assert_eq!(next(other), want, "from {} to {}", group.0, other.0));
+        // Each tensor once, under one name.
+        let newest = exec::checkpoint::list(&out).first().cloned().expect("a checkpoint");
+        let read = exec::checkpoint::read(&newest).expect("it reads");
+        let all = read.iter().flat_map(|(path, bytes)| exec::checkpoint::parse(bytes, path).expect("it is whole"));
+        let mut found: Vec<String> = all.map(|(n, _)| n).collect();
+        found.sort();
+        assert!(found.windows(2).all(|w| w[0] != w[1]), "{found:?}");
+        assert_eq!(*names.get_or_insert(found.clone()), found);
+    }
+    let _ = std::fs::remove_dir_all(&out);
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder can be made");
+    for file in std::fs::read_dir(from).expect("it is there").flatten() {
+        let (from, to) = (file.path(), to.join(file.file_name()));
+        if from.is_dir() { copy_folder(&from, &to) } else { _ = std::fs::copy(&from, &to).expect("it can be copied") }
+    }
+}
+
 /// Stops after a step.
 struct Until {
     log: Log,
