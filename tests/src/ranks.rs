@@ -8,7 +8,7 @@ use exec::{
     ExecError,
     data::Text,
     plan::Peak,
-    ranks::{self, Engine, Job, Silent},
+    ranks::{self, Engine, Job, Silent, Traffic},
     train::{self, Figures, Report},
 };
 use fabric::{Timeouts, World, tcp};
@@ -59,9 +59,13 @@ struct Log {
     losses: Vec<Vec<f64>>,
     norms: Vec<f64>,
     val: Vec<f64>,
+    sent: Option<Traffic>,
 }
 
 impl Report for Log {
+    fn traffic(&mut self, sent: &Traffic) {
+        self.sent = Some(*sent);
+    }
     fn start(&mut self, peak: &Peak, _: u64, _: u64) {
         assert!(peak.total() > 0);
     }
@@ -143,7 +147,7 @@ fn run_as(
     let text = text();
     let (programs, whole, inputs) = (&stages.programs[..], &stages.whole, &stages.inputs[..]);
     let (checked, replicas) = (over != Over::Threads, replicas_of(plan));
-    let job = Job { plan, programs, replicas, whole, inputs, text: &text, options: o, threads: 1, checked, sharded };
+    let job = Job { plan, programs, replicas, node: 0, whole, inputs, text: &text, options: o, threads: 1, checked, sharded };
     let mut log = Log::default();
     match over {
         Over::Threads => ranks::train_here(&job, Engine::Threads, TIMEOUTS, &mut log)?,
@@ -155,6 +159,8 @@ fn run_as(
             let one = |rank: usize, listener: Option<TcpListener>, report: &mut dyn Report| {
                 let world = World { rank, size, local_rank: rank, rendezvous: Some(place.clone()), source: "test" };
                 let f = tcp::connect_at(&world, job.hash(1), TIMEOUTS, listener)?;
+                // As if two ranks shared a machine.
+                let job = Job { node: rank / 2 * 2, ..job };
                 ranks::train_rank(&job, &f, report)
             };
             std::thread::scope(|s| {
@@ -299,6 +305,7 @@ fn copies_share_their_optimiser() {
             plan: &plan,
             programs,
             replicas: 1,
+            node: 0,
             whole,
             inputs,
             text: &text,
@@ -347,8 +354,17 @@ fn experts_over_ranks(model: (&str, &str), more: &str, name: &str, runs: &[(Poli
             let far = distance(t, &tensors[name]);
             assert!(far < 1e-9, "{what}: {name} {far:e}");
         }
+        // A token has two experts, so fewer rows than there are choices go to other ranks; with nodes of two ranks some cross.
+        let sent = got.sent.expect("ranks divide experts");
+        assert!(
+            want.sent.is_none() && 0 < sent.once && sent.once <= sent.plain && sent.across_once <= sent.across,
+            "{what}: {sent:?}"
+        );
+        assert_eq!(sent.across > 0, *over == Over::Tcp && *experts * ranks > 2, "{what}: {sent:?}");
         // Whatever carries the rows, and whoever keeps the optimiser.
-        assert!(train(*experts, Over::Replay, false) == (got, found), "{what}");
+        let (other, tensors) = train(*experts, Over::Replay, false);
+        assert_eq!(other.sent.map(|s| s.plain), Some(sent.plain), "{what}");
+        assert!(Log { sent: got.sent, ..other } == got && tensors == found, "{what}");
     }
 }
 
@@ -384,7 +400,19 @@ fn a_run_goes_on_with_other_ranks() {
         let plan = plan(policy, ranks, micro, 1);
         let (programs, whole, inputs) = (&stages.programs[..], &stages.whole, &stages.inputs[..]);
         let (checked, sharded, replicas) = (true, true, 1);
-        let job = Job { plan: &plan, programs, replicas, whole, inputs, text: &text, options: &o, threads: 1, checked, sharded };
+        let job = Job {
+            plan: &plan,
+            programs,
+            replicas,
+            node: 0,
+            whole,
+            inputs,
+            text: &text,
+            options: &o,
+            threads: 1,
+            checked,
+            sharded,
+        };
         ranks::train_here(&job, Engine::Threads, TIMEOUTS, &mut log).expect("it trains");
         losses.extend(log.log.losses);
         let newest = exec::checkpoint::list(&out).first().cloned().expect("a checkpoint");
@@ -408,7 +436,19 @@ fn a_run_goes_on_with_another_group_of_experts() {
         let (programs, whole, inputs) = (&stages.programs[..], &stages.whole, &stages.inputs[..]);
         let o = train::Options { resume, steps: 5, save_every: 1, ..options(out.to_path_buf(), micro, 5) };
         let (checked, sharded, replicas) = (true, true, *replicas);
-        let job = Job { plan: &plan, programs, replicas, whole, inputs, text: &text, options: &o, threads: 1, checked, sharded };
+        let job = Job {
+            plan: &plan,
+            programs,
+            replicas,
+            node: 0,
+            whole,
+            inputs,
+            text: &text,
+            options: &o,
+            threads: 1,
+            checked,
+            sharded,
+        };
         let mut log = Until { log: Log::default(), until };
         ranks::train_here(&job, Engine::Threads, TIMEOUTS, &mut log).expect("it trains");
         log.log.losses

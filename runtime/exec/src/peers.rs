@@ -9,11 +9,11 @@ pub trait Peers {
     fn rank(&self) -> usize;
     /// How many there are.
     fn size(&self) -> usize;
-    /// Sends each member its part; what comes from each, of these lengths. # Units: bytes.
+    /// Sends each member its part, of rows of `row` bytes (0 for what has no rows); what comes from each, of these lengths. # Units: bytes.
     ///
     /// # Errors
     /// What carries the parts says.
-    fn all_to_all(&self, parts: Vec<Vec<u8>>, lengths: &[usize]) -> Result<Vec<Vec<u8>>, ExecError>;
+    fn all_to_all(&self, parts: Vec<Vec<u8>>, row: usize, lengths: &[usize]) -> Result<Vec<Vec<u8>>, ExecError>;
 }
 
 /// Fails unless all exchanges of a program are among so many members.
@@ -35,7 +35,7 @@ pub(crate) unsafe fn carry(x: &Exchange, peers: &dyn Peers) -> Result<(), ExecEr
     let rank = peers.rank();
     // SAFETY: the caller vouches for the memory.
     let (parts, lengths) = unsafe { (x.parts(rank), x.lengths(rank)) };
-    let arrived = peers.all_to_all(parts, &lengths)?;
+    let arrived = peers.all_to_all(parts, x.row, &lengths)?;
     // SAFETY: as above.
     unsafe { x.put(rank, &arrived) };
     Ok(())

@@ -55,6 +55,8 @@ pub struct Job<'a> {
     pub replicas: usize,
     /// The model as a whole: its name, run-time dims and parameters.
     pub whole: &'a Manifest,
+    /// The first rank of the machine that this rank is on.
+    pub node: usize,
     /// What the model is fed: tokens, what follows them, and a weight for each.
     pub inputs: &'a [Port],
     /// The text.

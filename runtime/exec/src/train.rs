@@ -79,6 +79,8 @@ pub trait Report {
     fn step(&mut self, figures: &Figures);
     /// The loss of each of a step's micro-batches, by number, before `step`. They add up to the step's loss.
     fn micro_losses(&mut self, _losses: &[f64]) {}
+    /// What all ranks sent each other for experts in the first step, if they divide them.
+    fn traffic(&mut self, _sent: &crate::ranks::Traffic) {}
     /// Something worth a line.
     fn warn(&mut self, text: String);
     /// Asked after each step: whether to save and stop before the last one.

@@ -170,6 +170,7 @@ pub fn train(
         plan: &plan,
         programs: &stages.programs,
         replicas: settled.replicas,
+        node: world.rank.saturating_sub(world.local_rank),
         whole: &stages.whole,
         inputs: &stages.inputs,
         text: &text,

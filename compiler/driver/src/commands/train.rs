@@ -70,6 +70,16 @@ impl Report for Progress {
             self.bar.set_message(text);
         }
     }
+    fn traffic(&mut self, sent: &exec::ranks::Traffic) {
+        let mib = |bytes: u64| format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20));
+        let across = match sent.across {
+            0 => String::new(),
+            n => format!("; {} of it to other nodes, {} if equal rows went once", mib(n), mib(sent.across_once)),
+        };
+        let text =
+            format!("experts: ranks send {} a step, {} if equal rows went once a node{across}", mib(sent.plain), mib(sent.once));
+        self.bar.suspend(|| eprintln!("{text}"));
+    }
     fn warn(&mut self, text: String) {
         self.bar.suspend(|| eprintln!("warning: {text}"));
     }

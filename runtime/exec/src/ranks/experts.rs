@@ -4,7 +4,7 @@
 use super::{Job, Program, execute::Turns};
 use crate::{ExecError, Peers};
 use fabric::{Channel, Fabric, FabricError};
-use std::cell::Cell;
+use std::{cell::Cell, collections::BTreeSet};
 
 /// Rows of experts, among the members of a group.
 const ROWS: Channel = Channel(0x4800_0000);
@@ -52,13 +52,46 @@ impl Job<'_> {
     }
 }
 
-/// What was sent to other members. # Units: messages, bytes.
+/// What ranks send each other for experts: offsets and rows, there and back. # Units: bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// How many.
-    pub messages: u64,
-    /// Rows and offsets.
-    pub bytes: u64,
+    /// As it is sent: a row once for each of its experts.
+    pub plain: u64,
+    /// If equal rows went once to a node.
+    pub once: u64,
+    /// What of it goes to another node.
+    pub across: u64,
+    /// What would, if equal rows went once.
+    pub across_once: u64,
+}
+
+impl Traffic {
+    /// Counts the parts that member `own` sends, of rows of `row` bytes; `nodes` are those of the members.
+    fn count(&mut self, parts: &[Vec<u8>], row: usize, own: usize, nodes: &[usize]) {
+        let mut seen: BTreeSet<(usize, &[u8])> = BTreeSet::new();
+        for (to, part) in parts.iter().enumerate().filter(|(to, _)| *to != own) {
+            let node = nodes[to];
+            for row in part.chunks(if row > 0 { row } else { part.len().max(1) }) {
+                let (bytes, new) = (row.len() as u64, seen.insert((node, row)));
+                let over = u64::from(node != nodes[own]);
+                let more = [bytes, bytes * u64::from(new), bytes * over, bytes * u64::from(new) * over];
+                *self = Traffic::of(self.numbers().into_iter().zip(more).map(|(a, b)| a + b));
+            }
+        }
+    }
+    fn numbers(self) -> [u64; 4] {
+        [self.plain, self.once, self.across, self.across_once]
+    }
+    fn of(mut numbers: impl Iterator<Item = u64>) -> Traffic {
+        let mut next = || numbers.next().unwrap_or(0);
+        Traffic { plain: next(), once: next(), across: next(), across_once: next() }
+    }
+    /// The sum over all ranks.
+    pub(super) fn sum(self, f: &dyn Fabric) -> Result<Traffic, ExecError> {
+        let all = fabric::collective::all_gather(f, &self.numbers().map(u64::to_le_bytes).concat())?;
+        let number = |bytes: &[u8], i: usize| u64::from_le_bytes(bytes.as_chunks::<8>().0[i]);
+        Ok(Traffic::of((0..4).map(|i| all.iter().map(|bytes| number(bytes, i)).sum())))
+    }
 }
 
 /// A rank's way to the other members of its group.
@@ -72,7 +105,8 @@ pub(super) struct Carry<'a> {
     pub step: u64,
     /// Exchanges so far.
     pub count: &'a Cell<u64>,
-    pub traffic: &'a Cell<Traffic>,
+    /// What is sent is counted here, if that is wanted; the node of each member.
+    pub traffic: Option<(&'a Cell<Traffic>, Vec<usize>)>,
 }
 
 impl Carry<'_> {
@@ -92,16 +126,18 @@ impl Peers for Carry<'_> {
     fn size(&self) -> usize {
         self.members.len()
     }
-    fn all_to_all(&self, parts: Vec<Vec<u8>>, lengths: &[usize]) -> Result<Vec<Vec<u8>>, ExecError> {
+    fn all_to_all(&self, parts: Vec<Vec<u8>>, row: usize, lengths: &[usize]) -> Result<Vec<Vec<u8>>, ExecError> {
         let (rank, size) = (self.rank(), self.size());
         let head = if self.checked { &self.header()[..] } else { &[] };
-        let mut traffic = self.traffic.get();
+        if let Some((traffic, nodes)) = &self.traffic {
+            let mut counted = traffic.get();
+            counted.count(&parts, row, rank, nodes);
+            traffic.set(counted);
+        }
         // Each begins with its neighbour, so that not all send to the first one first.
         for to in (1..size).map(|i| (rank + i) % size) {
             self.fabric.send(self.members[to], ROWS, &[head, &parts[to]].concat())?;
-            traffic = Traffic { messages: traffic.messages + 1, bytes: traffic.bytes + parts[to].len() as u64 };
         }
-        self.traffic.set(traffic);
         if let Some(turns) = self.turns {
             turns.pass(self.fabric.rank())?;
         }
@@ -124,5 +160,21 @@ impl Peers for Carry<'_> {
         }
         self.count.set(self.count.get() + 1);
         Ok(arrived)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_rows_count_once_a_node() {
+        let mut t = Traffic::default();
+        // Member 1 of four; 0 and 1 are on one node, 2 and 3 on another.
+        let parts = ["aabb", "aacc", "aadd", "aaddaa"].map(|p| p.as_bytes().to_vec());
+        t.count(&parts, 2, 1, &[0, 0, 2, 2]);
+        assert_eq!(t, Traffic { plain: 14, once: 8, across: 10, across_once: 4 });
+        t.count(&[vec![1; 8], Vec::new(), vec![1; 8], vec![1; 8]], 0, 1, &[0, 0, 2, 2]);
+        assert_eq!(t, Traffic { plain: 38, once: 24, across: 26, across_once: 12 });
     }
 }

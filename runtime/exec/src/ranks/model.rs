@@ -34,8 +34,11 @@ pub(super) struct Model<'a> {
     pub losses: BTreeMap<usize, f64>,
     /// What the step's `update` is told, once all gradients are there.
     pub agreed: Option<step::Agreed>,
-    /// What went to other ranks with experts.
+    /// What went to other ranks with experts, in the steps that count it.
     pub traffic: Cell<Traffic>,
+    pub counts_traffic: bool,
+    /// By rank; none if no experts are divided.
+    nodes: Vec<usize>,
     kept: BTreeMap<Unit, Pool>,
     fabric: &'a dyn Fabric,
     /// Where all ranks compute in one order.
@@ -63,6 +66,12 @@ fn ports(job: &Job, stage: u16, entry: &str, prefix: &str, taken: bool) -> Vec<S
         .collect();
     out.sort();
     out
+}
+
+/// The node of each rank, as they tell each other.
+fn nodes(job: &Job, fabric: &dyn Fabric) -> Result<Vec<usize>, ExecError> {
+    let told = fabric::collective::all_gather(fabric, &(job.node as u64).to_le_bytes())?;
+    Ok(told.iter().map(|bytes| u64::from_le_bytes(bytes.as_chunks::<8>().0[0]) as usize).collect())
 }
 
 /// Whether both ends of every message have the same tensors.
@@ -120,9 +129,23 @@ impl<'a> Model<'a> {
         let parts = [(o.batch / o.micro_batches, o.micro_batches), (eval_rows, o.eval_rows.div_ceil(eval_rows).max(1))];
         let [a, b] = parts.map(|(rows, parts)| shapes(&job, rows, parts));
         let (losses, kept) = (BTreeMap::new(), BTreeMap::new());
-        let (traffic, exchanges) = (Cell::default(), Cell::new(0));
-        let shapes = [a?, b?];
-        Ok(Model { job, rank, sessions, shapes, step: 0, losses, agreed: None, traffic, kept, fabric, turns, exchanges })
+        let nodes = if job.members() > 1 { nodes(&job, fabric)? } else { Vec::new() };
+        Ok(Model {
+            job,
+            rank,
+            sessions,
+            shapes: [a?, b?],
+            step: 0,
+            losses,
+            agreed: None,
+            traffic: Cell::default(),
+            counts_traffic: false,
+            nodes,
+            kept,
+            fabric,
+            turns,
+            exchanges: Cell::new(0),
+        })
     }
 
     /// The number of a unit's micro-batch among all of the step.
@@ -174,14 +197,15 @@ impl<'a> Model<'a> {
             let t = pool.get(n).ok_or_else(|| ExecError::Input { name: n.clone(), why: why() })?;
             inputs.push((n, t));
         }
+        let members = self.job.group(self.rank);
         let carry = Carry {
             fabric: self.fabric,
-            members: self.job.group(self.rank),
             turns: self.turns,
             checked: self.job.checked,
             step: self.step,
             count: &self.exchanges,
-            traffic: &self.traffic,
+            traffic: self.counts_traffic.then(|| (&self.traffic, members.iter().map(|m| self.nodes[*m]).collect())),
+            members,
         };
         let peers: Option<&dyn Peers> = if self.job.members() > 1 { Some(&carry) } else { None };
         let results = session.run_among(entry, &self.shapes[which].dims, &inputs, peers)?;

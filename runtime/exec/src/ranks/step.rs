@@ -101,7 +101,12 @@ fn run(job: &Job, f: &dyn Fabric, turns: Option<&Turns>, report: &mut dyn Report
             }
         };
         let follow = Follow { step, checked: job.checked, turns };
+        model.counts_traffic = job.members() > 1 && step == first + 1;
         execute(job.plan, f, &mut model, follow)?;
+        if model.counts_traffic {
+            model.counts_traffic = false;
+            report.traffic(&model.traffic.get().sum(f)?);
+        }
         for stage in model.sessions.keys().copied().collect::<Vec<_>>() {
             for shards in Held::new(job, stage, rank).shards {
                 shards.receive(&mut model, stage, f).map_err(during("the parameters that another copy updated"))?;
