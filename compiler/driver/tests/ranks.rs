@@ -44,9 +44,13 @@ impl Drop for Ranks {
 }
 
 fn train(folder: &Folder, out: &str, steps: u32) -> Vec<String> {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/llama/model.lode").display().to_string();
     let set =
         "vocab_size=256 hidden_size=32 intermediate_size=32 num_hidden_layers=4 num_attention_heads=2 num_key_value_heads=1";
+    train_of(("llama", set), folder, out, steps)
+}
+
+fn train_of((model, set): (&str, &str), folder: &Folder, out: &str, steps: u32) -> Vec<String> {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(model).join("model.lode").display().to_string();
     let mut args = vec!["train".to_string(), model];
     set.split(' ').for_each(|s| args.extend(["--set".into(), s.into()]));
     let more =
@@ -143,6 +147,48 @@ fn launched_ranks_train_and_rank_0_alone_speaks() {
     assert!(code == Some(1) && err.contains("E0431") && err.contains("it has 3 layers, the model has 4"), "{err}");
     let (code, _, err) = launch("2", "two", &["--ranks", "3"]);
     assert!(code == Some(2) && err.contains("3 ranks × 1 replicas are not the 2 processes that torchrun says"), "{err}");
+}
+
+/// Experts over processes, over threads, and on every replica; and what cannot be divided.
+#[test]
+fn processes_divide_experts() {
+    let folder = Folder::new("experts");
+    let strata = ("strata", "layers=1 d=32 heads=2 kv=1 dh=16 experts=4 top=2 ff=16 length=8 stride=4 size=8 count=2 window=16");
+    let run = |out: &str, steps: u32, n: usize, more: &[&str]| {
+        let mut args = train_of(strata, &folder, out, steps);
+        args.extend(more.iter().map(|s| s.to_string()));
+        let mut ranks = start(n, &args, |_| Vec::new());
+        let (code, out, err) = end(&mut ranks, 0);
+        let others: Vec<i32> = (1..n).map(|r| end(&mut ranks, r).0).collect();
+        assert!(others.iter().all(|c| *c == code), "{others:?} {err}");
+        (code, out, err)
+    };
+    let losses = |out: &str| {
+        let text = fs::read_to_string(folder.0.join(out).join("metrics.jsonl")).expect("it trains");
+        let list = |l: &str| {
+            let from = l.find("\"micro_losses\"").expect("it has them");
+            l[from..from + l[from..].find(']').expect("a list ends")].to_string()
+        };
+        text.lines().map(list).collect::<Vec<_>>()
+    };
+    let (code, divided, err) = run("two", 2, 2, &["--expert-parallel", "2"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("1f1b on 2 ranks (2 replicas, 2 of them divide the experts), 1 stages of 1 layers"), "{err}");
+    assert!(err.contains("experts: ranks send ") && err.contains(" MiB a step, "), "{err}");
+    let (code, here, err) = run("here", 2, 1, &["--expert-parallel", "2", "--engine", "replay"]);
+    assert_eq!((code, &here), (0, &divided), "{err}");
+    assert_eq!(losses("here"), losses("two"));
+    // On without ranks.
+    let (code, _, err) = run("two", 3, 1, &["--resume"]);
+    assert!(code == 0 && err.contains("going on from step 2"), "{err}");
+    let (code, _, err) = run("none", 2, 1, &["--replicas", "3", "--expert-parallel", "2"]);
+    assert!(code == 2 && err.contains("--expert-parallel 2 does not divide 3 replicas; the nearest that does is 1"), "{err}");
+    let (code, _, err) = run("none", 2, 1, &["--expert-parallel", "8"]);
+    assert!(code == 1 && err.contains("E0433") && err.contains("4 experts are not shared evenly by 8 ranks"), "{err}");
+    let mut args = train(&folder, "none", 2);
+    args.extend(["--expert-parallel", "2"].map(String::from));
+    let err = String::from_utf8_lossy(&lode(&args).output().expect("it starts").stderr).into_owned();
+    assert!(err.contains("E0433") && err.contains("has no experts"), "{err}");
 }
 
 #[test]

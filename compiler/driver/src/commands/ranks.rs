@@ -118,7 +118,7 @@ pub fn settle(cut: &Cut, (replicas, experts): (Option<usize>, Option<usize>), de
 fn plan(s: &Settled, flag: Option<usize>, world: &World, micro_batches: usize) -> Result<Plan, u8> {
     let copies = s.replicas;
     let here = if world.size > 1 { None } else { s.ranks };
-    let ranks = flag.or(here).unwrap_or(world.size / copies);
+    let ranks = flag.or(here).unwrap_or(if world.size > 1 { world.size / copies } else { 1 });
     if world.size > 1 && ranks * copies != world.size {
         let text = format!("{ranks} ranks × {copies} replicas are not the {} processes that {} says", world.size, world.source);
         return Err(usage(text));
