@@ -136,7 +136,10 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
             continue;
         }
         let is_root = if is_inline(&node.op) || is_unrolled_node(func, id) {
-            let stored = cost[i] > SIZE_LIMIT || users[i].len() > 1 && cost[i] > RECOMPUTE_LIMIT;
+            let is_view = is_layout(&node.op)
+                && view_base(func, Value { node: id, index: 0 }).is_some_and(|(base, _)| forced[base.node.0 as usize]);
+            let dear = cost[i] > SIZE_LIMIT || users[i].len() > 1 && cost[i] > RECOMPUTE_LIMIT;
+            let stored = dear && !is_view;
             // What is repeated is stored before it is.
             let before = if stored { repeated_base(func, id) } else { None };
             before.iter().for_each(|base| forced[base.node.0 as usize] = true);

@@ -7,7 +7,7 @@
 //! A line a check; exit code 1 if one fails.
 
 use base::DType;
-use device::cuda::nccl::{Call, Comm, Id, Nccl, Operation, State};
+use device::cuda::nccl::{Call, Comm, Gate, Id, Nccl, Operation, State};
 use fabric::{
     Fabric, FabricError, Timeouts, discover,
     nccl::{Engine, Flow, Links},
@@ -43,7 +43,7 @@ fn run() -> Result<bool, String> {
     let nccl = open()?;
     println!("rank {} of {}: NCCL {}", world.rank, world.size, nccl.version().map_err(|e| e.to_string())?);
     let mut good = calls(nccl, &*store, PATIENT).map_err(|e| e.to_string())?;
-    good &= stalls(Holding::new(open()?).map_err(|e| e.to_string())?, &*store, &open)?;
+    good &= stalls(Holding::new(open()?)?, &*store).map_err(|e| e.to_string())?;
     Ok(good)
 }
 
@@ -123,25 +123,21 @@ fn calls(nccl: Nccl, store: &dyn Fabric, timeouts: Timeouts) -> Result<bool, Fab
 
 /// A collective that does not run in time is given up, named, and all communicators are aborted. An abort waits for the stream, so the gate before the
 /// call is opened by another thread when its time is over.
-fn stalls(nccl: Holding, store: &dyn Fabric, open: &(dyn Fn() -> Result<Nccl, String> + Sync)) -> Result<bool, String> {
-    let told = |e: FabricError| e.to_string();
-    let (rank, size, flag) = (store.rank(), store.size(), nccl.flag);
-    let scratch = upload(&nccl.nccl, rank, &vec![0; 8 * size]).map_err(told)?;
+fn stalls(nccl: Holding, store: &dyn Fabric) -> Result<bool, FabricError> {
+    let (rank, size, gate) = (store.rank(), store.size(), nccl.gate);
+    let scratch = upload(&nccl.nccl, rank, &vec![0; 8 * size])?;
     // SAFETY: the memory is that long.
-    let links = unsafe { Links::connect(nccl, store, &flows(size), scratch, SHORT) }.map_err(told)?;
+    let links = unsafe { Links::connect(nccl, store, &flows(size), scratch, SHORT)? };
     links.engine().hold.set(true);
     let op = Operation { call: Call::AllReduce, from: scratch, to: scratch + 4 * size as u64, elems: 1, dtype: DType::F32 };
-    let (first, opened) = std::thread::scope(|s| {
-        let opened = s.spawn(move || {
+    let first = std::thread::scope(|s| {
+        s.spawn(move || {
             std::thread::sleep(SHORT.message + Duration::from_secs(2));
-            // SAFETY: the flag is that of the gate.
-            unsafe { open()?.release(flag) }.map_err(|e| e.to_string())
+            gate.open();
         });
         // SAFETY: as above.
-        let first = unsafe { links.collective(&op) }.and_then(|()| links.wait_collectives());
-        (first, opened.join().unwrap_or_else(|_| Err("the thread that opens the gate panicked".into())))
+        unsafe { links.collective(&op) }.and_then(|()| links.wait_collectives())
     });
-    opened?;
     // SAFETY: as above.
     let later = unsafe { links.collective(&op) };
     let fine = matches!(first, Err(FabricError::Timeout { .. })) && first == later;
@@ -156,14 +152,13 @@ struct Keep<'a>(&'a Nccl);
 struct Holding {
     nccl: Nccl,
     hold: Cell<bool>,
-    /// Four bytes on the device, 0 until the gate is open.
-    flag: u64,
+    gate: Gate,
 }
 
 impl Holding {
-    fn new(nccl: Nccl) -> Result<Holding, device::DeviceError> {
-        let flag = nccl.upload(&[0; 4])?;
-        Ok(Holding { nccl, hold: Cell::new(false), flag })
+    fn new(nccl: Nccl) -> Result<Holding, String> {
+        let gate = nccl.gate().map_err(|e| e.to_string())?;
+        Ok(Holding { nccl, hold: Cell::new(false), gate })
     }
 }
 
@@ -214,8 +209,7 @@ macro_rules! delegate {
 delegate!(Keep<'_>, self => self.0, |_: &Comm| Ok::<(), String>(()));
 delegate!(Holding, self => &self.nccl, |comm: &Comm| {
     if self.hold.replace(false) {
-        // SAFETY: the flag is that memory, and never freed.
-        unsafe { self.nccl.hold(comm, self.flag) }.map_err(|e| e.to_string())?;
+        self.nccl.hold(comm, &self.gate).map_err(|e| e.to_string())?;
     }
     Ok::<(), String>(())
 });

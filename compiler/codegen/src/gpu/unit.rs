@@ -10,7 +10,7 @@ const ACCESS_BYTES: usize = 16;
 /// Turns that a thread takes at once, at most.
 const MAX_TURNS: usize = 8;
 /// Parts of expressions that the turns of a thread may have together: what is emitted grows with them.
-const MAX_PARTS: usize = 512;
+const MAX_PARTS: usize = 1024;
 
 /// A loop body that a thread may run for several turns at once.
 #[derive(Clone, Debug)]
@@ -85,8 +85,10 @@ impl Units {
             }
         }
         let narrowest = touched.iter().map(|(m, _)| k.mem_dtype(*m).bytes()).min()?;
-        let turns = (ACCESS_BYTES / narrowest).min(MAX_TURNS);
-        (turns > 1 && parts * turns <= MAX_PARTS).then_some(Units { turns, touched, reduces, offsets })
+        // As many as an access has, or fewer where the body is long.
+        let most = (ACCESS_BYTES / narrowest).min(MAX_TURNS).min(MAX_PARTS / parts.max(1));
+        let turns = if most > 1 { 1 << most.ilog2() } else { most };
+        (turns > 1).then_some(Units { turns, touched, reduces, offsets })
     }
     /// The alignment of the elements that the turns of a thread touch. # Units: bytes.
     pub(crate) fn alignment(&self, bytes: usize) -> usize {

@@ -59,6 +59,8 @@ impl Cut<'_> {
         let wide = self.is_wide(self.site.ty_of(class));
         match op {
             Op::Const(..) | Op::Extent(..) | Op::Iota(_) => true,
+            // What was narrowed is stored as it is.
+            Op::Cast(DType::BF16 | DType::F16 | DType::E4M3) => wide || self.is_index(class),
             Op::Broadcast { .. } | Op::Reshape(_) | Op::Transpose(_) | Op::Slice { .. } | Op::Cast(_) => true,
             Op::Map(_) | Op::Reduce(..) | Op::Pad { .. } => wide || self.is_index(class),
             // What is summed of large values is few.

@@ -75,6 +75,25 @@ pub struct Comm {
     stream: CUstream,
 }
 
+/// Four bytes of the host's memory that a stream waits for; never freed, as a stream may still look.
+#[derive(Clone, Copy, Debug)]
+pub struct Gate {
+    flag: *mut u32,
+}
+
+// SAFETY: the memory stays, and is written as one.
+unsafe impl Send for Gate {}
+// SAFETY: as above.
+unsafe impl Sync for Gate {}
+
+impl Gate {
+    /// Lets go on what [`Nccl::hold`] holds. Calls nothing of the driver, which an abort may keep busy.
+    pub fn open(self) {
+        // SAFETY: the memory stays.
+        unsafe { self.flag.write_volatile(1) };
+    }
+}
+
 // SAFETY: a handle that any thread may use, one at a time; the context is made current before each call.
 unsafe impl Send for Comm {}
 // SAFETY: calls beside that of the owning thread are aborts, which NCCL allows.
@@ -241,31 +260,27 @@ impl Nccl {
         self.call("memory", || unsafe { driver::memcpy_dtoh_sync(&mut out, at) })?;
         Ok(out)
     }
-    /// Holds what follows on the communicator's stream until [`Nccl::release`]: for checks of what stalls.
+    /// A gate that is shut: for checks of what stalls.
     ///
     /// # Errors
     /// E0443.
+    pub fn gate(&self) -> Result<Gate, DeviceError> {
+        // SAFETY: the memory is as long as what is written, and nobody else knows it yet.
+        self.call("a gate", || unsafe {
+            let flag = driver::malloc_host(4, cudarc::driver::sys::CU_MEMHOSTALLOC_DEVICEMAP)?.cast::<u32>();
+            flag.write_volatile(0);
+            Ok(Gate { flag })
+        })
+    }
+    /// Holds what follows on the communicator's stream until the gate is open.
     ///
-    /// # Safety
-    /// The flag is device memory of four bytes that are 0, and stays.
-    pub unsafe fn hold(&self, comm: &Comm, flag: u64) -> Result<(), DeviceError> {
+    /// # Errors
+    /// E0443.
+    pub fn hold(&self, comm: &Comm, gate: &Gate) -> Result<(), DeviceError> {
         use cudarc::driver::sys::{CUstreamWaitValue_flags, cuStreamWaitValue32_v2};
         let until = CUstreamWaitValue_flags::CU_STREAM_WAIT_VALUE_GEQ as u32;
-        // SAFETY: the caller vouches for the flag; the stream lives as long as `comm`.
-        self.call("a gate", || unsafe { cuStreamWaitValue32_v2(comm.stream, flag, 1, until) }.result())
-    }
-    /// Lets go on what [`Nccl::hold`] holds.
-    ///
-    /// # Errors
-    /// E0443.
-    ///
-    /// # Safety
-    /// The flag is that of `hold`.
-    pub unsafe fn release(&self, flag: u64) -> Result<(), DeviceError> {
-        use cudarc::driver::sys::cuStreamWriteValue32_v2;
-        let stream = self.context.stream;
-        // SAFETY: the caller vouches for the flag; the stream is the context's.
-        self.call("a gate", || unsafe { cuStreamWriteValue32_v2(stream, flag, 1, 0) }.result())
+        // SAFETY: the flag stays; the stream lives as long as `comm`.
+        self.call("a gate", || unsafe { cuStreamWaitValue32_v2(comm.stream, gate.flag as u64, 1, until) }.result())
     }
     fn call<T>(&self, what: &str, f: impl FnOnce() -> Result<T, driver::DriverError>) -> Result<T, DeviceError> {
         self.context.call(f).map_err(|e| Context::error(what, e))
