@@ -1,6 +1,6 @@
 //! PTX of tile programs, for `gpu_check` of the tile crate, and how long it takes:
 //! `cargo run --release -p codegen --example ptx -- FOLDER model.tile… maps`. Reads what `lode build --emit=tile` prints; `maps` stands for a kernel of
-//! every function of f32 and of every conversion, `products` for products of many shapes, `attends` for attention,
+//! every function of f32 and of every conversion, `products` for products of many shapes and with what follows them, `attends` for attention,
 //! `grads` for its gradient, `lists` for attention over lists of blocks, `large_…` for those that are timed. Writes `.tile`, `.ptx` and `.launch` of each into the folder.
 
 use base::{DType, Dim, TensorType};
@@ -15,7 +15,10 @@ use tile::{
         gpu_attend::{self, gpu_attend},
         gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
         gpu_attend_union::{gpu_attend_grad_items, gpu_attend_inverse, gpu_attend_union},
-        gpu_product::{Element, Epilogue, Grouped, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product},
+        gpu_product::{
+            Element, Epilogue, Given, Grouped, Operand, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product,
+            gpu_product_map,
+        },
         gpu_route::gpu_route,
         gpu_scatter_add::gpu_scatter_add,
         gpu_topk::gpu_topk,
@@ -95,6 +98,78 @@ fn product(dtype: DType, m: Dim, [n, k]: [i64; 2], turned: [bool; 2], batch: i64
     )
 }
 
+/// What follows a dense product.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    /// Gate and up, with both kept or not.
+    Gate(bool),
+    /// A value of the same shape is added.
+    Residual,
+    /// A factor of each row, and a bias of each column.
+    Bias,
+    /// The gradients of both factors of a gate.
+    Backward,
+    /// As f32, added to what is there.
+    Gradient,
+    /// Three maps of one product; not on tensor cores, which have no registers for them.
+    Three,
+}
+
+const WAYS: [Way; 7] = [Way::Gate(false), Way::Gate(true), Way::Residual, Way::Bias, Way::Backward, Way::Gradient, Way::Three];
+
+/// A product with what follows it, in place of which `product` would be followed by kernels of their own.
+fn mapped(way: Way, dtype: DType, m: Dim, [n, k]: [i64; 2], turned: [bool; 2], t: Option<Tiling>) -> Kernel {
+    let [one, n, k] = [1, n, k].map(Dim::from);
+    let a = if turned[0] { [one.clone(), m.clone()] } else { [k.clone(), one.clone()] };
+    let b = if turned[1] { [one.clone(), k.clone()] } else { [n.clone(), one.clone()] };
+    let strides = [&a[0], &a[1], &b[0], &b[1], &n, &one].map(Dim::clone);
+    let whole = Operand::Read(dtype, m.clone() * n.clone());
+    let (operands, results) = match way {
+        Way::Gate(kept) => {
+            let all = [Given::Map, Given::Product(0), Given::Product(1)].map(|r| (r, dtype));
+            (Vec::new(), all[..if kept { 3 } else { 1 }].to_vec())
+        }
+        Way::Residual => (vec![whole], vec![(Given::Map, dtype)]),
+        Way::Bias => (vec![Operand::Read(DType::F32, m.clone()), Operand::Read(dtype, n.clone())], vec![(Given::Map, dtype)]),
+        Way::Backward => (vec![whole.clone(), whole], vec![(Given::Map, dtype); 2]),
+        Way::Gradient => (Vec::new(), vec![(Given::Sum, DType::F32)]),
+        Way::Three => (Vec::new(), vec![(Given::Map, dtype); 3]),
+    };
+    let columns = n.known().expect("a number");
+    let map = move |b: &mut Build, at: &Element| {
+        let [row, col] = &at.at[..] else { panic!("a row and a column") };
+        let index = b.bind(row.clone() * Expr::int(columns) + col.clone());
+        let other = |i: usize, index: &Expr| Expr::load(at.operands[i], index.clone());
+        let of = |f: MapFn, x: &[Expr]| Expr::Map(f, x.to_vec());
+        let y = at.products[0].clone();
+        match way {
+            Way::Gate(_) => vec![of(MapFn::Swiglu, &at.products)],
+            Way::Residual => vec![y + other(0, &index)],
+            Way::Bias => vec![y * other(0, row) + other(1, col)],
+            Way::Backward => {
+                let (g, u) = (b.bind(other(0, &index)), other(1, &index));
+                let s = b.bind(of(MapFn::Silu, &[g.clone()]));
+                let slope = of(MapFn::Sigmoid, &[g]) * (Build::f(DType::F32, 1.0) + s.clone());
+                vec![y.clone() * u * slope, y * s]
+            }
+            Way::Gradient => vec![y],
+            Way::Three => vec![of(MapFn::Silu, &[y.clone()]), of(MapFn::Neg, &[y.clone()]), of(MapFn::Abs, &[y])],
+        }
+    };
+    let matrices = if matches!(way, Way::Gate(_)) { 2 } else { 1 };
+    let p = Product {
+        dtype,
+        result: dtype,
+        extents: [m, n, k],
+        strides,
+        batch: Vec::new(),
+        accumulate: false,
+        parts: 1,
+        aligned: [true; 3],
+    };
+    gpu_product_map(&p, &Epilogue { taken: None, matrices, operands, results, map: Some(&map) }, t)
+}
+
 const ORDERS: [[bool; 2]; 4] = [[false, false], [false, true], [true, false], [true, true]];
 
 /// Every order of operands, every tiling, a batch, extents that do not fit, sums into what is there.
@@ -123,6 +198,14 @@ fn products() -> Vec<Kernel> {
     all.push(gated(Dim::from(5), [136, 72], true, None));
     all.push(gated(Dim::from(5), [136, 72], true, Some(Dim::from(3))));
     all.push(gated(Dim::from(5), [392, 72], false, Some(Dim::sym("M"))));
+    for way in WAYS {
+        if way != Way::Three {
+            all.push(mapped(way, DType::BF16, Dim::sym("M"), [264, 200], [false, true], None));
+            all.push(mapped(way, DType::BF16, Dim::from(200), [512, 136], [true, false], None));
+            all.push(mapped(way, DType::F16, Dim::sym("M"), [50, 30], [false, false], None));
+        }
+        all.push(mapped(way, DType::F32, Dim::sym("M"), [50, 30], [false, true], None));
+    }
     numbered(all)
 }
 
@@ -136,6 +219,13 @@ fn large_products() -> Vec<Kernel> {
     all.push(product(DType::BF16, Dim::from(8192), [8192, 8192], [true, false], 1, false, None));
     for t in &Tiling::LEGAL[..3] {
         all.push(product(DType::BF16, Dim::sym("M"), [4096, 7168], [false, true], 1, false, Some(*t)));
+    }
+    // Llama's 8B and DeepSeek-V3's dense layers: gate and up, their gradients, the residual after the product down, a gradient of weights.
+    for [d, f] in [[4096, 14336], [7168, 18432]] {
+        all.extend([false, true].map(|kept| mapped(Way::Gate(kept), DType::BF16, Dim::sym("M"), [f, d], [false, true], None)));
+        all.push(mapped(Way::Backward, DType::BF16, Dim::sym("M"), [f, d], [false, false], None));
+        all.push(mapped(Way::Residual, DType::BF16, Dim::sym("M"), [d, f], [false, true], None));
+        all.push(mapped(Way::Gradient, DType::BF16, Dim::from(f), [d, 4096], [true, false], None));
     }
     numbered(all)
 }
@@ -159,7 +249,10 @@ fn large_grouped() -> Vec<Kernel> {
 /// Both first products of experts and their gate, in one.
 fn gated(groups: Dim, [k, n]: [i64; 2], kept: bool, taken: Option<Dim>) -> Kernel {
     let gate = |_: &mut Build, at: &Element| vec![Expr::Map(MapFn::Swiglu, at.products.clone())];
-    let results = [None, Some(0), Some(1)][..if kept { 3 } else { 1 }].iter().map(|r| (*r, DType::BF16)).collect();
+    let results = [Given::Map, Given::Product(0), Given::Product(1)][..if kept { 3 } else { 1 }]
+        .iter()
+        .map(|r| (*r, DType::BF16))
+        .collect();
     let extents = [groups, Dim::sym("R"), Dim::from(k), Dim::from(n)];
     let p = Grouped { dtype: DType::BF16, extents, rows: Some(true), aligned: true };
     gpu_grouped_map(&p, &Epilogue { taken, matrices: 2, operands: Vec::new(), results, map: Some(&gate) }, None)

@@ -405,7 +405,9 @@ fn time(d: &Driver, module: *mut c_void, k: &Kernel, l: &Launch, env: &DimEnv) -
     held.into_iter().for_each(|p| d.free(p));
     let elems: Vec<f64> = k.buffers.iter().map(|b| eval(&b.elems, env) as f64).collect();
     let flops = if k.name.starts_with("product") {
-        2.0 * elems.iter().product::<f64>().sqrt()
+        // Each matrix b with all rows; the last buffer is a result.
+        let matrices = k.buffers.iter().filter(|b| b.name.starts_with('b')).count() as f64;
+        2.0 * matrices * (elems[0] * elems[1] * elems[elems.len() - 1]).sqrt()
     } else if k.name.starts_with("grouped") {
         // Each matrix of the groups with all rows.
         let matrices = k.buffers.iter().zip(&elems).filter(|(b, _)| b.name.starts_with('w')).map(|(_, n)| n);

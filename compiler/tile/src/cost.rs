@@ -126,17 +126,27 @@ impl<'t> Model<'t> {
         t.launch_ns + if has_kernel { arithmetic.max(traffic) } else { arithmetic }
     }
 
-    /// The time of the products, but for storing what is given in their place, and the arithmetic of the maps.
+    /// The time of the products, but for storing what is given in their place, the arithmetic of the maps, and what these read: at the end of a tile,
+    /// when no product is under way.
     fn products_cost(&self, sizes: &DimEnv, region: &graph::op::Fused, products: &Products) -> f64 {
         let (body, t) = (&region.body, self.tuning);
         let job = valued(&products.work(), sizes);
         let bytes = |ty: &TensorType| value(&ty.elems(), sizes) * ty.dtype.bytes() as f64;
         let all = |of: &dyn Fn(&graph::Node) -> f64| body.nodes.values().map(of).sum::<f64>();
-        let maps = all(&|n| if let Op::Map(f) = &n.op { value(&n.types[0].elems(), sizes) * map_ops(*f) as f64 } else { 0.0 });
-        let summed = all(&|n| if let Op::GroupedContract { .. } = n.op { bytes(&n.types[0]) } else { 0.0 });
-        let traffic = job.bytes() - summed + products.traffic().map(bytes).sum::<f64>();
+        // Operands that are only widened are multiplied as they are.
+        let maps = all(&|n| match &n.op {
+            Op::Map(f) => value(&n.types[0].elems(), sizes) * map_ops(*f) as f64,
+            Op::Cast(_) if !matches!(body.def(n.inputs[0]).op, Op::Arg(_)) => value(&n.types[0].elems(), sizes) * 2.0,
+            _ => 0.0,
+        });
+        let of_sums = |ty: &TensorType| value(&ty.elems(), sizes) * job.dtype.bytes() as f64;
+        let summed = all(&|n| {
+            if matches!(n.op, Op::Contract(_) | Op::GroupedContract { .. }) { of_sums(&n.types[0]) } else { 0.0 }
+        });
+        let traffic = job.bytes() - summed + products.given().map(bytes).sum::<f64>();
         let measured = self.time(&job) / roofline(t, &job);
-        measured * (t.launch_ns + arithmetic(t, &job).max(traffic / t.bytes_per_ns)) + maps / t.map_ops_per_ns
+        let read = products.read().map(bytes).sum::<f64>() / t.bytes_per_ns;
+        measured * (t.launch_ns + arithmetic(t, &job).max(traffic / t.bytes_per_ns)) + read + maps / t.map_ops_per_ns
     }
 
     /// The steps of a loop over chunks. What a chunk's steps hand to each other is in cache: between them there is arithmetic and no traffic.
@@ -304,7 +314,7 @@ fn map_ops(f: MapFn) -> i64 {
 }
 
 /// Batch, rows, columns and summed terms of a contraction.
-fn contract(c: &Contract, operands: &[&TensorType]) -> [Dim; 4] {
+pub(crate) fn contract(c: &Contract, operands: &[&TensorType]) -> [Dim; 4] {
     let extent = |x: &char| {
         let at = |letters: &[char], t: &TensorType| letters.iter().position(|y| y == x).map(|i| t.shape[i].clone());
         at(&c.lhs, operands[0]).or_else(|| at(&c.rhs, operands[1])).expect("each letter is in an operand")

@@ -13,18 +13,36 @@ const LARGE: i64 = 1 << 10;
 struct Axis {
     extent: Dim,
     strides: [Dim; 3],
+    /// The letters that it goes through, outermost first.
+    letters: Vec<char>,
+}
+
+/// The letters of the loops of a product: of each axis of the batch, of the rows and of the columns. Axes of one are in none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Letters {
+    /// Of the batch.
+    pub batch: Vec<Vec<char>>,
+    /// Of the rows.
+    pub rows: Vec<char>,
+    /// Of the columns.
+    pub cols: Vec<char>,
 }
 
 /// The product that computes `spec` from views `a` and `b` into `c`; `None` if the summed axes are not one stride in both operands
 /// (then the operands have to be copied).
 pub fn gemm(spec: &Contract, dtype: DType, a: &StridedView, b: &StridedView, c: &StridedView, accumulate: bool) -> Option<Gemm> {
+    Some(gemm_of(spec, dtype, [a, b, c], accumulate)?.0)
+}
+
+/// The same, and what its loops go through.
+pub fn gemm_of(spec: &Contract, dtype: DType, [a, b, c]: [&StridedView; 3], accumulate: bool) -> Option<(Gemm, Letters)> {
     let axis = |x: char| {
         let of = |letters: &[char], v: &StridedView| {
             letters.iter().position(|y| *y == x).map(|i| (v.shape[i].clone(), v.strides[i].clone()))
         };
         let found = [of(&spec.lhs, a), of(&spec.rhs, b), of(&spec.out, c)];
         let extent = found.iter().flatten().next().expect("each letter is in an operand").0.clone();
-        Axis { extent, strides: found.map(|f| f.map_or(Dim::from(0), |(_, s)| s)) }
+        Axis { extent, strides: found.map(|f| f.map_or(Dim::from(0), |(_, s)| s)), letters: vec![x] }
     };
     let axes = |letters: Vec<char>| letters.into_iter().map(axis).filter(|x| !x.extent.is(1)).collect::<Vec<_>>();
     let mut batch = axes(spec.batch());
@@ -34,10 +52,12 @@ pub fn gemm(spec: &Contract, dtype: DType, a: &StridedView, b: &StridedView, c: 
     let (n_rest, n) = take_largest(merge_all(axes(spec.cols())));
     batch.extend(m_rest);
     batch.extend(n_rest);
+    let [ak, bk, _] = k.strides;
+    let batch = merge_all(batch);
     let [am, _, cm] = m.strides;
     let [_, bn, cn] = n.strides;
-    let [ak, bk, _] = k.strides;
-    Some(Gemm {
+    let letters = Letters { batch: batch.iter().map(|x| x.letters.clone()).collect(), rows: m.letters, cols: n.letters };
+    let product = Gemm {
         dtype,
         a: a.at.clone(),
         b: b.at.clone(),
@@ -46,9 +66,10 @@ pub fn gemm(spec: &Contract, dtype: DType, a: &StridedView, b: &StridedView, c: 
         n: n.extent,
         k: k.extent,
         strides: [am, ak, bk, bn, cm, cn],
-        batch: merge_all(batch).into_iter().map(|x| (x.extent, x.strides)).collect(),
+        batch: batch.into_iter().map(|x| (x.extent, x.strides)).collect(),
         accumulate,
-    })
+    };
+    Some((product, letters))
 }
 
 /// Whether `outer` followed by `inner` is one loop.
@@ -57,12 +78,12 @@ fn nests(outer: &Axis, inner: &Axis) -> bool {
 }
 
 fn join(outer: Axis, inner: Axis) -> Axis {
-    Axis { extent: outer.extent * inner.extent, strides: inner.strides }
+    Axis { extent: outer.extent * inner.extent, strides: inner.strides, letters: [outer.letters, inner.letters].concat() }
 }
 
 /// A loop of one turn.
 fn one() -> Axis {
-    Axis { extent: Dim::from(1), strides: [Dim::from(0), Dim::from(0), Dim::from(0)] }
+    Axis { extent: Dim::from(1), strides: [Dim::from(0), Dim::from(0), Dim::from(0)], letters: Vec::new() }
 }
 
 /// The largest loop, the last of equals, and the others. Run-time dims are taken to be large.

@@ -49,6 +49,16 @@ pub(super) struct Elem {
     pub row_slot: usize,
 }
 
+/// What an element stores.
+struct HeldStore {
+    value: String,
+    to: String,
+    dtype: DType,
+    space: &'static str,
+    /// Whether threads hold it.
+    held: bool,
+}
+
 /// The row of held tiles that a thread is at.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
@@ -67,6 +77,8 @@ pub(super) struct Chunk<'a> {
 
 /// Terms of a row's reduction that a thread has under way at once, a power of two: each waits some cycles for the one before.
 const CHAINS: usize = 4;
+/// Elements of a held tile for which a thread loads what is not held before it stores: a multiple of the four that `mma.sync` has together.
+const LOADED_AT_ONCE: usize = 32;
 /// What a thread copies at once. # Units: bytes.
 const CHUNK: usize = 16;
 
@@ -295,42 +307,81 @@ impl Emitter<'_> {
         apart: bool,
     ) {
         let width = self.w.int(columns, "i64");
+        let mut loads = false;
+        body.iter().for_each(|s| exprs(s, &mut |e| visit(e, &mut |e| loads |= matches!(e, Expr::Load(Mem::Buffer(_), _)))));
+        // Where sums take most registers, what is loaded from buffers has some for a part of the elements at a time.
+        let tight = self.simt().plan.hopper.is_some() && self.simt().plan.held.row_loops.is_none();
+        let at_once = if loads && tight { LOADED_AT_ONCE } else { shares.len().max(1) };
         self.alone(|e| {
-            let mut stores = Vec::new();
-            for (slot, (row, col)) in shares.into_iter().enumerate() {
-                let first = e.w.bin("muli", &row, &width, "i64");
-                let at = e.w.bin("addi", &first, &col, "i64");
-                e.vars[var.0 as usize] = Slot::Value(at);
-                e.simt_mut().elem = Some(Elem { var, columns, row, col, slot, row_slot: row_slots[slot] });
-                for s in body {
-                    match s {
-                        Stmt::Store { mem, index, value } if apart => {
-                            let dtype = e.k.mem_dtype(*mem);
-                            let (value, index) = (e.expr(value), e.expr(index));
-                            let held = matches!(mem, Mem::Scratch(i) if e.simt().held_slot(*i).is_some());
-                            let p = e.address(*mem, &index, dtype);
-                            stores.push((value, p, dtype, e.pointer_type(*mem), held));
+            let shares: Vec<(usize, (String, String))> = shares.into_iter().enumerate().collect();
+            let count = shares.len();
+            for some in shares.chunks(at_once) {
+                let mut stores: Vec<Vec<HeldStore>> = Vec::new();
+                for (slot, (row, col)) in some {
+                    let first = e.w.bin("muli", row, &width, "i64");
+                    let at = e.w.bin("addi", &first, col, "i64");
+                    e.vars[var.0 as usize] = Slot::Value(at);
+                    let (row, col, row_slot) = (row.clone(), col.clone(), row_slots[*slot]);
+                    e.simt_mut().elem = Some(Elem { var, columns, row, col, slot: *slot, row_slot });
+                    let mut own = Vec::new();
+                    for s in body {
+                        match s {
+                            Stmt::Store { mem, index, value } if apart => {
+                                let dtype = e.k.mem_dtype(*mem);
+                                let (value, index) = (e.expr(value), e.expr(index));
+                                let held = matches!(mem, Mem::Scratch(i) if e.simt().held_slot(*i).is_some());
+                                let to = e.address(*mem, &index, dtype);
+                                own.push(HeldStore { value, to, dtype, space: e.pointer_type(*mem), held });
+                            }
+                            s => e.stmt(s, LoopKind::Serial),
                         }
-                        s => e.stmt(s, LoopKind::Serial),
                     }
+                    stores.push(own);
                 }
-            }
-            e.simt_mut().elem = None;
-            let narrow = |d: DType| matches!(d, DType::BF16 | DType::F16);
-            let pairs = e.simt().on_tensor_cores() && stores.iter().all(|(_, _, d, _, held)| *held && narrow(*d));
-            if pairs {
-                for two in stores.chunks(2) {
-                    let ty = if two[0].2 == DType::BF16 { "bf16" } else { "f16" };
-                    let pair = e.packed(&[two[0].0.clone(), two[1].0.clone()], ty);
-                    e.w.line(&format!("llvm.store {pair}, {} {{alignment = 2 : i64}} : i32, !llvm.ptr", two[0].1));
-                }
-                return;
-            }
-            for (value, p, dtype, space, _) in stores {
-                let value = e.w.narrow(value, dtype);
-                e.w.line(&format!("llvm.store {value}, {p} : {}, {space}", memory_type(dtype)));
+                e.simt_mut().elem = None;
+                e.store_held(&stores, some.len() < count);
             }
         });
+    }
+    /// What elements store; of neighbours two narrow ones at once. With `first`, nothing is loaded before that is there.
+    fn store_held(&mut self, stores: &[Vec<HeldStore>], first: bool) {
+        let narrow = |s: &HeldStore| s.held && matches!(s.dtype, DType::BF16 | DType::F16);
+        let mut all: Vec<(String, &HeldStore, &str)> = Vec::new();
+        if self.simt().on_tensor_cores() && stores.iter().flatten().all(narrow) {
+            for two in stores.chunks(2) {
+                for (low, high) in two[0].iter().zip(&two[1]) {
+                    let ty = if low.dtype == DType::BF16 { "bf16" } else { "f16" };
+                    all.push((self.packed(&[low.value.clone(), high.value.clone()], ty), low, "i32"));
+                }
+            }
+        } else {
+            for s in stores.iter().flatten() {
+                all.push((self.w.narrow(s.value.clone(), s.dtype), s, memory_type(s.dtype)));
+            }
+        }
+        let kind = all.first().map_or("f32", |(_, _, ty)| *ty);
+        if first
+            && self.simt().machine == Machine::Gpu
+            && matches!(kind, "f32" | "i32")
+            && all.iter().all(|(_, _, ty)| *ty == kind)
+        {
+            let (count, letter) = (all.len(), if kind == "f32" { "f" } else { "r" });
+            let outs = vec![format!("={letter}"); count].join(",");
+            let ins = (0..count).map(|i| i.to_string()).collect::<Vec<_>>().join(",");
+            let types = vec![kind; count].join(", ");
+            let values = all.iter().map(|(v, ..)| v.as_str()).collect::<Vec<_>>().join(", ");
+            let there = self.w.op(&format!(
+                "llvm.inline_asm has_side_effects asm_dialect = att \"\", \"{outs},{ins},~{{memory}}\" {values} : ({types}) -> \
+                 !llvm.struct<({types})>"
+            ));
+            for (i, (v, ..)) in all.iter_mut().enumerate() {
+                *v = self.w.op(&format!("llvm.extractvalue {there}[{i}] : !llvm.struct<({types})>"));
+            }
+        }
+        for (value, s, ty) in all {
+            let aligned = if ty == "i32" { " {alignment = 2 : i64}" } else { "" };
+            self.w.line(&format!("llvm.store {value}, {}{aligned} : {ty}, {}", s.to, s.space));
+        }
     }
 
     /// A loop over the rows of held tiles: the lanes that share a row take it together, each its columns.
@@ -535,9 +586,14 @@ impl Emitter<'_> {
             for down in [0, 2] {
                 let mut x: Vec<String> = (0..4)
                     .map(|j| {
+                        let at = first + 4 * j + down;
+                        if from == dtype {
+                            let p = self.held_address(scratch, at);
+                            return self.w.op(&format!("llvm.load {p} {{alignment = 2 : i64}} : !llvm.ptr -> i32"));
+                        }
                         let pair: Vec<String> = (0..2)
                             .map(|i| {
-                                let p = self.held_address(scratch, first + 4 * j + down + i);
+                                let p = self.held_address(scratch, at + i);
                                 let v = self.w.op(&format!("llvm.load {p} : !llvm.ptr -> {}", memory_type(from)));
                                 self.w.widen(v, from)
                             })

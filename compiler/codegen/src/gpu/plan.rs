@@ -412,9 +412,22 @@ fn held(k: &Kernel, body: &[Stmt], products: &[Tiled], first: bool) -> HeldMemor
     others.into_iter().for_each(|s| refused[s] = true);
     let is_row = |i: usize| h.tiles[i].is_none() && k.scratch[i].dtype == DType::F32 && rows == Some(k.scratch[i].elems as i64);
     h.rows = (0..k.scratch.len()).map(|i| is_row(i) && !refused[i]).collect();
-    let mut scan = Scan { held: &h, rows, refused, row_loops: false };
-    scan.stmts(body, At::Outside);
-    let (refused, row_loops) = (scan.refused, scan.row_loops);
+    let scan = |h: &HeldMemories, refused: Vec<bool>| {
+        let mut scan = Scan { held: h, rows, refused, row_loops: false };
+        scan.stmts(body, At::Outside);
+        (scan.refused, scan.row_loops)
+    };
+    let (mut refused, mut row_loops) = scan(&h, refused);
+    if !row_loops {
+        // Results that are copied out, and lie as the sums that they are computed from.
+        let sums: Vec<[i64; 2]> = products.iter().map(|t| [t.extents[0], t.extents[1]]).collect();
+        for (i, extents) in copied_out(body).into_iter().filter(|(i, e)| !refused[*i] && sums.contains(e)) {
+            if h.tiles[i].is_none() && !h.rows[i] && k.scratch[i].elems as i64 == extents[0] * extents[1] {
+                h.tiles[i] = Some(Held { extents });
+            }
+        }
+        (refused, row_loops) = scan(&h, refused);
+    }
     let touched = |i: usize| h.tiles[i].is_some() || h.rows[i];
     let refuses = (0..k.scratch.len()).any(|i| touched(i) && refused[i]);
     if row_loops && (refuses || products.iter().any(|t| Some(t.extents[0]) != rows)) {
@@ -426,6 +439,20 @@ fn held(k: &Kernel, body: &[Stmt], products: &[Tiled], first: bool) -> HeldMemor
     }
     h.row_loops = rows.filter(|_| row_loops);
     h
+}
+
+/// The scratch memories that are copied to buffers as rectangles, and the rows and columns of these.
+fn copied_out(body: &[Stmt]) -> Vec<(usize, [i64; 2])> {
+    let of = |s: &Stmt| match s {
+        Stmt::Copy(c) => match c.from {
+            Mem::Scratch(i) => vec![(i, [c.rows, c.cols])],
+            Mem::Buffer(_) => Vec::new(),
+        },
+        Stmt::For { body, .. } | Stmt::While { body, .. } => copied_out(body),
+        Stmt::If { then, otherwise, .. } => [copied_out(then), copied_out(otherwise)].concat(),
+        Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } | Stmt::Dot(_) => Vec::new(),
+    };
+    body.iter().flat_map(of).collect()
 }
 
 fn is_copied(body: &[Stmt], mem: Mem) -> bool {

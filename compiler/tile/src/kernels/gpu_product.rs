@@ -1,4 +1,5 @@
-//! Products for a device of many processors: dense ones of any strides, and over ragged rows. Buffers: a, b, c; or x, w (or y), offsets, result.
+//! Products for a device of many processors: dense ones of any strides, and over ragged rows. Buffers: a, b, c; or x, w (or y), offsets, result. With an
+//! [`Epilogue`] a tile is multiplied by several matrices, and mapped where it was summed.
 //!
 //! A block makes tiles of the result one after the other, each the sum over pieces of the summed axis that come to scratch as rectangles:
 //!
@@ -18,9 +19,14 @@
 //!
 //! # Source: the order of tiles: CUTLASS's documentation, "threadblock rasterization". Tested on the shapes of `tests.rs`.
 
+mod epilogue;
+
+pub use epilogue::{Element, Epilogue, Given, Operand};
+
 use super::build::{Build, tile, transposed};
 use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, LoopKind, Mem, Stmt, TileRef};
 use base::{DType, Dim};
+use epilogue::Tile;
 
 /// A dense product: `c[i, j] (+)= Σ_l a[i, l]·b[l, j]` for each index of the batch.
 #[derive(Clone, Debug)]
@@ -219,10 +225,12 @@ impl Matrix {
             inside = Expr::and(Expr::le(Expr::int(0), i[outer].clone()), inside);
         }
         let inside = b.bind(inside);
+        (inside, b.bind(self.place(&i, batch)))
+    }
+    /// Where the element of a row and a column is.
+    fn place(&self, [r, c]: &[Expr; 2], batch: &[Expr]) -> Expr {
         let moved = self.batch.iter().fold(Expr::int(0), |n, (_, stride, i)| n + batch[*i].clone() * stride.clone());
-        let [r, c] = i;
-        let index = moved + r * self.axes[0].1.clone() + c * self.axes[1].1.clone();
-        (inside, b.bind(index))
+        moved + r.clone() * self.axes[0].1.clone() + c.clone() * self.axes[1].1.clone()
     }
 }
 
@@ -234,10 +242,12 @@ fn scratch_dtype(dtype: DType) -> DType {
 impl Product {
     /// Parts of the summed axis that keep the processors of a GPU busy where there are few tiles of a result of known extents.
     pub fn choose_parts(&self) -> i64 {
-        let [m, n, k] = &self.extents;
-        let narrow = matches!(self.dtype, DType::BF16 | DType::F16);
-        let (Some(rows), Some(cols), true) = (m.known(), n.known(), narrow && self.batch.is_empty()) else { return 1 };
-        let t = Tiling::choose(self.dtype, m, n, true);
+        if self.batch.is_empty() { Product::parts_of(self.dtype, &self.extents) } else { 1 }
+    }
+    /// The same for these extents and no batch.
+    pub fn parts_of(dtype: DType, [m, n, k]: &[Dim; 3]) -> i64 {
+        let (Some(rows), Some(cols), true) = (m.known(), n.known(), matches!(dtype, DType::BF16 | DType::F16)) else { return 1 };
+        let t = Tiling::choose(dtype, m, n, true);
         let tiles = (rows + t.m - 1) / t.m * ((cols + t.n - 1) / t.n);
         let most = k.known().map_or(MAX_PARTS, |k| k / (t.k * PIECES_OF_PART));
         (PROCESSORS / tiles.max(1)).min(most).clamp(1, MAX_PARTS)
@@ -253,6 +263,16 @@ const PIECES_OF_PART: i64 = 8;
 
 /// The kernel of a dense product.
 pub fn gpu_product(p: &Product, tiling: Option<Tiling>) -> Kernel {
+    dense(p, &Epilogue::none(p.result), "c", tiling)
+}
+
+/// Dense products of the same rows with one or more matrices that lie alike, and maps of them. Buffers: a, each b, what else the maps read, and the
+/// results, which all lie as c does. It adds to nothing and has no parts.
+pub fn gpu_product_map(p: &Product, epilogue: &Epilogue, tiling: Option<Tiling>) -> Kernel {
+    dense(p, epilogue, "y", tiling)
+}
+
+fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>) -> Kernel {
     let mut b = Build::new("product");
     let [m, n, k] = &p.extents;
     let parts = (Dim::from(p.parts), [Dim::from(0), Dim::from(0), m.clone() * n.clone()]);
@@ -269,14 +289,23 @@ pub fn gpu_product(p: &Product, tiling: Option<Tiling>) -> Kernel {
     let bb = Shape { extents: [k, n], strides: strides(1), batch: batch(1), aligned: p.aligned[1] };
     let c = Shape { extents: [m, n], strides: strides(2), batch: batch(2), aligned: p.aligned[2] };
     let copies = a.copies(p.dtype) && bb.copies(p.dtype);
-    let t = tiling.unwrap_or_else(|| Tiling::choose(p.dtype, m, n, copies));
-    let mems = [b.read("a", p.dtype, a.elems()), b.read("b", p.dtype, bb.elems())];
-    let c_mem = if p.accumulate { b.update("c", p.result, c.elems()) } else { b.write("c", p.result, c.elems()) };
-    let store = c.copies(p.result) && c.inner() == 1;
-    let (a, bb) = (a.matrix(&mut b, mems[0], copies), bb.matrix(&mut b, mems[1], copies));
-    let mut c = c.matrix(&mut b, c_mem, store);
-    // Sums lie by rows, whichever way the result does.
-    c.inner = 1;
+    let t = tiling.unwrap_or_else(|| Tiling::choose(p.dtype, m, n, copies).beside(epilogue.matrices));
+    let am = b.read("a", p.dtype, a.elems());
+    let bms: Vec<Mem> = (0..epilogue.matrices).map(|i| b.read(&epilogue.name("b", i), p.dtype, bb.elems())).collect();
+    let [operands, cms] = match p.accumulate {
+        true => [Vec::new(), vec![b.update(result, p.result, c.elems())]],
+        false => epilogue.buffers(&mut b, result, &c.elems()),
+    };
+    let a = a.matrix(&mut b, am, copies);
+    let bbs: Vec<Matrix> = bms.into_iter().map(|mem| bb.matrix(&mut b, mem, copies)).collect();
+    let as_result = |(mem, (_, dtype)): (Mem, &(Given, DType))| {
+        let mut c = c.matrix(&mut b, mem, c.copies(*dtype) && c.inner() == 1);
+        // Sums lie by rows, whichever way the result does.
+        c.inner = 1;
+        c
+    };
+    let results: Vec<Matrix> = cms.into_iter().zip(&epilogue.results).map(as_result).collect();
+    let whole = [is_multiple(m, t.m), is_multiple(n, t.n)];
     let tiles = [m.ceil_div(&Dim::from(t.m)), n.ceil_div(&Dim::from(t.n))];
     let count = by_part.iter().fold(Dim::from(1), |n, (e, _)| n * e.clone());
     b.kernel.grid = count * tiles[0].clone() * tiles[1].clone();
@@ -292,10 +321,14 @@ pub fn gpu_product(p: &Product, tiling: Option<Tiling>) -> Kernel {
     }
     let number = if by_part.is_empty() { block } else { b.bind(Expr::rem(block, each)) };
     let [row, col] = raster(&mut b, number, tiles, t);
-    let sums = b.scratch("c", p.result.accumulator(), t.m * t.n);
-    let zero = Build::f(p.result.accumulator(), 0.0);
-    b.fill(sums, Expr::int(t.m * t.n), zero.clone());
-    let [at, bt] = [("a", t.m), ("b", t.n)].map(|(name, n)| b.scratch(name, scratch_dtype(p.dtype), n * t.k));
+    let elems = Expr::int(t.m * t.n);
+    let sum = p.result.accumulator();
+    let zero = Build::f(sum, 0.0);
+    let sums: Vec<Mem> = (0..epilogue.matrices).map(|i| b.scratch(&epilogue.name("c", i), sum, t.m * t.n)).collect();
+    sums.iter().for_each(|sums| b.fill(*sums, elems.clone(), zero.clone()));
+    let at = b.scratch("a", scratch_dtype(p.dtype), t.m * t.k);
+    let bts: Vec<Mem> =
+        (0..epilogue.matrices).map(|i| b.scratch(&epilogue.name("b", i), scratch_dtype(p.dtype), t.n * t.k)).collect();
     let pieces = k.ceil_div(&Dim::from(t.k));
     let (of_part, pieces) = (b.dim(&pieces.ceil_div(&Dim::from(p.parts.max(1)))), b.dim(&pieces));
     let [from, to] = if p.parts > 1 {
@@ -308,12 +341,17 @@ pub fn gpu_product(p: &Product, tiling: Option<Tiling>) -> Kernel {
     b.for_(from, to, LoopKind::Serial, |b, piece| {
         let l = b.bind(piece * Expr::int(t.k));
         a.copy(b, at, [t.m, t.k], [&row, &l], &index, false);
-        bb.copy(b, bt, [t.k, t.n], [&l, &col], &index, false);
-        let extents = [t.m, t.n, t.k].map(Expr::int);
-        b.dot(extents, a.tile(at, [t.m, t.k]), bb.tile(bt, [t.k, t.n]), tile(sums, Expr::int(0), t.n), true);
+        for (bb, bt) in bbs.iter().zip(&bts) {
+            bb.copy(b, *bt, [t.k, t.n], [&l, &col], &index, false);
+        }
+        for ((bb, bt), sums) in bbs.iter().zip(&bts).zip(&sums) {
+            let extents = [t.m, t.n, t.k].map(Expr::int);
+            b.dot(extents, a.tile(at, [t.m, t.k]), bb.tile(*bt, [t.k, t.n]), tile(*sums, Expr::int(0), t.n), true);
+        }
     });
     if p.accumulate {
-        b.each(Expr::int(t.m * t.n), |b, e| {
+        let (c, sums) = (&results[0], sums[0]);
+        b.each(elems, |b, e| {
             let (inside, at) = c.element(b, &e, [t.m, t.n], [&row, &col], &index);
             // The tile's first element is this block's in any case.
             let (_, first) = c.element(b, &Expr::int(0), [t.m, t.n], [&row, &col], &index);
@@ -322,7 +360,10 @@ pub fn gpu_product(p: &Product, tiling: Option<Tiling>) -> Kernel {
             b.store(sums, e.clone(), Expr::load(sums, e) + old);
         });
     }
-    c.copy(&mut b, sums, [t.m, t.n], [&row, &col], &index, true);
+    let extents = [m, n].map(|d| b.dim(d));
+    let held = epilogue.hold(&mut b, &sums, t.m * t.n);
+    Tile { t, sums: &sums, held: &held, dtype: p.result, at: [&row, &col], batch: &index, extents, whole }
+        .end(&mut b, epilogue, &operands, &results);
     b.finish()
 }
 
@@ -342,36 +383,9 @@ fn raster(b: &mut Build, number: Expr, [tall, wide]: [Expr; 2], t: Tiling) -> [E
 /// The kernel of a product over ragged rows.
 pub fn gpu_grouped(p: &Grouped, tiling: Option<Tiling>) -> Kernel {
     match p.rows {
-        Some(transposed) => {
-            let results = vec![(Some(0), p.dtype)];
-            rows(p, transposed, &Epilogue { taken: None, matrices: 1, operands: Vec::new(), results, map: None }, tiling)
-        }
+        Some(transposed) => rows(p, transposed, &Epilogue::none(p.dtype), tiling),
         None => outer(p, tiling),
     }
-}
-
-/// How products of ragged rows begin and end.
-pub struct Epilogue<'a> {
-    /// If rows of x are taken by index: how many x has.
-    pub taken: Option<Dim>,
-    /// How many matrices each row is multiplied by. Their products have the same tiles.
-    pub matrices: usize,
-    /// What else the map reads: dtypes and elements.
-    pub operands: Vec<(DType, Dim)>,
-    /// What is stored, and as what: the product of this number, or the map's next result.
-    pub results: Vec<(Option<usize>, DType)>,
-    /// The other results at an element.
-    pub map: Option<&'a dyn Fn(&mut Build, &Element) -> Vec<Expr>>,
-}
-
-/// Where a map is.
-pub struct Element {
-    /// The products there, each rounded to the dtype.
-    pub products: Vec<Expr>,
-    /// What else it may read.
-    pub operands: Vec<Mem>,
-    /// The row and the column; of an element outside of the result, others that are inside.
-    pub at: [Expr; 2],
 }
 
 /// Products of the same ragged rows with one or more matrices, and maps of them. Buffers: x, each w, the indices if rows are taken by index, offsets,
@@ -395,16 +409,10 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
     let copies = x.copies(p.dtype) && w.copies(p.dtype);
     let t = tiling.unwrap_or_else(|| Tiling::choose(p.dtype, rows, n, copies).beside(epilogue.matrices));
     let xm = b.read("x", p.dtype, x.elems());
-    let name = |of: &str, i: usize| if epilogue.matrices == 1 { of.to_string() } else { format!("{of}{i}") };
-    let wms: Vec<Mem> = (0..epilogue.matrices).map(|i| b.read(&name("w", i), p.dtype, w.elems())).collect();
+    let wms: Vec<Mem> = (0..epilogue.matrices).map(|i| b.read(&epilogue.name("w", i), p.dtype, w.elems())).collect();
     let index = epilogue.taken.as_ref().map(|_| b.read("index", DType::I32, rows.clone()));
     let offsets = b.read("offsets", DType::I32, groups.clone() + Dim::from(1));
-    let operands = epilogue.operands.iter().enumerate();
-    let operands: Vec<Mem> = operands.map(|(i, (dtype, elems))| b.read(&format!("z{i}"), *dtype, elems.clone())).collect();
-    let single = epilogue.results.len() == 1;
-    let name_of = |i: usize| if single { "y".to_string() } else { format!("y{i}") };
-    let yms = epilogue.results.iter().enumerate().map(|(i, (_, dtype))| b.write(&name_of(i), *dtype, y.elems()));
-    let yms: Vec<Mem> = yms.collect();
+    let [operands, yms] = epilogue.buffers(&mut b, "y", &y.elems());
     let mut x = x.matrix(&mut b, xm, copies);
     x.index = index.map(|m| if let Mem::Buffer(i) = m { i } else { base::bug!("a buffer") });
     let ws: Vec<Matrix> = wms.into_iter().map(|m| w.matrix(&mut b, m, copies)).collect();
@@ -442,9 +450,12 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
     let pieces = b.dim(&pieces);
     let pieces = b.bind(Expr::select(Expr::lt(group.clone(), groups), pieces, Expr::int(0)));
     let elems = Expr::int(t.m * t.n);
-    let sums: Vec<Mem> = (0..epilogue.matrices).map(|i| b.scratch(&name("c", i), p.dtype.accumulator(), t.m * t.n)).collect();
+    let sums: Vec<Mem> =
+        (0..epilogue.matrices).map(|i| b.scratch(&epilogue.name("c", i), p.dtype.accumulator(), t.m * t.n)).collect();
     let at = b.scratch("a", scratch_dtype(p.dtype), t.m * t.k);
-    let bts: Vec<Mem> = (0..epilogue.matrices).map(|i| b.scratch(&name("b", i), scratch_dtype(p.dtype), t.n * t.k)).collect();
+    let bts: Vec<Mem> =
+        (0..epilogue.matrices).map(|i| b.scratch(&epilogue.name("b", i), scratch_dtype(p.dtype), t.n * t.k)).collect();
+    let held = epilogue.hold(&mut b, &sums, t.m * t.n);
     b.if_(work, |b| {
         for sums in &sums {
             b.fill(*sums, elems.clone(), Build::f(p.dtype.accumulator(), 0.0));
@@ -461,36 +472,10 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
                 b.dot(extents, x.tile(at, [t.m, t.k]), w.tile(*bt, [t.k, t.n]), tile(*sums, Expr::int(0), t.n), true);
             }
         });
-        let stored = || results.iter().zip(&epilogue.results);
-        for (y, i) in stored().filter_map(|(y, (i, _))| Some((y, (*i)?))) {
-            y.copy(b, sums[i], [t.m, t.n], [&row, &col], &[], true);
-        }
-        let Some(map) = epilogue.map else { return };
-        let mapped: Vec<&Matrix> = stored().filter(|(_, (i, _))| i.is_none()).map(|(y, _)| y).collect();
-        b.each(elems, |b, e| {
-            let products = sums.iter().map(|s| b.bind(Expr::load(*s, e.clone()).cast(p.dtype))).collect();
-            let at =
-                [row.clone() + Expr::floor_div(e.clone(), Expr::int(t.n)), col.clone() + Expr::rem(e.clone(), Expr::int(t.n))];
-            let at = at.map(|i| b.bind(i));
-            let inside = Expr::and(Expr::lt(at[0].clone(), limit.clone()), Expr::lt(at[1].clone(), columns.clone()));
-            let inside = b.bind(inside);
-            let [r, c] = [0, 1].map(|i| b.bind(Expr::select(inside.clone(), at[i].clone(), [&row, &col][i].clone())));
-            let values = map(b, &Element { products, operands: operands.clone(), at: [r.clone(), c.clone()] });
-            let values: Vec<Expr> = values.into_iter().map(|v| b.bind(v)).collect();
-            for (i, (value, y)) in values.into_iter().zip(&mapped).enumerate() {
-                match sums.get(i) {
-                    Some(sums) => b.store(*sums, e.clone(), value),
-                    // There are no more registers.
-                    None => {
-                        let index = b.bind(r.clone() * columns.clone() + c.clone());
-                        b.if_(inside.clone(), |b| b.store(y.mem, index, value));
-                    }
-                }
-            }
-        });
-        for (y, sums) in mapped.into_iter().zip(&sums) {
-            y.copy(b, *sums, [t.m, t.n], [&row, &col], &[], true);
-        }
+        let whole = [false, is_multiple(n, t.n)];
+        let extents = [limit.clone(), columns.clone()];
+        let tile = Tile { t, sums: &sums, held: &held, dtype: p.dtype, at: [&row, &col], batch: &[], extents, whole };
+        tile.end(b, epilogue, &operands, &results);
     });
     b.finish()
 }

@@ -1,21 +1,24 @@
-//! Regions of the form `product` as one kernel, for a device on which products are kernels: products of the same ragged rows, each with its group's
-//! matrices, and maps of them at each element, which may read others' values there. Rows that are taken by index inside come with their loads
-//! and are never stored. See `kernels::gpu_product::Epilogue`.
+//! Regions of the form `product` as one kernel, for a device on which products are kernels: products of the same rows, dense or ragged with each
+//! its group's matrices, and maps of them at each element, which may read others' values there. Rows of ragged products that are taken by index
+//! inside come with their loads and are never stored; operands of dense ones that are widened inside are multiplied as they are (`narrow`). See
+//! `kernels::gpu_product::Epilogue`.
 
 use super::{Body, Lowerer, is_aligned};
 use crate::{
     cost,
     fused::constant,
+    gemm::{Letters, gemm_of},
+    group::is_layout,
     ir::Expr,
     kernels::{
         build::Build,
-        gpu_product::{Element, Epilogue, Grouped, gpu_grouped_map},
+        gpu_product::{Element, Epilogue, Given, Grouped, Operand, Product, gpu_grouped_map, gpu_product_map},
     },
     view::StridedView,
 };
 use base::{DType, Dim, TensorType};
-use graph::{Func, NodeId, Op, Value};
-use library::Work;
+use graph::{Func, NodeId, Op, Value, op::Contract};
+use library::{Class, Gemm, Work};
 
 /// Matrices that the registers of a kernel have sums for.
 const MOST_MATRICES: usize = 2;
@@ -24,53 +27,83 @@ const MOST_MATRICES: usize = 2;
 #[derive(Clone, Debug)]
 pub(crate) struct Products<'a> {
     func: &'a Func,
-    /// The products, with one orientation of their matrices.
     products: Vec<NodeId>,
-    transposed: bool,
+    kind: Kind<'a>,
     /// The argument that rows are of, or are taken from by the indices.
     x: Value,
-    index: Option<Value>,
-    offsets: Value,
+    /// The arguments that they are multiplied by.
+    matrices: Vec<Value>,
     /// What the maps read beside the products: arguments.
     operands: Vec<Value>,
+}
+
+/// What products of a region have in common beside their rows.
+#[derive(Clone, Debug)]
+enum Kind<'a> {
+    /// The contraction; rows are its left operand.
+    Dense(&'a Contract),
+    /// The orientation of the matrices, and arguments: the indices that rows are taken by, and where groups begin.
+    Ragged { transposed: bool, index: Option<Value>, offsets: Value },
 }
 
 impl<'a> Products<'a> {
     /// The region as one, if it is.
     pub(crate) fn of(region: &'a graph::op::Fused) -> Option<Products<'a>> {
         let func = &region.body;
-        let is_arg = |v: Value| matches!(func.def(v).op, Op::Arg(_));
-        let products = func.nodes.iter().filter(|(_, n)| matches!(n.op, Op::GroupedContract { .. }));
+        let arg = |v: Value| Some(v).filter(|v| matches!(func.def(*v).op, Op::Arg(_)));
+        let products = func.nodes.iter().filter(|(_, n)| matches!(n.op, Op::Contract(_) | Op::GroupedContract { .. }));
         let products: Vec<NodeId> = products.map(|(id, _)| id).collect();
         let first = &func.nodes[*products.first()?];
-        let Op::GroupedContract { transposed } = first.op else { return None };
-        let (rows, offsets, ty) = (first.inputs[0], first.inputs[2], &first.types[0]);
-        let (x, index) = match &func.def(rows).op {
-            Op::Gather { batch: 0 } => (func.def(rows).inputs[0], Some(func.def(rows).inputs[1])),
-            _ => (rows, None),
+        let (rows, ty) = (first.inputs[0], &first.types[0]);
+        // An operand, and whether it is widened inside.
+        let operand = |v: Value| match (&first.op, &func.def(v).op) {
+            (Op::Contract(_), Op::Cast(DType::F32)) => {
+                let below = func.def(v).inputs[0];
+                Some((arg(below).filter(|x| matches!(func.ty(*x).dtype, DType::BF16 | DType::F16))?, true))
+            }
+            _ => Some((arg(v)?, false)),
         };
-        let rows_fit = func.ty(x).rank() == 2 && index.is_none_or(|i| func.ty(i).rank() == 1 && is_arg(i));
-        let fits = is_arg(x) && is_arg(offsets) && rows_fit && products.len() <= MOST_MATRICES && ty.dtype != DType::E4M3;
+        let (kind, (x, widened)) = match &first.op {
+            Op::Contract(spec) => (Kind::Dense(spec), operand(rows)?),
+            Op::GroupedContract { transposed } => {
+                let (x, index) = match func.def(rows) {
+                    node if matches!(node.op, Op::Gather { batch: 0 }) => (node.inputs[0], Some(arg(node.inputs[1])?)),
+                    _ => (rows, None),
+                };
+                let fits = func.ty(x).rank() == 2 && index.is_none_or(|i| func.ty(i).rank() == 1);
+                let kind = Kind::Ragged { transposed: *transposed, index, offsets: arg(first.inputs[2])? };
+                (kind, (arg(x).filter(|_| fits)?, false))
+            }
+            _ => return None,
+        };
+        let mut matrices = Vec::new();
+        for id in &products {
+            let node = &func.nodes[*id];
+            let alike = node.op == first.op && node.inputs[0] == rows && node.inputs.get(2) == first.inputs.get(2);
+            let (w, as_x) = operand(node.inputs[1])?;
+            let lies_alike = func.ty(w) == func.ty(*matrices.first().unwrap_or(&w)) && func.ty(w).dtype == func.ty(x).dtype;
+            if !alike || node.types[0] != *ty || as_x != widened || !lies_alike {
+                return None;
+            }
+            matrices.push(w);
+        }
+        // What is gathered or widened for products is in no memory to be mapped.
+        let inside: Vec<Value> =
+            products.iter().flat_map(|id| func.nodes[*id].inputs.iter().copied().filter(|v| arg(*v).is_none())).collect();
         let (mut above, mut operands) = (vec![false; func.nodes.len()], Vec::new());
         for (id, node) in func.nodes.iter() {
             let below = node.inputs.iter().any(|v| above[v.node.0 as usize]);
+            let private = node.inputs.iter().any(|v| inside.contains(v));
             above[id.0 as usize] = match &node.op {
+                Op::Contract(_) | Op::GroupedContract { .. } => true,
                 Op::Arg(_) | Op::Const(..) => false,
-                Op::Gather { .. } if index.is_some() && id == rows.node => false,
-                Op::GroupedContract { transposed: t } => {
-                    let alike = node.inputs[0] == rows && node.inputs[2] == offsets && *t == transposed;
-                    if !alike || !is_arg(node.inputs[1]) || node.types[0] != *ty {
-                        return None;
-                    }
-                    true
-                }
-                // What is gathered is in no memory to be mapped.
-                Op::Map(_) | Op::Cast(_) if index.is_none() || !node.inputs.contains(&rows) => below,
-                Op::Broadcast { .. } if !below && (index.is_none() || node.inputs[0] != rows) => false,
+                _ if inside.iter().any(|v| v.node == id) => false,
+                Op::Map(_) | Op::Cast(_) if !private => below,
+                Op::Broadcast { .. } if !private && !below => false,
                 _ => return None,
             };
-            if matches!(node.op, Op::Map(_) | Op::Cast(_) | Op::Broadcast { .. }) {
-                operands.extend(node.inputs.iter().copied().filter(|v| is_arg(*v)));
+            if matches!(node.op, Op::Map(_) | Op::Cast(_) | Op::Broadcast { .. }) && !inside.iter().any(|v| v.node == id) {
+                operands.extend(node.inputs.iter().copied().filter(|v| arg(*v).is_some()));
             }
         }
         operands.sort_unstable();
@@ -79,8 +112,14 @@ impl<'a> Products<'a> {
             let of = func.ty(v);
             above[v.node.0 as usize] && of.shape == ty.shape && of.dtype.is_float()
         };
-        let whole = fits && func.outputs.iter().all(|o| given(o.value));
-        whole.then_some(Products { func, products, transposed, x, index, offsets, operands })
+        let mapped: Vec<DType> =
+            func.outputs.iter().filter(|o| !products.contains(&o.value.node)).map(|o| func.ty(o.value).dtype).collect();
+        let held = Epilogue::fits(func.ty(x).dtype, products.len(), &mapped);
+        let fits =
+            held && products.len() <= MOST_MATRICES && ty.dtype != DType::E4M3 && func.outputs.iter().all(|o| given(o.value));
+        let found = Products { func, products, kind, x, matrices, operands };
+        // What is summed in parts is whole nowhere to be mapped.
+        (fits && found.dense_extents().is_none_or(|(_, e)| Product::parts_of(found.dtype(), &e) == 1)).then_some(found)
     }
 
     fn ty(&self, v: Value) -> &'a TensorType {
@@ -90,29 +129,50 @@ impl<'a> Products<'a> {
     fn dtype(&self) -> DType {
         self.ty(self.x).dtype
     }
-    /// Groups, rows, k, n.
-    pub(crate) fn extents(&self) -> [Dim; 4] {
-        let first = &self.func.nodes[self.products[0]];
-        let [rows, n] = &first.types[0].shape[..] else { base::bug!("a product of rows has two axes") };
-        [self.ty(first.inputs[1]).shape[0].clone(), rows.clone(), self.ty(self.x).shape[1].clone(), n.clone()]
+    /// The type of each product.
+    fn result(&self) -> &'a TensorType {
+        &self.func.nodes[self.products[0]].types[0]
+    }
+    /// Of dense products the batch, and rows, columns, terms.
+    fn dense_extents(&self) -> Option<(Dim, [Dim; 3])> {
+        let Kind::Dense(spec) = self.kind else { return None };
+        let [batch, m, n, k] = cost::contract(spec, &[self.ty(self.x), self.ty(self.matrices[0])]);
+        Some((batch, [m, n, k]))
+    }
+    /// Whether a broadcast reads the argument.
+    fn is_repeated(&self, v: Value) -> bool {
+        self.func.nodes.values().any(|n| matches!(n.op, Op::Broadcast { .. }) && n.inputs.contains(&v))
     }
     /// How many there are.
-    pub(crate) fn count(&self) -> i64 {
+    fn count(&self) -> i64 {
         self.products.len() as i64
     }
-    /// What the maps read, and what is given.
-    pub(crate) fn traffic(&self) -> impl Iterator<Item = &'a TensorType> {
+    /// What the maps read.
+    pub(crate) fn read(&self) -> impl Iterator<Item = &'a TensorType> {
         let func = self.func;
-        self.operands.clone().into_iter().chain(func.outputs.iter().map(|o| o.value)).map(|v| func.ty(v))
+        self.operands.clone().into_iter().map(|v| func.ty(v))
+    }
+    /// What is given.
+    pub(crate) fn given(&self) -> impl Iterator<Item = &'a TensorType> {
+        let func = self.func;
+        func.outputs.iter().map(|o| func.ty(o.value))
     }
     /// What the kernel does.
     pub(crate) fn work(&self) -> Work {
-        let [groups, rows, k, n] = self.extents();
-        Work {
-            class: library::Class::GroupedProduct,
-            dtype: self.dtype(),
-            shape: vec![groups, rows, n * Dim::from(self.count()), k],
-        }
+        let count = Dim::from(self.count());
+        let (class, shape) = match (&self.kind, self.dense_extents()) {
+            (Kind::Dense(_), Some((batch, [m, n, k]))) => (Class::Product, vec![batch, m, n * count, k]),
+            _ => {
+                let [groups, rows, k, n] = self.ragged_extents();
+                (Class::GroupedProduct, vec![groups, rows, n * count, k])
+            }
+        };
+        Work { class, dtype: self.dtype(), shape }
+    }
+    /// Of ragged products groups, rows, k, n.
+    fn ragged_extents(&self) -> [Dim; 4] {
+        let [rows, n] = &self.result().shape[..] else { base::bug!("a product of rows has two axes") };
+        [self.ty(self.matrices[0]).shape[0].clone(), rows.clone(), self.ty(self.x).shape[1].clone(), n.clone()]
     }
 }
 
@@ -121,45 +181,73 @@ struct Maps<'a> {
     products: &'a Products<'a>,
     /// Where each operand is seen.
     views: &'a [StridedView],
+    /// The axes of the result that each place of an element goes through, outermost first. Axes of one are in none.
+    loops: &'a [Vec<usize>],
     element: &'a Element,
-    known: Vec<(Value, Vec<Expr>, Expr)>,
+    known: Vec<(Value, Vec<usize>, Expr)>,
 }
 
 impl Maps<'_> {
-    fn eval(&mut self, b: &mut Build, v: Value, at: &[Expr]) -> Expr {
-        if let Some((.., e)) = self.known.iter().find(|(x, i, _)| *x == v && i == at) {
+    /// The value at the element, its axes being these of the result.
+    fn eval(&mut self, b: &mut Build, v: Value, axes: &[usize]) -> Expr {
+        if let Some((.., e)) = self.known.iter().find(|(x, of, _)| *x == v && of == axes) {
             return e.clone();
         }
         let (func, node) = (self.products.func, self.products.func.def(v));
         let e = match &node.op {
-            Op::GroupedContract { .. } => {
+            Op::Contract(_) | Op::GroupedContract { .. } => {
                 let i = self.products.products.iter().position(|p| *p == v.node).expect("a product of the region");
                 self.element.products[i].clone()
             }
             Op::Arg(_) => {
                 let i = self.products.operands.iter().position(|o| *o == v).expect("an operand of the maps");
-                let mut index = Expr::int(0);
-                for (x, stride) in at.iter().zip(&self.views[i].strides) {
-                    index = index + x.clone() * b.dim(stride);
-                }
-                let index = b.bind(index);
+                let index = self.index(b, i, axes);
                 Expr::load(self.element.operands[i], index)
             }
             Op::Const(c, dtype) => constant(*c, *dtype),
-            Op::Map(f) => Expr::Map(*f, node.inputs.iter().map(|x| self.eval(b, *x, at)).collect()),
+            Op::Map(f) => Expr::Map(*f, node.inputs.iter().map(|x| self.eval(b, *x, axes)).collect()),
             Op::Cast(to) => {
-                let x = self.eval(b, node.inputs[0], at);
+                let x = self.eval(b, node.inputs[0], axes);
                 if func.ty(node.inputs[0]).dtype == *to { x } else { x.cast(*to) }
             }
-            Op::Broadcast { axes, .. } => {
-                let inner: Vec<Expr> = axes.iter().map(|a| at[*a].clone()).collect();
+            Op::Broadcast { axes: of, .. } => {
+                let inner: Vec<usize> = of.iter().map(|a| axes[*a]).collect();
                 self.eval(b, node.inputs[0], &inner)
             }
             op => base::bug!("{} is no map", op.name()),
         };
         let e = b.bind(e);
-        self.known.push((v, at.to_vec(), e.clone()));
+        self.known.push((v, axes.to_vec(), e.clone()));
         e
+    }
+    /// Where operand `i` has the element, its axes being these of the result.
+    fn index(&self, b: &mut Build, i: usize, axes: &[usize]) -> Expr {
+        let (view, shape) = (&self.views[i], &self.products.result().shape);
+        let stride = |axis: &usize| axes.iter().position(|a| a == axis).map_or(Dim::from(0), |at| view.strides[at].clone());
+        let mut index = Expr::int(0);
+        for (through, at) in self.loops.iter().zip(&self.element.at) {
+            // Neighbouring axes that are one in the operand are not told apart.
+            let mut parts: Vec<(Dim, Dim)> = Vec::new();
+            for (extent, stride) in through.iter().map(|axis| (shape[*axis].clone(), stride(axis))) {
+                match parts.last_mut().filter(|(_, outer)| *outer == stride.clone() * extent.clone()) {
+                    Some(outer) => *outer = (outer.0.clone() * extent, stride),
+                    None => parts.push((extent, stride)),
+                }
+            }
+            let mut rest = at.clone();
+            for (k, (extent, stride)) in parts.iter().enumerate().rev() {
+                let extent = b.dim(extent);
+                let part = if k == 0 { rest.clone() } else { Expr::rem(rest.clone(), extent.clone()) };
+                if !stride.is(0) {
+                    let stride = b.dim(stride);
+                    index = index + b.bind(part) * stride;
+                }
+                if k > 0 {
+                    rest = b.bind(Expr::floor_div(rest, extent));
+                }
+            }
+        }
+        b.bind(index)
     }
 }
 
@@ -171,47 +259,135 @@ impl Lowerer<'_> {
             Op::Arg(i) => node.inputs[i as usize],
             _ => base::bug!("an argument of the region"),
         };
-        let matrices: Vec<Value> = p.products.iter().map(|x| p.func.nodes[*x].inputs[1]).collect();
-        let mut views = vec![self.dense(b, operand(p.x)).at];
-        views.extend(matrices.iter().map(|w| self.dense(b, operand(*w)).at).collect::<Vec<_>>());
-        let mut aligned = views.iter().all(|v| is_aligned(v, p.dtype()));
-        views.extend(p.index.map(|i| self.dense(b, operand(i)).at));
-        views.push(self.dense(b, operand(p.offsets)).at);
         let seen: Vec<StridedView> = p.operands.iter().map(|v| self.strided(b, operand(*v))).collect();
-        views.extend(seen.iter().map(|v| v.at.clone()));
-        let mut places = Vec::new();
-        for (i, ty) in node.types.iter().enumerate() {
-            let (view, add_to) = self.fresh_destination(b, Value { node: id, index: i as u32 });
-            aligned &= is_aligned(&view.at, ty.dtype);
-            views.push(view.at.clone());
-            places.push((view, add_to));
-        }
         let product_of = |v: Value| p.products.iter().position(|x| *x == v.node);
-        let results: Vec<(Option<usize>, DType)> =
-            p.func.outputs.iter().map(|o| (product_of(o.value), p.ty(o.value).dtype)).collect();
+        let in_place = self.only_maps_read_targets(b, &node.inputs, p);
+        let (mut places, mut results) = (Vec::new(), Vec::new());
+        for (i, o) in p.func.outputs.iter().enumerate() {
+            let v = Value { node: id, index: i as u32 };
+            let (mut place, adds) = self.destination(b, v, in_place);
+            let (mut add_to, mut given) = (None, product_of(o.value).map_or(Given::Map, Given::Product));
+            match given {
+                Given::Map if adds && place.is_contiguous() => given = Given::Sum,
+                _ if adds => add_to = Some(std::mem::replace(&mut place, self.alloc(b.func.ty(v), false, b.depth))),
+                Given::Product(_) | Given::Map | Given::Sum => {}
+            }
+            results.push((given, p.ty(o.value).dtype));
+            places.push((place, add_to));
+        }
+        let aligned_results = places.iter().zip(&node.types).all(|((view, _), ty)| is_aligned(&view.at, ty.dtype));
         let mapped: Vec<Value> = p.func.outputs.iter().map(|o| o.value).filter(|v| product_of(*v).is_none()).collect();
-        let map = |build: &mut Build, element: &Element| {
-            let mut maps = Maps { products: p, views: &seen, element, known: Vec::new() };
-            mapped.iter().map(|v| maps.eval(build, *v, &element.at)).collect()
+        let all: Vec<usize> = (0..p.result().rank()).collect();
+        let source = |(v, view): (&Value, &StridedView)| match places.iter().position(|(place, _)| place == view) {
+            Some(i) => Operand::Replaced(i),
+            None => {
+                let axes = view.shape.iter().zip(&view.strides);
+                let elems = axes.fold(Dim::from(1), |n, (d, s)| n + (d.clone() - Dim::from(1)) * s.clone());
+                Operand::Read(p.ty(*v).dtype, elems)
+            }
         };
-        let elems = |(v, view): (&Value, &StridedView)| {
-            let axes = view.shape.iter().zip(&view.strides);
-            (p.ty(*v).dtype, axes.fold(Dim::from(1), |n, (d, s)| n + (d.clone() - Dim::from(1)) * s.clone()))
+        let operands: Vec<Operand> = p.operands.iter().zip(&seen).map(source).collect();
+        let read = seen.iter().zip(&operands).filter(|(_, of)| matches!(of, Operand::Read(..)));
+        let read: Vec<library::View> = read.map(|(v, _)| v.at.clone()).collect();
+        let mut epilogue = Epilogue { taken: None, matrices: p.products.len(), operands, results, map: None };
+        let maps = |loops: Vec<Vec<usize>>| {
+            let (seen, mapped, all) = (&seen, &mapped, &all);
+            move |build: &mut Build, element: &Element| {
+                let mut maps = Maps { products: p, views: seen, loops: &loops, element, known: Vec::new() };
+                mapped.iter().map(|v| maps.eval(build, *v, all)).collect::<Vec<Expr>>()
+            }
         };
-        let epilogue = Epilogue {
-            taken: p.index.map(|_| p.ty(p.x).shape[0].clone()),
-            matrices: p.products.len(),
-            operands: p.operands.iter().zip(&seen).map(elems).collect(),
-            results,
-            map: Some(&map),
+        let (kernel, mut views) = match p.kind {
+            Kind::Dense(spec) => {
+                let (gemms, letters) =
+                    self.alike(b, p, spec, [p.x].iter().chain(&p.matrices).map(|v| operand(*v)).collect(), &places[0].0);
+                let at = |of: &Vec<char>| {
+                    of.iter().map(|l| spec.out.iter().position(|o| o == l).expect("a letter of the result")).collect()
+                };
+                let loops = letters.batch.iter().chain([&letters.rows, &letters.cols]).map(at).collect();
+                let map = maps(loops);
+                epilogue.map = Some(&map);
+                let mut views = vec![gemms[0].a.clone()];
+                views.extend(gemms.iter().map(|g| g.b.clone()));
+                let aligned =
+                    [is_aligned(&views[0], p.dtype()), views[1..].iter().all(|v| is_aligned(v, p.dtype())), aligned_results];
+                let g = gemms.into_iter().next().expect("a product");
+                let extents = [g.m, g.n, g.k];
+                let (dtype, result) = (p.dtype(), p.result().dtype);
+                let product =
+                    Product { dtype, result, extents, strides: g.strides, batch: g.batch, accumulate: false, parts: 1, aligned };
+                (gpu_product_map(&product, &epilogue, None), views)
+            }
+            Kind::Ragged { transposed, index, offsets } => {
+                let mut views = vec![self.dense(b, operand(p.x)).at];
+                views.extend(p.matrices.iter().map(|w| self.dense(b, operand(*w)).at).collect::<Vec<_>>());
+                let aligned = aligned_results && views.iter().all(|v| is_aligned(v, p.dtype()));
+                views.extend(index.map(|i| self.dense(b, operand(i)).at));
+                views.push(self.dense(b, operand(offsets)).at);
+                epilogue.taken = index.map(|_| p.ty(p.x).shape[0].clone());
+                let map = maps(vec![vec![0], vec![1]]);
+                epilogue.map = Some(&map);
+                let grouped = Grouped { dtype: p.dtype(), extents: p.ragged_extents(), rows: Some(transposed), aligned };
+                (gpu_grouped_map(&grouped, &epilogue, None), views)
+            }
         };
-        let grouped = Grouped { dtype: p.dtype(), extents: p.extents(), rows: Some(p.transposed), aligned };
-        let kernel = gpu_grouped_map(&grouped, &epilogue, None);
+        views.extend(read);
+        views.extend(places.iter().map(|(view, _)| view.at.clone()));
         let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
         let step = self.launch(kernel, views, node.origin, cost::work(&node.op, &types, &node.types));
         b.steps.push(step);
         for (i, (view, add_to)) in places.into_iter().enumerate() {
             self.finish(b, Value { node: id, index: i as u32 }, view, add_to);
         }
+    }
+
+    /// Whether of the arguments whose memory outputs replace a region reads elements alone, each where it gives the result's.
+    fn only_maps_read_targets(&self, b: &Body, inputs: &[Value], p: &Products) -> bool {
+        let replaced = |v: Value| match b.func.def(v).op {
+            Op::Arg(arg) => b.targets.iter().any(|t| t.replaces == Some(arg as usize)),
+            _ => false,
+        };
+        let apart = |(i, v): (usize, &Value)| {
+            let mut below = *v;
+            while is_layout(&b.func.def(below).op) {
+                below = b.func.def(below).inputs[0];
+            }
+            let inside = p.func.arg_value(i);
+            let of_maps = p.operands.contains(&inside) && inside != p.x && !p.matrices.contains(&inside);
+            let at_element = of_maps && below == *v && p.ty(inside).shape == p.result().shape;
+            !replaced(below) || at_element && !p.is_repeated(inside)
+        };
+        inputs.iter().enumerate().all(apart)
+    }
+
+    /// The dense products of a region with a result `c`, and what their loops go through: all the same but for where their matrices begin. `operands`
+    /// are the rows and the matrices; what does not lie so is copied.
+    fn alike(
+        &mut self,
+        b: &mut Body,
+        p: &Products,
+        spec: &Contract,
+        operands: Vec<Value>,
+        c: &StridedView,
+    ) -> (Vec<Gemm>, Letters) {
+        let of = |spec: &Contract, views: &[StridedView]| {
+            let all =
+                views[1..].iter().map(|w| gemm_of(spec, p.dtype(), [&views[0], w, c], false)).collect::<Option<Vec<_>>>()?;
+            let lie = |(g, letters): &(Gemm, Letters)| (g.strides.clone(), g.batch.clone(), letters.clone());
+            let letters = all[0].1.clone();
+            all.iter().all(|x| lie(x) == lie(&all[0])).then(|| (all.into_iter().map(|(g, _)| g).collect(), letters))
+        };
+        let mut views: Vec<StridedView> = operands.into_iter().map(|v| self.strided(b, v)).collect();
+        if let Some(found) = of(spec, &views) {
+            return found;
+        }
+        let to_lhs = [spec.batch(), spec.rows(), spec.summed()].concat();
+        let to_rhs = [spec.batch(), spec.summed(), spec.cols()].concat();
+        for (i, view) in views.iter_mut().enumerate() {
+            let (from, to) = if i == 0 { (&spec.lhs, &to_lhs) } else { (&spec.rhs, &to_rhs) };
+            *view = self.reorder(b, view, from, to, p.dtype());
+        }
+        let copied = Contract { lhs: to_lhs, rhs: to_rhs, out: spec.out.clone() };
+        of(&copied, &views).unwrap_or_else(|| base::bug!("{copied} of contiguous operands"))
     }
 }

@@ -410,8 +410,7 @@ fn maps_of_products_of_experts_are_one_kernel() {
                 Way::Backward => {
                     let y = b.op(Op::GroupedContract { transposed: false }, &[rows, down, route[0]]);
                     let (dg, du) = (b.mul(y, u), b.mul(y, s));
-                    let wide = b.cast(dg, F32);
-                    outlined(b, &[rows, y, dg, s, du, wide], &[wide, du, y])
+                    outlined(b, &[rows, y, dg, s, du], &[dg, du, y])
                 }
             }
         }
@@ -459,6 +458,223 @@ fn regions_of_other_products_are_taken_apart() {
         let Op::Fused(region) = &f.def(y_of(&f)).op else { panic!("a region") };
         assert!(!lower::has_kernel(region, true), "{way}");
         compare(f, &[("N", 5)]);
+    }
+}
+
+/// The function of a region of all that `build` adds but what it says it leaves outside, and its kernels where products are kernels.
+fn of_products(
+    args: &[&str],
+    dims: &[(&str, i64)],
+    build: &dyn Fn(&mut Builder, &[Value]) -> (Vec<Value>, Vec<Value>),
+) -> Option<Vec<crate::Kernel>> {
+    let mut f = Func::new("f");
+    let values: Vec<Value> = args.iter().enumerate().map(|(i, t)| f.arg(&format!("a{i}"), Role::Input, ty(t))).collect();
+    let mut b = Builder::new(&mut f);
+    let (outside, results) = build(&mut b, &values);
+    let nodes = (args.len()..b.func.nodes.len()).map(|i| Value { node: graph::NodeId(i as u32), index: 0 });
+    let inside: Vec<Value> = nodes.filter(|v| !outside.contains(v)).collect();
+    let outputs = outlined(&mut b, &inside, &results);
+    outputs.into_iter().enumerate().for_each(|(i, v)| f.output(&format!("o{i}"), Role::Result, v));
+    graph::passes::prune_dead(&mut f);
+    compare(f.clone(), dims);
+    let Op::Fused(region) = &f.def(y_of(&f)).op else { panic!("a region") };
+    if !lower::has_kernel(region, true) {
+        return None;
+    }
+    let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f] };
+    Some(lower::lower(&module, lower::Options { fuse: true, parts: true, products: true }).expect("it lowers").kernels)
+}
+
+#[test]
+fn maps_of_dense_products_are_one_kernel() {
+    let all = |args: &[&str], dims: &[(&str, i64)], wanted: &[&str], build: &dyn Fn(&mut Builder, &[Value]) -> Vec<Value>| {
+        let kernels = of_products(args, dims, &|b, a| (Vec::new(), build(b, a))).expect("it has a kernel");
+        assert_eq!(kernels.iter().map(names).collect::<Vec<_>>(), [wanted], "{args:?}");
+    };
+    for dtype in ["bf16", "f32"] {
+        let of = |shapes: &[&str]| shapes.iter().map(|s| format!("{dtype}{s}")).collect::<Vec<String>>();
+        let run =
+            |shapes: &[&str], dims: &[(&str, i64)], wanted: &[&str], build: &dyn Fn(&mut Builder, &[Value]) -> Vec<Value>| {
+                let args = of(shapes);
+                all(&args.iter().map(String::as_str).collect::<Vec<_>>(), dims, wanted, build);
+            };
+        // Gate and up, alone and with both kept; more rows than a tile has.
+        for kept in [false, true] {
+            let wanted = if kept { &["a", "b0", "b1", "y0", "y1", "y2"][..] } else { &["a", "b0", "b1", "y"] };
+            run(&["[B, T, 16]", "[24, 16]", "[24, 16]"], &[("B", 3), ("T", 67)], wanted, &|b, a| {
+                let (g, u) = (b.contract("btd,fd->btf", a[0], a[1]), b.contract("btd,fd->btf", a[0], a[2]));
+                let h = b.map(MapFn::Swiglu, &[g, u]);
+                if kept { vec![h, u, g] } else { vec![h] }
+            });
+        }
+        // A factor for each row, a bias for each column, a residual that is a view and one that is not.
+        let shapes = ["[B, T, 16]", "[16, 40]", "[B, T]", "[40]", "[B, T, 40]"];
+        run(&shapes, BT, &["a", "b", "z0", "z1", "z2", "y"], &|b, a| {
+            let y = b.contract("btd,df->btf", a[0], a[1]);
+            let shape = b.func.ty(y).shape.clone();
+            let (factor, bias) = (b.broadcast(a[2], &shape, &[0, 1]), b.broadcast(a[3], &shape, &[2]));
+            let (y, half) = (b.mul(y, factor), b.full_like(y, 0.5));
+            let (y, z) = (b.add(y, bias), b.mul(a[4], half));
+            vec![b.add(y, z)]
+        });
+        // Gradients of both factors of a gate from one product.
+        run(&["[B, T, 16]", "[16, 40]", "[B, T, 40]", "[B, T, 40]"], BT, &["a", "b", "z0", "z1", "y0", "y1"], &|b, a| {
+            let dh = b.contract("bto,of->btf", a[0], a[1]);
+            let s = b.map(MapFn::Silu, &[a[2]]);
+            let (dg, du) = (b.mul(dh, a[3]), b.mul(dh, s));
+            vec![dg, du]
+        });
+        // Heads with matrices of their own, a number for each head and one for each row; two results of one product.
+        run(&["[B, T, 3, 16]", "[3, 8, 16]", "[3]", "[T, 3]"], BT, &["a", "b", "z0", "z1", "y0", "y1"], &|b, a| {
+            let y = b.contract("bthk,hlk->bthl", a[0], a[1]);
+            let shape = b.func.ty(y).shape.clone();
+            let (h, r) = (b.broadcast(a[2], &shape, &[2]), b.broadcast(a[3], &shape, &[1, 2]));
+            let (y, n) = (b.mul(y, h), b.map(MapFn::Neg, &[y]));
+            vec![b.add(y, r), n]
+        });
+        // A result that lies the other way, with a value that has one axis of the columns and one of the rows.
+        run(&["[B, T, 16]", "[2, 16, 4]", "[4, T]"], BT, &["a", "b", "z0", "y"], &|b, a| {
+            let y = b.contract("btd,hdk->hkbt", a[0], a[1]);
+            let turned = b.func.ty(y).shape.clone();
+            let z = b.broadcast(a[2], &turned, &[1, 3]);
+            vec![b.map(MapFn::Sub, &[y, z])]
+        });
+    }
+    // More results, for which tensor cores have no registers.
+    let three = |b: &mut Builder, a: &[Value]| {
+        let y = b.contract("td,df->tf", a[0], a[1]);
+        [MapFn::Abs, MapFn::Exp, MapFn::Neg].map(|f| b.map(f, &[y])).to_vec()
+    };
+    all(&["f32[T, 16]", "f32[16, 40]"], BT, &["a", "b", "y0", "y1", "y2"], &three);
+    let wide = |b: &mut Builder, a: &[Value]| {
+        let y = b.contract("td,df->tf", a[0], a[1]);
+        vec![b.cast(y, F32), b.map(MapFn::Neg, &[y])]
+    };
+    let narrow = ["bf16[T, 16]", "bf16[16, 40]"];
+    assert!(of_products(&narrow, BT, &|b, a| (Vec::new(), three(b, a))).is_none());
+    assert!(of_products(&narrow, BT, &|b, a| (Vec::new(), wide(b, a))).is_none());
+    // What is widened for the product is multiplied as it is.
+    all(&["bf16[B, T, 16]", "bf16[16, 40]", "f32[40]"], BT, &["a", "b", "z0", "y"], &|b, a| {
+        let (x, w) = (b.cast(a[0], F32), b.cast(a[1], F32));
+        let y = b.contract("btd,df->btf", x, w);
+        let shape = b.func.ty(y).shape.clone();
+        let bias = b.broadcast(a[2], &shape, &[2]);
+        let y = b.add(y, bias);
+        vec![b.cast(y, BF16)]
+    });
+}
+
+#[test]
+fn mapped_products_are_added_where_a_gradient_is() {
+    // In a loop the turn's part of a stack is added to; a sum that replaces an argument is computed in its place, if nothing else reads that there.
+    let products = |f: &Func| {
+        compare(f.clone(), BT);
+        let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f.clone()] };
+        let lowered = lower::lower(&module, lower::Options { fuse: true, parts: true, products: true }).expect("it lowers");
+        lowered
+            .kernels
+            .iter()
+            .map(|k| k.buffers.iter().map(|b| format!("{} {:?}", b.name, b.access)).collect::<Vec<_>>())
+            .collect::<Vec<_>>()
+    };
+    let mut body = Func::new("body");
+    let (x, w) = (body.arg("x", Role::Inner, ty("f32[B, 4]")), body.arg("dy", Role::Inner, ty("f32[B, 6]")));
+    let mut b = Builder::new(&mut body);
+    let dw = b.contract("bi,bj->ij", x, w);
+    let wide = b.map(MapFn::Tanh, &[dw]);
+    let y = outlined(&mut b, &[dw, wide], &[wide])[0];
+    body.output("dw", Role::Inner, y);
+    graph::passes::prune_dead(&mut body);
+    let mut f = Func::new("f");
+    let g = f.arg("g", Role::Grad, ty("f32[3, 4, 6]"));
+    let xs = ["f32[3, B, 4]", "f32[3, B, 6]"].map(|t| f.arg(t, Role::Input, ty(t)));
+    let mut b = Builder::new(&mut f);
+    let dw = b.op(Op::Repeat(Box::new(Repeat { count: 3, carried: 0, constant: 0, reverse: true, body })), &xs);
+    let next = b.add(g, dw);
+    f.output("g", Role::Grad, next);
+    assert_eq!(products(&f), [["a Read", "b Read", "y ReadWrite"]]);
+
+    for turned in [false, true] {
+        let mut f = Func::new("f");
+        let g = f.arg("g", Role::Grad, ty("f32[6, 6]"));
+        let x = ["x", "y"].map(|n| f.arg(n, Role::Input, ty("f32[B, 6]")));
+        let mut b = Builder::new(&mut f);
+        let (dw, old) = (b.contract("bi,bj->ij", x[0], x[1]), if turned { b.transpose(g, &[1, 0]) } else { g });
+        let wide = b.map(MapFn::Tanh, &[dw]);
+        let sum = b.add(old, wide);
+        let sum = outlined(&mut b, &[dw, wide, sum], &[sum])[0];
+        f.output("g", Role::Grad, sum);
+        graph::passes::prune_dead(&mut f);
+        let wanted = if turned { &["a Read", "b Read", "z0 Read", "y Write"][..] } else { &["a Read", "b Read", "y ReadWrite"] };
+        assert_eq!(products(&f)[0], wanted);
+    }
+}
+
+#[test]
+fn dense_products_of_views_and_of_nothing_are_mapped() {
+    let d = |s: &str| s.parse::<Dim>().expect("a dim");
+    // Rows of a part of the positions, matrices that lie in two ways: one is copied, or both.
+    let build = |b: &mut Builder, a: &[Value]| {
+        let x = b.op(Op::Slice { axis: 1, start: d("1"), len: d("T - 1"), step: 1 }, &a[..1]);
+        let turned = b.transpose(a[2], &[1, 0]);
+        let z = b.op(Op::Slice { axis: 1, start: d("0"), len: d("T - 1"), step: 1 }, &a[3..]);
+        let (g, u) = (b.contract("btd,df->btf", x, a[1]), b.contract("btd,df->btf", x, turned));
+        let h = b.map(MapFn::Swiglu, &[g, u]);
+        (vec![x, turned, z], vec![b.add(h, z)])
+    };
+    for t in [1, 2, 70] {
+        let args = ["bf16[B, T, 16]", "bf16[16, 24]", "bf16[24, 16]", "bf16[B, T, 24]"];
+        let kernels = of_products(&args, &[("B", 2), ("T", t)], &build).expect("it has a kernel");
+        assert!(
+            kernels.iter().any(|k| names(k) == ["a", "b0", "b1", "z0", "y"]),
+            "{:?}",
+            kernels.iter().map(names).collect::<Vec<_>>()
+        );
+    }
+    // No terms, and no rows.
+    for args in [["f32[T, 0]", "f32[0, 24]"], ["f32[0, 16]", "f32[16, 24]"]] {
+        let build = |b: &mut Builder, a: &[Value]| {
+            let y = b.contract("td,df->tf", a[0], a[1]);
+            (Vec::new(), vec![b.map(MapFn::Cos, &[y])])
+        };
+        assert!(of_products(&args, BT, &build).is_some());
+    }
+}
+
+#[test]
+fn regions_of_other_dense_products_are_taken_apart() {
+    let args = ["bf16[T, 16]", "bf16[T, 16]", "bf16[16, 16]", "bf16[16, 16]", "bf16[24, 16]", "bf16[64, 600]", "bf16[64, 24]"];
+    for way in 0..7 {
+        let kernels = of_products(&args, &[("T", 5)], &|b, a| {
+            let (x, w) = (a[0], a[2]);
+            let g = b.contract("td,df->tf", x, w);
+            let y = match way {
+                // Another's rows, an operand that is mapped, a sum of another order, one more product, a product of the product.
+                0 => b.contract("td,df->tf", a[1], a[3]),
+                1 => {
+                    let w = b.map(MapFn::Exp, &[a[3]]);
+                    b.contract("td,df->tf", x, w)
+                }
+                2 => b.contract("td,fd->tf", x, a[3]),
+                3 => {
+                    let (u, v) = (b.contract("td,df->tf", x, a[3]), b.contract("td,df->tf", x, a[2]));
+                    b.add(u, v)
+                }
+                4 => b.contract("td,df->tf", g, a[3]),
+                // What is summed in parts, a result of another shape.
+                5 => {
+                    let y = b.contract("kf,kd->df", a[5], a[6]);
+                    return (Vec::new(), vec![b.map(MapFn::Abs, &[y])]);
+                }
+                _ => {
+                    let y = b.map(MapFn::Abs, &[g]);
+                    return (Vec::new(), vec![b.transpose(y, &[1, 0])]);
+                }
+            };
+            (Vec::new(), vec![b.add(g, y)])
+        });
+        // Equal products are one; three are too many all the same.
+        assert!(kernels.is_none(), "{way}");
     }
 }
 

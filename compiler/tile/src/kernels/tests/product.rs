@@ -6,7 +6,7 @@ use crate::{
     ir::{Expr, Kernel, Stmt},
     kernels::{
         build::Build,
-        gpu_product::{Element, Epilogue, Grouped, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product},
+        gpu_product::{Element, Epilogue, Given, Grouped, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product},
     },
     verify::verify,
 };
@@ -192,7 +192,7 @@ fn gated_products_of_ragged_rows() {
             aligned: true,
         };
         let gate = |_: &mut Build, at: &Element| vec![Expr::Map(MapFn::Swiglu, at.products.clone())];
-        let results = [None, Some(0), Some(1)].map(|r| (r, dtype));
+        let results = [Given::Map, Given::Product(0), Given::Product(1)].map(|r| (r, dtype));
         let results = results[..if kept { 3 } else { 1 }].to_vec();
         let taken_of = taken.map(Dim::from);
         let epilogue = Epilogue { taken: taken_of, matrices: 2, operands: Vec::new(), results, map: Some(&gate) };
