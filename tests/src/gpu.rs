@@ -33,11 +33,15 @@ pub(crate) const MODELS: [(&str, &str); 4] = [
     ),
 ];
 
+/// A model's text.
+fn source(model: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models").join(model).join("model.lode");
+    std::fs::read_to_string(&path).expect("the model is part of the source")
+}
+
 /// A model's program, with its sources.
 fn front(model: &str, options: &Options) -> pipeline::Front {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models").join(model).join("model.lode");
-    let text = std::fs::read_to_string(&path).expect("the model is part of the source");
-    pipeline::front("model.lode", &text, &mut |_| None, options)
+    pipeline::front("model.lode", &source(model), &mut |_| None, options)
 }
 
 fn options(set: &str, gpu: bool, plain: bool) -> Options {
@@ -62,8 +66,12 @@ pub(crate) fn built(model: &str, set: &str, gpu: bool, plain: bool) -> library::
 }
 
 fn kernels(model: &str, set: &str) -> Vec<Kernel> {
+    kernels_of(&source(model), set)
+}
+
+fn kernels_of(text: &str, set: &str) -> Vec<Kernel> {
     let options = options(set, true, false);
-    let front = front(model, &options);
+    let front = pipeline::front("model.lode", text, &mut |_| None, &options);
     let (module, _) = pipeline::middle(front.program.as_ref().expect("it checks"), &options).expect("it optimises");
     pipeline::lower(&module, &options).expect("it lowers").kernels
 }
@@ -112,6 +120,25 @@ fn attention_spills_no_registers_and_its_products_run_on() {
     let told = assemble(&ptxas, "attention", &ptx.text);
     assert_eq!(told.matches(" 0 bytes spill stores").count(), kernels.len(), "{told}");
     // What the assembler says when a product waits for itself.
+    assert!(!told.contains("serialized"), "{told}");
+}
+
+#[test]
+fn products_with_what_follows_them_spill_no_registers_and_run_on() {
+    let Some(ptxas) = ptxas() else { return };
+    let text = source("llama").replace("dims B, T", "dims B, T\nprecision { storage = f32, compute = bf16 }");
+    let set = "hidden_size=4096 intermediate_size=14336 num_attention_heads=32 num_key_value_heads=8 vocab_size=32000";
+    let kernels: Vec<Kernel> = kernels_of(&text, set).into_iter().filter(|k| k.name.contains("product")).collect();
+    let buffers = |k: &Kernel| k.buffers.iter().map(|b| b.name.clone()).collect::<Vec<_>>().join(" ");
+    let all: Vec<String> = kernels.iter().map(buffers).collect();
+    // A gate, alone and with both products, a residual, the gradients of a gate, a gradient as f32.
+    for wanted in ["a b0 b1 y", "a b0 b1 y0 y1 y2", "a b z0 z1 y", "a b z0 z1 y0 y1", "a b y"] {
+        assert!(all.iter().any(|b| b == wanted), "no '{wanted}' in {all:?}");
+    }
+    let ptx = codegen::emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles");
+    assert!(ptx.kernels.iter().all(|k| !k.maps.is_empty()), "they run on warp groups");
+    let told = assemble(&ptxas, "products", &ptx.text);
+    assert_eq!(told.matches(" 0 bytes spill stores").count(), kernels.len(), "{told}");
     assert!(!told.contains("serialized"), "{told}");
 }
 

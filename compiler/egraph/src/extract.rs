@@ -47,6 +47,11 @@ fn place(op: &Op) -> Place {
     }
 }
 
+/// Whether a value that is given is stored by a kernel of its own, which the kernel of an operand might do: that of a product, or of a row.
+fn is_map(op: &Op) -> bool {
+    matches!(op, Op::Map(_) | Op::Cast(_))
+}
+
 fn op_cost(op: &Op, operands: &[&TensorType], results: &[TensorType], cost: Cost) -> f64 {
     match op {
         Op::Arg(_) => 0.0,
@@ -60,12 +65,26 @@ fn store_cost(ty: &TensorType, cost: Cost) -> f64 {
     if ty.rank() == 0 { 0.0 } else { cost(&Op::Concat(0), &[ty], std::slice::from_ref(ty)) }
 }
 
-/// The cost of a program: of all nodes that its outputs need, and of storing what is computed on the fly and read from memory.
+/// The cost of a program: of all nodes that its outputs need, and of storing what is computed on the fly and read from memory, or mapped
+/// and given.
 pub fn program_cost(func: &Func, cost: Cost) -> f64 {
     let mut needed = vec![false; func.nodes.len()];
     let mut stored = vec![false; func.nodes.len()];
-    func.outputs.iter().for_each(|o| needed[o.value.node.0 as usize] = true);
     let mut sum = 0.0;
+    // What a value in memory costs, if it is a view of what is computed on the fly or is computed so itself.
+    let mut store = |v: Value| {
+        let mut from = v;
+        while place(&func.def(from).op) == Place::View {
+            from = func.def(from).inputs[0];
+        }
+        let on_the_fly = place(&func.def(from).op) == Place::OnTheFly;
+        let new = on_the_fly && !std::mem::replace(&mut stored[from.node.0 as usize], true);
+        if new { store_cost(func.ty(from), cost) } else { 0.0 }
+    };
+    for o in &func.outputs {
+        needed[o.value.node.0 as usize] = true;
+        sum += if is_map(&func.def(o.value).op) { store(o.value) } else { 0.0 };
+    }
     for id in func.nodes.ids().rev() {
         if !needed[id.0 as usize] {
             continue;
@@ -73,13 +92,8 @@ pub fn program_cost(func: &Func, cost: Cost) -> f64 {
         let node = &func.nodes[id];
         for v in &node.inputs {
             needed[v.node.0 as usize] = true;
-            let mut from = *v;
-            while place(&node.op) == Place::Memory && place(&func.def(from).op) == Place::View {
-                from = func.def(from).inputs[0];
-            }
-            let on_the_fly = place(&func.def(from).op) == Place::OnTheFly;
-            if place(&node.op) == Place::Memory && on_the_fly && !std::mem::replace(&mut stored[from.node.0 as usize], true) {
-                sum += store_cost(func.ty(from), cost);
+            if place(&node.op) == Place::Memory {
+                sum += store(*v);
             }
         }
         let operands: Vec<&TensorType> = node.inputs.iter().map(|v| func.ty(*v)).collect();
@@ -94,6 +108,7 @@ struct Candidate<'a> {
     children: Vec<usize>,
     cost: f64,
     place: Place,
+    is_map: bool,
 }
 
 /// Everything that can be chosen: for each class its e-nodes, costs worked out.
@@ -123,11 +138,11 @@ impl<'a> Space<'a> {
         let candidate = |id: Id, node: &'a ENode| {
             let children = node.children.iter().map(|c| at[&egraph.find(*c)]).collect();
             let Some(op) = egraph.analysis.op(node.head) else {
-                return Candidate { node, children, cost: 0.0, place: Place::View };
+                return Candidate { node, children, cost: 0.0, place: Place::View, is_map: false };
             };
             let operands: Vec<&TensorType> = node.children.iter().map(|c| &egraph[*c].data.types[0]).collect();
             let cost = op_cost(&op, &operands, &egraph[id].data.types, cost);
-            Candidate { node, children, cost, place: place(&op) }
+            Candidate { node, children, cost, place: place(&op), is_map: is_map(&op) }
         };
         let options: Vec<Vec<Candidate>> =
             ids.iter().map(|id| sorted(egraph, *id).into_iter().map(|n| candidate(*id, n)).collect()).collect();
@@ -302,27 +317,26 @@ impl<'a> Space<'a> {
     /// The cost of the classes the outputs need; infinite if a choice needs itself.
     pub fn total(&self, choice: &Choice, outputs: &[usize]) -> f64 {
         let Some(order) = self.order(choice, outputs) else { return f64::INFINITY };
+        let chosen = |class: usize| self.chosen(choice, class).expect("all that is needed is chosen");
         let mut stored = vec![false; self.ids.len()];
+        let mut store = |class: usize| {
+            let mut from = class;
+            while chosen(from).place == Place::View {
+                from = chosen(from).children[0];
+            }
+            let new = chosen(from).place == Place::OnTheFly && !std::mem::replace(&mut stored[from], true);
+            if new { self.store[from] } else { 0.0 }
+        };
         let mut sum = 0.0;
         for class in order {
-            let candidate = self.chosen(choice, class).expect("all that is needed is chosen");
+            let candidate = chosen(class);
             sum += candidate.cost;
-            if candidate.place != Place::Memory {
-                continue;
-            }
-            for child in &candidate.children {
-                let mut from = *child;
-                let mut below = self.chosen(choice, from).expect("all that is needed is chosen");
-                while below.place == Place::View {
-                    from = below.children[0];
-                    below = self.chosen(choice, from).expect("all that is needed is chosen");
-                }
-                if below.place == Place::OnTheFly && !std::mem::replace(&mut stored[from], true) {
-                    sum += self.store[from];
-                }
+            if candidate.place == Place::Memory {
+                sum += candidate.children.iter().map(|c| store(*c)).sum::<f64>();
             }
         }
-        sum
+        let given = outputs.iter().filter(|c| chosen(**c).is_map);
+        sum + given.map(|c| store(*c)).sum::<f64>()
     }
 
     /// Local search; the choice and its cost.

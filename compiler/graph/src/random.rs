@@ -560,11 +560,13 @@ impl Grower {
         let out = order.into_iter().map(|i| out[i]).collect();
         let (rhs, shape): (Vec<char>, Vec<Dim>) = rhs.into_iter().unzip();
         let b = self.fit(&TensorType::new(ty.dtype, shape))?;
-        if self.random.once_in(2) {
-            self.op(Op::Contract(Contract { lhs: rhs, rhs: lhs, out }), &[b, a]).map(drop)
+        let (op, inputs) = if self.random.once_in(2) {
+            (Op::Contract(Contract { lhs: rhs, rhs: lhs, out }), [b, a])
         } else {
-            self.op(Op::Contract(Contract { lhs, rhs, out }), &[a, b]).map(drop)
-        }
+            (Op::Contract(Contract { lhs, rhs, out }), [a, b])
+        };
+        let y = self.op(op.clone(), &inputs)?;
+        if self.ty(y).rank() > 0 && self.random.once_in(4) { self.gate(&op, &inputs, y) } else { Some(()) }
     }
     fn gather(&mut self) -> Option<()> {
         let x = self.value(|t| t.rank() >= 1)?;
@@ -718,7 +720,7 @@ impl Grower {
             self.op(Op::GroupedOuter, &[rows, y, offsets])?;
         }
         if self.random.once_in(2) {
-            self.gate(rows, [w, offsets], y, transposed)?;
+            self.gate(&Op::GroupedContract { transposed }, &[rows, w, offsets], y)?;
         }
         if self.random.once_in(2) {
             let back = self.op(Op::Gather { batch: 0 }, &[y, position])?;
@@ -749,10 +751,11 @@ impl Grower {
         self.node(Op::Fused(Box::new(fused)), &operands).map(drop)
     }
     /// A map of a product and of another of the same rows, or of one of them and others; as a region or not.
-    fn gate(&mut self, rows: Value, [w, offsets]: [Value; 2], y: Value, transposed: bool) -> Option<()> {
-        let (of_w, of_y) = (self.ty(w), self.ty(y));
-        let other = self.fit(&of_w)?;
-        let z = self.op(Op::GroupedContract { transposed }, &[rows, other, offsets])?;
+    fn gate(&mut self, product: &Op, operands: &[Value], y: Value) -> Option<()> {
+        let (rows, of_w, of_y) = (operands[0], self.ty(operands[1]), self.ty(y));
+        let mut others = operands.to_vec();
+        others[1] = self.fit(&of_w)?;
+        let z = self.op(product.clone(), &others)?;
         let factor = self.fit(&TensorType::new(of_y.dtype, [of_y.shape[0].clone()]))?;
         let factor = self.op(Op::Broadcast { shape: of_y.shape.clone(), axes: vec![0] }, &[factor])?;
         let mut nodes: BTreeSet<NodeId> = [y.node, z.node].into();
@@ -767,7 +770,9 @@ impl Grower {
             return Some(());
         }
         // What is in the region and what it takes: rows that are taken, or how a factor is repeated.
-        nodes.extend([rows.node, factor.node].into_iter().filter(|_| self.random.once_in(2)));
+        let may_be_inside = |id: &NodeId| !matches!(self.func.nodes[*id].op, Op::Arg(_) | Op::Repeat(_) | Op::Fused(_));
+        let some: Vec<NodeId> = [rows.node, factor.node].into_iter().filter(may_be_inside).collect();
+        nodes.extend(some.into_iter().filter(|_| self.random.once_in(2)));
         let results = match self.random.below(3) {
             0 => vec![last],
             1 => vec![last, y, z],

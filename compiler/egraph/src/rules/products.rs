@@ -4,17 +4,21 @@
 
 use super::{
     Class, Family, How, Rule,
-    regions::{Inside, depends, region},
+    regions::{Inside, dependents, region},
 };
 use crate::rewrite::{Site, Term};
+use base::DType;
 use egg::Id;
 use graph::{Op, op::Form};
 use std::collections::BTreeSet;
 
 /// The table.
 pub fn rules() -> Vec<Rule> {
-    let how = How::Outline("grouped_contract", map_of_grouped_contracts);
-    vec![Rule { name: "map-of-grouped-contracts", family: Family::Experts, class: Class::Exact, how }]
+    let rule = |name, family, root| Rule { name, family, class: Class::Exact, how: How::Outline(root, map_of_products) };
+    vec![
+        rule("map-of-contracts", Family::Fusion, "contract"),
+        rule("map-of-grouped-contracts", Family::Experts, "grouped_contract"),
+    ]
 }
 
 /// Ops of a region beside its products; what is left is taken from memory.
@@ -22,7 +26,7 @@ const MOST_OPS: usize = 24;
 /// Mapped results of a region.
 const MOST_RESULTS: usize = 4;
 
-/// Products of the same rows, with the same offsets: their classes and operands.
+/// Products of the same rows, and of the same offsets if they are ragged: their classes and operands.
 type Products = Vec<(Id, Vec<Id>)>;
 
 /// Whether an op computes an element from those at the same place.
@@ -30,15 +34,24 @@ fn is_map(op: &Op) -> bool {
     matches!(op, Op::Map(_) | Op::Cast(_))
 }
 
+/// Whether the columns of a dense product's matrix lie as one: not if it is some columns of each of several, as a half of each head. A tile would have
+/// those of one alone.
+fn lies_whole(site: &Site, w: Id) -> bool {
+    let Op::Contract(spec) = site.op else { return true };
+    let apart = |axis: usize| spec.cols().contains(&spec.rhs[axis]) && spec.rhs[..axis].iter().any(|l| spec.cols().contains(l));
+    !site.defs(w).any(|(op, _)| matches!(*op, Op::Slice { axis, .. } if apart(axis)))
+}
+
 /// The products of the site's rows.
 fn products(site: &Site) -> Products {
-    let [x, _, offsets] = site.children else { return Vec::new() };
+    let x = site.children[0];
     let mut found: Products = Vec::new();
-    for user in site.egraph[*x].parents() {
+    for user in site.egraph[x].parents() {
         let class = site.egraph.find(user);
         for (op, of) in site.defs(class).filter(|(op, _)| **op == *site.op) {
-            let alike = op.name() == site.op.name() && site.same(of[0], *x) && site.same(of[2], *offsets);
-            if alike && site.ty_of(class) == site.ty && found.iter().all(|(c, _)| *c != class) {
+            let alike = op.name() == site.op.name()
+                && of.iter().zip(site.children).enumerate().all(|(i, (a, b))| i == 1 || site.same(*a, *b));
+            if alike && site.ty_of(class) == site.ty && lies_whole(site, of[1]) && found.iter().all(|(c, _)| *c != class) {
                 found.push((class, of.to_vec()));
             }
         }
@@ -52,7 +65,7 @@ fn ends(site: &Site, products: &Products) -> Vec<Id> {
     let (mut seen, mut ends) = (BTreeSet::new(), Vec::new());
     let mut open: Vec<Id> = products.iter().map(|(c, _)| *c).collect();
     while let Some(class) = open.pop() {
-        let (mut is_end, mut read) = (false, false);
+        let (mut is_end, mut read) = (is_output(site, class), false);
         for user in site.egraph[class].parents() {
             read = true;
             let maps = site.egraph.analysis.op(site.egraph.id_to_node(user).head).is_some_and(|op| is_map(&op));
@@ -73,6 +86,11 @@ fn ends(site: &Site, products: &Products) -> Vec<Id> {
     ends
 }
 
+/// Whether the function gives the class.
+fn is_output(site: &Site, class: Id) -> bool {
+    site.egraph.analysis.outputs.iter().any(|c| site.same(*c, class))
+}
+
 /// The part of a region that follows its products.
 struct Cone<'a> {
     site: &'a Site<'a>,
@@ -82,7 +100,10 @@ struct Cone<'a> {
     num_ops: usize,
 }
 
-impl Cone<'_> {
+impl<'a> Cone<'a> {
+    fn new(site: &'a Site<'a>, products: &'a Products) -> Cone<'a> {
+        Cone { site, products, order: Vec::new(), open: BTreeSet::new(), num_ops: 0 }
+    }
     /// Takes a class in: with what it is mapped from, or as it is.
     fn take(&mut self, class: Id) {
         let class = self.site.egraph.find(class);
@@ -105,41 +126,87 @@ impl Cone<'_> {
         self.open.remove(&class);
         self.order.push((class, def));
     }
+    /// Takes what is computed at an element of the products from them and from what does not need them; `false`, and nothing, if that is not so.
+    fn take_end(&mut self, end: Id, above: &BTreeSet<Id>) -> bool {
+        let before = (self.order.len(), self.num_ops);
+        self.take(end);
+        let taken = &self.order[before.0..];
+        let whole = matches!(taken.last(), Some((_, Some(_))));
+        let fits = whole && !taken.iter().any(|(c, op)| op.is_none() && above.contains(c));
+        if !fits {
+            self.order.truncate(before.0);
+            self.num_ops = before.1;
+        }
+        fits
+    }
+    /// The products that are read, by number.
+    fn read(&self) -> BTreeSet<usize> {
+        let inputs =
+            self.order.iter().filter_map(|(_, op)| op.as_ref()).flat_map(|(_, of)| of).map(|c| self.site.egraph.find(*c));
+        inputs.filter_map(|c| self.products.iter().position(|(of, _)| *of == c)).collect()
+    }
 }
 
-// f(x·w, x·u, …): a map of products of the same ragged rows is computed where they are summed. Where they are maps of one element of each, and of
-// what does not depend on the products; rows taken by index come with their loads. Products that others read too are results besides.
-fn map_of_grouped_contracts(site: &Site) -> Vec<(Id, Term)> {
+/// The ends of maps of the products, those together that read one of them.
+fn together(site: &Site, products: &Products, above: &BTreeSet<Id>) -> Vec<Vec<Id>> {
+    let mut sets: Vec<(BTreeSet<usize>, Vec<Id>)> = Vec::new();
+    for end in ends(site, products) {
+        let mut cone = Cone::new(site, products);
+        if !cone.take_end(end, above) {
+            continue;
+        }
+        let mut own = (cone.read(), vec![end]);
+        while let Some(i) = sets.iter().position(|(read, _)| !read.is_disjoint(&own.0)) {
+            let (read, ends) = sets.remove(i);
+            own.0.extend(read);
+            own.1.splice(0..0, ends);
+        }
+        sets.push(own);
+    }
+    sets.iter_mut().for_each(|(_, ends)| ends.sort());
+    sets.into_iter().filter(|(read, _)| !read.is_empty()).map(|(_, ends)| ends).collect()
+}
+
+/// If the operand of a product is only widened: the narrow class, and the op.
+fn widened(site: &Site, class: Id) -> Option<(Op, Vec<Id>)> {
+    let narrow = |c: Id| matches!(site.ty_of(c).dtype, DType::BF16 | DType::F16);
+    let def = site.defs(class).find(|(op, of)| matches!(**op, Op::Cast(DType::F32)) && narrow(of[0]));
+    def.map(|(op, of)| (op.into_owned(), of.to_vec()))
+}
+
+// f(x·w, x·u, …): a map of products of the same rows is computed where they are summed. Where it is a map of one element of each, and of what does
+// not depend on the products; rows of ragged products that are taken by index come with their loads. Products that others read too are results besides.
+fn map_of_products(site: &Site) -> Vec<(Id, Term)> {
     let all = products(site);
     if all.first().is_none_or(|(c, _)| *c != site.class) {
         return Vec::new();
     }
-    let classes: BTreeSet<Id> = all.iter().map(|(c, _)| *c).collect();
-    let mut cone = Cone { site, products: &all, order: Vec::new(), open: BTreeSet::new(), num_ops: 0 };
+    let above = dependents(site, all.iter().map(|(c, _)| *c));
+    let sets = together(site, &all, &above);
+    sets.into_iter().flat_map(|ends| regions_to(site, &all, &above, &ends)).collect()
+}
+
+/// The regions that give some ends: with rows taken by index inside or not, and with the products as results or without, if somebody else reads them.
+fn regions_to(site: &Site, all: &Products, above: &BTreeSet<Id>, ends: &[Id]) -> Vec<(Id, Term)> {
+    let mut cone = Cone::new(site, all);
     let mut results = Vec::new();
-    for end in ends(site, &all) {
-        let before = (cone.order.len(), cone.num_ops);
-        cone.take(end);
-        let taken = &cone.order[before.0..];
-        let whole = matches!(taken.last(), Some((_, Some(_))));
-        if whole && results.len() < MOST_RESULTS && !taken.iter().any(|(c, op)| op.is_none() && depends(site, *c, &classes)) {
-            results.push(end);
-        } else {
-            cone.order.truncate(before.0);
-            cone.num_ops = before.1;
+    for end in ends {
+        if results.len() < MOST_RESULTS && cone.take_end(*end, above) {
+            results.push(*end);
         }
     }
-    let maps = cone.order;
-    let is_read = |class: &Id| {
-        let mut inputs = maps.iter().filter_map(|(_, op)| op.as_ref()).flat_map(|(_, of)| of);
-        inputs.any(|c| site.egraph.find(*c) == *class)
-    };
-    let used: Products = all.iter().filter(|(c, _)| is_read(c)).cloned().collect();
+    let used: Products = cone.read().into_iter().map(|i| all[i].clone()).collect();
     let Some((_, first)) = used.first() else { return Vec::new() };
+    let maps = cone.order;
+    let is_inside = |user: Id| maps.iter().any(|(c, op)| op.is_some() && site.same(*c, user));
+    let is_wanted = |class: Id| is_output(site, class) || site.egraph[class].parents().any(|user| !is_inside(user));
+    let ragged = matches!(site.op, Op::GroupedContract { .. });
     let rows = site.defs(first[0]).find(|(op, of)| {
         let picks = |x: Id, index: Id| site.ty_of(x).rank() == 2 && site.ty_of(index).rank() == 1;
-        matches!(&**op, Op::Gather { batch: 0 }) && picks(of[0], of[1])
+        ragged && matches!(&**op, Op::Gather { batch: 0 }) && picks(of[0], of[1])
     });
+    let operands = || [first[0]].into_iter().chain(used.iter().map(|(_, of)| of[1]));
+    let narrow = !ragged && operands().all(|c| widened(site, c).is_some());
     let mut found = Vec::new();
     for gathered in [false, true] {
         let mut order: Vec<Inside> = Vec::new();
@@ -151,10 +218,17 @@ fn map_of_grouped_contracts(site: &Site) -> Vec<(Id, Term)> {
         };
         match (&rows, gathered) {
             (None, true) => continue,
+            (_, false) if narrow => {}
             (_, false) => take(&mut order, first[0]),
             (Some((op, of)), true) => {
                 of.iter().for_each(|c| take(&mut order, *c));
                 order.push((site.egraph.find(first[0]), Some(((**op).clone(), of.to_vec()))));
+            }
+        }
+        for (class, cast) in operands().filter(|_| narrow).filter_map(|c| Some((site.egraph.find(c), widened(site, c)?))) {
+            take(&mut order, cast.1[0]);
+            if !order.iter().any(|(c, _)| *c == class) {
+                order.push((class, Some(cast)));
             }
         }
         for (class, of) in &used {
@@ -167,7 +241,7 @@ fn map_of_grouped_contracts(site: &Site) -> Vec<(Id, Term)> {
                 Some(_) => order.push((*class, op.clone())),
             }
         }
-        for kept in [false, true] {
+        for kept in [false, true].into_iter().filter(|kept| !kept || used.iter().any(|(c, _)| is_wanted(*c))) {
             let products = used.iter().map(|(c, _)| *c).filter(|_| kept);
             let results: Vec<Id> = results.iter().copied().chain(products).collect();
             found.extend(region(site, Form::Product, &order, &results).terms());

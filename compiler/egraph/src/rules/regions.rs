@@ -141,6 +141,17 @@ pub(super) fn depends(site: &Site, class: Id, on: &BTreeSet<Id>) -> bool {
     false
 }
 
+/// Classes that can be computed from some of these, and these.
+pub(super) fn dependents(site: &Site, on: impl Iterator<Item = Id>) -> BTreeSet<Id> {
+    let (mut seen, mut open) = (BTreeSet::new(), on.map(|c| site.egraph.find(c)).collect::<Vec<_>>());
+    while let Some(class) = open.pop() {
+        if seen.insert(class) {
+            open.extend(site.egraph[class].parents().map(|user| site.egraph.find(user)));
+        }
+    }
+    seen
+}
+
 /// A region that was cut out.
 pub(super) struct Region {
     /// The op.

@@ -306,6 +306,25 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let h = b.mul(s, u);
         vec![product(b, h, a[3]), b.map(MapFn::Exp, &[u]), u]
     }),
+    // Gate and up of the same rows, a factor for each row and a bias for each column, the up product being wanted besides; and a residual, to which
+    // what is widened for its product is added.
+    (
+        "map-of-contracts",
+        &["float B T K", "float K M", "float K M", "float B T", "float M", "bf16 B K", "bf16 K M", "f32 B M"],
+        |b, a| {
+            let [g, u] = [a[1], a[2]].map(|w| b.contract("btd,df->btf", a[0], w));
+            let g = scaled_along(b, g, a[3], &[0, 1]);
+            let shape = shape(b, g);
+            let bias = b.broadcast(a[4], &shape, &[2]);
+            let g = b.add(g, bias);
+            let s = b.map(MapFn::Silu, &[g]);
+            let h = b.mul(s, u);
+            let e = b.map(MapFn::Exp, &[u]);
+            let [x, w] = [a[5], a[6]].map(|v| b.cast(v, DType::F32));
+            let y = b.contract("bd,df->bf", x, w);
+            vec![b.op(Op::Reduce(ReduceFn::Sum, vec![1]), &[h]), e, u, b.add(a[7], y)]
+        },
+    ),
     ("reduce-of-streamed", &["float B K", "float 4100 K", "f32 B"], |b, a| {
         let w = b.transpose(a[1], &[1, 0]);
         let z = b.contract("bk,kn->bn", a[0], w);
@@ -387,6 +406,27 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
         let x = b.map(MapFn::Silu, &[a[0]]);
         let g = b.op(Op::GroupedContract { transposed: true }, &[x, a[1], offsets]);
         vec![b.transpose(g, &[1, 0])]
+    }),
+    ("a map that needs all of a dense row", &["map-of-contracts"], &["f32 B K", "f32 K M"], |b, a| {
+        let y = b.contract("bk,km->bm", a[0], a[1]);
+        let most = b.op(Op::Reduce(ReduceFn::Max, vec![1]), &[y]);
+        let shape = shape(b, y);
+        let most = b.broadcast(most, &shape, &[0]);
+        vec![b.map(MapFn::Sub, &[y, most])]
+    }),
+    ("a map of what needs the product", &["map-of-contracts"], &["f32 B K", "f32 K K", "f32 K K"], |b, a| {
+        let y = b.contract("bk,km->bm", a[0], a[1]);
+        let z = b.contract("bk,mk->bm", y, a[2]);
+        let z = b.transpose(z, &[1, 0]);
+        let z = b.op(Op::Reduce(ReduceFn::Max, vec![1]), &[z]);
+        let shape = shape(b, y);
+        let z = b.broadcast(z, &shape, &[1]);
+        vec![b.add(y, z)]
+    }),
+    ("a map of the operand, and no product", &["map-of-contracts"], &["f32 B K", "f32 K M"], |b, a| {
+        let x = b.map(MapFn::Silu, &[a[0]]);
+        let y = b.contract("bk,km->bm", x, a[1]);
+        vec![b.op(Op::Reduce(ReduceFn::Max, vec![0]), &[y])]
     }),
     ("a factor of rows is none of columns", &["contract-of-mul-by-summed"], &["f32 B K", "f32 B", "f32 K N"], |b, a| {
         let x = scaled_along(b, a[0], a[1], &[0]);

@@ -210,35 +210,60 @@ fn sparse_attention_of_std_stores_no_score_of_each_pair() {
     }
 }
 
-/// The regions of products of a function and of its loops: how many products each has, how many results, and whether rows come with their loads.
-fn regions(f: &Func) -> Vec<(usize, usize, bool)> {
+/// The regions of ragged products of a function and of its loops, or of dense ones: how many products each has, how many results, and whether rows
+/// come with their loads.
+fn regions(f: &Func, ragged: bool) -> Vec<(usize, usize, bool)> {
     let of = |node: &graph::Node| match &node.op {
         Op::Fused(region) if region.form == graph::op::Form::Product => {
             let count = |is: &dyn Fn(&Op) -> bool| region.body.nodes.values().filter(|n| is(&n.op)).count();
-            let products = count(&|op| matches!(op, Op::GroupedContract { .. }));
-            vec![(products, region.body.outputs.len(), count(&|op| matches!(op, Op::Gather { .. })) == 1)]
+            let [all, dense] =
+                [count(&|op| matches!(op, Op::GroupedContract { .. })), count(&|op| matches!(op, Op::Contract(_)))];
+            let gathers = count(&|op| matches!(op, Op::Gather { .. })) == 1;
+            let products = if ragged { all } else { dense };
+            if products > 0 { vec![(products, region.body.outputs.len(), gathers)] } else { Vec::new() }
         }
-        Op::Repeat(r) => regions(&r.body),
+        Op::Repeat(r) => regions(&r.body, ragged),
         _ => Vec::new(),
     };
     f.nodes.values().flat_map(of).collect()
 }
 
+/// The module optimised for a target, for so many positions.
+fn optimized_for(module: &Module, gpu: bool, sizes: &[(&str, i64)]) -> Module {
+    let model = tile::cost::Model::new(tile::Tuning::of_target(gpu));
+    let sizes: DimEnv = sizes.iter().map(|(n, v)| ((*n).into(), *v)).collect();
+    let cost = |op: &Op, x: &[&TensorType], y: &[TensorType]| model.op_cost(&sizes, op, x, y);
+    let (out, reports) = optimize(module, &cost, &Options { sizes: sizes.clone(), ..Options::default() });
+    assert_eq!(graph::verify::verify(&out), []);
+    assert!(reports.iter().all(|r| r.cost.1 <= r.cost.0));
+    out
+}
+
+#[test]
+fn dense_products_are_mapped_where_they_are_summed_if_there_is_a_kernel() {
+    let shipped = source::module("llama", "");
+    // As it is trained: gradients are f32, gate and up of the forward pass are kept for the gradient.
+    let text =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/llama/model.lode")).expect("it is shipped");
+    let narrow = text.replace("dims B, T", "dims B, T\nprecision { storage = f32, compute = bf16 }");
+    let narrow = source::compile(&narrow, "hidden_size=2048 intermediate_size=5632 num_attention_heads=16 vocab_size=4096");
+    for (name, module, sizes) in [("f32", &shipped, [("B", 64), ("T", 64)]), ("bf16", &narrow, [("B", 4), ("T", 2048)])] {
+        let (out, on_host) = (optimized_for(module, true, &sizes), optimized_for(module, false, &sizes));
+        let of = |m: &Module, entry: &str| regions(m.func(entry).expect("the entry is there"), false);
+        // The gate, and both residuals of a layer after its last product.
+        assert_eq!(of(&out, "forward"), [(2, 1, false), (1, 1, false)], "{name}");
+        let grad = of(&out, "grad");
+        assert!(grad.contains(&(2, 3, false)) && grad.contains(&(1, 2, false)), "{name}: {grad:?}");
+        assert_eq!((of(&on_host, "forward"), of(&on_host, "grad")), (Vec::new(), Vec::new()), "{name}");
+    }
+}
+
 #[test]
 fn experts_are_regions_of_products_where_there_is_a_kernel_for_them() {
-    let optimized = |module: &Module, gpu: bool| {
-        let model = tile::cost::Model::new(tile::Tuning::of_target(gpu));
-        let sizes = DimEnv::new();
-        let cost = |op: &Op, x: &[&TensorType], y: &[TensorType]| model.op_cost(&sizes, op, x, y);
-        let (out, reports) = optimize(module, &cost, &Options::default());
-        assert_eq!(graph::verify::verify(&out), []);
-        assert!(reports.iter().all(|r| r.cost.1 <= r.cost.0));
-        out
-    };
     for (name, set) in source::MODELS.iter().filter(|(name, _)| *name != "llama") {
         let module = source::module(name, set);
-        let (out, on_host) = (optimized(&module, true), optimized(&module, false));
-        let of = |m: &Module, entry: &str| regions(m.func(entry).expect("the entry is there"));
+        let (out, on_host) = (optimized_for(&module, true, &[]), optimized_for(&module, false, &[]));
+        let of = |m: &Module, entry: &str| regions(m.func(entry).expect("the entry is there"), true);
         // Gate and up, of rows that are never stored.
         assert_eq!(of(&out, "forward"), [(2, 1, true)], "{name}");
         // Both are kept for the gradient, and those of both factors come from one product; the rows' is a sum of two, which may be a region or
