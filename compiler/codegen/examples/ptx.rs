@@ -148,12 +148,14 @@ fn mapped(way: Way, dtype: DType, m: Dim, [n, k]: [i64; 2], turned: [bool; 2], t
             Way::Bias => vec![y * other(0, row) + other(1, col)],
             Way::Backward => {
                 let (g, u) = (b.bind(other(0, &index)), other(1, &index));
-                let s = b.bind(of(MapFn::Silu, &[g.clone()]));
+                let s = b.bind(of(MapFn::Silu, std::slice::from_ref(&g)));
                 let slope = of(MapFn::Sigmoid, &[g]) * (Build::f(DType::F32, 1.0) + s.clone());
                 vec![y.clone() * u * slope, y * s]
             }
             Way::Gradient => vec![y],
-            Way::Three => vec![of(MapFn::Silu, &[y.clone()]), of(MapFn::Neg, &[y.clone()]), of(MapFn::Abs, &[y])],
+            Way::Three => {
+                vec![of(MapFn::Silu, std::slice::from_ref(&y)), of(MapFn::Neg, std::slice::from_ref(&y)), of(MapFn::Abs, &[y])]
+            }
         }
     };
     let matrices = if matches!(way, Way::Gate(_)) { 2 } else { 1 };
