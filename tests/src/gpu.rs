@@ -132,7 +132,7 @@ fn products_with_what_follows_them_spill_no_registers_and_run_on() {
     let buffers = |k: &Kernel| k.buffers.iter().map(|b| b.name.clone()).collect::<Vec<_>>().join(" ");
     let all: Vec<String> = kernels.iter().map(buffers).collect();
     // A gate, alone and with both products, a residual, the gradients of a gate, a gradient as f32.
-    for wanted in ["a b0 b1 y", "a b0 b1 y0 y1 y2", "a b z0 z1 y", "a b z0 z1 y0 y1", "a b y"] {
+    for wanted in ["a b0 b1 y", "a b0 b1 y0 y1 y2", "a b z0 y", "a b z0 z1 y0 y1", "a b y"] {
         assert!(all.iter().any(|b| b == wanted), "no '{wanted}' in {all:?}");
     }
     let ptx = codegen::emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles");

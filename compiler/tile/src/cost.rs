@@ -28,6 +28,9 @@ pub const RUN_TIME_DIM: i64 = 64;
 /// A bucket without measured neighbours is trusted to be as the roofline says by as much as one that is this far away. # Units: octaves.
 const PRIOR_OCTAVES: f64 = 6.0;
 
+/// What a store takes of the kernel that it ends, of the time of its traffic: an estimate.
+const ISSUE_SHARE: f64 = 0.1;
+
 /// A bucket that was measured: the logarithms of its extents, and of measured over roofline time.
 struct Point {
     at: Vec<f64>,
@@ -127,7 +130,7 @@ impl<'t> Model<'t> {
     }
 
     /// The time of the products, but for storing what is given in their place, the arithmetic of the maps, and what these read: at the end of a tile,
-    /// when no product is under way.
+    /// when no product is under way. Nobody waits for what is stored, but what is given beyond as many values as products are has to be worth it.
     fn products_cost(&self, sizes: &DimEnv, region: &graph::op::Fused, products: &Products) -> f64 {
         let (body, t) = (&region.body, self.tuning);
         let job = valued(&products.work(), sizes);
@@ -143,10 +146,11 @@ impl<'t> Model<'t> {
         let summed = all(&|n| {
             if matches!(n.op, Op::Contract(_) | Op::GroupedContract { .. }) { of_sums(&n.types[0]) } else { 0.0 }
         });
-        let traffic = job.bytes() - summed + products.given().map(bytes).sum::<f64>();
+        let given = products.given().map(bytes).sum::<f64>();
+        let traffic = job.bytes() - summed + given;
         let measured = self.time(&job) / roofline(t, &job);
-        let read = products.read().map(bytes).sum::<f64>() / t.bytes_per_ns;
-        measured * (t.launch_ns + arithmetic(t, &job).max(traffic / t.bytes_per_ns)) + read + maps / t.map_ops_per_ns
+        let last = (products.read().map(bytes).sum::<f64>() + ISSUE_SHARE * (given - summed).max(0.0)) / t.bytes_per_ns;
+        measured * (t.launch_ns + arithmetic(t, &job).max(traffic / t.bytes_per_ns)) + last + maps / t.map_ops_per_ns
     }
 
     /// The steps of a loop over chunks. What a chunk's steps hand to each other is in cache: between them there is arithmetic and no traffic.
