@@ -450,6 +450,8 @@ irdl.dialect @graph {
   }
   // Rows go to the member that has their group.
   irdl.operation @exchange {
+  // Codes of blocks of the last axis, and a scale for each block.
+  irdl.operation @quantize {
     %f64 = irdl.is f64
     %f32 = irdl.is f32
     %bf16 = irdl.is bf16
@@ -487,6 +489,29 @@ irdl.dialect @graph {
     irdl.operands(rows: %x, offsets: %o)
     irdl.results(result: %y)
     irdl.attributes {"members" = %a_members}
+    %shape = irdl.any
+    %x = irdl.parametric @graph::@tensor<%float, %shape>
+    %c = irdl.parametric @graph::@tensor<%f8e4m3fn, %shape>
+    %s_s = irdl.any
+    %s = irdl.parametric @graph::@tensor<%f32, %s_s>
+    %a_size = irdl.base "#builtin.integer"
+    irdl.operands(operand: %x)
+    irdl.results(codes: %c, scales: %s)
+    irdl.attributes {"size" = %a_size}
+  }
+  // What codes and scales are worth.
+  irdl.operation @dequantize {
+    %f32 = irdl.is f32
+    %f8e4m3fn = irdl.is f8E4M3FN
+    %shape = irdl.any
+    %c = irdl.parametric @graph::@tensor<%f8e4m3fn, %shape>
+    %s_s = irdl.any
+    %s = irdl.parametric @graph::@tensor<%f32, %s_s>
+    %y = irdl.parametric @graph::@tensor<%f32, %shape>
+    %a_size = irdl.base "#builtin.integer"
+    irdl.operands(codes: %c, scales: %s)
+    irdl.results(result: %y)
+    irdl.attributes {"size" = %a_size}
   }
   // A loop; its body is a function.
   irdl.operation @repeat {

@@ -14,6 +14,7 @@ mod index;
 mod layout;
 mod map;
 mod moe;
+mod quantize;
 mod reduce;
 mod repeat;
 mod split;
@@ -224,6 +225,7 @@ fn terms(b: &mut Builder, s: &Site) -> Result<Vec<Option<Value>>, AutodiffError>
     match &s.node.op {
         Op::Attend(a) => Ok(attend::terms(b, s, a)),
         Op::Repeat(r) => repeat::terms(b, s, r),
+        Op::Quantize(_) | Op::Dequantize(_) => quantize::terms(b, s),
         Op::Fused(_) => base::bug!("regions are taken apart first"),
         Op::AttendGrad(_) => Err(AutodiffError::NotDifferentiable { op: s.node.op.name() }),
         Op::Arg(_)
@@ -283,6 +285,8 @@ fn term(b: &mut Builder, s: &Site, i: usize) -> Option<Value> {
         Op::GroupedOuter => Some(moe::grouped_outer(b, s, i)),
         Op::Exchange { what, members } => Some(moe::exchange(b, s, *what, *members)),
         Op::Arg(_) | Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::TopK(_) | Op::Route { .. } | Op::StopGradient => None,
-        Op::Attend(_) | Op::AttendGrad(_) | Op::Repeat(_) | Op::Fused(_) => base::bug!("{} has its own rule", s.node.op.name()),
+        Op::Attend(_) | Op::AttendGrad(_) | Op::Quantize(_) | Op::Dequantize(_) | Op::Repeat(_) | Op::Fused(_) => {
+            base::bug!("{} has its own rule", s.node.op.name())
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The graph's data: a module of functions, a function of nodes in topological order.
 
 use crate::op::{self, Op, OpError};
-use base::{Arena, Span, TensorType};
+use base::{Arena, Span, TensorType, arena::Id};
 
 base::id_type!(
     /// A node of a function.
@@ -157,6 +157,18 @@ impl Func {
     /// Names `value` as an output.
     pub fn output(&mut self, name: &str, role: Role, value: Value) {
         self.outputs.push(Output { name: name.into(), role, value });
+    }
+    /// Appends the nodes of this function to another, for these arguments; returns the outputs. `origin` is for nodes that have none.
+    pub fn inline(&self, into: &mut Func, args: &[Value], origin: Option<Span>) -> Vec<Value> {
+        let mut moved: Vec<Vec<Value>> = args.iter().map(|v| vec![*v]).collect();
+        let at = |moved: &[Vec<Value>], v: Value| moved[v.node.index()][v.index as usize];
+        for node in self.nodes.values().skip(self.args.len()) {
+            let inputs = node.inputs.iter().map(|v| at(&moved, *v)).collect();
+            let count = node.types.len() as u32;
+            let node = into.nodes.push(Node { inputs, origin: node.origin.or(origin), ..node.clone() });
+            moved.push((0..count).map(|index| Value { node, index }).collect());
+        }
+        self.outputs.iter().map(|o| at(&moved, o.value)).collect()
     }
     /// The type of a value.
     pub fn ty(&self, v: Value) -> &TensorType {

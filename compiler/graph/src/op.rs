@@ -11,6 +11,7 @@ pub mod index;
 pub mod layout;
 pub mod map;
 pub mod moe;
+pub mod quantize;
 pub mod reduce;
 pub mod repeat;
 
@@ -146,6 +147,12 @@ pub enum Op {
         /// How many; each has as many experts.
         members: i64,
     },
+    /// `x [.., n]` → codes in e4m3 `[.., n]` and scales in f32 `[.., ⌈n / size⌉]`, a scale for each block of so many elements of the last
+    /// axis (the last block may be shorter): scale = max |x| / 448, code = x / scale to nearest even, in f32. A block whose scale is 0 has codes
+    /// 0; one with an infinity or NaN is worth NaN.
+    Quantize(i64),
+    /// Codes `[.., n]` in e4m3, f32 `[.., ⌈n / size⌉]` → f32 `[.., n]`: each code times its block's scale.
+    Dequantize(i64),
     /// The operand, through which no gradient flows.
     StopGradient,
     /// A loop; see [`Repeat`].
@@ -193,6 +200,8 @@ impl Op {
             Op::GroupedContract { .. } => "grouped_contract",
             Op::GroupedOuter => "grouped_outer",
             Op::Exchange { what, .. } => what.name(),
+            Op::Quantize(_) => "quantize",
+            Op::Dequantize(_) => "dequantize",
             Op::StopGradient => "stop_gradient",
             Op::Repeat(_) => "repeat",
             Op::Fused(_) => "fused",
@@ -227,8 +236,9 @@ pub fn infer(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpErr
         | Op::Pad { .. }
         | Op::TopK(_)
         | Op::Cumsum { .. }
-        | Op::Route { .. } => Some(1),
-        Op::Contract(_) | Op::Gather { .. } | Op::ScatterAdd { .. } => Some(2),
+        | Op::Route { .. }
+        | Op::Quantize(_) => Some(1),
+        Op::Contract(_) | Op::Gather { .. } | Op::ScatterAdd { .. } | Op::Dequantize(_) => Some(2),
         Op::Exchange { what: Exchange::Offsets, .. } => Some(1),
         Op::Exchange { what: Exchange::There | Exchange::Back, .. } => Some(2),
         Op::GroupedContract { .. } | Op::GroupedOuter => Some(3),
@@ -262,6 +272,8 @@ pub fn infer(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpErr
         Op::GroupedContract { transposed } => one(moe::grouped_contract(*transposed, operands)?),
         Op::GroupedOuter => one(moe::grouped_outer(operands)?),
         Op::Exchange { what, members } => moe::exchange(*what, *members, operands),
+        Op::Quantize(size) => quantize::quantize(*size, operands[0]),
+        Op::Dequantize(size) => one(quantize::dequantize(*size, operands[0], operands[1])?),
         Op::StopGradient => one(operands[0].clone()),
         Op::Repeat(r) => repeat::infer(r, operands),
         Op::Fused(f) => fused::infer(f, operands),

@@ -3,6 +3,7 @@
 mod drop_stop_gradient;
 mod expand_attend;
 mod expand_fused;
+mod expand_quantize;
 mod expand_single_pick;
 mod expand_thin_contract;
 mod fold_constants;
@@ -15,6 +16,7 @@ mod stream_fused;
 pub use drop_stop_gradient::drop_stop_gradient;
 pub use expand_attend::expand_attend;
 pub use expand_fused::{expand_fused, expand_fused_where};
+pub use expand_quantize::expand_quantize;
 pub use expand_single_pick::expand_single_pick;
 pub use expand_thin_contract::expand_thin_contract;
 pub use fold_constants::fold_constants;
@@ -23,6 +25,8 @@ pub use merge_equal::merge_equal;
 pub use prune_dead::prune_dead;
 pub use simplify_layout::simplify_layout;
 pub use stream_fused::{CHUNK, Stream, stream_fused, stream_fused_by};
+
+pub(crate) use expand_quantize::{definition, definition_of};
 
 use crate::{
     ir::{Func, Module, Node, Value},
@@ -54,6 +58,7 @@ pub const ALL: &[Pass] = &[
     Pass { name: "drop_stop_gradient", about: "removes stop_gradient, once gradients are taken", run: drop_stop_gradient },
     Pass { name: "expand_attend", about: "replaces attention by its definition, before gradients are taken", run: expand_attend },
     Pass { name: "expand_fused", about: "replaces regions by their ops", run: expand_fused },
+    Pass { name: "expand_quantize", about: "replaces block quantisation by its definition", run: expand_quantize },
     Pass {
         name: "expand_single_pick",
         about: "sums by index of one row each as maps, which fuse; for GPUs",

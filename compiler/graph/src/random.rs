@@ -185,6 +185,7 @@ const GROWTHS: &[(usize, Growth)] = &[
     (1, Grower::stop_gradient),
     (2, Grower::attend),
     (1, Grower::experts),
+    (2, Grower::quantize),
     (2, Grower::repeat),
     (1, Grower::fused),
 ];
@@ -727,6 +728,72 @@ impl Grower {
             self.op(Op::Reduce(ReduceFn::Sum, vec![1]), &[back])?;
         }
         Some(())
+    }
+    /// Codes and scales of blocks, and what they are worth; moved before, between or after.
+    fn quantize(&mut self) -> Option<()> {
+        let mut x = self.float_value(1)?;
+        if self.random.once_in(4) {
+            x = self.move_rows(&[x], 1)?[0];
+        }
+        let size = pick(&mut self.random, &[1, 2, 2, 3, 4, 4, 8]);
+        let mut q = self.node(Op::Quantize(size), &[x])?;
+        if self.random.once_in(4) {
+            return Some(());
+        }
+        for _ in 0..self.random.below(3) {
+            q = self.move_rows(&q, size)?;
+        }
+        let y = self.op(Op::Dequantize(size), &q)?;
+        if self.random.once_in(3) {
+            self.move_rows(&[y], size)?;
+        }
+        // Straight through, as it is written for gradients.
+        let ty = self.ty(x);
+        if self.random.once_in(2) && self.ty(y).shape == ty.shape {
+            let y = if ty.dtype == DType::F32 { y } else { self.op(Op::Cast(ty.dtype), &[y])? };
+            let change = self.op(Op::Map(MapFn::Sub), &[y, x])?;
+            self.op(Op::Map(MapFn::Add), &[x, change])?;
+        }
+        Some(())
+    }
+    /// Values, or codes and scales, with their rows moved in one way: what goes for blocks of the first goes for the scales.
+    fn move_rows(&mut self, values: &[Value], size: i64) -> Option<Vec<Value>> {
+        let ty = self.ty(values[0]);
+        let last = ty.rank() - 1;
+        let mut index = None;
+        let op = match self.random.below(4) {
+            0 if last > 0 => {
+                let batch = self.random.below(last);
+                let mut shape = ty.shape[..batch].to_vec();
+                shape.push(self.extent_of_palette());
+                index = Some(self.indices(&shape, &ty.shape[batch])?);
+                Op::Gather { batch }
+            }
+            1 if last > 0 => {
+                let mut perm = self.permutation(last);
+                perm.push(last);
+                Op::Transpose(perm)
+            }
+            2 if last > 0 => {
+                let joined = ty.shape[..last].iter().fold(Dim::from(1), |n, d| n * d.clone());
+                Op::Reshape(vec![joined, ty.shape[last].clone()])
+            }
+            _ => {
+                let len = Dim::from(size * (1 + self.random.below(2) as i64));
+                let rest = ty.shape[last].clone() - len.clone();
+                if self.extent(&rest) < 0 {
+                    return Some(values.to_vec());
+                }
+                Op::Slice { axis: last, start: Dim::from(0), len, step: 1 }
+            }
+        };
+        let operands = |v: Value| [v].into_iter().chain(index).collect::<Vec<_>>();
+        let first = self.op(op.clone(), &operands(values[0]))?;
+        let Some(scales) = values.get(1) else { return Some(vec![first]) };
+        let to = self.ty(first);
+        let of_scales = op::quantize::of_scales(&op, size, &[&ty.shape], &to.shape)?;
+        let second = self.op(of_scales, &operands(*scales))?;
+        Some(vec![first, second])
     }
     /// Weights of what is chosen of each row; as a region, or not.
     fn router(&mut self, scores: Value, choice: Value) -> Option<()> {

@@ -147,6 +147,8 @@ fn of_func(func: &Func, w: &mut Weight) {
             | Op::GroupedContract { .. }
             | Op::GroupedOuter
             | Op::Exchange { .. }
+            | Op::Quantize(_)
+            | Op::Dequantize(_)
             | Op::StopGradient => {}
         }
     }
@@ -354,6 +356,8 @@ fn simpler(node: &Node) -> Vec<(Op, Vec<Value>)> {
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
         | Op::Exchange { .. }
+        | Op::Quantize(_)
+        | Op::Dequantize(_)
         | Op::StopGradient
         | Op::Fused(_) => Vec::new(),
     }
@@ -676,6 +680,8 @@ fn in_func(
             | Op::GroupedContract { .. }
             | Op::GroupedOuter
             | Op::Exchange { .. }
+            | Op::Quantize(_)
+            | Op::Dequantize(_)
             | Op::StopGradient => node.op.clone(),
         };
         let inputs: Vec<Value> = node.inputs.iter().map(|v| follow(moved, *v)).collect::<Option<_>>()?;

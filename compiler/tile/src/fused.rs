@@ -366,6 +366,8 @@ impl Fuser<'_> {
             | Op::GroupedContract { .. }
             | Op::GroupedOuter
             | Op::Exchange { .. }
+            | Op::Quantize(_)
+            | Op::Dequantize(_)
             | Op::Repeat(_)
             | Op::Fused(_) => base::bug!("{} has no place and is not fused", node.op.name()),
         }

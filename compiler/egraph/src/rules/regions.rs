@@ -82,6 +82,8 @@ impl Cut<'_> {
             | Op::GroupedContract { .. }
             | Op::GroupedOuter
             | Op::Exchange { .. }
+            | Op::Quantize(_)
+            | Op::Dequantize(_)
             | Op::StopGradient
             | Op::Repeat(_)
             | Op::Fused(_) => false,

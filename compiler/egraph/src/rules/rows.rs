@@ -70,6 +70,8 @@ impl Rows<'_> {
             | Op::GroupedContract { .. }
             | Op::GroupedOuter
             | Op::Exchange { .. }
+            | Op::Quantize(_)
+            | Op::Dequantize(_)
             | Op::StopGradient
             | Op::Repeat(_)
             | Op::Fused(_) => false,

@@ -125,6 +125,8 @@ impl Walk<'_> {
             | Op::GroupedContract { .. }
             | Op::GroupedOuter
             | Op::Exchange { .. }
+            | Op::Quantize(_)
+            | Op::Dequantize(_)
             | Op::StopGradient
             | Op::Repeat(_)
             | Op::Fused(_) => return None,

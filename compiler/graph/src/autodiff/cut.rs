@@ -80,6 +80,8 @@ pub(super) fn is_free(op: &Op) -> bool {
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
         | Op::Exchange { .. }
+        | Op::Quantize(_)
+        | Op::Dequantize(_)
         | Op::Repeat(_)
         | Op::Fused(_) => false,
     }
@@ -89,6 +91,8 @@ pub(super) fn is_free(op: &Op) -> bool {
 pub(super) fn is_cheap(op: &Op) -> bool {
     match op {
         Op::Map(_) | Op::Cast(_) | Op::Transpose(_) | Op::Slice { .. } | Op::Concat(_) | Op::Pad { .. } => true,
+        // A pass for the scales and one for the codes, in place of a code for each weight of each layer.
+        Op::Quantize(_) | Op::Dequantize(_) => true,
         Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::Broadcast { .. } | Op::Reshape(_) | Op::StopGradient => true,
         Op::Arg(_)
         | Op::Reduce(..)

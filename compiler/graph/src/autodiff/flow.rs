@@ -21,7 +21,9 @@ fn flows(op: &Op, i: usize) -> bool {
         | Op::Concat(_)
         | Op::Pad { .. }
         | Op::Contract(_)
-        | Op::Cumsum { .. } => true,
+        | Op::Cumsum { .. }
+        | Op::Quantize(_)
+        | Op::Dequantize(_) => true,
         Op::Map(f) => map::flows(*f, i),
         Op::Gather { .. } => i == 0,
         Op::ScatterAdd { .. } => i == 1,

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     ir::{Func, Node},
     op::{Attend, Exchange, MapFn, Op, ReduceFn, Repeat, map::Kind},
+    passes::definition_of,
 };
 use base::{DType, DimEnv, TensorType, arena::Id};
 use std::rc::Rc;
@@ -91,6 +92,11 @@ fn run(func: &Func, args: Vec<Rc<Bounded>>, dims: &DimEnv, roundoff: Roundoff) -
             Op::Arg(i) => vec![args[*i as usize].clone()],
             Op::Repeat(r) => repeat(r, node, &operands, dims, roundoff)?,
             Op::Fused(f) => run(&f.body, operands, dims, roundoff)?,
+            // As its definition: what of a block is the largest, and what that makes of all others.
+            op @ (Op::Quantize(_) | Op::Dequantize(_)) => {
+                let types: Vec<&TensorType> = node.inputs.iter().map(|v| func.ty(*v)).collect();
+                run(&definition_of(op, &types), operands, dims, roundoff)?
+            }
             _ => single(node, &operands, dims, roundoff)?,
         });
     }
@@ -142,8 +148,10 @@ fn single(node: &Node, x: &[Rc<Bounded>], dims: &DimEnv, roundoff: Roundoff) -> 
         .iter()
         .zip(errors)
         .map(|(value, mut error)| {
-            // What is no number says that something is unknown.
-            error.iter_mut().filter(|e| e.is_nan()).for_each(|e| *e = f64::INFINITY);
+            let pairs = error.iter_mut().zip(&value.data);
+            // What is no number says that something is unknown; so does an infinity where the dtype has none.
+            let unknown = |e: f64, y: f64| e.is_nan() || y.is_infinite() && !roundoff.holds(value.dtype, y);
+            pairs.filter(|(e, y)| unknown(**e, **y)).for_each(|(e, _)| *e = f64::INFINITY);
             Rc::new(Bounded { value: (**value).clone(), error })
         })
         .collect())
@@ -245,7 +253,9 @@ impl Site<'_> {
     fn errors(&self) -> Result<Vec<Vec<f64>>, InterpError> {
         let errors = |i: usize| self.x[i].error.clone();
         Ok(vec![match &self.node.op {
-            Op::Arg(_) | Op::Repeat(_) | Op::Fused(_) => base::bug!("arguments and bodies are bounded elsewhere"),
+            Op::Arg(_) | Op::Repeat(_) | Op::Fused(_) | Op::Quantize(_) | Op::Dequantize(_) => {
+                base::bug!("arguments, bodies and what has a definition are bounded elsewhere")
+            }
             Op::Const(..) | Op::Extent(..) | Op::Iota(_) => self.rounded(0, vec![0.0; self.results[0].data.len()], &Own::Rounded),
             Op::Map(f) => self.map(*f),
             Op::Cast(to) => self.cast(*to),
@@ -354,10 +364,14 @@ impl Site<'_> {
         let pairs = self.x[0].value.data.iter().zip(&self.x[0].error);
         if to.is_float() {
             let mut error = self.rounded(0, self.x[0].error.clone(), &Own::Rounded);
-            if to == DType::E4M3 {
-                // It saturates, so that being beyond its range is no doubt.
+            if to == DType::E4M3 && self.roundoff == Roundoff::Dtype {
+                // It saturates, so that being next to its range's end or beyond it is no doubt.
+                let (tiny, greatest) = self.roundoff.range(to);
                 for ((e, x), before) in error.iter_mut().zip(&self.x[0].value.data).zip(&self.x[0].error) {
-                    *e = if x.abs() - before > 448.0 && self.roundoff == Roundoff::Dtype { x.abs() - 448.0 } else { *e };
+                    let most = x.abs() + before;
+                    if *e != 0.0 && most.is_finite() || most > greatest {
+                        *e = before + (to.unit_roundoff() * most + tiny).max(most - greatest);
+                    }
                 }
             }
             return error;

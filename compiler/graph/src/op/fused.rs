@@ -3,7 +3,7 @@
 
 use super::{Op, OpError, op_error};
 use crate::ir::{Func, Node, NodeId, Role, Value};
-use base::{Span, TensorType, arena::Id};
+use base::{Span, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What kind of kernel a region is cut out for. A target without such a kernel computes the ops one by one.
@@ -75,15 +75,7 @@ impl Fused {
     }
     /// Appends the region's ops to a function; returns its results.
     pub fn inline(&self, func: &mut Func, inputs: &[Value], origin: Option<Span>) -> Vec<Value> {
-        let mut moved: Vec<Vec<Value>> = inputs.iter().map(|v| vec![*v]).collect();
-        let at = |moved: &[Vec<Value>], v: Value| moved[v.node.index()][v.index as usize];
-        for node in self.body.nodes.values().skip(self.body.args.len()) {
-            let inputs = node.inputs.iter().map(|v| at(&moved, *v)).collect();
-            let count = node.types.len() as u32;
-            let node = func.nodes.push(Node { inputs, origin: node.origin.or(origin), ..node.clone() });
-            moved.push((0..count).map(|index| Value { node, index }).collect());
-        }
-        self.body.outputs.iter().map(|o| at(&moved, o.value)).collect()
+        self.body.inline(func, inputs, origin)
     }
 }
 

@@ -166,6 +166,8 @@ fn costs(op: &Op) -> bool {
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
         | Op::Exchange { .. }
+        | Op::Quantize(_)
+        | Op::Dequantize(_)
         | Op::Repeat(_)
         | Op::Fused(_) => true,
     }

@@ -52,6 +52,8 @@ fn changes_nothing(op: &Op, from: &TensorType, to: &TensorType) -> bool {
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
         | Op::Exchange { .. }
+        | Op::Quantize(_)
+        | Op::Dequantize(_)
         | Op::StopGradient
         | Op::Repeat(_)
         | Op::Fused(_) => false,

@@ -149,6 +149,8 @@ impl<'a> Stream<'a> {
             | Op::GroupedContract { .. }
             | Op::GroupedOuter
             | Op::Exchange { .. }
+            | Op::Quantize(_)
+            | Op::Dequantize(_)
             | Op::Repeat(_)
             | Op::Fused(_) => None,
         }

@@ -67,6 +67,8 @@ fn programs_are_whole_and_varied() {
         "route",
         "grouped_contract",
         "grouped_outer",
+        "quantize",
+        "dequantize",
         "stop_gradient",
         "repeat",
         "fused",

@@ -268,6 +268,8 @@ fn build(op: &TextOp, inputs: &[Value]) -> Parsed<Op> {
         "exchange_offsets" => Op::Exchange { what: Exchange::Offsets, members: count("members")? },
         "exchange" => Op::Exchange { what: Exchange::There, members: count("members")? },
         "return" => Op::Exchange { what: Exchange::Back, members: count("members")? },
+        "quantize" => Op::Quantize(count("size")?),
+        "dequantize" => Op::Dequantize(count("size")?),
         "repeat" => {
             let (carried, constant) = (op.get_index("carried")?, op.get_index("constant")?);
             let body = func(op)?;

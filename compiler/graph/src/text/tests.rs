@@ -73,9 +73,11 @@ fn ops() -> Func {
     let told = b.node(exchange(Exchange::Offsets), &[rows[0]]);
     let there = b.op(exchange(Exchange::There), &[sorted, told[0]]);
     let back = b.op(exchange(Exchange::Back), &[there, told[0]]);
+    let codes = b.node(Op::Quantize(4), &[sorted]);
+    let worth = b.op(Op::Dequantize(4), &codes);
     for (i, v) in [
         vec![
-            pi, nan, inf, tiny, seven, extent, iota, all, t, padded, o[0], d[1], spread, top, running, rows[2], g, d_w, told[1],
+            worth, pi, nan, inf, tiny, seven, extent, iota, all, t, padded, o[0], d[1], spread, top, running, rows[2], g, d_w, told[1],
             back,
         ],
         small.to_vec(),

@@ -78,6 +78,8 @@ impl<'a> Rows<'a> {
                 | Op::GroupedContract { .. }
                 | Op::GroupedOuter
                 | Op::Exchange { .. }
+                | Op::Quantize(_)
+                | Op::Dequantize(_)
                 | Op::Repeat(_)
                 | Op::Fused(_) => false,
             };
