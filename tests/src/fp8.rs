@@ -24,11 +24,11 @@ fn session(name: &str, text: &str, set: &[(&str, &str)]) -> Session {
 
 #[test]
 fn blocks_are_rounded_as_the_formulas_say() {
-    let text = "use std.fp8.{quantize, dequantize, round_fp8}
+    let text = "use std.fp8.round_fp8
 dims B
 model m(x: [B, 12]) -> ([B, 12], [B, 12], f32[B, 3]) {
   let (code, scale) = quantize(x, size: 4)
-  (round_fp8(x, size: 4), dequantize(code, scale), scale)
+  (round_fp8(x, size: 4), dequantize(code, scale, size: 4), scale)
 }
 ";
     let mut session = session("m.lode", text, &[]);

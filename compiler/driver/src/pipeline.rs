@@ -119,10 +119,11 @@ pub fn optimize(mut module: Module, options: &Options) -> Result<(Module, Vec<eg
     passes::run(&mut module, &["drop_stop_gradient"], cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
     passes::run(&mut module, passes::PIPELINE, cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
     if options.no_optimize {
+        passes::run(&mut module, &["expand_quantize"], cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
         return Ok((module, Vec::new()));
     }
     let (mut module, reports) = buckets::optimize(&module, options);
-    passes::run(&mut module, &["stream_fused"], cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
+    passes::run(&mut module, &["stream_fused", "expand_quantize"], cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
     if options.gpu {
         passes::run(&mut module, &["expand_thin_contract", "expand_single_pick"], cfg!(debug_assertions))
             .map_err(|e| internal(e.to_string()))?;

@@ -42,10 +42,9 @@ fn place(op: &Op) -> Place {
         | Op::GroupedOuter
         | Op::Exchange { .. }
         | Op::Quantize(_)
-        | Op::Dequantize(_)
         | Op::Repeat(_)
         | Op::Fused(_) => Place::Memory,
-        Op::Arg(_) | Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::Reduce(..) | Op::Concat(_) => Place::Sink,
+        Op::Arg(_) | Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::Reduce(..) | Op::Concat(_) | Op::Dequantize(_) => Place::Sink,
     }
 }
 

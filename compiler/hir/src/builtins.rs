@@ -4,6 +4,7 @@
 mod attention;
 mod basic;
 mod moving;
+mod precision;
 mod routing;
 
 use crate::{
@@ -78,6 +79,8 @@ pub const NAMES: &[&str] = &[
     "grouped_t",
     "collect",
     "count",
+    "quantize",
+    "dequantize",
     "stop_gradient",
     "len",
     "shape",
@@ -119,7 +122,8 @@ pub(crate) fn call(e: &mut Elaborator, name: &ast::Ident, args: &[ast::Arg], at:
     let result = basic::call(e, &mut a)
         .or_else(|| moving::call(e, &mut a))
         .or_else(|| attention::call(e, &mut a))
-        .or_else(|| routing::call(e, &mut a))?;
+        .or_else(|| routing::call(e, &mut a))
+        .or_else(|| precision::call(e, &mut a))?;
     Some(result.and_then(|v| a.finish(e).map(|()| v)))
 }
 

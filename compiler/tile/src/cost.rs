@@ -93,6 +93,8 @@ impl<'t> Model<'t> {
             _ if is_layout(op) => 0.0,
             _ if is_inline(op) => ops(&results[0].elems(), 2),
             Op::Fused(region) => self.region_cost(sizes, region, operands, results),
+            // A kernel for the scales and one for the codes.
+            Op::Quantize(_) => self.tuning.launch_ns + self.time(&valued(&work(op, operands, results), sizes)),
             _ => self.time(&valued(&work(op, operands, results), sizes)),
         }
     }
@@ -260,6 +262,9 @@ pub fn work(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Work {
         op => {
             let bytes = |t: &TensorType| t.elems() * Dim::from(t.dtype.bytes() as i64);
             let traffic = operands.iter().copied().chain(results).map(bytes).fold(Dim::from(0), |a, b| a + b);
+            // Read for the scales and once more for the codes.
+            let again = if let Op::Quantize(_) = op { bytes(operands[0]) } else { Dim::from(0) };
+            let traffic = traffic + again;
             (Class::Fused, vec![ops(op, operands, results), traffic])
         }
     };
@@ -289,6 +294,9 @@ fn ops(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Dim {
     match op {
         Op::Map(f) => results[0].elems() * Dim::from(map_ops(*f)),
         Op::Reduce(..) => operands[0].elems(),
+        // Magnitude and maximum; comparison, quotient, choice and rounding.
+        Op::Quantize(_) => operands[0].elems() * Dim::from(4 + map_ops(MapFn::Div) + 2),
+        Op::Dequantize(_) => results[0].elems() * Dim::from(3),
         _ if is_layout(op) => Dim::from(0),
         Op::Arg(_) | Op::Const(..) | Op::Extent(..) => Dim::from(0),
         Op::Fused(region) => {

@@ -19,7 +19,7 @@ use base::{DType, Dim, TensorType};
 use graph::{
     Func, Module, NodeId, Op, Role, Value,
     op::{Form, MapFn},
-    passes::{CHUNK, Stream, expand_fused_where, stream_fused},
+    passes::{CHUNK, Stream, expand_fused_where, expand_quantize, stream_fused},
 };
 use library::{BufferId, Class, Exchange, GroupedGemm, Port, Step, View, Work};
 use products::Products;
@@ -119,6 +119,7 @@ pub fn lower_with(module: &Module, options: Options, tilings: Tilings) -> Result
     for func in &mut module.funcs {
         stream_fused(func);
         expand_fused_where(func, &|region| !has_kernel(region, options.products && options.fuse));
+        expand_quantize(func);
     }
     for func in &module.funcs {
         let (func_name, loops) = (func.name.clone(), Vec::new());
@@ -485,7 +486,7 @@ impl Lowerer<'_> {
             | Op::Reshape(_)
             | Op::Slice { .. }
             | Op::StopGradient => self.fused(b, value(0)),
-            Op::Arg(_) => base::bug!("an argument is no root"),
+            Op::Arg(_) | Op::Quantize(_) | Op::Dequantize(_) => base::bug!("{} is no root", node.op.name()),
         }
         Ok(())
     }
