@@ -3,6 +3,7 @@
 
 mod algebra;
 mod attention;
+mod blocks;
 mod experts;
 mod fusion;
 mod heads;
@@ -58,7 +59,7 @@ pub enum Family {
     Layout,
     /// Several ops that share an operand become one.
     Merging,
-    /// Casts placed where they are cheap.
+    /// Casts and quantisation placed where they are cheap.
     Precision,
 }
 
@@ -123,6 +124,7 @@ pub fn all() -> Vec<Rule> {
     all.extend(fusion::rules());
     all.extend(heads::rules());
     all.extend(precision::rules());
+    all.extend(blocks::rules());
     all.extend(regions::rules());
     all.extend(products::rules());
     all.extend(streams::rules());

@@ -11,7 +11,10 @@ use extract::Choice;
 use graph::{
     Output, Role,
     build::Builder,
-    interp::bounds::{Bounded, Roundoff, bounds},
+    interp::{
+        self,
+        bounds::{Bounded, Roundoff, bounds},
+    },
     op::MapFn,
     random::{self, Random},
     text::print,
@@ -117,8 +120,26 @@ fn check_choices_for(
     dims: &DimEnv,
     seed: u64,
 ) -> (Vec<(&'static str, usize)>, usize) {
-    let class = options.class;
-    let table: Vec<Rule> = rules::all().into_iter().filter(|r| r.class <= class).collect();
+    let (mut compared, mut regions) = (0, false);
+    let fired = each_choice(what, func, options, &mut |choices| {
+        let values: Vec<_> = choices.iter().map(|f| run(f, dims, seed)).collect();
+        let has_region = |f: &Func| f.nodes.values().any(|n| matches!(n.op, Op::Fused(_)));
+        regions |= values.len() > 1 && choices.iter().any(has_region);
+        for (other, f) in values.iter().zip(choices).skip(1) {
+            let what = format!("{what}: in place of\n{}\n{}", print(&module_of(&choices[0])), print(&module_of(f)));
+            assert_agree(&what, &values[0], other);
+            compared += 1;
+        }
+    });
+    // A region that was outlined is held against the ops it stands for.
+    let outlined = fired.iter().any(|(r, n)| matches!(r.how, How::Outline(..)) && *n > 0);
+    assert!(regions || !outlined, "{what}: a region was not compared");
+    (fired.into_iter().map(|(r, n)| (r.name, n)).collect(), compared)
+}
+
+/// Visits the classes that can be computed in several ways, with a function for each way. Returns how often each rule fired.
+fn each_choice(what: &str, func: &Func, options: &Options, visit: &mut dyn FnMut(&[Func])) -> Vec<(Rule, usize)> {
+    let table: Vec<Rule> = rules::all().into_iter().filter(|r| r.class <= options.class).collect();
     let Built { mut egraph, classes, .. } = build(func, options);
     let fired = grow(&mut egraph, &table, options);
     let space = Space::new(&egraph, &cost);
@@ -127,31 +148,17 @@ fn check_choices_for(
     let args: Vec<usize> = (0..func.args.len()).map(|i| at(func.arg_value(i))).collect();
     let choice = space.greedy(&outputs);
     let output = Output { name: "o".into(), role: Role::Result, value: Value { node: base::arena::Id::new(0), index: 0 } };
-    let value = |choice: &Choice, class: usize| {
+    let extracted = |choice: &Choice, class: usize| {
         let extracted = space.rebuild(choice, func, &args, &[(&output, class)]).func;
         assert_eq!(graph::verify_func(&extracted), [], "{what}");
-        (run(&extracted, dims, seed), extracted)
+        extracted
     };
-    let (mut compared, mut regions) = (0, false);
     for (class, count) in space.num_options().into_iter().enumerate().filter(|(c, n)| *n > 1 && !args.contains(c)) {
         // What has several results is compared by each of them.
         let forced = (0..count).filter(|_| space.is_single(class)).filter_map(|i| space.force(&choice, class, i));
-        let values: Vec<_> = forced.map(|c| value(&c, class)).collect();
-        let has_region = |f: &Func| f.nodes.values().any(|n| matches!(n.op, Op::Fused(_)));
-        regions |= values.len() > 1 && values.iter().any(|(_, f)| has_region(f));
-        for (other, f) in values.iter().skip(1) {
-            assert_agree(
-                &format!("{what}: in place of\n{}\n{}", print(&module_of(&values[0].1)), print(&module_of(f))),
-                &values[0].0,
-                other,
-            );
-            compared += 1;
-        }
+        visit(&forced.map(|c| extracted(&c, class)).collect::<Vec<_>>());
     }
-    // A region that was outlined is held against the ops it stands for.
-    let outlined = table.iter().zip(&fired).any(|(r, g)| matches!(r.how, How::Outline(..)) && g.times > 0);
-    assert!(regions || !outlined, "{what}: a region was not compared");
-    (table.iter().zip(fired).map(|(r, g)| (r.name, g.times)).collect(), compared)
+    table.into_iter().zip(fired.iter().map(|g| g.times)).collect()
 }
 
 #[test]
@@ -178,6 +185,52 @@ fn every_rule_fires_and_both_sides_are_equal() {
         assert_agree(name, &run(&f, &Draw::first().dims, 3), &run(&out.funcs[0], &Draw::first().dims, 3));
     }
     assert_eq!(INSTANCES.len(), rules::all().len(), "an instance for a rule that is not there");
+}
+
+/// In exact numbers codes are worth what they were made from, so bounds say nothing of a rule that takes rounding back; bits do.
+#[test]
+fn rules_of_precision_keep_every_bit() {
+    let mut random = Random::new(11);
+    let mut compared = 0;
+    let of_precision = |name: &str| rules::all().iter().any(|r| r.name == name && r.family == rules::Family::Precision);
+    for (name, types, build) in INSTANCES.iter().filter(|(name, ..)| of_precision(name)) {
+        for seed in 0..12 {
+            let draw = if seed == 0 { Draw::first() } else { Draw::random(&mut random) };
+            let f = draw.func(types, *build);
+            each_choice(name, &f, &Options { class: Class::Exact, ..Options::default() }, &mut |choices| {
+                let run = |f: &Func| interp::eval(f, &random::args(f, &draw.dims, seed), &draw.dims, interp::Options::ROUNDED);
+                let values: Vec<_> = choices.iter().map(|f| run(f).expect("it evaluates")).collect();
+                for (other, f) in values.iter().zip(choices).skip(1) {
+                    let same = |(x, y): (&f64, &f64)| x == y || x.is_nan() && y.is_nan();
+                    let pairs = || values[0].iter().zip(other).flat_map(|(x, y)| x.data.iter().zip(&y.data));
+                    assert!(pairs().all(same), "{name}: {:?} {other:?}\n{}", values[0], print(&module_of(f)));
+                    compared += 1;
+                }
+            });
+        }
+    }
+    assert!(compared > 300, "only {compared} choices");
+}
+
+#[test]
+fn rounding_to_codes_is_never_taken_back() {
+    let f = Draw::first().func(&["f32 B 8", "f32 B 8"], |b, a| {
+        let rounded = |b: &mut Builder, x, size| {
+            let q = b.node(Op::Quantize(size), &[x]);
+            b.op(Op::Dequantize(size), &q)
+        };
+        let once = rounded(b, a[0], 4);
+        // In the same blocks again, in others, and of what was added up.
+        let sum = b.add(once, a[1]);
+        vec![rounded(b, once, 4), rounded(b, once, 2), rounded(b, sum, 4)]
+    });
+    let options = Options { class: Class::ChangesIntermediate, ..Options::default() };
+    let Built { mut egraph, classes, nodes, .. } = super::build(&f, &options);
+    let count = egraph.number_of_classes();
+    grow(&mut egraph, &rules::all(), &options);
+    assert_eq!((egraph.number_of_classes(), egraph.total_size()), (count, nodes.len()));
+    let all: BTreeSet<Id> = classes.values().map(|c| egraph.find(*c)).collect();
+    assert_eq!(all.len(), classes.len(), "two values became one");
 }
 
 #[test]

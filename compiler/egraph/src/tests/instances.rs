@@ -34,6 +34,25 @@ fn attend(b: &mut Builder, domain: Domain, operands: &[Value]) -> Vec<Value> {
     b.node(Op::Attend(Attend { domain, scale: Scalar::new(0.5) }), operands)
 }
 
+/// x rounded to codes of blocks, and back.
+fn there_and_back(b: &mut Builder, x: Value, size: i64) -> Value {
+    let q = b.node(Op::Quantize(size), &[x]);
+    b.op(Op::Dequantize(size), &q)
+}
+
+/// The rules that move a quantisation.
+const MOVED: &[&str] = &[
+    "quantize-of-moved",
+    "gather-of-quantize",
+    "slice-of-quantize",
+    "gather-of-dequantize",
+    "slice-of-dequantize",
+    "transpose-of-dequantize",
+    "reshape-of-dequantize",
+    "concat-of-dequantize",
+    "dequantize-of-moved",
+];
+
 /// `[b, s, d]` for each of the heads of q.
 fn for_heads(b: &mut Builder, x: Value, q: Value) -> Value {
     let (s, h) = (shape(b, x), shape(b, q)[2].clone());
@@ -260,6 +279,77 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let y = b.cast(a[0], DType::I32);
         vec![b.op(Op::Gather { batch: 0 }, &[y, a[1]])]
     }),
+    // The last block of a row is a shorter one for most K; an index outside is among those drawn.
+    ("quantize-of-moved", &["float B T K", "i32 N", "float B T K", "float B T 4"], |b, a| {
+        let s = shape(b, a[0]);
+        let joined = [s[0].clone() * s[1].clone(), s[2].clone()];
+        let wide = [s[0].clone(), s[1].clone(), Dim::from(2), s[2].clone()];
+        let moved = [
+            b.op(Op::Gather { batch: 0 }, &[a[0], a[1]]),
+            b.transpose(a[0], &[1, 0, 2]),
+            b.reshape(a[0], &joined),
+            b.broadcast(a[0], &wide, &[0, 1, 3]),
+            b.op(Op::Concat(0), &[a[0], a[2]]),
+            b.op(Op::Concat(2), &[a[3], a[0]]),
+        ];
+        moved.into_iter().flat_map(|x| b.node(Op::Quantize(2), &[x])).collect()
+    }),
+    ("gather-of-quantize", &["float N K", "i32 B", "float 3 N K", "i32 3 B"], |b, a| {
+        let (q, r) = (b.node(Op::Quantize(2), &[a[0]]), b.node(Op::Quantize(4), &[a[2]]));
+        [(q, a[1], 0), (r, a[3], 1)]
+            .into_iter()
+            .flat_map(|(q, index, batch)| [q[0], q[1]].map(|v| b.op(Op::Gather { batch }, &[v, index])))
+            .collect()
+    }),
+    // Rows, whole blocks, and all that is left from a border on.
+    ("slice-of-quantize", &["float 9 11", "float B 8"], |b, a| {
+        let (q, r) = (b.node(Op::Quantize(4), &[a[0]]), b.node(Op::Quantize(2), &[a[1]]));
+        vec![
+            slice(b, q[0], 0, 1, 3),
+            slice(b, q[1], 0, 1, 3),
+            slice(b, q[0], 1, 4, 7),
+            slice(b, q[1], 1, 1, 2),
+            slice(b, r[0], 1, 2, 4),
+            slice(b, r[1], 1, 1, 2),
+        ]
+    }),
+    ("gather-of-dequantize", &["float N K", "i32 B"], |b, a| {
+        let y = there_and_back(b, a[0], 2);
+        vec![b.op(Op::Gather { batch: 0 }, &[y, a[1]])]
+    }),
+    ("slice-of-dequantize", &["float 9 11", "float B 8"], |b, a| {
+        let (x, y) = (there_and_back(b, a[0], 4), there_and_back(b, a[1], 2));
+        vec![slice(b, x, 0, 1, 3), slice(b, x, 1, 4, 7), slice(b, y, 1, 2, 4)]
+    }),
+    ("transpose-of-dequantize", &["float B T K"], |b, a| {
+        let y = there_and_back(b, a[0], 2);
+        vec![b.transpose(y, &[1, 0, 2])]
+    }),
+    ("reshape-of-dequantize", &["float B T K", "float B 12"], |b, a| {
+        let s = shape(b, a[0]);
+        let (x, y) = (there_and_back(b, a[0], 2), there_and_back(b, a[1], 2));
+        let rows = shape(b, y)[0].clone();
+        let x = b.reshape(x, &[s[0].clone() * s[1].clone(), s[2].clone()]);
+        vec![x, b.reshape(y, &[rows, Dim::from(3), Dim::from(4)])]
+    }),
+    ("concat-of-dequantize", &["float B 4", "float B K", "float B 4"], |b, a| {
+        let [x, y, z] = [0, 1, 2].map(|i| there_and_back(b, a[i], 2));
+        vec![b.op(Op::Concat(1), &[x, y]), b.op(Op::Concat(0), &[x, z])]
+    }),
+    ("dequantize-of-moved", &["float N K", "i32 B"], |b, a| {
+        let q = b.node(Op::Quantize(2), &[a[0]]);
+        let picked = [q[0], q[1]].map(|v| b.op(Op::Gather { batch: 0 }, &[v, a[1]]));
+        vec![b.op(Op::Dequantize(2), &picked)]
+    }),
+    // As `std.fp8` has it, and from the other side.
+    ("add-of-rounding", &["float B K", "float B 8"], |b, a| {
+        let rounded = [(a[0], 2), (a[1], 4)].map(|(x, size)| {
+            let (y, dtype) = (there_and_back(b, x, size), b.func.ty(x).dtype);
+            let y = b.cast(y, dtype);
+            (x, b.map(MapFn::Sub, &[y, x]))
+        });
+        vec![b.add(rounded[0].0, rounded[0].1), b.add(rounded[1].1, rounded[1].0)]
+    }),
     ("contract-of-shared-operand", &["float B K", "float K M", "float K N"], |b, a| {
         vec![b.contract("bd,df->bf", a[0], a[1]), b.contract("bd,df->bf", a[0], a[2])]
     }),
@@ -452,6 +542,69 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
     ("0.1 · 0.1 is no number of the dtype", &["mul-of-mul-by-constant"], &["f32 B K"], |b, a| {
         let x = scaled(b, a[0], 0.1);
         vec![scaled(b, x, 0.1)]
+    }),
+    ("slices within blocks", MOVED, &["f32 B 8", "f32 B 9"], |b, a| {
+        let parts = [(a[0], 1, 4), (a[0], 4, 2), (a[1], 4, 3)];
+        let mut all: Vec<Value> = parts
+            .into_iter()
+            .flat_map(|(x, start, len)| {
+                let part = slice(b, x, 1, start, len);
+                let (codes, y) = (b.node(Op::Quantize(4), &[x])[0], there_and_back(b, x, 4));
+                [b.node(Op::Quantize(4), &[part])[0], slice(b, codes, 1, start, len), slice(b, y, 1, start, len)]
+            })
+            .collect();
+        // Every other element is of all blocks.
+        let y = there_and_back(b, a[0], 4);
+        all.push(b.op(Op::Slice { axis: 1, start: Dim::from(0), len: Dim::from(4), step: 2 }, &[y]));
+        all
+    }),
+    ("a transpose of the blocked axis", MOVED, &["f32 4 8"], |b, a| {
+        let (t, y) = (b.transpose(a[0], &[1, 0]), there_and_back(b, a[0], 4));
+        let q = b.node(Op::Quantize(4), &[t]);
+        vec![q[0], q[1], b.transpose(y, &[1, 0])]
+    }),
+    ("a gather along the blocked axis", MOVED, &["f32 4 8", "i32 4 4"], |b, a| {
+        let picked = b.op(Op::Gather { batch: 1 }, &[a[0], a[1]]);
+        let (codes, y) = (b.node(Op::Quantize(4), &[a[0]])[0], there_and_back(b, a[0], 4));
+        let q = b.node(Op::Quantize(4), &[picked]);
+        vec![q[0], q[1], b.op(Op::Gather { batch: 1 }, &[codes, a[1]]), b.op(Op::Gather { batch: 1 }, &[y, a[1]])]
+    }),
+    ("a reshape across blocks", MOVED, &["f32 4 6", "f32 8 6"], |b, a| {
+        let [x, y] = [0, 1].map(|i| {
+            let s = if i == 0 { [3, 8] } else { [4, 12] };
+            b.reshape(a[i], &s.map(Dim::from))
+        });
+        let (q, r) = (b.node(Op::Quantize(4), &[x]), b.node(Op::Quantize(4), &[y]));
+        let back = there_and_back(b, a[0], 4);
+        vec![q[0], q[1], r[0], r[1], b.reshape(back, &[Dim::from(3), Dim::from(8)])]
+    }),
+    ("joined within a block", MOVED, &["f32 B 6", "f32 B 4"], |b, a| {
+        let joined = b.op(Op::Concat(1), a);
+        let q = b.node(Op::Quantize(4), &[joined]);
+        let [x, y] = [0, 1].map(|i| there_and_back(b, a[i], 4));
+        vec![q[0], q[1], b.op(Op::Concat(1), &[x, y])]
+    }),
+    ("joined from blocks of two sizes", MOVED, &["f32 B 8", "f32 B 8"], |b, a| {
+        let (x, y) = (there_and_back(b, a[0], 4), there_and_back(b, a[1], 2));
+        vec![b.op(Op::Concat(1), &[x, y])]
+    }),
+    ("a sum of what is quantised, and of codes' worth", MOVED, &["f32 4 B 8"], |b, a| {
+        let (sum, y) = (b.sum(a[0], &[0]), there_and_back(b, a[0], 4));
+        let q = b.node(Op::Quantize(4), &[sum]);
+        vec![q[0], q[1], b.sum(y, &[0])]
+    }),
+    ("codes and scales moved by two indices", &["dequantize-of-moved"], &["f32 N K", "i32 B", "i32 B"], |b, a| {
+        let q = b.node(Op::Quantize(2), &[a[0]]);
+        let picked = [(q[0], a[1]), (q[1], a[2])].map(|(v, i)| b.op(Op::Gather { batch: 0 }, &[v, i]));
+        vec![b.op(Op::Dequantize(2), &picked)]
+    }),
+    ("rounding of another value, or with other scales", &["add-of-rounding"], &["f32 B 8", "f32 B 8"], |b, a| {
+        let y = there_and_back(b, a[1], 4);
+        let change = b.map(MapFn::Sub, &[y, a[0]]);
+        let (q, r) = (b.node(Op::Quantize(4), &[a[0]]), b.node(Op::Quantize(4), &[a[1]]));
+        let mixed = b.op(Op::Dequantize(4), &[q[0], r[1]]);
+        let also = b.map(MapFn::Sub, &[mixed, a[0]]);
+        vec![b.add(a[0], change), b.add(a[0], also)]
     }),
     ("rounded between", &["cast-of-cast"], &["f32 B K", "f32 B"], |b, a| {
         let x = b.cast(a[0], DType::BF16);

@@ -371,3 +371,44 @@ fn norms_go_through_products_of_a_shipped_model() {
         assert_eq!(chosen.contains(&"contract-of-mul-by-row"), name == "deepseek_v3", "{name}: {chosen:?}");
     }
 }
+
+/// The last layer of an entry: the body of its last loop.
+fn last_layer<'m>(m: &'m Module, entry: &str) -> &'m Func {
+    let loops = m.func(entry).expect("the entry is there").nodes.values().filter_map(|n| n.op.body());
+    loops.last().expect("it has layers")
+}
+
+#[test]
+fn rows_of_experts_in_fp8_are_sent_as_codes() {
+    let set = source::MODELS.iter().find(|(n, _)| *n == "deepseek_v3").expect("it is shipped").1;
+    let module = source::module("deepseek_v3", &format!("{set} fp8_block=16"));
+    for gpu in [false, true] {
+        let model = tile::cost::Model::new(tile::Tuning::of_target(gpu));
+        let sizes = DimEnv::new();
+        let cost = |op: &Op, x: &[&TensorType], y: &[TensorType]| model.op_cost(&sizes, op, x, y);
+        let (out, reports) = optimize(&module, &cost, &Options::default());
+        assert_eq!(graph::verify::verify(&out), []);
+        for r in &reports {
+            assert!(r.cost.1 <= r.cost.0 && r.num_nodes.1 <= 5 * r.num_nodes.0, "gpu {gpu}: {r:?}");
+            assert!(r.fired.iter().all(|(_, g)| g.nodes <= r.num_nodes.0), "gpu {gpu}: {r:?}");
+        }
+        let of_forward = || reports.iter().filter(|r| r.func.starts_with("forward"));
+        let fired: Vec<&str> = of_forward().flat_map(|r| &r.fired).map(|(rule, _)| rule.as_str()).collect();
+        for rule in ["quantize-of-moved", "gather-of-dequantize", "dequantize-of-moved", "add-of-rounding"] {
+            assert!(fired.contains(&rule), "gpu {gpu}: {rule} is not among {fired:?}");
+        }
+        let body = last_layer(&out, "forward");
+        let count = |is: &dyn Fn(&graph::Node) -> bool| body.nodes.values().filter(|n| is(n)).count();
+        let is_op = |v: &Value, name: &str| body.def(*v).op.name() == name;
+        // x, gate and up, what goes down and its matrix: each once, and nothing is added to what codes are worth and taken from it.
+        assert_eq!(count(&|n| matches!(n.op, Op::Quantize(_))), 5, "gpu {gpu}");
+        let changes = |n: &graph::Node| matches!(n.op, Op::Map(MapFn::Sub)) && n.inputs.iter().any(|v| is_op(v, "dequantize"));
+        assert_eq!(count(&changes), 0, "gpu {gpu}");
+        // On the host rows are sent as codes. A GPU's kernel of both first products takes rows by index, of what codes are worth.
+        let of_codes = |n: &graph::Node| matches!(n.op, Op::Gather { .. }) && body.ty(n.inputs[0]).dtype == DType::E4M3;
+        assert_eq!(count(&of_codes), usize::from(!gpu), "gpu {gpu}");
+        assert_eq!(regions(out.func("forward").expect("it is there")).len(), usize::from(gpu));
+        let chosen = of_forward().flat_map(|r| &r.chosen).any(|s| s.rule == "gather-of-dequantize");
+        assert_eq!(chosen, !gpu);
+    }
+}
