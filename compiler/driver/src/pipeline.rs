@@ -123,7 +123,8 @@ pub fn optimize(mut module: Module, options: &Options) -> Result<(Module, Vec<eg
         return Ok((module, Vec::new()));
     }
     let (mut module, reports) = buckets::optimize(&module, options);
-    passes::run(&mut module, &["stream_fused", "expand_quantize"], cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
+    passes::run(&mut module, &["stream_fused", "expand_quantize"], cfg!(debug_assertions))
+        .map_err(|e| internal(e.to_string()))?;
     if options.gpu {
         passes::run(&mut module, &["expand_thin_contract", "expand_single_pick"], cfg!(debug_assertions))
             .map_err(|e| internal(e.to_string()))?;

@@ -44,7 +44,9 @@ fn place(op: &Op) -> Place {
         | Op::Quantize(_)
         | Op::Repeat(_)
         | Op::Fused(_) => Place::Memory,
-        Op::Arg(_) | Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::Reduce(..) | Op::Concat(_) | Op::Dequantize(_) => Place::Sink,
+        Op::Arg(_) | Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::Reduce(..) | Op::Concat(_) | Op::Dequantize(_) => {
+            Place::Sink
+        }
     }
 }
 

@@ -68,7 +68,8 @@ fn quantize_of_moved(site: &Site) -> Vec<Term> {
         let Some(scales) = scale_move(site, &op, *size, of, to) else { continue };
         let how = if result == 0 { op.into_owned() } else { scales };
         let each = &of[..num_moved(&how, of)];
-        let types = each.iter().map(|x| Some(quantized(site, *size, *x)?.swap_remove(result as usize))).collect::<Option<Vec<_>>>();
+        let types =
+            each.iter().map(|x| Some(quantized(site, *size, *x)?.swap_remove(result as usize))).collect::<Option<Vec<_>>>();
         // Extents may be equal in another form.
         if types.and_then(|types| type_of(site, &how, &types, of)).as_ref() != Some(site.ty) {
             continue;
@@ -86,7 +87,9 @@ fn moved_before_quantize(site: &Site) -> Vec<Term> {
         for (op, of) in site.defs(q) {
             let Op::Quantize(size) = &*op else { continue };
             let shape = &site.ty_of(of[0]).shape;
-            let Some(how) = (if result == 0 { Some(site.op.clone()) } else { of_elements(site.op, *size, shape) }) else { continue };
+            let Some(how) = (if result == 0 { Some(site.op.clone()) } else { of_elements(site.op, *size, shape) }) else {
+                continue;
+            };
             let Some(ty) = type_of(site, &how, &[site.ty_of(of[0]).clone()], site.children) else { continue };
             let Some(scales) = of_scales(&how, *size, &[shape], &ty.shape) else { continue };
             let is_it = result == 0 || scales == *site.op;
@@ -124,7 +127,8 @@ fn moved_before_dequantize(site: &Site) -> Vec<Term> {
     for (op, of) in site.defs(site.children[0]) {
         let Op::Dequantize(size) = &*op else { continue };
         let Some(scales) = scale_move(site, site.op, *size, site.children, &site.ty.shape) else { continue };
-        let types = [(site.op, of[0]), (&scales, of[1])].map(|(how, x)| type_of(site, how, &[site.ty_of(x).clone()], site.children));
+        let types =
+            [(site.op, of[0]), (&scales, of[1])].map(|(how, x)| type_of(site, how, &[site.ty_of(x).clone()], site.children));
         let [Some(codes), Some(of_codes)] = types else { continue };
         if op::infer(&op, &[&codes, &of_codes]).is_ok_and(|t| t[0] == *site.ty) {
             let parts = [(site.op, of[0]), (&scales, of[1])].map(|(how, x)| moved(how, vec![x.into()], site.children));
@@ -146,7 +150,8 @@ fn concat_of_dequantize(site: &Site) -> Vec<Term> {
         let (codes, of_codes) = (op::infer(site.op, &types(0)), op::infer(&scales, &types(1)));
         let (Ok(codes), Ok(of_codes)) = (codes, of_codes) else { continue };
         if op::infer(&Op::Dequantize(size), &[&codes[0], &of_codes[0]]).is_ok_and(|t| t[0] == *site.ty) {
-            let parts = [(site.op, 0), (&scales, 1)].map(|(how, i)| Term::Op(how.clone(), all.iter().map(|of| of[i].into()).collect()));
+            let parts =
+                [(site.op, 0), (&scales, 1)].map(|(how, i)| Term::Op(how.clone(), all.iter().map(|of| of[i].into()).collect()));
             found.push(Term::Op(Op::Dequantize(size), parts.into()));
         }
     }

@@ -412,3 +412,26 @@ fn rows_of_experts_in_fp8_are_sent_as_codes() {
         assert_eq!(chosen, !gpu);
     }
 }
+
+#[test]
+fn what_is_sent_to_several_experts_is_quantised_once() {
+    let text = "use std.fp8.round_fp8
+dims N
+model m(x: [N, 256], idx: i32[N, 4], w: [8, 64, 256]) -> [N, 4, 64] {
+  let r = route(idx, 8)
+  collect(grouped_t(round_fp8(dispatch(x, r)), w, r), r)
+}";
+    let module = source::compile(text, "");
+    for gpu in [false, true] {
+        let model = tile::cost::Model::new(tile::Tuning::of_target(gpu));
+        let sizes: DimEnv = [("N".into(), 4096)].into_iter().collect();
+        let cost = |op: &Op, x: &[&TensorType], y: &[TensorType]| model.op_cost(&sizes, op, x, y);
+        let (out, reports) = optimize(&module, &cost, &Options { sizes: sizes.clone(), ..Options::default() });
+        assert!(reports[0].chosen.iter().any(|s| s.rule == "quantize-of-moved"), "gpu {gpu}: {:?}", reports[0].chosen);
+        let f = &out.funcs[0];
+        let of = |n: &graph::Node| matches!(n.op, Op::Quantize(_)).then(|| f.ty(n.inputs[0]).shape[0].clone());
+        assert_eq!(f.nodes.values().filter_map(of).collect::<Vec<_>>(), [Dim::sym("N")], "gpu {gpu}");
+        let dims = [("N".into(), 5)].into_iter().collect();
+        assert_agree(text, &run(&module.funcs[0], &dims, 1), &run(f, &dims, 1));
+    }
+}

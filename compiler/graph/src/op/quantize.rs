@@ -19,8 +19,8 @@ pub(super) fn quantize(size: i64, x: &TensorType) -> Result<Vec<TensorType>, OpE
 }
 
 pub(super) fn dequantize(size: i64, codes: &TensorType, scale: &TensorType) -> Result<TensorType, OpError> {
-    check_dtype("the codes", codes, CODE)?;
-    check_dtype("the scales", scale, SCALE)?;
+    check_dtype("the value of the codes", codes, CODE)?;
+    check_dtype("the value of the scales", scale, SCALE)?;
     if codes.rank() == 0 || size < 1 {
         return op_error!("blocks of {size} elements of {codes}");
     }

@@ -92,3 +92,16 @@ fn every_domain_shows_the_keys_the_reference_says() {
         close(domain, &eval(&text, &given)[0], &want.map(mean), BOUND);
     }
 }
+
+#[test]
+fn blocks_have_codes_and_scales() {
+    let text = "dims B\nmodel m(x: [B, 5]) -> (e4m3[B, 5], f32[B, 3], f32[B, 5], f32[B, 1]) {
+      let (codes, scales) = quantize(x, 2)
+      let (all, one) = quantize(x)
+      (codes, scales, dequantize(codes, scales, size: 2), one)
+    }";
+    let x = Tensor::new(DType::F32, &[1, 5], vec![448.0, 17.0, 0.0, 0.0, -896.0]);
+    // Numbers are exact here: codes are not rounded.
+    let want = "[e4m3[1, 5] 448 17 0 0 -448, f32[1, 3] 1 0 2, f32[1, 5] 448 17 0 0 -896, f32[1, 1] 2]";
+    assert_eq!(format!("{:?}", eval(text, &[("x", x)])), want);
+}

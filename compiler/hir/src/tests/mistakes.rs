@@ -285,3 +285,25 @@ fn the_types_of_both_operands_are_shown_where_they_are_written() {
     let related: Vec<(&str, &str)> = entries[0].related.iter().map(|(s, t)| (sources.text(*s), t.as_str())).collect();
     assert_eq!(related, [("[B, 4]", "this is f32[B, 4]"), ("[3]", "this is f32[3]")]);
 }
+
+#[test]
+fn blocks_have_elements_and_scales_fit() {
+    check(
+        "dims B, T
+model m(x: [B, 300], i: i32[B, 4], s: f32[B, 2]) -> f32[B, 300] {
+  let (a, b) = quantize(x, size: 0)
+//             ^^^^^^^^^^^^^^^^^^^^ E0306 quantize: blocks of 0 elements of f32[B, 300]
+  let (c, d) = quantize(i)
+//             ^^^^^^^^^^^ E0306 quantize: blocks of 128 elements of i32[B, 4]
+  let (e, f) = quantize(x, size: T)
+//             ^^^^^^^^^^^^^^^^^^^^ E0303 'size' of quantize
+  let (codes, scales) = quantize(x, size: 128)
+  let y = dequantize(codes, s)
+//        ^^^^^^^^^^^^^^^^^^^^ E0306 dequantize: the shape of the scales is [B, 2], not [B, 3]
+  let z = dequantize(x, scales)
+//        ^^^^^^^^^^^^^^^^^^^^^ E0306 dequantize: the value of the codes is f32[B, 300], not e4m3
+  dequantize(codes, scales)
+}
+",
+    );
+}

@@ -81,11 +81,10 @@ fn edges_of_blocks() {
     // Zeros of both signs: no division by 0.
     assert_eq!(of(&[0.0, -0.0, 0.0, 0.0]), [vec![0.0; 4], vec![0.0], vec![0.0; 4]]);
     // The largest is the greatest code, whatever its size; the least codes are subnormal.
-    assert_eq!(of(&[-448.0, 1.0, 2f64.powi(-9), 2f64.powi(-11)]), [
-        vec![-448.0, 1.0, 2f64.powi(-9), 0.0],
-        vec![1.0],
-        vec![-448.0, 1.0, 2f64.powi(-9), 0.0]
-    ]);
+    assert_eq!(
+        of(&[-448.0, 1.0, 2f64.powi(-9), 2f64.powi(-11)]),
+        [vec![-448.0, 1.0, 2f64.powi(-9), 0.0], vec![1.0], vec![-448.0, 1.0, 2f64.powi(-9), 0.0]]
+    );
     for k in [-60, -1, 1, 60] {
         let x = [1.0, -3.5, 448.0, 0.0].map(|x| x * 2f64.powi(k));
         assert_eq!(of(&x)[2], x, "2^{k}");
@@ -93,7 +92,9 @@ fn edges_of_blocks() {
     // Ties go to the even code.
     assert_eq!(of(&[448.0, 17.0, 19.0, 21.0])[0], [448.0, 16.0, 20.0, 20.0]);
     // What is no number stays in its block.
-    let [code, scale, worth] = &of(&[1.0, inf, 2.0, 3.0, 448.0, 7.0, f64::NAN, 1.0, 1.0, 448.0])[..] else { panic!("three results") };
+    let [code, scale, worth] = &of(&[1.0, inf, 2.0, 3.0, 448.0, 7.0, f64::NAN, 1.0, 1.0, 448.0])[..] else {
+        panic!("three results")
+    };
     assert!(code[1].is_nan() && scale[0] == inf && worth[..4].iter().all(|x| x.is_nan()), "{code:?} {scale:?} {worth:?}");
     assert!(scale[1].is_nan() && worth[4..8].iter().all(|x| x.is_nan()), "{code:?} {scale:?} {worth:?}");
     assert_eq!((&code[8..], scale[2], &worth[8..]), (&[1.0, 448.0][..], 1.0, &[1.0, 448.0][..]));
