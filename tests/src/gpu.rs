@@ -217,9 +217,13 @@ fn agrees(threads: &Emulated, k: &Kernel, env: &DimEnv) -> bool {
     true
 }
 
-fn threads_agree(model: &str, set: &str) {
-    let kernels = kernels(model, set);
-    let threads = Emulated::load(&kernels).expect("it compiles");
+fn threads_agree(model: usize) {
+    let (model, set) = MODELS[model];
+    kernels_agree(model, &kernels(model, set));
+}
+
+fn kernels_agree(model: &str, kernels: &[Kernel]) {
+    let threads = Emulated::load(kernels).expect("it compiles");
     let env: DimEnv = [("B".into(), 2), ("T".into(), 19)].into_iter().collect();
     // What places rows takes where they begin from the kernels before it: `routing_by_threads`.
     let alone = kernels.iter().filter(|k| !k.name.contains("route_place"));
@@ -230,27 +234,32 @@ fn threads_agree(model: &str, set: &str) {
 
 #[test]
 fn threads_compute_llama() {
-    threads_agree(MODELS[0].0, MODELS[0].1);
+    threads_agree(0);
 }
 
 #[test]
 fn threads_compute_strata() {
-    threads_agree(MODELS[1].0, MODELS[1].1);
+    threads_agree(1);
 }
 
 #[test]
 fn threads_compute_qwen3_moe() {
-    threads_agree(MODELS[2].0, MODELS[2].1);
+    threads_agree(2);
 }
 
 #[test]
 fn threads_compute_deepseek_v3() {
-    threads_agree(MODELS[3].0, MODELS[3].1);
+    threads_agree(3);
 }
 
 #[test]
-fn threads_compute_experts_in_fp8() {
-    threads_agree(MODELS[3].0, &format!("{} fp8_block=12", MODELS[3].1));
+fn threads_compute_codes_of_experts_in_fp8() {
+    let of_codes = |k: &Kernel| k.buffers.iter().any(|b| b.dtype == DType::E4M3);
+    let mut kernels = kernels(MODELS[3].0, &format!("{} fp8_block=12", MODELS[3].1));
+    kernels.retain(of_codes);
+    // Codes are made and read.
+    assert!(kernels.len() >= 4, "{} kernels", kernels.len());
+    kernels_agree("codes", &kernels);
 }
 
 #[test]

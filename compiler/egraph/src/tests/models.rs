@@ -374,8 +374,8 @@ fn norms_go_through_products_of_a_shipped_model() {
 
 /// The last layer of an entry: the body of its last loop.
 fn last_layer<'m>(m: &'m Module, entry: &str) -> &'m Func {
-    let loops = m.func(entry).expect("the entry is there").nodes.values().filter_map(|n| n.op.body());
-    loops.last().expect("it has layers")
+    let mut loops = m.func(entry).expect("the entry is there").nodes.values().filter_map(|n| n.op.body());
+    loops.next_back().expect("it has layers")
 }
 
 #[test]
