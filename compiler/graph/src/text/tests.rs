@@ -77,8 +77,8 @@ fn ops() -> Func {
     let worth = b.op(Op::Dequantize(4), &codes);
     for (i, v) in [
         vec![
-            worth, pi, nan, inf, tiny, seven, extent, iota, all, t, padded, o[0], d[1], spread, top, running, rows[2], g, d_w, told[1],
-            back,
+            worth, pi, nan, inf, tiny, seven, extent, iota, all, t, padded, o[0], d[1], spread, top, running, rows[2], g, d_w,
+            told[1], back,
         ],
         small.to_vec(),
         vec![plain[0], d_q[2]],
