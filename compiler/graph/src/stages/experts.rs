@@ -263,6 +263,10 @@ impl<'f> Divider<'f> {
                 shape[axis] = own()?;
                 (Op::Reshape(shape), vec![self.share(x, old)?])
             }
+            // Blocks are of the last axis.
+            Op::Quantize(_) | Op::Dequantize(_) if axis + 1 < self.from.ty(v).rank() => {
+                (node.op.clone(), node.inputs.iter().map(|x| self.share(*x, axis)).collect::<Result<Vec<_>, _>>()?)
+            }
             Op::Contract(c) => (node.op.clone(), self.factors(c, &node, axis)?),
             _ => return self.not(v, "it treats experts together"),
         };
@@ -386,6 +390,7 @@ fn row_inputs(func: &Func, v: Value) -> Vec<Value> {
         Op::Transpose(perm) => perm.first() == Some(&0),
         Op::Slice { axis, .. } | Op::Pad { axis, .. } | Op::Concat(axis) => *axis > 0,
         Op::Reshape(shape) => !shape.is_empty() && rows(&node.inputs[0]),
+        Op::Quantize(_) | Op::Dequantize(_) => func.ty(v).rank() > 1,
         _ => false,
     };
     if by_row { node.inputs.clone() } else { Vec::new() }
@@ -405,6 +410,8 @@ fn is_of_argument(func: &Func, v: Value) -> bool {
         | Op::Reshape(_)
         | Op::Slice { .. }
         | Op::Pad { .. }
+        | Op::Quantize(_)
+        | Op::Dequantize(_)
         | Op::Concat(_) => node.inputs.iter().any(|x| is_of_argument(func, *x)),
         _ => false,
     }

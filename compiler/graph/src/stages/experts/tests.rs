@@ -28,6 +28,16 @@ fn dims(shape: &[i64]) -> Vec<Dim> {
     shape.iter().map(|n| Dim::from(*n)).collect()
 }
 
+/// x as codes and back, gradients straight through.
+fn rounded(b: &mut Builder, x: Value) -> Value {
+    let stopped = b.op(Op::StopGradient, &[x]);
+    let q = b.node(Op::Quantize(2), &[stopped]);
+    let y = b.op(Op::Dequantize(2), &q);
+    let y = b.cast(y, DType::F64);
+    let change = b.map(MapFn::Sub, &[y, stopped]);
+    b.add(x, change)
+}
+
 /// x ← x + Σ over the choices of (tanh(rows·upᵀ)·scale of the matrix·row's size)·down.
 fn layer(choices: i64) -> Func {
     let n = Dim::sym("N");
@@ -46,6 +56,7 @@ fn layer(choices: i64) -> Func {
     // The matrix, scaled by row; its own axes stay apart.
     let scale = b.broadcast(scale, &dims(&[EXPERTS, 5, 3]), &[0, 1]);
     let up = b.mul(up, scale);
+    let up = rounded(&mut b, up);
     let made = b.op(Op::GroupedContract { transposed: true }, &[rows, up, routed[0]]);
     let bent = b.map(MapFn::Tanh, &[made]);
     // Something of each row alone, something of the rows before they were sent, and something that is the same for all.
@@ -59,6 +70,7 @@ fn layer(choices: i64) -> Func {
     let mixed = b.mul(bent, most);
     let mixed = b.add(mixed, sum);
     let mixed = b.mul(mixed, half);
+    let mixed = rounded(&mut b, mixed);
     let out = b.op(Op::GroupedContract { transposed: false }, &[mixed, down, routed[0]]);
     let back = b.op(Op::Gather { batch: 0 }, &[out, routed[2]]);
     let back = b.sum(back, &[1]);
