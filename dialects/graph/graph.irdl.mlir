@@ -450,8 +450,6 @@ irdl.dialect @graph {
   }
   // Rows go to the member that has their group.
   irdl.operation @exchange {
-  // Codes of blocks of the last axis, and a scale for each block.
-  irdl.operation @quantize {
     %f64 = irdl.is f64
     %f32 = irdl.is f32
     %bf16 = irdl.is bf16
@@ -489,6 +487,15 @@ irdl.dialect @graph {
     irdl.operands(rows: %x, offsets: %o)
     irdl.results(result: %y)
     irdl.attributes {"members" = %a_members}
+  }
+  // Codes of blocks of the last axis, and a scale for each block.
+  irdl.operation @quantize {
+    %f64 = irdl.is f64
+    %f32 = irdl.is f32
+    %bf16 = irdl.is bf16
+    %f16 = irdl.is f16
+    %f8e4m3fn = irdl.is f8E4M3FN
+    %float = irdl.any_of(%f64, %f32, %bf16, %f16, %f8e4m3fn)
     %shape = irdl.any
     %x = irdl.parametric @graph::@tensor<%float, %shape>
     %c = irdl.parametric @graph::@tensor<%f8e4m3fn, %shape>

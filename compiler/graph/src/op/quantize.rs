@@ -68,6 +68,30 @@ pub fn of_scales(op: &Op, size: i64, from: &[&[Dim]], to: &[Dim]) -> Option<Op> 
             let before = &from[..from.len() - 1];
             before.iter().all(|x| x.last().is_some_and(|d| whole(d).is_some())).then(|| op.clone())
         }
-        _ => None,
+        // What computes, and padding, whose elements may be any.
+        Op::Arg(_)
+        | Op::Const(..)
+        | Op::Extent(..)
+        | Op::Iota(_)
+        | Op::Map(_)
+        | Op::Cast(_)
+        | Op::Reduce(..)
+        | Op::Slice { .. }
+        | Op::Pad { .. }
+        | Op::Contract(_)
+        | Op::ScatterAdd { .. }
+        | Op::TopK(_)
+        | Op::Cumsum { .. }
+        | Op::Attend(_)
+        | Op::AttendGrad(_)
+        | Op::Route { .. }
+        | Op::GroupedContract { .. }
+        | Op::GroupedOuter
+        | Op::Exchange { .. }
+        | Op::Quantize(_)
+        | Op::Dequantize(_)
+        | Op::StopGradient
+        | Op::Repeat(_)
+        | Op::Fused(_) => None,
     }
 }
