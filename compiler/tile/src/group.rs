@@ -136,10 +136,8 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
             continue;
         }
         let is_root = if is_inline(&node.op) || is_unrolled_node(func, id) {
-            let is_view = is_layout(&node.op)
-                && view_base(func, Value { node: id, index: 0 }).is_some_and(|(base, _)| forced[base.node.0 as usize]);
             let dear = cost[i] > SIZE_LIMIT || users[i].len() > 1 && cost[i] > RECOMPUTE_LIMIT;
-            let stored = dear && !is_view;
+            let stored = dear && !sees_stored(func, id, &cost, &forced);
             // What is repeated is stored before it is.
             let before = if stored { repeated_base(func, id) } else { None };
             before.iter().for_each(|base| forced[base.node.0 as usize] = true);
@@ -196,6 +194,19 @@ fn repeated_base(func: &Func, id: NodeId) -> Option<Value> {
     let times = |n: Dim| n.try_div(&of(x))?.known();
     let (all, repeated) = (times(of(base))?, times(node.types[0].elems())?);
     (all <= repeated && repeated > 1).then_some(base)
+}
+
+/// Whether a layout op is a view of what is stored: by what reads it, or because it would divide indices of what is computed. Such a view is no copy, however many
+/// read it.
+fn sees_stored(func: &Func, id: NodeId, cost: &[u32], forced: &[bool]) -> bool {
+    let node = &func.nodes[id];
+    if !is_layout(&node.op) {
+        return false;
+    }
+    let Some((base, _)) = view_base(func, Value { node: id, index: 0 }) else { return false };
+    let below = node.inputs[0];
+    let divides = matches!(node.op, Op::Reshape(_)) && cost[below.node.0 as usize] > 0 && needs_division(func, below, id);
+    forced[base.node.0 as usize] || divides
 }
 
 fn is_unrolled_node(func: &Func, id: NodeId) -> bool {

@@ -797,3 +797,26 @@ fn sums_of_many_terms_are_taken_in_parts() {
     let lowered = lower::lower(&module, lower::Options { fuse: true, parts: true, products: true }).expect("it lowers");
     assert!(lowered.kernels[0].name.contains("product") && lowered.kernels[0].grid.is(8), "{:?}", lowered.kernels[0].grid);
 }
+
+#[test]
+fn a_view_that_several_read_is_no_copy() {
+    // Two products read it, once it is stored.
+    let l = check(&["f32[N, 12]", "f32[3, 8, 12]", "f32[3, 8, 12]", "i32[N, 1]"], &[("N", 5)], |b, a| {
+        let offsets = b.node(Op::Route { groups: 3 }, &[a[3]])[0];
+        let shape = b.func.ty(a[0]).shape.clone();
+        let blocks = b.reshape(a[0], &[shape[0].clone(), Dim::from(3), Dim::from(4)]);
+        let y = b.map(MapFn::Silu, &[blocks]);
+        let y = b.reshape(y, &shape);
+        [a[1], a[2]].map(|w| b.op(Op::GroupedContract { transposed: true }, &[y, w, offsets])).to_vec()
+    });
+    assert_eq!(l.entries[0].steps.len(), 4, "{:#?}", l.entries[0].steps);
+    // A sum and a map read it, and indices are not divided in either.
+    let l = check(&["f32[B, T, 8]"], BT, |b, a| {
+        let y = b.map(MapFn::Silu, a);
+        let shape = b.func.ty(y).shape.clone();
+        let blocks = b.reshape(y, &[shape[0].clone() * shape[1].clone(), Dim::from(2), Dim::from(4)]);
+        let max = b.op(Op::Reduce(ReduceFn::Max, vec![0]), &[blocks]);
+        vec![b.map(MapFn::Exp, &[blocks]), max]
+    });
+    assert_eq!(l.entries[0].steps.len(), 3, "{:#?}", l.entries[0].steps);
+}

@@ -80,3 +80,34 @@ fn rounded_evaluation_is_within() {
     assert!(known * 100 > all * 80, "{known} of {all} are known");
     assert!(wide * 100 < floats * 15, "{wide} of {floats} bounds are wide");
 }
+
+#[test]
+fn what_codes_are_worth_is_known_to_half_a_code() {
+    let x = f32s(&[3.0, -0.7, 0.01, 1e-6, 0.0, 0.0, 448.0, 1.0, 5.0]);
+    let mut f = Func::new("f");
+    let arg = f.arg("x", Role::Input, TensorType::new(DType::F32, vec![base::Dim::from(9)]));
+    let mut b = crate::build::Builder::new(&mut f);
+    let q = b.node(Op::Quantize(4), &[arg]);
+    let y = b.op(Op::Dequantize(4), &q);
+    q.iter().chain([&y]).for_each(|v| f.output(&v.node.to_string(), Role::Result, *v));
+    let of = |args: &[Tensor]| bounds(&f, args, &DimEnv::new(), Roundoff::Dtype).expect("it evaluates");
+    let [codes, scales, worth] = &of(std::slice::from_ref(&x))[..] else { panic!("three results") };
+    assert!([codes, scales, worth].iter().all(|b| b.num_known() == b.error.len()), "{codes:?} {scales:?} {worth:?}");
+    for (i, e) in worth.error.iter().enumerate() {
+        let (x, scale) = (x.data[i].abs(), scales.value.data[i / 4]);
+        assert!(*e <= 1.1 * (x / 16.0 + scale * 2f64.powi(-9)), "{x} is known to {e:e}");
+    }
+    // And rounding each node stays within.
+    let got = eval(&f, std::slice::from_ref(&x), &DimEnv::new(), Options::ROUNDED).expect("it evaluates");
+    for (b, got) in [codes, scales, worth].iter().zip(&got) {
+        assert_eq!(b.disagreement(&got.data), None);
+    }
+    // Beyond the greatest code there is no other.
+    let cast = of_cast(&[447.0, 448.0, 460.0, 1e4, f64::INFINITY]);
+    assert_eq!(cast.error[1], 0.0);
+    assert!(cast.error[0] < 30.0 && cast.error[2] < 30.0 && cast.error[3] == 1e4 - 448.0 && cast.error[4] == f64::INFINITY);
+}
+
+fn of_cast(x: &[f64]) -> Bounded {
+    of(Op::Cast(DType::E4M3), &[f32s(x)])
+}
