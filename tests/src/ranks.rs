@@ -31,6 +31,11 @@ const DEEPSEEK: (&str, &str) = (
 );
 const LLAMA: (&str, &str) =
     ("llama", "vocab_size=256 hidden_size=32 intermediate_size=32 num_attention_heads=2 num_key_value_heads=1 head_dim=16");
+const QWEN: (&str, &str) = (
+    "qwen3_moe",
+    "vocab_size=256 hidden_size=32 moe_intermediate_size=16 num_attention_heads=2 num_key_value_heads=1 head_dim=16 num_experts=4 \
+     num_experts_per_tok=2",
+);
 const TIMEOUTS: Timeouts = Timeouts { start: Duration::from_secs(60), message: Duration::from_secs(60) };
 
 fn compile(model: (&str, &str), more: &str, layout: Option<&str>, num_stages: usize) -> Stages {
@@ -368,6 +373,35 @@ fn experts_over_ranks(model: (&str, &str), more: &str, name: &str, runs: &[(Poli
     }
 }
 
+/// Rows go there and back once in a forward, their gradients once in a backward; gradients of weights need no rows of others.
+#[test]
+fn rows_of_experts_are_sent_twice_each_way() {
+    let stages = compile_for(DEEPSEEK, "num_hidden_layers=2", None, (1, 2));
+    let count = |entry: &str| {
+        let e = stages.programs[0][0].manifest.entry(entry).expect("a stage has it");
+        let steps = exec::plan::steps(&e.steps).into_iter();
+        let sent = steps.filter_map(|s| if let library::Step::Exchange(x) = s { Some(x) } else { None });
+        let kinds = sent.map(|x| match x {
+            library::Exchange::Offsets { .. } => "offsets",
+            library::Exchange::Rows { back: false, .. } => "there",
+            library::Exchange::Rows { back: true, .. } => "back",
+        });
+        kinds.collect::<Vec<_>>()
+    };
+    assert_eq!(count("forward"), ["offsets", "there", "back"]);
+    assert_eq!(count("backward_input"), ["there", "back"]);
+    assert!(count("backward_weight").is_empty());
+    // A share's parameters, under the numbers of its experts.
+    let names = |share: usize| {
+        let params = stages.programs[share][0].manifest.params.iter().filter(|p| p.name.contains("experts.*"));
+        params.map(|p| (p.name.clone(), p.shape.clone())).collect::<Vec<_>>()
+    };
+    let name = |from: &str, part: &str| format!("model.layers.*+1.mlp.experts.*{from}.{part}_proj.weight");
+    let shapes = [("gate", vec![1, 4, 16, 32]), ("up", vec![1, 4, 16, 32]), ("down", vec![1, 4, 32, 16])];
+    assert_eq!(names(0), shapes.clone().map(|(part, shape)| (name("", part), shape)));
+    assert_eq!(names(1), shapes.map(|(part, shape)| (name("+4", part), shape)));
+}
+
 #[test]
 fn experts_of_deepseek_are_divided() {
     use Policy::*;
@@ -377,6 +411,9 @@ fn experts_of_deepseek_are_divided() {
         let runs = [(OneFOneB, 1, 4, 2, Over::Tcp), (Zb1p, 2, 4, 4, Over::Threads), (DualPipeV, 2, 2, 2, Over::Tcp)];
         experts_over_ranks(DEEPSEEK, "num_hidden_layers=4", "deepseek-experts", &runs);
         experts_over_ranks(STRATA, "layers=4", "strata-experts", &runs);
+        let runs = [(OneFOneB, 1, 2, 2, Over::Threads)];
+        experts_over_ranks(DEEPSEEK, "num_hidden_layers=2 fp8_block=8", "deepseek-fp8-experts", &runs);
+        experts_over_ranks(QWEN, "num_hidden_layers=2", "qwen-experts", &runs);
     }
 }
 
