@@ -1,7 +1,7 @@
 #!/bin/sh
 # Training over MPI by hand: strata and deepseek_v3, tiny, on 2, 4 and 8 ranks over threads, TCP and MPI. Each micro-batch's loss of the first
 # step has the bits of the single process (with 1f1b those of all steps), and checkpoints are the same files. Says a line a run; ends with 1 at
-# the first difference. Needs libopenmpi-dev and openmpi-bin.
+# the first difference. The same with experts divided over 2 and 4 replicas. Needs libopenmpi-dev and openmpi-bin.
 # Usage: tests/benches/ranks_mpi.sh TEXT [RANKS…]; LODE names a binary that is built already, MODELS says which models.
 set -eu
 text=$1
@@ -35,6 +35,18 @@ for name in ${MODELS:-strata deepseek_v3}; do
       echo "$name $schedule on $ranks ranks: $(losses mpi 1 | tr ',' '\n' | wc -l) losses of $steps steps as on one; threads, tcp, mpi alike"
       rm -r "$out"/threads "$out"/tcp "$out"/mpi
     done
+  done
+  for experts in 2 4; do
+    s="--expert-parallel $experts"
+    "$lode" $args $s --out "$out/threads" >"$out/log" 2>&1
+    "$lode" launch -n "$experts" "$lode" $args $s --out "$out/tcp" >"$out/log" 2>&1
+    mpirun -n "$experts" --oversubscribe --allow-run-as-root "$lode" $args $s --fabric mpi --out "$out/mpi" >"$out/log" 2>&1
+    for way in threads tcp mpi; do
+      [ "$(losses one 1)" = "$(losses $way 1)" ] || { echo "$name experts over $experts $way: other losses"; exit 1; }
+      for f in "$out"/threads/step-*/*.safetensors; do cmp "$f" "$out/$way/${f#"$out"/threads/}"; done
+    done
+    echo "$name experts over $experts: losses of 1 step as on one; threads, tcp, mpi alike; $(sed -n 's/^experts: //p' "$out/log")"
+    rm -r "$out"/threads "$out"/tcp "$out"/mpi
   done
   rm -r "$out/one"
 done
