@@ -1,7 +1,7 @@
 //! Expert parallelism: some replicas divide the experts of each layer, and send each other rows in the middle of a forward or backward. They
 //! follow the same list ([`schedule::verify_members`]), so they come to the same exchanges in the same order.
 
-use super::{Job, Program, execute::Turns};
+use super::{Job, Program, execute::Turns, shards};
 use crate::{ExecError, Peers};
 use fabric::{Channel, Fabric, FabricError};
 use std::{cell::Cell, collections::BTreeSet};
@@ -46,6 +46,11 @@ impl Job<'_> {
         let wrong = |name: &str, why: String| Err(ExecError::Input { name: name.into(), why });
         if self.members() == 0 || self.replicas == 0 || !self.replicas.is_multiple_of(self.members()) {
             return wrong("experts", format!("{} replicas are no groups of {}", self.replicas, self.members()));
+        }
+        let stages = self.plan.num_stages() as u16;
+        let mixed = (0..stages).filter(|_| self.members() > 1).find_map(|s| shards::mixed(self, 0, s));
+        if let Some(entry) = mixed {
+            return wrong(entry, "it updates experts together with what all ranks have, so experts cannot be divided".into());
         }
         let broken = if self.members() > 1 { schedule::verify_members(self.plan, self.replicas) } else { Vec::new() };
         broken.first().map_or(Ok(()), |v| wrong(&v.action, v.to_string()))

@@ -33,6 +33,21 @@ pub(super) struct Shards {
     divided: BTreeSet<String>,
 }
 
+/// A part of a stage's update that reads or writes both experts and what all copies have: nobody could own it.
+pub(super) fn mixed<'a>(job: &Job<'a>, share: usize, stage: u16) -> Option<&'a str> {
+    let divided = experts(job, share, stage);
+    let is_expert = |p: &Port| divided.contains(p.name.rsplit_once('#').map_or(&*p.name, |(param, _)| param));
+    let kept = |p: &&Port| matches!(p.role, Role::Param | Role::State | Role::Grad | Role::Moment);
+    let entries = &job.programs[share][usize::from(stage)].manifest.entries;
+    let mut updates = entries.iter().filter(|e| is_update(&e.name));
+    let is_mixed = |e: &&Entry| {
+        let mut ports = e.args.iter().chain(&e.outputs).filter(kept).map(is_expert);
+        let first = ports.next();
+        ports.any(|p| Some(p) != first)
+    };
+    updates.find(is_mixed).map(|e| e.name.as_str())
+}
+
 /// The parameters of a share of the experts, in a stage.
 fn experts(job: &Job, share: usize, stage: u16) -> BTreeSet<String> {
     let names = |share: usize| job.programs[share][usize::from(stage)].manifest.params.iter().map(|p| p.name.clone());
