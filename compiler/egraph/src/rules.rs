@@ -12,6 +12,7 @@ mod precision;
 mod products;
 mod regions;
 mod rows;
+mod shared;
 mod streams;
 
 use crate::{
@@ -121,6 +122,7 @@ pub fn all() -> Vec<Rule> {
     all.extend(algebra::rules());
     all.extend(attention::rules());
     all.extend(experts::rules());
+    all.extend(shared::rules());
     all.extend(fusion::rules());
     all.extend(heads::rules());
     all.extend(precision::rules());

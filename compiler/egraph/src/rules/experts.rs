@@ -113,7 +113,7 @@ fn routings(site: &Site, class: Id, which: usize) -> Vec<Routed> {
 }
 
 /// Whether a class is one integer everywhere.
-fn is_number(site: &Site, class: Id, n: i64) -> bool {
+pub(super) fn is_number(site: &Site, class: Id, n: i64) -> bool {
     site.defs(class).any(|(op, of)| match &*op {
         Op::Const(x, _) => x.get() == n as f64,
         Op::Broadcast { .. } | Op::Reshape(_) => is_number(site, of[0], n),
@@ -121,12 +121,12 @@ fn is_number(site: &Site, class: Id, n: i64) -> bool {
     })
 }
 
-fn gather(x: Term, index: Term) -> Term {
+pub(super) fn gather(x: Term, index: Term) -> Term {
     Term::Op(Op::Gather { batch: 0 }, vec![x, index])
 }
 
 /// A number everywhere.
-fn full(ty: &TensorType, n: i64) -> Term {
+pub(super) fn full(ty: &TensorType, n: i64) -> Term {
     let scalar = Term::Op(Op::Const(graph::op::Scalar::new(n as f64), ty.dtype), Vec::new());
     Term::of(Op::Broadcast { shape: ty.shape.clone(), axes: Vec::new() }, scalar)
 }

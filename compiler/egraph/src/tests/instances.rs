@@ -70,6 +70,45 @@ fn exponentials(b: &mut Builder, z: Value) -> [Value; 2] {
     [b.sum(e, &[last]), m]
 }
 
+/// Operands of [`mixture`]: tokens, choices, weights, matrices of experts and of one that every token has.
+const OF_MIXTURE: [&str; 9] = [
+    "float B T K",
+    "i32 B*T 2",
+    "float B*T 2",
+    "float 3 M K",
+    "float 3 M K",
+    "float 3 K M",
+    "float M K",
+    "float M K",
+    "float K M",
+];
+
+/// A mixture of experts and an expert that every token has, with the gates of both: whether the factors are in the other order.
+fn mixture(b: &mut Builder, a: &[Value], own: [Value; 3], swapped: [bool; 2], rows: Value) -> Value {
+    let of_x = shape(b, a[0]);
+    let x = b.reshape(a[0], &[of_x[0].clone() * of_x[1].clone(), of_x[2].clone()]);
+    let route = b.node(Op::Route { groups: 3 }, &[a[1]]);
+    let two = b.full_like(route[1], 2.0);
+    let token = b.map(MapFn::FloorDiv, &[route[1], two]);
+    let xs = b.op(Op::Gather { batch: 0 }, &[x, token]);
+    let product = |b: &mut Builder, x, w| b.op(Op::GroupedContract { transposed: true }, &[x, w, route[0]]);
+    let gate = |b: &mut Builder, g, u, swapped: bool| {
+        let (g, u) = if swapped { (u, g) } else { (g, u) };
+        let s = b.map(MapFn::Silu, &[g]);
+        b.mul(s, u)
+    };
+    let (g, u) = (product(b, xs, a[3]), product(b, xs, a[4]));
+    let h = gate(b, g, u, swapped[0]);
+    let y = product(b, h, a[5]);
+    let picked = b.op(Op::Gather { batch: 0 }, &[y, route[2]]);
+    let y = b.contract("nkd,nk->nd", picked, a[2]);
+    let y = b.reshape(y, &of_x);
+    let (g, u) = (b.contract("btd,fd->btf", rows, own[0]), b.contract("btd,fd->btf", rows, own[1]));
+    let h = gate(b, g, u, swapped[1]);
+    let s = b.contract("btf,df->btd", h, own[2]);
+    b.add(y, s)
+}
+
 /// For each rule a program where it has to fire: operand types as text, and the program.
 pub const INSTANCES: &[(&str, &[&str], Build)] = &[
     ("contract-of-transpose", &["float B K", "float N K"], |b, a| {
@@ -383,6 +422,10 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let sum = b.broadcast(sum, &of_choices, &[0]);
         vec![b.map(MapFn::Div, &[w, sum]), chosen, s]
     }),
+    // With the factors in the same order, and in the other: the matrices change places then.
+    ("add-of-shared-expert", &OF_MIXTURE, |b, a| {
+        [false, true].map(|swapped| mixture(b, a, [a[6], a[7], a[8]], [false, swapped], a[0])).to_vec()
+    }),
     // Gate and up of rows that are taken by index, by a factor for each row; the up product is wanted besides.
     ("map-of-grouped-contracts", &["float B K", "float 3 M K", "float 3 M K", "float 3 K M", "i32 B 2", "float 2*B"], |b, a| {
         let route = b.node(Op::Route { groups: 3 }, &[a[4]]);
@@ -483,6 +526,24 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
             [(a[1], routes[0]), (a[2], routes[1])].map(|(w, r)| b.op(op.clone(), &[a[0], w, r])).to_vec()
         },
     ),
+    ("a shared expert without the others' activation", &["add-of-shared-expert"], &OF_MIXTURE, |b, a| {
+        let other = b.map(MapFn::Silu, &[a[0]]);
+        let y = mixture(b, a, [a[6], a[7], a[8]], [false, false], other);
+        let (g, u) = (b.contract("btd,fd->btf", a[0], a[6]), b.contract("btd,fd->btf", a[0], a[7]));
+        let h = b.mul(g, u);
+        let s = b.contract("btf,df->btd", h, a[8]);
+        vec![b.add(y, s)]
+    }),
+    (
+        "a shared expert of another width",
+        &["add-of-shared-expert"],
+        &["f32 B T K", "i32 B*T 2", "f32 B*T 2", "f32 3 4 K", "f32 3 4 K", "f32 3 K 4", "f32 7 K", "f32 7 K", "f32 K 7"],
+        |b, a| vec![mixture(b, a, [a[6], a[7], a[8]], [false, false], a[0])],
+    ),
+    ("a shared expert of other tokens", &["add-of-shared-expert"], &OF_MIXTURE, |b, a| {
+        let other = b.map(MapFn::Silu, &[a[0]]);
+        vec![mixture(b, a, [a[6], a[7], a[8]], [false, false], other)]
+    }),
     ("a map that needs all of a row", &["map-of-grouped-contracts"], &["f32 B K", "f32 3 M K", "i32 B 1"], |b, a| {
         let offsets = b.node(Op::Route { groups: 3 }, &[a[2]])[0];
         let g = b.op(Op::GroupedContract { transposed: true }, &[a[0], a[1], offsets]);

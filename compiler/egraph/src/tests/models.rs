@@ -275,6 +275,23 @@ fn experts_are_regions_of_products_where_there_is_a_kernel_for_them() {
     }
 }
 
+#[test]
+fn a_shared_expert_is_no_more_expert_where_matrices_would_be_copied() {
+    let set = source::MODELS.iter().find(|(n, _)| *n == "deepseek_v3").expect("it is shipped").1;
+    for (set, tokens) in [(set, 4096), ("", 65536)] {
+        let module = source::module("deepseek_v3", set);
+        let module = Module { funcs: vec![module.func("forward").expect("it is there").clone()], ..module };
+        for gpu in [false, true] {
+            let model = tile::cost::Model::new(tile::Tuning::of_target(gpu));
+            let sizes: DimEnv = [("B".into(), 1), ("T".into(), tokens)].into_iter().collect();
+            let cost = |op: &Op, x: &[&TensorType], y: &[TensorType]| model.op_cost(&sizes, op, x, y);
+            let (_, reports) = optimize(&module, &cost, &Options { sizes: sizes.clone(), ..Options::default() });
+            let fired = reports.iter().flat_map(|r| &r.fired).any(|(rule, _)| rule == "add-of-shared-expert");
+            assert!(!fired, "gpu {gpu}, {tokens} tokens, {set}");
+        }
+    }
+}
+
 /// The scattered sums of rows in the loops of a function.
 fn scattered_rows(f: &Func) -> usize {
     let of = |node: &graph::Node| match &node.op {
