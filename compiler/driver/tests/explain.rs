@@ -46,7 +46,7 @@ fn a_joined_product() {
 
 #[test]
 fn a_plain_map() {
-    insta::assert_snapshot!(explain(STRATA, "forward", "std/nsa.lode:78"));
+    insta::assert_snapshot!(explain(STRATA, "forward", "std/nsa.lode:88"));
 }
 
 #[test]

@@ -122,7 +122,8 @@ pub fn num_parts(func: &Func, v: Value) -> Option<i64> {
     let columns = ty.shape.last().filter(|_| keeps_last(func, v))?.known()?;
     let blocks = (ty.elems().known()? / columns.max(1)) * (columns + COLUMN_ELEMS - 1) / COLUMN_ELEMS;
     let parts = (MAX_COLUMN_BLOCKS / blocks.max(1)) as u64;
-    (parts > 1).then(|| (parts.next_power_of_two() as i64).min(MAX_COLUMN_PARTS))
+    // Enough of them fill the device as they are.
+    (blocks < MAX_PARTS).then(|| (parts.next_power_of_two() as i64).min(MAX_COLUMN_PARTS))
 }
 
 /// Whether a reduction keeps the last axis, so that it sums rows.

@@ -252,8 +252,9 @@ fn dense_products_are_mapped_where_they_are_summed_if_there_is_a_kernel() {
         let of = |m: &Module, entry: &str| regions(m.func(entry).expect("the entry is there"), false);
         // The gate, and both residuals of a layer after its last product.
         assert_eq!(of(&out, "forward"), [(2, 1, false), (1, 1, false)], "{name}");
+        // A gate's two gradients read two operands at the end of a tile, which takes longer than a kernel of their own.
         let grad = of(&out, "grad");
-        assert!(grad.contains(&(2, 3, false)) && grad.contains(&(1, 2, false)), "{name}: {grad:?}");
+        assert!(!grad.contains(&(1, 2, false)), "{name}: {grad:?}");
         assert_eq!((of(&on_host, "forward"), of(&on_host, "grad")), (Vec::new(), Vec::new()), "{name}");
     }
 }

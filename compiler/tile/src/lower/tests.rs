@@ -253,7 +253,7 @@ fn large_reductions_are_taken_in_parts() {
     assert_eq!(parts(&["f32[10, 50]"], BT, &total), ["1"]);
     // Sums of rows.
     let columns = |b: &mut Builder, x: Value| b.sum(x, &[0, 1]);
-    assert_eq!(parts(&["f32[B, T, 300]"], BT, &columns), ["128", "2"]);
+    assert_eq!(parts(&["f32[B, T, 300]"], BT, &columns), ["256", "2"]);
     assert_eq!(parts(&["f32[B, T, 70000]"], &[("B", 1), ("T", 2)], &columns), ["274"]);
     let greatest = |b: &mut Builder, x: Value| b.op(Op::Reduce(ReduceFn::Max, vec![0]), &[x]);
     assert_eq!(parts(&["bf16[T, 3, 40]"], &[("T", 200)], &greatest).len(), 3);
