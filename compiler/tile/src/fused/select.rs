@@ -10,31 +10,28 @@
 //! they are. Work: the product once, k² moves at most for each row that improves.
 //! # Source: docs/adr/0005-fused-regions.md.
 
+mod host;
 mod many;
 
+pub use host::select;
 pub use many::select_many;
 
 use super::{Fused, Fuser, Scene, Scope, combine, neutral};
 use crate::{
     group::Grouping,
     ir::{Expr, Kernel, LoopKind, Mem, Stmt, VarId, compute_dtype},
-    kernels::{
-        build::{Build, tile},
-        host_topk::{beats, insert},
-    },
+    kernels::build::Build,
     view::{StridedView, reshape_groups},
 };
 use base::{DType, Dim};
 use graph::{
     Func, NodeId, Op, Value,
-    op::{Contract, MapFn, ReduceFn, Scalar},
+    op::{Contract, MapFn, ReduceFn},
 };
 use std::collections::BTreeMap;
 
 /// Rows of the product in a block: enough to use each key often, few enough for scratch.
 const TILE: i64 = 64;
-/// Candidates that are compared at once.
-const SOME: i64 = 16;
 /// Keys of a chunk, about.
 const CHUNK: i64 = 128;
 /// Keys of a chunk for many processors, two blocks of which have to fit on one.
@@ -521,15 +518,6 @@ impl Fuser<'_> {
     }
 }
 
-/// The kernel; `places` are where the operands are.
-pub fn select(s: &Select, places: &[StridedView], target: &StridedView) -> Fused {
-    emitted(s, places, target, |f| {
-        Emit::new(s, f, None).block(f);
-        Some(())
-    })
-    .expect("it takes every region")
-}
-
 /// The kernel that is written with the operands where they are, if it can be.
 fn emitted(
     s: &Select,
@@ -579,10 +567,6 @@ struct Memory {
     keys: Mem,
     scores: Mem,
     sums: Mem,
-    line: Mem,
-    best: Mem,
-    place: Mem,
-    count: Mem,
 }
 
 impl<'a> Emit<'a> {
@@ -604,7 +588,6 @@ impl<'a> Emit<'a> {
         let extent = |c: &char| s.spec.lhs.iter().position(|l| l == c).and_then(|a| s.lhs_shape()[a].known());
         let depth: i64 = summed.iter().map(|c| extent(c).expect("checked before")).product();
         let dtype = compute_dtype(s.ty(s.product).dtype.accumulator());
-        let of_scores = compute_dtype(s.ty(s.scores).dtype);
         let k = &mut f.kernel;
         k.name = "select".into();
         let mut scratch = |name: &str, dtype, elems: i64| k.scratch(name, dtype, elems.max(1) as usize);
@@ -613,10 +596,6 @@ impl<'a> Emit<'a> {
             keys: scratch("keys", many.unwrap_or(dtype), depth * width),
             scores: scratch("scores", dtype, queries * heads * width),
             sums: scratch("sums", dtype, queries * width),
-            line: scratch("line", of_scores, if many.is_some() { queries * chunk } else { chunk }),
-            best: scratch("best", of_scores, queries * s.k),
-            place: scratch("place", DType::I32, queries * s.k),
-            count: scratch("count", DType::I64, queries),
         };
         Emit { s, shape, queries, heads, width, chunk, depth, dtype, mem }
     }
@@ -665,27 +644,6 @@ impl<'a> Emit<'a> {
         Chunk { first, here, key, from, to, reach }
     }
 
-    fn block(&self, f: &mut Fuser) {
-        let (at, rows, n) = self.rows(f);
-        let zero = Expr::Const(Scalar::new(0.0), self.dtype);
-        f.by_hand(|b| {
-            b.fill(self.mem.scores, Expr::int(self.queries * self.heads * self.width), zero);
-            b.fill(self.mem.count, Expr::int(self.queries), Expr::int(0));
-        });
-        self.pack_queries(f, &at, &rows);
-        let end = self.end(f, &at, &rows, n);
-        let chunks = f.bind(Expr::floor_div(end.clone() + Expr::int(self.chunk - 1), Expr::int(self.chunk)));
-        let mut outer = Vec::new();
-        let c = f.open(Expr::int(0), chunks, LoopKind::Serial, &mut outer);
-        let Chunk { first, here, key, from, to, reach } = self.chunk_at(f, c, end);
-        self.product(f, &at, &key, [&from, &to], &rows);
-        self.map(f, &at, &key, [&from, &to], &rows);
-        self.fold(f, &at, &key, [&from, &to, &reach], &rows);
-        self.compare(f, &at, &key, &first, &here, &rows);
-        f.close_loops(outer);
-        self.write(f, &at, &rows);
-    }
-
     /// The index of a value of the product's letters: rows of the block from `at`, `query` along, heads, the key, the rest from `inner`.
     fn index(&self, letters: &[char], at: &[Expr], query: &Expr, heads: &BTreeMap<char, Expr>, key: Option<&Expr>) -> Vec<Expr> {
         let of = |c: &char| {
@@ -724,38 +682,11 @@ impl<'a> Emit<'a> {
         }
         (found, f.bind(number))
     }
-    /// Loops over the summed letters, the last in lanes, and the number of the turn.
-    fn open_summed(&self, f: &mut Fuser, heads: &mut BTreeMap<char, Expr>, loops: &mut Vec<super::Loop>) -> Expr {
-        let summed = self.s.spec.summed();
-        let mut number = Expr::int(0);
-        for (i, c) in summed.iter().enumerate() {
-            let at = self.s.spec.lhs.iter().position(|l| l == c).expect("it is in both");
-            let n = self.s.lhs_shape()[at].known().expect("checked before");
-            let kind = if i + 1 == summed.len() { LoopKind::Vector } else { LoopKind::Serial };
-            let var = f.open(Expr::int(0), Expr::int(n), kind, loops);
-            number = number * Expr::int(n) + var.clone();
-            heads.insert(*c, var);
-        }
-        number
-    }
     fn operand(&self, queries: bool) -> (Value, &'a [char]) {
         let s = self.s;
         let left = s.left == queries;
         let v = s.func.def(s.product).inputs[usize::from(!left)];
         (v, if left { &s.spec.lhs } else { &s.spec.rhs })
-    }
-
-    fn pack_queries(&self, f: &mut Fuser, at: &[Expr], rows: &Expr) {
-        let (v, letters) = self.operand(true);
-        let mut loops = Vec::new();
-        let q = f.open(Expr::int(0), rows.clone(), LoopKind::Serial, &mut loops);
-        let (mut heads, number) = self.open_heads(f, &mut loops);
-        let row = f.bind((q.clone() * Expr::int(self.heads) + number) * Expr::int(self.depth));
-        let d = self.open_summed(f, &mut heads, &mut loops);
-        let idx = self.index(letters, at, &q, &heads, None);
-        let value = f.eval(v, &idx);
-        f.here(Stmt::Store { mem: self.mem.queries, index: row + d, value });
-        f.close(loops);
     }
 
     /// Whether the maps after the product read something that lies along the keys.
@@ -783,25 +714,6 @@ impl<'a> Emit<'a> {
         Expr::Var(end)
     }
 
-    /// The keys of the chunk, transposed, and the product.
-    fn product(&self, f: &mut Fuser, at: &[Expr], key: &Expr, [from, to]: [&Expr; 2], rows: &Expr) {
-        let (v, letters) = self.operand(false);
-        let mut loops = Vec::new();
-        let i = f.open(from.clone(), to.clone(), LoopKind::Serial, &mut loops);
-        let k = f.bind(key.clone() + i.clone());
-        let mut none = BTreeMap::new();
-        let d = self.open_summed(f, &mut none, &mut loops);
-        let idx = self.index(letters, at, &Expr::int(0), &none, Some(&k));
-        let value = f.eval(v, &idx);
-        f.here(Stmt::Store { mem: self.mem.keys, index: d * Expr::int(self.width) + i, value });
-        f.close(loops);
-        let extents = [rows.clone() * Expr::int(self.heads), to.clone() - from.clone(), Expr::int(self.depth)];
-        let (width, depth) = (self.width, self.depth);
-        f.by_hand(|b| {
-            let a = tile(self.mem.queries, Expr::int(0), depth);
-            b.dot(extents, a, tile(self.mem.keys, from.clone(), width), tile(self.mem.scores, from.clone(), width), false);
-        });
-    }
     /// Where a value with the product's axes is.
     fn tile(&self, value: Value, letters: &[char], mem: Mem, at: &[Expr], key: &Expr, heads: i64) -> Tile {
         let width = self.width;
@@ -828,52 +740,6 @@ impl<'a> Emit<'a> {
             });
         }
         Tile { value, mem, axes, keys, own: None }
-    }
-    /// The maps after the product, in its place.
-    fn map(&self, f: &mut Fuser, at: &[Expr], key: &Expr, [from, to]: [&Expr; 2], rows: &Expr) {
-        let s = self.s;
-        if s.mapped == s.product {
-            return;
-        }
-        f.tiles = vec![self.tile(s.product, &s.spec.out, self.mem.scores, at, key, self.heads)];
-        let mut loops = Vec::new();
-        let q = f.open(Expr::int(0), rows.clone(), LoopKind::Serial, &mut loops);
-        let (heads, number) = self.open_heads(f, &mut loops);
-        let row = f.bind((q.clone() * Expr::int(self.heads) + number) * Expr::int(self.width));
-        let i = f.open(from.clone(), to.clone(), LoopKind::Vector, &mut loops);
-        let k = key.clone() + i.clone();
-        let idx = self.index(&s.spec.out, at, &q, &heads, Some(&k));
-        let value = f.eval(s.mapped, &idx);
-        let value = if f.kernel.expr_dtype(&value) == self.dtype { value } else { value.cast(self.dtype) };
-        f.here(Stmt::Store { mem: self.mem.scores, index: row + i, value });
-        f.close(loops);
-    }
-    /// The sum over the axes that end inside.
-    fn fold(&self, f: &mut Fuser, at: &[Expr], key: &Expr, [from, to, reach]: [&Expr; 3], rows: &Expr) {
-        let s = self.s;
-        if let Fold::No = s.fold {
-            f.tiles = vec![self.tile(s.mapped, &s.spec.out, self.mem.scores, at, key, self.heads)];
-            return;
-        }
-        let how = if let Fold::Reduce(r) = &s.fold { *r } else { ReduceFn::Sum };
-        let mut loops = Vec::new();
-        let q = f.open(Expr::int(0), rows.clone(), LoopKind::Serial, &mut loops);
-        let sum = f.bind(q.clone() * Expr::int(self.width));
-        let (mem, width, dtype) = (&self.mem, self.width, self.dtype);
-        f.by_hand(|b| b.each(reach.clone(), |b, i| b.store(mem.sums, sum.clone() + i, neutral(how, dtype))));
-        let (heads, number) = self.open_heads(f, &mut loops);
-        let row = f.bind((q.clone() * Expr::int(self.heads) + number) * Expr::int(width));
-        let factor = self.weight(f, at, &q, &heads);
-        f.by_hand(|b| {
-            b.for_(from.clone(), to.clone(), LoopKind::Vector, |b, i| {
-                let x = Expr::load(mem.scores, row + i.clone());
-                let x = factor.map_or(x.clone(), |w| x * w);
-                let to = b.bind(sum + i);
-                b.store(mem.sums, to.clone(), Expr::Map(combine(how), vec![Expr::load(mem.sums, to), x]));
-            });
-        });
-        f.close_loops(loops);
-        self.folded(f, at, key);
     }
     /// The factor of a row's head, if the fold has weights.
     fn weight(&self, f: &mut Fuser, at: &[Expr], query: &Expr, heads: &BTreeMap<char, Expr>) -> Option<Expr> {
@@ -909,74 +775,5 @@ impl<'a> Emit<'a> {
         let key = f.bind(key);
         f.tiles = vec![self.tile(value, &letters, self.mem.sums, at, &key, 1)];
         key
-    }
-    /// The chunk's candidates against each row's best so far.
-    fn compare(&self, f: &mut Fuser, at: &[Expr], _key: &Expr, first: &Expr, here: &Expr, rows: &Expr) {
-        let s = self.s;
-        let mut loops = Vec::new();
-        let q = f.open(Expr::int(0), rows.clone(), LoopKind::Serial, &mut loops);
-        let mut idx: Vec<Expr> = at.to_vec();
-        if let Some(a) = s.along {
-            idx[a] = f.bind(at[a].clone() + q.clone());
-        }
-        let mut inner = Vec::new();
-        let i = f.open(Expr::int(0), here.clone(), LoopKind::Vector, &mut inner);
-        idx.push(first.clone() + i.clone());
-        let value = f.eval(s.scores, &idx);
-        f.here(Stmt::Store { mem: self.mem.line, index: i, value });
-        f.close(inner);
-        let (mem, k) = (&self.mem, s.k);
-        f.by_hand(|b| {
-            let base = b.bind(q.clone() * Expr::int(k));
-            let count = b.var(DType::I64, Expr::load(mem.count, q.clone()));
-            // Few get in once the list is full, so a few candidates at a time are passed over.
-            let some = Expr::int(SOME);
-            let parts = b.bind(Expr::floor_div(here.clone() + Expr::int(SOME - 1), some.clone()));
-            b.range(parts, |b, part| {
-                let from = b.bind(part * some.clone());
-                let num = b.bind(Expr::minimum(some, here.clone() - from.clone()));
-                let dtype = b.kernel.mem_dtype(mem.line);
-                let most = b.reduce(ReduceFn::Max, Build::f(dtype, f64::NEG_INFINITY), num.clone(), |_, i| {
-                    Expr::load(mem.line, from.clone() + i)
-                });
-                let last = Expr::minimum(Expr::Var(count), Expr::int(k)) - Expr::int(1);
-                let last = b.bind(Expr::maximum(last, Expr::int(0)) + base.clone());
-                let short = b.bind(Expr::lt(Expr::Var(count), Expr::int(k)));
-                let enters = b.var(DType::Bool, short.clone());
-                b.if_(Expr::map1(MapFn::Not, short), |b| b.assign(enters, beats(&Expr::Var(most), Expr::load(mem.best, last))));
-                b.if_(Expr::Var(enters), |b| {
-                    b.range(num, |b, i| {
-                        let i = b.bind(from + i);
-                        let value = b.bind(Expr::load(mem.line, i.clone()));
-                        insert(b, [mem.best, mem.place], &base, k, count, value, first.clone() + i);
-                    });
-                });
-            });
-            b.store(mem.count, q, Expr::Var(count));
-        });
-        f.close_loops(loops);
-    }
-    fn write(&self, f: &mut Fuser, at: &[Expr], rows: &Expr) {
-        let s = self.s;
-        let mut loops = Vec::new();
-        let q = f.open(Expr::int(0), rows.clone(), LoopKind::Serial, &mut loops);
-        let mut idx: Vec<Expr> = at.to_vec();
-        if let Some(a) = s.along {
-            idx[a] = f.bind(at[a].clone() + q.clone());
-        }
-        let i = f.open(Expr::int(0), Expr::int(s.k), LoopKind::Serial, &mut loops);
-        idx.push(i.clone());
-        let target = f.target.clone();
-        let index = f.address(&target, &idx);
-        let to = f.buffer(&target, DType::I32, crate::ir::Access::Write);
-        let (mem, k) = (&self.mem, s.k);
-        f.by_hand(|b| {
-            let chosen = b.bind(Expr::lt(i.clone(), Expr::load(mem.count, q.clone())));
-            let index = b.bind(index);
-            b.if_(chosen.clone(), |b| b.store(to, index.clone(), Expr::load(mem.place, q * Expr::int(k) + i)));
-            let none = Expr::Const(Scalar::new(-1.0), DType::I32);
-            b.if_(Expr::map1(MapFn::Not, chosen), |b| b.store(to, index, none));
-        });
-        f.close_loops(loops);
     }
 }
