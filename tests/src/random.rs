@@ -107,7 +107,7 @@ fn the_optimiser_keeps_random_programs() {
 #[test]
 fn tile_programs_compute_random_programs() {
     let mut t = Tally::default();
-    for seed in seeds(1000) {
+    for seed in seeds(600) {
         let case = case(seed);
         t.ask("tile", &case, &compare::tiles);
         if seed % 16 == 0 {
