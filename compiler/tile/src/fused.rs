@@ -76,19 +76,18 @@ pub struct Fused {
 
 /// The kernel that computes root `v` (a fused value or a reduction) into `target`; adds to what is there if `add`.
 pub fn fuse(scene: &Scene, v: Value, target: &StridedView, add: bool) -> Fused {
-    let mut f = Fuser::new(scene, v, target);
-    match &scene.func.def(v).op {
-        Op::Reduce(r, axes) if keeps_last(scene.func, v) => f.column_sums(v, *r, axes, None, add, false),
-        _ => f.rows(v, add),
-    }
-    f.finish()
+    fuse_root(scene, v, target, add, false)
 }
 
 /// The same of a sum of parts for a device of many processors.
 pub fn fuse_joined(scene: &Scene, v: Value, target: &StridedView, add: bool) -> Fused {
+    fuse_root(scene, v, target, add, true)
+}
+
+fn fuse_root(scene: &Scene, v: Value, target: &StridedView, add: bool, by_column: bool) -> Fused {
     let mut f = Fuser::new(scene, v, target);
     match &scene.func.def(v).op {
-        Op::Reduce(r, axes) if keeps_last(scene.func, v) => f.column_sums(v, *r, axes, None, add, true),
+        Op::Reduce(r, axes) if keeps_last(scene.func, v) => f.column_sums(v, *r, axes, None, add, by_column),
         _ => f.rows(v, add),
     }
     f.finish()

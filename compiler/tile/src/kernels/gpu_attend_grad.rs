@@ -242,7 +242,7 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
     let parts = Dim::from(tiling.parts);
     // Results, sums by parts like so many batches, or by items.
     let [dk, dv] = [(dk, p.dk), (dv, p.dv)].map(|(mem, n)| match &given.union {
-        Some(u) => Heads::new(&mut b, mem, &gpu_attend_union::items(p, u), &Dim::from(keys), 1, n),
+        Some(u) => Heads::new(&mut b, mem, &gpu_attend_union::num_items(p, u), &Dim::from(keys), 1, n),
         None => Heads::new(&mut b, mem, &(p.b.clone() * parts.clone()), &p.s, p.g, n),
     });
     let padded = padded(p, tiling);

@@ -238,7 +238,7 @@ fn num_blocks(p: &Problem, u: &Union) -> Dim {
     p.s.ceil_div(&Dim::from(u.size)) * p.b.clone() * Dim::from(p.g)
 }
 /// As many items as there may be: those of blocks that are full, and one of each that is not.
-fn num_items(p: &Problem, u: &Union) -> Dim {
+pub(super) fn num_items(p: &Problem, u: &Union) -> Dim {
     num_blocks(p, u) + u.elems(p)[0].clone().ceil_div(&Dim::from(ITEM))
 }
 
@@ -293,10 +293,6 @@ pub fn inverse_memories(p: &Problem, t: Tiling) -> Vec<TensorType> {
 /// Elements of the items' sums, of `n` for each key.
 pub(super) fn of_items(p: &Problem, u: &Union, n: i64) -> Dim {
     num_items(p, u) * Dim::from(u.size * n)
-}
-/// Items, as an extent.
-pub(super) fn items(p: &Problem, u: &Union) -> Dim {
-    num_items(p, u)
 }
 
 /// The sums that items of a block of keys have, added in order: dk or dv, of `n` elements a key. Buffers: sums, firsts, d.
