@@ -4,7 +4,8 @@ use crate::{
     ir::Kernel,
     kernels::{
         domain::Problem,
-        gpu_attend, gpu_attend_grad, gpu_attend_union, gpu_route, gpu_scatter_add, gpu_topk, host_attend, host_attend_grad,
+        gpu_attend, gpu_attend_grad, gpu_attend_union, gpu_route, gpu_scatter_add, gpu_scatter_few, gpu_topk, host_attend,
+        host_attend_grad,
         host_cumsum::{self, Cumsum},
         host_gather::Rows,
         host_route::{self, Route},
@@ -244,6 +245,9 @@ fn candidates(
                 row: product(&rows.shape[index.rank()..]),
             };
             let sum = host_scatter_add::sum_dtype(rows.dtype);
+            if device.many && gpu_scatter_few::is_few(&p) {
+                return Ok(only(gpu_scatter_few::gpu_scatter_few(&p), vec![sum]));
+            }
             if device.many {
                 return Ok(only(gpu_scatter_add::gpu_scatter_add(&p), vec![sum]));
             }

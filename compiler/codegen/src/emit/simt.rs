@@ -815,11 +815,21 @@ impl Emitter<'_> {
         for (v, f, _) in &partial {
             let (ty, p) = (self.type_of(*v), self.place(*v));
             let mut value = self.load(&p, ty);
-            let mut distance = lanes / 2;
-            while distance > 0 {
-                let other = self.exchange(&value, ty, distance, lanes);
-                value = self.combine(*f, &value, &other, ty, false);
-                distance /= 2;
+            match self.lane_reduction(*f, ty) {
+                Some(name) if lanes > 1 => {
+                    let mask = self.lane_mask();
+                    value = self
+                        .w
+                        .op(&format!("llvm.call_intrinsic \"llvm.nvvm.redux.sync.{name}\"({value}, {mask}) : (i32, i32) -> i32"));
+                }
+                _ => {
+                    let mut distance = lanes / 2;
+                    while distance > 0 {
+                        let other = self.exchange(&value, ty, distance, lanes);
+                        value = self.combine(*f, &value, &other, ty, false);
+                        distance /= 2;
+                    }
+                }
             }
             of_lanes.push(value);
         }
@@ -865,6 +875,16 @@ impl Emitter<'_> {
             self.store(&new, &whole, ty);
             self.vars[v.0 as usize] = Slot::Memory(whole);
             self.simt_mut().partial.retain(|w| *w != v);
+        }
+    }
+    /// The instruction by which the lanes of a warp reduce, of integers alone.
+    fn lane_reduction(&self, f: ReduceFn, ty: &str) -> Option<&'static str> {
+        match (self.simt().machine, f) {
+            _ if ty != "i32" => None,
+            (Machine::Emulated, _) | (Machine::Gpu, ReduceFn::Prod) => None,
+            (Machine::Gpu, ReduceFn::Sum) => Some("add"),
+            (Machine::Gpu, ReduceFn::Max) => Some("max"),
+            (Machine::Gpu, ReduceFn::Min) => Some("min"),
         }
     }
     /// The value that the lane at a distance has.

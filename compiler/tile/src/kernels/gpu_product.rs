@@ -246,16 +246,22 @@ impl Product {
     }
     /// The same for these extents and no batch.
     pub fn parts_of(dtype: DType, [m, n, k]: &[Dim; 3]) -> i64 {
-        let (Some(rows), Some(cols), true) = (m.known(), n.known(), matches!(dtype, DType::BF16 | DType::F16)) else { return 1 };
-        let t = Tiling::choose(dtype, m, n, true);
+        let (Some(rows), Some(cols)) = (m.known(), n.known()) else { return 1 };
+        let (t, blocks) = match dtype {
+            DType::BF16 | DType::F16 => (Tiling::choose(dtype, m, n, true), PROCESSORS),
+            DType::F32 => (Tiling::choose(dtype, m, n, false), PROCESSORS * NEIGHBOURS),
+            _ => return 1,
+        };
         let tiles = (rows + t.m - 1) / t.m * ((cols + t.n - 1) / t.n);
         let most = k.known().map_or(MAX_PARTS, |k| k / (t.k * PIECES_OF_PART));
-        (PROCESSORS / tiles.max(1)).min(most).clamp(1, MAX_PARTS)
+        (blocks / tiles.max(1)).min(most).clamp(1, MAX_PARTS)
     }
 }
 
 /// Of the GPU that tiles are shared out over: an H100 or H200.
 const PROCESSORS: i64 = 132;
+/// Blocks without tensor cores that share a processor.
+const NEIGHBOURS: i64 = 4;
 /// More parts take longer to add than they save.
 const MAX_PARTS: i64 = 8;
 /// Pieces that a part has, at least.

@@ -5,6 +5,7 @@ use crate::ir::Kernel;
 use crate::kernels::{
     gpu_route::{self, gpu_route},
     gpu_scatter_add::gpu_scatter_add,
+    gpu_scatter_few::{gpu_scatter_few, is_few},
     gpu_topk::gpu_topk,
     host_cumsum::{self, Cumsum, host_cumsum},
     host_gather::{self, Rows, host_gather},
@@ -175,7 +176,9 @@ fn scatter_sums_duplicates_in_order() {
     let v = Tensor::new(DType::F32, &[1, 3, 1], vec![1e9, -1e9, 1.0]);
     let dims = [("B", 1), ("P", 3), ("N", 2), ("D", 1)];
     let kernel = host_scatter_add(&rows(DType::F32), host_scatter_add::Tiling::LEGAL[0]);
-    let kernels = [kernel, gpu_scatter_add(&rows(DType::F32))];
+    let few = Rows { picks: Dim::from(3), row: Dim::from(1), ..rows(DType::F32) };
+    assert!(is_few(&few) && !is_few(&rows(DType::F32)));
+    let kernels = [kernel, gpu_scatter_add(&rows(DType::F32)), gpu_scatter_few(&few)];
     check(&Op::ScatterAdd { batch: 1, n: Dim::from(2) }, &[i32s(&[1, 3], [1, 1, 1]), v], &dims, kernels, 1e-12);
     // Rows of bf16 give sums in f32.
     let v = Tensor::full(DType::BF16, &[1, 300, 1], 1.0);
