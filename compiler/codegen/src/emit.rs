@@ -95,13 +95,22 @@ fn find_places(k: &Kernel, body: &[Stmt], places: &mut [bool]) {
     }
 }
 
+/// Of a product with a constant: the other factor, and the constant.
+fn scaled(e: &Expr) -> Option<(&Expr, f64)> {
+    let Expr::Map(MapFn::Mul, factors) = e else { return None };
+    match &factors[..] {
+        [x, Expr::Const(c, _)] | [Expr::Const(c, _), x] => Some((x, c.get())),
+        _ => None,
+    }
+}
+
 /// Whether an expression has a loop's variable in it; none if something else is in it than such, extents and constants.
 fn is_place(e: &Expr, places: &[bool]) -> Option<bool> {
     match e {
         Expr::Const(..) | Expr::Dim(_) => Some(false),
         Expr::Var(v) => places[v.0 as usize].then_some(true),
         Expr::Map(_, args) => args.iter().try_fold(false, |some, a| Some(is_place(a, places)? || some)),
-        Expr::Load(..) | Expr::Cast(..) => None,
+        Expr::Load(..) | Expr::Cast(..) | Expr::Order(_) => None,
     }
 }
 
@@ -376,6 +385,16 @@ impl<'k> Emitter<'k> {
                             let x = self.expr(&factors[0]);
                             return self.w.fast_exp2(&x);
                         }
+                        // e^(x·factor - y): log₂ e goes into the factor and into y, which is often the same for many x.
+                        (MapFn::Exp, Expr::Map(MapFn::Sub, parts)) if let Some((x, factor)) = scaled(&parts[0]) => {
+                            let [x, y] = [x, &parts[1]].map(|e| self.expr(e));
+                            let [factor, log2e] =
+                                [factor * std::f64::consts::LOG2_E, std::f64::consts::LOG2_E].map(|c| self.w.float(c, "f32"));
+                            let y = self.w.bin("mulf", &y, &log2e, "f32");
+                            let y = self.w.neg(&y, "f32");
+                            let power = self.w.fma(&x, &factor, &y, "f32");
+                            return self.w.fast_exp2(&power);
+                        }
                         _ => {}
                     }
                 }
@@ -409,6 +428,10 @@ impl<'k> Emitter<'k> {
                 }
                 self.w.cast(v, from, *to)
             }
+            Expr::Order(x) => {
+                let v = self.expr(x);
+                self.w.order(&v)
+            }
         }
     }
     fn constant(&mut self, x: f64, d: DType) -> String {
@@ -431,7 +454,7 @@ impl<'k> Emitter<'k> {
                 self.k.expr_dtype(&args[0]) == DType::I64 && args.iter().all(|a| self.not_negative(a))
             }
             Expr::Map(MapFn::Max, args) => self.k.expr_dtype(&args[0]) == DType::I64 && args.iter().any(|a| self.not_negative(a)),
-            Expr::Map(..) | Expr::Load(..) | Expr::Cast(..) => false,
+            Expr::Map(..) | Expr::Load(..) | Expr::Cast(..) | Expr::Order(_) => false,
         }
     }
 }

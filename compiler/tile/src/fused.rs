@@ -198,7 +198,7 @@ impl Fuser<'_> {
         match e {
             Expr::Const(..) | Expr::Dim(_) => 0,
             Expr::Var(v) => self.var_level[v.0 as usize],
-            Expr::Load(_, i) | Expr::Cast(_, i) => self.level(i),
+            Expr::Load(_, i) | Expr::Cast(_, i) | Expr::Order(i) => self.level(i),
             Expr::Map(_, args) => args.iter().map(|a| self.level(a)).max().unwrap_or(0),
         }
     }
@@ -270,6 +270,21 @@ impl Fuser<'_> {
         e
     }
 
+    /// What e is raised to; x·y - z in one piece, so that instructions for such are found.
+    fn exponent(&mut self, v: Value, idx: &[Expr]) -> Expr {
+        let computed = |f: &Fuser, v: Value, wanted: MapFn| match &f.scene.func.def(v).op {
+            Op::Map(found) if *found == wanted && f.scene.place(v).is_none() && f.in_scratch(v, idx).is_none() => {
+                let inputs = &f.scene.func.def(v).inputs;
+                Some([inputs[0], inputs[1]])
+            }
+            _ => None,
+        };
+        let Some([product, z]) = computed(self, v, MapFn::Sub) else { return self.eval(v, idx) };
+        let Some([x, y]) = computed(self, product, MapFn::Mul) else { return self.eval(v, idx) };
+        let [x, y, z] = [x, y, z].map(|v| self.eval(v, idx));
+        Expr::map2(MapFn::Sub, Expr::map2(MapFn::Mul, x, y), z)
+    }
+
     fn compute(&mut self, v: Value, idx: &[Expr]) -> Expr {
         let func = self.scene.func;
         let node = func.def(v).clone();
@@ -281,6 +296,7 @@ impl Fuser<'_> {
                 if dtype == DType::I64 { d } else { d.cast(dtype) }
             }
             Op::Iota(_) => idx[0].clone().cast(DType::I32),
+            Op::Map(MapFn::Exp) => Expr::map1(MapFn::Exp, self.exponent(node.inputs[0], idx)),
             Op::Map(f) => {
                 let args = node.inputs.iter().map(|x| self.eval(*x, idx)).collect();
                 Expr::Map(*f, args)

@@ -339,6 +339,7 @@ impl Machine<'_> {
                 let same = *d == compute_dtype(*d) && d.is_float() && !self.options.rounded;
                 (if same { x } else { d.round(x) }, compute_dtype(*d))
             }
+            Expr::Order(x) => (f64::from(place_in_order(self.expr(x)?.0 as f32)), DType::I32),
         })
     }
     fn int(&mut self, e: &Expr) -> Result<i64, InterpError> {
@@ -519,6 +520,13 @@ impl Machine<'_> {
         }
         Ok(out)
     }
+}
+
+/// What [`Expr::Order`] is.
+fn place_in_order(x: f32) -> i32 {
+    // Both zeros are the same.
+    let bits = (x + 0.0).to_bits() as i32;
+    if x.is_nan() { i32::MAX } else { bits ^ (bits >> 31 & i32::MAX) }
 }
 
 #[cfg(test)]

@@ -244,6 +244,8 @@ pub enum Expr {
     Map(MapFn, Vec<Expr>),
     /// Conversion among F64, F32, I64, I32 and Bool; to BF16, F16 or E4M3: rounds to that type and stays F32.
     Cast(DType, Box<Expr>),
+    /// The I32 by which an F32 is found in their order: it is greater if the number is, the same if that is, and the greatest of all if it is NaN.
+    Order(Box<Expr>),
 }
 
 impl Expr {
@@ -265,6 +267,10 @@ impl Expr {
     /// A conversion.
     pub fn cast(self, dtype: DType) -> Expr {
         Expr::Cast(dtype, Box::new(self))
+    }
+    /// The integer by which an F32 is found in their order.
+    pub fn order(self) -> Expr {
+        Expr::Order(Box::new(self))
     }
     /// An elementwise function of one operand.
     pub fn map1(f: MapFn, a: Expr) -> Expr {
@@ -398,6 +404,7 @@ impl Kernel {
                 }
             },
             Expr::Cast(d, _) => compute_dtype(*d),
+            Expr::Order(_) => DType::I32,
         }
     }
 }

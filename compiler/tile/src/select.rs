@@ -215,7 +215,7 @@ fn candidates(
         Op::TopK(k) => {
             let (n, rows) = operands[0].shape.split_last().expect("a row to choose from");
             let p = TopK { dtype, rows: product(rows), n: n.clone(), k: *k };
-            if device.many {
+            if device.many && gpu_topk::is_ordered(dtype) {
                 return Ok(only(gpu_topk::gpu_topk(&p), given()));
             }
             let legal = &host_topk::Tiling::LEGAL;

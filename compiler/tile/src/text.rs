@@ -235,6 +235,7 @@ impl Printer<'_> {
                 let operands = vec![self.expr(x, ops)];
                 TextOp { operands, attrs: named([("to", Attr::Type(scalar(*to)))]), ..TextOp::new("tile.cast") }
             }
+            Expr::Order(x) => TextOp { operands: vec![self.expr(x, ops)], ..TextOp::new("tile.order") },
         };
         let result = TextValue { name: self.next.to_string(), ty: scalar(self.kernel.expr_dtype(e)) };
         self.next += 1;

@@ -304,6 +304,12 @@ impl Verifier<'_> {
                 self.expr(x);
                 Some(compute_dtype(*d))
             }
+            Expr::Order(x) => {
+                if let Some(d) = self.expr(x).filter(|d| *d != DType::F32) {
+                    self.found.push(format!("order of {}", d.name()));
+                }
+                Some(DType::I32)
+            }
         }
     }
 }
@@ -313,7 +319,7 @@ fn varies(e: &Expr, varying: &BTreeSet<VarId>) -> bool {
     match e {
         Expr::Const(..) | Expr::Dim(_) => false,
         Expr::Var(v) => varying.contains(v),
-        Expr::Load(_, i) | Expr::Cast(_, i) => varies(i, varying),
+        Expr::Load(_, i) | Expr::Cast(_, i) | Expr::Order(i) => varies(i, varying),
         Expr::Map(_, args) => args.iter().any(|a| varies(a, varying)),
     }
 }

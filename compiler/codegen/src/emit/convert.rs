@@ -137,6 +137,19 @@ impl Writer {
         self.convert("trunci", &code, "i32", "i8")
     }
 
+    /// The i32 by which an f32 is found in their order: the bits, of negative numbers those below the sign the other way round.
+    pub fn order(&mut self, x: &str) -> String {
+        // Both zeros are the same.
+        let (zero, places, greatest) = (self.float(0.0, "f32"), self.int(31, "i32"), self.int(i64::from(i32::MAX), "i32"));
+        let number = self.bin("addf", x, &zero, "f32");
+        let bits = self.bits(&number, "f32", "i32");
+        let sign = self.bin("shrsi", &bits, &places, "i32");
+        let below = self.bin("andi", &sign, &greatest, "i32");
+        let key = self.bin("xori", &bits, &below, "i32");
+        let is_nan = self.cmpf("uno", x, x, "f32");
+        self.select(&is_nan, &greatest, &key, "i32")
+    }
+
     /// A conversion of scalars; a narrow float is rounded to, and computed with in f32.
     pub fn cast(&mut self, v: String, from: DType, to: DType) -> String {
         let (a, b) = (value_type(from), value_type(to));

@@ -146,7 +146,7 @@ impl Emitter<'_> {
                 common(self.multiple(&args[0]), self.multiple(&args[1]))
             }
             Expr::Map(MapFn::Select, args) => common(self.multiple(&args[1]), self.multiple(&args[2])),
-            Expr::Const(..) | Expr::Dim(_) | Expr::Load(..) | Expr::Map(..) | Expr::Cast(..) => 1,
+            Expr::Const(..) | Expr::Dim(_) | Expr::Load(..) | Expr::Map(..) | Expr::Cast(..) | Expr::Order(_) => 1,
         }
     }
     /// Copies a chunk past the registers, if the buffers begin where that is possible; `false` if the statement is none.

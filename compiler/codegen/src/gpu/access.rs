@@ -87,7 +87,7 @@ pub(crate) fn visit<'e>(e: &'e Expr, see: &mut dyn FnMut(&'e Expr)) {
     see(e);
     match e {
         Expr::Const(..) | Expr::Dim(_) | Expr::Var(_) => {}
-        Expr::Load(_, e) | Expr::Cast(_, e) => visit(e, see),
+        Expr::Load(_, e) | Expr::Cast(_, e) | Expr::Order(e) => visit(e, see),
         Expr::Map(_, args) => args.iter().for_each(|a| visit(a, see)),
     }
 }

@@ -38,7 +38,7 @@ impl Offsets {
                 Some(Expr::map2(*f, self.of(&args[0])?, args[1].clone()))
             }
             Expr::Map(MapFn::Add, args) if uniform(&args[0]) => Some(args[0].clone() + self.of(&args[1])?),
-            Expr::Const(..) | Expr::Dim(_) | Expr::Load(..) | Expr::Map(..) | Expr::Cast(..) => None,
+            Expr::Const(..) | Expr::Dim(_) | Expr::Load(..) | Expr::Map(..) | Expr::Cast(..) | Expr::Order(_) => None,
         }
     }
 }

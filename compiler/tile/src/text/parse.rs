@@ -349,6 +349,12 @@ impl Parser {
                 let Some(Attr::Type(to)) = op.attr("to") else { return Err(op.error("no type 'to'")) };
                 x.cast(scalar(op, to)?)
             }
+            "tile.order" => {
+                let [x] = operands(op)?;
+                let (x, d) = self.expr(op, x)?;
+                depth = d;
+                x.order()
+            }
             _ => return Ok(false),
         };
         let [result] = &op.results[..] else { return Err(op.error("expected one result")) };

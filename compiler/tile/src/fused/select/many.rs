@@ -7,17 +7,16 @@
 //! ```
 //!
 //! Rows are queries, each with its heads. Scratch: Q [rows, d], K [keys, d], S [rows, keys], of which each thread may hold its part, P as S, F
-//! [queries, keys], each query's list of its best with a chunk's candidates behind them. A list grows by a merge: a lane for each that counts those that
-//! come before it, of the list by halving.
+//! [queries, keys], each query's list of its best with a chunk's candidates behind them, in the order of all f32 as integers. A list grows by a merge: a
+//! lane for each that counts those that come before it, of a long list by halving.
 
 use super::{Chunk, Emit, Fold, Fused, Fuser, Need, Select, TILE, combine, emitted, neutral};
 use crate::{
     group::is_layout,
-    ir::{Axis, COPY_ALIGN, Copy, Expr, LoopKind, Mem, Stmt, compute_dtype},
+    ir::{Axis, COPY_ALIGN, Copy, Expr, LoopKind, Mem, Stmt, VarId, compute_dtype},
     kernels::{
-        build::{Build, tile, transposed},
+        build::{Build, eq, tile, transposed},
         gpu_product::is_multiple,
-        host_topk::beats,
     },
     view::StridedView,
 };
@@ -29,6 +28,10 @@ use graph::{
 
 /// Elements that a row of P is longer than a chunk's keys: eight rows that a warp stores lie in different banks.
 const BANK_ELEMS: i64 = 8;
+/// Neighbouring keys that a lane folds; widths are multiples.
+const KEYS_OF_LANE: i64 = 2;
+/// The places of a list that are all looked at for a candidate's.
+const SHORT_LIST: i64 = 32;
 /// Keys of a candidate, at most, so that a chunk's are one rectangle.
 const MOST_KEYS: i64 = 256;
 
@@ -107,7 +110,7 @@ impl<'a> Many<'a> {
         };
         let (queries, keys) = (operand(true)?, operand(false)?);
         let (_, _, len) = s.range();
-        if queries.dtype != keys.dtype || len > MOST_KEYS {
+        if queries.dtype != keys.dtype || len > MOST_KEYS || compute_dtype(s.ty(s.scores).dtype) != DType::F32 {
             return None;
         }
         let emit = Emit::new(s, f, Some(queries.dtype));
@@ -124,8 +127,8 @@ impl<'a> Many<'a> {
         let zero = Expr::Const(Scalar::new(0.0), e.dtype);
         f.by_hand(|b| {
             b.fill(self.mapped, Expr::int(TILE * self.stride), zero);
-            let (lists, dtype) = (&self.lists, b.kernel.mem_dtype(self.lists.values));
-            b.fill(lists.values, Expr::int(2 * e.queries * lists.width), Build::f(dtype, f64::NEG_INFINITY));
+            let lists = &self.lists;
+            b.fill(lists.values, Expr::int(2 * e.queries * lists.width), never());
             b.fill(lists.places, Expr::int(2 * e.queries * lists.k), int(-1));
         });
         self.copy(f, &self.queries, &at, &Expr::int(0), [TILE, e.heads], e.mem.queries);
@@ -212,23 +215,30 @@ impl<'a> Many<'a> {
             Fold::Reduce(r) => *r,
             Fold::Weighted(..) => ReduceFn::Sum,
         };
+        // A lane has neighbouring keys, which are loaded at once.
         let mut loops = Vec::new();
-        let [element, q, i] = self.pairs(f, e.queries, e.width, &mut loops);
+        let [_, q, first] = self.pairs(f, e.queries, e.width / KEYS_OF_LANE, &mut loops);
+        let first = f.bind(first * Expr::int(KEYS_OF_LANE));
         let query = f.bind(Expr::minimum(q.clone(), last.clone()));
-        let inside = f.bind(Expr::and(Expr::le(chunk.from.clone(), i.clone()), Expr::lt(i.clone(), chunk.to.clone())));
-        let sum = f.new_var(e.dtype, f.scopes.len() - 1);
-        f.here(Stmt::Var(sum, neutral(how, e.dtype)));
+        let level = f.scopes.len() - 1;
+        let sums: Vec<VarId> = (0..KEYS_OF_LANE).map(|_| f.new_var(e.dtype, level)).collect();
+        sums.iter().for_each(|sum| f.here(Stmt::Var(*sum, neutral(how, e.dtype))));
         let mut inner = Vec::new();
         let (heads, number) = e.open_heads(f, &mut inner);
-        let x = Expr::load(self.mapped, (q * Expr::int(e.heads) + number) * Expr::int(self.stride) + i);
-        let x = match e.weight(f, at, &query, &heads) {
-            Some(w) => x * w,
-            None => x,
-        };
-        f.here(Stmt::Assign(sum, Expr::Map(combine(how), vec![Expr::Var(sum), x])));
+        let row = f.bind((q.clone() * Expr::int(e.heads) + number) * Expr::int(self.stride) + first.clone());
+        let weight = e.weight(f, at, &query, &heads);
+        for (i, sum) in sums.iter().enumerate() {
+            let x = Expr::load(self.mapped, row.clone() + Expr::int(i as i64));
+            let x = weight.clone().map_or(x.clone(), |w| x * w);
+            f.here(Stmt::Assign(*sum, Expr::Map(combine(how), vec![Expr::Var(*sum), x])));
+        }
         f.close_loops(inner);
-        let value = Expr::select(inside, Expr::Var(sum), neutral(how, e.dtype));
-        f.here(Stmt::Store { mem: e.mem.sums, index: element, value });
+        for (i, sum) in sums.into_iter().enumerate() {
+            let i = f.bind(first.clone() + Expr::int(i as i64));
+            let inside = Expr::and(Expr::le(chunk.from.clone(), i.clone()), Expr::lt(i.clone(), chunk.to.clone()));
+            let value = Expr::select(inside, Expr::Var(sum), neutral(how, e.dtype));
+            f.here(Stmt::Store { mem: e.mem.sums, index: q.clone() * Expr::int(e.width) + i, value });
+        }
         f.close_loops(loops);
         e.folded(f, at, &chunk.key)
     }
@@ -244,9 +254,8 @@ impl<'a> Many<'a> {
         let inside = f.bind(Expr::lt(j.clone(), chunk.here.clone()));
         let near = f.bind(Expr::minimum(j.clone(), chunk.here.clone() - Expr::int(1)));
         idx.push(f.bind(chunk.first.clone() + near));
-        let value = f.eval(s.scores, &idx);
-        let dtype = f.kernel.expr_dtype(&value);
-        let value = Expr::select(inside, value, Build::f(dtype, f64::NEG_INFINITY));
+        let value = f.eval(s.scores, &idx).order();
+        let value = Expr::select(inside, value, never());
         let index = self.lists.row(side, &q) + Expr::int(s.k) + j;
         f.here(Stmt::Store { mem: self.lists.values, index, value });
         f.close_loops(loops);
@@ -255,7 +264,7 @@ impl<'a> Many<'a> {
     fn keep(&self, f: &mut Fuser, chunk: &Chunk, side: &Expr) {
         let (e, k, lists) = (&self.emit, self.emit.s.k, &self.lists);
         f.by_hand(|b| {
-            let (width, other) = (k + e.chunk, b.bind(Expr::int(1) - side.clone()));
+            let (width, other) = (lists.width, b.bind(Expr::int(1) - side.clone()));
             b.each(Expr::int(e.queries * width), |b, element| {
                 let q = b.bind(Expr::floor_div(element.clone(), Expr::int(width)));
                 let i = b.bind(Expr::rem(element, Expr::int(width)));
@@ -265,27 +274,17 @@ impl<'a> Many<'a> {
                 b.range(Expr::int(e.chunk), |b, j| {
                     let x = b.bind(Expr::load(lists.values, row.clone() + Expr::int(k) + j.clone()));
                     // Equal ones stay in order.
-                    let ahead = Expr::and(Expr::lt(j + Expr::int(k), i.clone()), not(beats(&own, x.clone())));
-                    let before = Expr::map2(MapFn::Or, ahead, beats(&x, own.clone()));
+                    let earlier = Expr::lt((j + Expr::int(k)).cast(DType::I32), i.clone().cast(DType::I32));
+                    let same = Expr::and(earlier, eq(x.clone(), own.clone()));
+                    let before = Expr::map2(MapFn::Or, same, Expr::lt(own.clone(), x));
                     b.assign(rank, Expr::Var(rank) + before.cast(DType::I32));
                 });
                 // The list is in order: its first are before a candidate, and each of its own knows its place.
+                let of_list = self.first_of_list(b, &row, &own);
                 let listed = b.bind(Expr::lt(i.clone(), Expr::int(k)));
-                let (lo, hi) = (b.var(DType::I64, Expr::int(0)), b.var(DType::I64, Expr::int(k)));
-                b.range(Expr::int(i64::from((k as u64).next_power_of_two().trailing_zeros()) + 1), |b, _| {
-                    let middle = b.bind(Expr::floor_div(Expr::Var(lo) + Expr::Var(hi), Expr::int(2)));
-                    let x = b.bind(Expr::load(lists.values, row.clone() + Expr::minimum(middle.clone(), Expr::int(k - 1))));
-                    let open = b.bind(Expr::lt(Expr::Var(lo), Expr::Var(hi)));
-                    let before = b.bind(not(beats(&own, x)));
-                    b.assign(
-                        lo,
-                        Expr::select(Expr::and(open.clone(), before.clone()), middle.clone() + Expr::int(1), Expr::Var(lo)),
-                    );
-                    b.assign(hi, Expr::select(Expr::and(open, not(before)), middle, Expr::Var(hi)));
-                });
-                let of_list = Expr::select(listed.clone(), i.clone(), Expr::Var(lo)).cast(DType::I32);
-                b.assign(rank, Expr::Var(rank) + of_list);
-                b.if_(Expr::lt(Expr::Var(rank), int(k)), |b| {
+                b.assign(rank, Expr::Var(rank) + Expr::select(listed, i.clone().cast(DType::I32), of_list));
+                let real = Expr::lt(i.clone(), Expr::int(k + e.chunk));
+                b.if_(Expr::and(Expr::lt(Expr::Var(rank), int(k)), real), |b| {
                     let place = b.var(DType::I32, (chunk.first.clone() + i.clone() - Expr::int(k)).cast(DType::I32));
                     b.if_(Expr::lt(i.clone(), Expr::int(k)), |b| {
                         b.assign(place, Expr::load(lists.places, lists.place(side, &q) + i))
@@ -296,6 +295,29 @@ impl<'a> Many<'a> {
                 });
             });
         });
+    }
+    /// How many of a list come before a candidate, or are equal to it.
+    fn first_of_list(&self, b: &mut Build, row: &Expr, own: &Expr) -> Expr {
+        let (k, values) = (self.lists.k, self.lists.values);
+        if k <= SHORT_LIST {
+            let count = b.var(DType::I32, int(0));
+            b.range(Expr::int(k), |b, m| {
+                let before = not(Expr::lt(Expr::load(values, row.clone() + m), own.clone()));
+                b.assign(count, Expr::Var(count) + before.cast(DType::I32));
+            });
+            return Expr::Var(count);
+        }
+        let (lo, hi) = (b.var(DType::I64, Expr::int(0)), b.var(DType::I64, Expr::int(k)));
+        b.range(Expr::int(i64::from((k as u64).next_power_of_two().trailing_zeros()) + 1), |b, _| {
+            let middle = b.bind(Expr::floor_div(Expr::Var(lo) + Expr::Var(hi), Expr::int(2)));
+            let x = b.bind(Expr::load(values, row.clone() + Expr::minimum(middle.clone(), Expr::int(k - 1))));
+            let open = b.bind(Expr::lt(Expr::Var(lo), Expr::Var(hi)));
+            let before = b.bind(not(Expr::lt(x, own.clone())));
+            let next = Expr::and(open.clone(), before.clone());
+            b.assign(lo, Expr::select(next, middle.clone() + Expr::int(1), Expr::Var(lo)));
+            b.assign(hi, Expr::select(Expr::and(open, not(before)), middle, Expr::Var(hi)));
+        });
+        Expr::Var(lo).cast(DType::I32)
     }
     fn write(&self, f: &mut Fuser, at: &[Expr], rows: &Expr, side: &Expr) {
         let (e, s) = (&self.emit, self.emit.s);
@@ -314,8 +336,7 @@ impl<'a> Many<'a> {
             b.if_(Expr::lt(q.clone(), rows.clone()), |b| {
                 let index = b.bind(index);
                 let value = b.bind(Expr::load(lists.values, lists.row(side, &q) + i.clone()));
-                let dtype = b.kernel.expr_dtype(&value);
-                let taken = b.bind(Expr::map2(MapFn::Ne, value, Build::f(dtype, f64::NEG_INFINITY)));
+                let taken = b.bind(Expr::map2(MapFn::Ne, value, never()));
                 let place = Expr::load(lists.places, lists.place(side, &q) + i);
                 b.store(to, index, Expr::select(taken, place, int(-1)));
             });
@@ -324,8 +345,8 @@ impl<'a> Many<'a> {
     }
 }
 
-/// What each query keeps, twice, so that a merge reads one side and writes the other: scores, best first, with room for a chunk's candidates behind,
-/// and where they are. A place that is left has -inf.
+/// What each query keeps, twice, so that a merge reads one side and writes the other: places of scores in the order of all, best first, with room for a
+/// chunk's candidates behind, and where they are. A place that is left has that of -inf.
 struct Lists {
     values: Mem,
     places: Mem,
@@ -337,9 +358,9 @@ struct Lists {
 impl Lists {
     fn new(e: &Emit, f: &mut Fuser) -> Lists {
         let (queries, k) = (e.queries, e.s.k);
-        let width = k + e.chunk;
-        let dtype = compute_dtype(e.s.ty(e.s.scores).dtype);
-        let values = f.kernel.scratch("lists", dtype, (2 * queries * width) as usize);
+        // Four are loaded at once.
+        let width = (k + e.chunk + 3) / 4 * 4;
+        let values = f.kernel.scratch("lists", DType::I32, (2 * queries * width) as usize);
         let places = f.kernel.scratch("places", DType::I32, (2 * queries * k) as usize);
         Lists { values, places, queries, k, width }
     }
@@ -355,6 +376,11 @@ impl Lists {
 
 fn int(n: i64) -> Expr {
     Expr::Const(Scalar::new(n as f64), DType::I32)
+}
+
+/// Of a place where there is nothing: what -inf is in the order of all.
+fn never() -> Expr {
+    Build::f(DType::F32, f64::NEG_INFINITY).order()
 }
 
 fn not(x: Expr) -> Expr {

@@ -6,7 +6,7 @@ use crate::kernels::{
     gpu_route::{self, gpu_route},
     gpu_scatter_add::gpu_scatter_add,
     gpu_scatter_few::{gpu_scatter_few, is_few},
-    gpu_topk::gpu_topk,
+    gpu_topk::{gpu_topk, is_ordered},
     host_cumsum::{self, Cumsum, host_cumsum},
     host_gather::{self, Rows, host_gather},
     host_route::{Route, host_route},
@@ -38,13 +38,20 @@ fn check_topk(x: Tensor, k: i64) {
     let n = x.shape[x.shape.len() - 1];
     let rows = x.shape[..x.shape.len() - 1].iter().product();
     let p = TopK { dtype: x.dtype, rows: Dim::sym("R"), n: Dim::sym("N"), k };
-    let kernels = host_topk::Tiling::LEGAL.map(|t| host_topk(&p, t)).into_iter().chain([gpu_topk(&p)]);
+    let kernels = host_topk::Tiling::LEGAL.map(|t| host_topk(&p, t)).into_iter();
+    let kernels = kernels.chain(is_ordered(x.dtype).then(|| gpu_topk(&p)));
     check(&Op::TopK(k), &[x], &[("R", rows), ("N", n)], kernels, 0.0);
 }
 
 #[test]
 fn topk_orders_ties_nan_and_infinities() {
-    let rows = |shape: &[i64], data: &[f64]| Tensor::new(DType::F64, shape, data.to_vec());
+    for dtype in [DType::F64, DType::F32] {
+        topk_orders(dtype);
+    }
+}
+
+fn topk_orders(dtype: DType) {
+    let rows = |shape: &[i64], data: &[f64]| Tensor::new(dtype, shape, data.to_vec());
     check_topk(rows(&[1, 6], &[1.0, 3.0, 2.0, 3.0, 3.0, 0.0]), 4);
     check_topk(rows(&[1, 6], &[INF, NAN, -INF, NAN, 1.0, INF]), 5);
     check_topk(rows(&[2, 3], &[-INF, -INF, -INF, -INF, 5.0, -INF]), 2);
