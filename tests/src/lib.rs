@@ -17,6 +17,8 @@ mod models;
 #[cfg(test)]
 mod mutations;
 #[cfg(test)]
+mod pair;
+#[cfg(test)]
 mod random;
 #[cfg(test)]
 mod ranks;

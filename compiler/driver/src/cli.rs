@@ -117,6 +117,10 @@ pub struct Build {
     #[command(flatten)]
     /// With `--ranks`: a library for each stage of the model, and what each costs and needs.
     pub cut: Cut,
+    /// With `--ranks`: the stages of the first of so many members that divide the experts. 1 is a group of one, whose rows go nowhere: the one
+    /// number that a GPU takes, where `pair_gpu` runs such stages.
+    #[arg(long, value_name = "E", requires = "ranks")]
+    pub expert_parallel: Option<usize>,
     /// Take the graph as written: attention by its definition, a kernel for each op.
     #[arg(long)]
     pub no_optimize: bool,

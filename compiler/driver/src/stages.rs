@@ -213,14 +213,15 @@ impl From<BackError> for Failed {
     }
 }
 
-/// The stages of a program as graphs: by the layout, or evenly by cost.
+/// The stages of a program as graphs: by the layout, or evenly by cost. `experts` members divide the experts of a stage; a group of one has
+/// its exchanges, too.
 ///
 /// # Errors
 /// E0431 to E0433.
 pub fn cut(
     program: &Program,
     layout: Option<&str>,
-    (num_stages, experts): (usize, usize),
+    (num_stages, experts): (usize, Option<usize>),
     options: &Options,
 ) -> Result<(Layout, Vec<Module>), CutError> {
     let module = &program.module;
@@ -240,8 +241,8 @@ pub fn cut(
             passes::run(m, names, cfg!(debug_assertions)).unwrap_or_else(|e| base::bug!("{e}"));
         }
     };
-    let members = i64::try_from(experts).unwrap_or(i64::MAX);
-    let divided = if members > 1 { Some(stages::divide_experts(module, members).map_err(CutError::Experts)?) } else { None };
+    let members = experts.map(|e| i64::try_from(e).unwrap_or(i64::MAX));
+    let divided = members.map(|m| stages::divide_experts(module, m)).transpose().map_err(CutError::Experts)?;
     let modules = stages::split(divided.as_ref().unwrap_or(module), &layout, &run).map_err(CutError::Model)?;
     Ok((layout, modules))
 }
@@ -261,7 +262,7 @@ pub struct Built {
     pub costs: [f64; 3],
 }
 
-/// Cuts a program and compiles each stage apart.
+/// Cuts a program and compiles each stage apart; where experts are divided, for the first member of the group.
 ///
 /// # Errors
 /// E0431, E0432, and limits of the target.
@@ -269,17 +270,20 @@ pub fn build(
     program: &Program,
     sources: &Sources,
     layout: Option<&str>,
-    num_stages: usize,
+    size: (usize, Option<usize>),
     options: &Options,
 ) -> Result<Vec<Built>, Failed> {
-    let (layout, modules) = cut(program, layout, (num_stages, 1), options)?;
+    let (layout, modules) = cut(program, layout, size, options)?;
     let mut out = Vec::new();
     for (mut m, layers) in modules.into_iter().zip(layout.0) {
         let costs = ["forward", "backward_input", "backward_weight"].map(|n| m.func(n).map_or(0.0, func_cost));
         m.funcs.retain(|f| f.name != "backward");
         let m = pipeline::optimize(m, options)?.0;
         let lowered = pipeline::lower(&m, options)?;
-        let library = pipeline::library(program, &m, &lowered, sources, options)?;
+        let mut library = pipeline::library(program, &m, &lowered, sources, options)?;
+        if size.1.is_some() {
+            library.manifest = of_member(library.manifest, 0);
+        }
         out.push(Built { library, layers, costs });
     }
     Ok(out)
@@ -308,7 +312,8 @@ pub fn compile(
     (num_stages, experts): (usize, usize),
     options: &Options,
 ) -> Result<Stages, Failed> {
-    let (layout, modules) = cut(program, layout, (num_stages, experts), options)?;
+    let divided = (experts > 1).then_some(experts);
+    let (layout, modules) = cut(program, layout, (num_stages, divided), options)?;
     let costs = modules.iter().map(stage_costs).collect();
     let mut all = Module { name: program.module.name.clone(), ..Module::default() };
     for (i, m) in modules.iter().enumerate() {

@@ -402,7 +402,7 @@ impl Lowerer<'_> {
                 b.steps.push(step);
                 self.finish(b, value(0), w, add);
             }
-            Op::Exchange { .. } if self.options.products => return Err(TargetError::Exchange),
+            Op::Exchange { members, .. } if self.options.products && *members > 1 => return Err(TargetError::Exchange),
             Op::Exchange { what: graph::op::Exchange::Offsets, members } => {
                 let (all, add_all) = self.fresh_destination(b, value(0));
                 let (own, add_own) = self.fresh_destination(b, value(1));

@@ -4,12 +4,14 @@
 
 mod context;
 mod finite;
+mod lanes;
 mod mirror;
 mod module;
 pub mod nccl;
 mod program;
 
 pub use context::{GpuInfo, driver_version, gpus};
+pub use lanes::Lanes;
 pub(crate) use mirror::Mirror;
 pub(crate) use program::Program;
 

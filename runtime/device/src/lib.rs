@@ -10,6 +10,7 @@ pub mod exchange;
 pub mod memory;
 pub mod product;
 pub mod step;
+pub mod streams;
 
 pub use code::{Code, KernelFn, SharedObject};
 pub use cuda::{Gpu, GpuInfo, driver_version, gpus};
@@ -18,6 +19,7 @@ pub use exchange::{Exchange, What};
 pub use memory::Memory;
 pub use product::{Grouped, Product};
 pub use step::{Device, Host, Launch, Mark, Program, Step};
+pub use streams::{Link, Placed, Ran, Streams};
 
 use rayon::prelude::*;
 

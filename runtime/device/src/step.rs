@@ -111,6 +111,10 @@ impl Host {
 }
 
 impl Program {
+    /// As the driver has it.
+    pub(crate) fn on_gpu(&self) -> Option<&cuda::Program> {
+        self.gpu.as_ref()
+    }
     /// Kernels that a run launches, and other steps.
     pub fn counts(&self) -> (usize, usize) {
         let launches = self.steps.iter().filter(|s| matches!(s, Step::Launch(_))).count();

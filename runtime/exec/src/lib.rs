@@ -13,6 +13,7 @@ pub mod measure;
 mod metrics;
 pub mod npy;
 pub mod open;
+pub mod pair;
 pub mod peers;
 pub mod plan;
 pub mod random;
@@ -25,6 +26,7 @@ pub mod trace;
 pub mod train;
 
 pub use error::ExecError;
+pub use pair::Pair;
 pub use peers::Peers;
 pub use session::Session;
 pub use tensor::HostTensor;

@@ -354,7 +354,7 @@ impl Session {
     }
 
     /// What the kernels of these steps need besides their buffers, at most. # Units: bytes.
-    fn workspace(&self, steps: &[Step], dims: &DimEnv) -> usize {
+    pub(crate) fn workspace(&self, steps: &[Step], dims: &DimEnv) -> usize {
         let of = |s: &Step| match s {
             Step::Launch { kernel, dims: own, grid, .. } => {
                 let own: Vec<i64> = own.iter().map(|d| size(d, dims)).collect();
@@ -429,13 +429,7 @@ impl Session {
         let mut bases = vec![std::ptr::null_mut::<u8>(); e.buffers.len()];
         for p in e.args.iter().chain(&e.outputs) {
             bases[p.buffer] = if p.role.is_stored() {
-                let shape = shape(p, &plan.dims);
-                let slot = self.store.slot(p.role, &p.name, p.dtype, &shape)?;
-                if slot.dtype != p.dtype || slot.shape != shape {
-                    let why = format!("the store has {}{:?}, {} takes {}{shape:?}", slot.dtype, slot.shape, e.name, p.dtype);
-                    return Err(ExecError::Input { name: p.name.clone(), why });
-                }
-                slot.memory.as_ptr()
+                self.stored(e, p, &plan)?
             } else {
                 if let std::collections::btree_map::Entry::Vacant(vacant) = own.entry(p.buffer) {
                     let bytes = plan.bytes[p.buffer];
@@ -458,6 +452,16 @@ impl Session {
         let program = self.device.prepare(steps, workspace)?;
         self.prepared.insert(key.clone(), Prepared { plan, program, own, bases });
         Ok(key)
+    }
+    /// Where a port that outlives a call lies.
+    pub(crate) fn stored(&mut self, e: &Entry, p: &Port, plan: &Plan) -> Result<*mut u8, ExecError> {
+        let shape = shape(p, &plan.dims);
+        let slot = self.store.slot(p.role, &p.name, p.dtype, &shape)?;
+        if slot.dtype != p.dtype || slot.shape != shape {
+            let why = format!("the store has {}{:?}, {} takes {}{shape:?}", slot.dtype, slot.shape, e.name, p.dtype);
+            return Err(ExecError::Input { name: p.name.clone(), why });
+        }
+        Ok(slot.memory.as_ptr())
     }
     /// What `resolve` made, to be run.
     pub(crate) fn prepared_mut(&mut self, key: &Key) -> &mut Prepared {

@@ -1,4 +1,4 @@
-//! What ran when, as a file that Perfetto shows (ui.perfetto.dev): a lane each for entries, kernels and copies.
+//! What ran when, as a file that Perfetto shows (ui.perfetto.dev): a lane each for entries, kernels, copies and communication, if it has any.
 //! # Source: the Trace Event Format, complete events (`ph: X`) and metadata.
 
 use crate::ExecError;
@@ -13,15 +13,18 @@ pub enum Lane {
     Kernels,
     /// Memory that is moved or zeroed.
     Copies,
+    /// What other devices are sent, on a stream of its own.
+    Communication,
 }
 
 impl Lane {
-    const ALL: [Lane; 3] = [Lane::Entries, Lane::Kernels, Lane::Copies];
+    const ALL: [Lane; 4] = [Lane::Entries, Lane::Kernels, Lane::Copies, Lane::Communication];
     fn name(self) -> &'static str {
         match self {
             Lane::Entries => "entries",
             Lane::Kernels => "kernels",
             Lane::Copies => "copies",
+            Lane::Communication => "communication",
         }
     }
 }
@@ -59,7 +62,8 @@ impl Trace {
     pub fn to_json(&self) -> String {
         let named = |what: &str, tid: usize, name: &str| serde_json::json!({ "ph": "M", "name": what, "pid": 1, "tid": tid, "args": { "name": name } });
         let mut lines = vec![named("process_name", 0, &self.device)];
-        lines.extend(Lane::ALL.iter().enumerate().map(|(i, l)| named("thread_name", i + 1, l.name())));
+        let used = Lane::ALL.iter().enumerate().filter(|(_, l)| self.spans.iter().any(|s| s.lane == **l));
+        lines.extend(used.map(|(i, l)| named("thread_name", i + 1, l.name())));
         lines.extend(self.spans.iter().map(|s| {
             let tid = Lane::ALL.iter().position(|l| *l == s.lane).map_or(0, |i| i + 1);
             serde_json::json!({ "ph": "X", "name": s.name, "pid": 1, "tid": tid, "ts": s.start, "dur": s.length })

@@ -239,8 +239,10 @@ impl Check<'_> {
                     }
                     extents.iter().try_for_each(|d| self.dim(d))?;
                 }
-                Step::Exchange(_) if self.m.target != HOST => {
-                    return Err(format!("an exchange of rows, for {}", self.m.target));
+                Step::Exchange(Exchange::Offsets { members, .. } | Exchange::Rows { members, .. })
+                    if self.m.target != HOST && *members != 1 =>
+                {
+                    return Err(format!("an exchange among {members} members, for {}", self.m.target));
                 }
                 Step::Exchange(Exchange::Offsets { offsets, all, own, members, groups }) => {
                     self.views([offsets, all, own].into_iter(), depth)?;

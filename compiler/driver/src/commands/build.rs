@@ -103,8 +103,8 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
         put("hir", &hir::print(program))?;
     }
     if args.cut.ranks.is_some() {
-        if !host || !args.emit.is_empty() {
-            eprintln!("--ranks writes libraries of stages for the host: leave out --target and --emit");
+        if !args.emit.is_empty() {
+            eprintln!("--ranks writes libraries of stages: leave out --emit");
             return Err(USAGE);
         }
         if options.locked {
@@ -165,7 +165,12 @@ fn build_stages(args: &Build, front: &Front, options: &Options, stem: &str) -> R
     let ranks = settled.ranks.unwrap_or(1);
     let size = schedule::Size { ranks, micro: 4 * ranks, chunks: settled.chunks };
     let plan = schedule::plan(settled.policy, size).map_err(|e| common::fail_with(&e))?;
-    let stages = stages::build(program, &front.sources, settled.layout.as_deref(), plan.num_stages(), options);
+    if args.expert_parallel == Some(0) {
+        eprintln!("--expert-parallel takes the number of members, from 1 on");
+        return Err(USAGE);
+    }
+    let size = (plan.num_stages(), args.expert_parallel);
+    let stages = stages::build(program, &front.sources, settled.layout.as_deref(), size, options);
     let stages = stages.map_err(|e| match e {
         Failed::Cut(e) => common::fail_with(&e),
         Failed::Back(e) => common::back_failed(&e),

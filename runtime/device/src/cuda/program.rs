@@ -4,7 +4,7 @@
 //! ones launch.
 
 use super::{Loaded, context::Context, module::value};
-use crate::{DeviceError, Launch, Step};
+use crate::{DeviceError, Exchange, Launch, Step, What};
 use base::{DType, DimEnv};
 use cudarc::driver::{
     result::{self, DriverError},
@@ -29,6 +29,8 @@ enum Ready {
         at: CUdeviceptr,
         bytes: usize,
     },
+    /// Bytes of an exchange in a group of one: from, to, how many.
+    Exchange(Vec<(CUdeviceptr, CUdeviceptr, usize)>),
     /// There is nothing to do.
     Nothing,
 }
@@ -52,7 +54,7 @@ impl Arguments {
 
 /// Packed steps, and how often they ran.
 pub(crate) struct Program {
-    context: Arc<Context>,
+    pub(super) context: Arc<Context>,
     loaded: Arc<Loaded>,
     steps: Vec<Ready>,
     tried: bool,
@@ -96,7 +98,7 @@ impl Program {
             Step::Zero { at, bytes } if *bytes > 0 => Ok(Ready::Zero { at: *at as CUdeviceptr, bytes: *bytes }),
             Step::Copy { .. } | Step::Zero { .. } => Ok(Ready::Nothing),
             Step::Product(_) | Step::Grouped(_) => base::bug!("a product that is no kernel, on a GPU"),
-            Step::Exchange(_) => base::bug!("an exchange of rows, on a GPU"),
+            Step::Exchange(x) => Ok(Ready::Exchange(moves(x))),
         };
         let steps = steps.iter().map(pack).collect::<Result<_, _>>()?;
         Ok(Program { context: context.clone(), loaded: loaded.clone(), steps, tried: false, graph: None })
@@ -147,7 +149,8 @@ impl Program {
     pub unsafe fn start_all(&self) -> Result<(), DeviceError> {
         self.context.call(|| Ok(())).map_err(|e| Context::error("a step", e))?;
         // SAFETY: the caller vouches for the memory; the context is current.
-        (0..self.steps.len()).try_for_each(|i| unsafe { self.put(i) }.map_err(|e| Context::error(&self.name(i), e)))
+        (0..self.steps.len())
+            .try_for_each(|i| unsafe { self.put(i, self.context.stream) }.map_err(|e| Context::error(&self.name(i), e)))
     }
 
     /// Starts one step.
@@ -159,15 +162,14 @@ impl Program {
     /// As `run`.
     pub unsafe fn start(&self, i: usize) -> Result<(), DeviceError> {
         // SAFETY: the caller vouches for the memory.
-        self.context.call(|| unsafe { self.put(i) }).map_err(|e| Context::error(&self.name(i), e))
+        self.context.call(|| unsafe { self.put(i, self.context.stream) }).map_err(|e| Context::error(&self.name(i), e))
     }
 
-    /// As `start`, with the context current.
+    /// As `start`, on a stream, with the context current.
     ///
     /// # Safety
     /// As `run`.
-    unsafe fn put(&self, i: usize) -> Result<(), DriverError> {
-        let stream = self.context.stream;
+    pub(super) unsafe fn put(&self, i: usize, stream: sys::CUstream) -> Result<(), DriverError> {
         match &self.steps[i] {
             Ready::Launch { function, blocks, arguments } => {
                 let f = &self.loaded.functions[*function];
@@ -182,7 +184,19 @@ impl Program {
             Ready::Copy { from, to, bytes } => unsafe { result::memcpy_dtod_async(*to, *from, *bytes, stream) },
             // SAFETY: as above.
             Ready::Zero { at, bytes } => unsafe { result::memset_d8_async(*at, 0, *bytes, stream) },
+            Ready::Exchange(moves) => moves.iter().try_for_each(|(from, to, bytes)| {
+                // SAFETY: as above.
+                unsafe { result::memcpy_dtod_async(*to, *from, *bytes, stream) }
+            }),
             Ready::Nothing => Ok(()),
+        }
+    }
+    /// What an exchange moves: from, to, bytes.
+    pub(super) fn moves(&self, i: usize) -> Vec<(CUdeviceptr, CUdeviceptr, usize)> {
+        match &self.steps[i] {
+            Ready::Exchange(moves) => moves.clone(),
+            Ready::Nothing => Vec::new(),
+            Ready::Launch { .. } | Ready::Copy { .. } | Ready::Zero { .. } => base::bug!("{} is no exchange", self.name(i)),
         }
     }
 
@@ -217,9 +231,26 @@ impl Program {
             Ready::Launch { function, .. } => format!("kernel {}", self.loaded.functions[*function].name),
             Ready::Copy { .. } => "a copy".into(),
             Ready::Zero { .. } => "zeroing memory".into(),
+            Ready::Exchange(_) => "an exchange".into(),
             Ready::Nothing => "nothing".into(),
         }
     }
+}
+
+/// What an exchange in a group of one moves. All rows go, also those behind the last group's: nothing reads them.
+fn moves(x: &Exchange) -> Vec<(CUdeviceptr, CUdeviceptr, usize)> {
+    if x.members != 1 {
+        base::bug!("an exchange among {} members, on a GPU", x.members);
+    }
+    let (from, to) = (x.from as CUdeviceptr, x.to as CUdeviceptr);
+    let moves = match x.what {
+        What::Offsets => {
+            let bytes = (x.groups + 1) * size_of::<i32>();
+            vec![(from, x.all as CUdeviceptr, bytes), (from, to, bytes)]
+        }
+        What::There | What::Back => vec![(from, to, x.rows * x.row)],
+    };
+    moves.into_iter().filter(|(from, to, bytes)| *bytes > 0 && from != to).collect()
 }
 
 fn pack(loaded: &Loaded, context: &Context, l: &Launch, workspace: *mut u8) -> Result<Ready, DeviceError> {
@@ -316,6 +347,15 @@ fn encode(context: &Context, d: &Described) -> Result<CUtensorMap, String> {
 mod tests {
     use super::*;
     use base::Dim;
+
+    #[test]
+    fn a_group_of_one_keeps_its_rows() {
+        let at = |n: usize| n as *mut u8;
+        let x = |what| Exchange { what, from: at(64), all: at(128).cast(), to: at(256), members: 1, groups: 3, rows: 5, row: 8 };
+        assert_eq!(moves(&x(What::Offsets)), [(64, 128, 16), (64, 256, 16)]);
+        assert_eq!(moves(&x(What::There)), [(64, 256, 40)]);
+        assert_eq!(moves(&Exchange { rows: 0, ..x(What::Back) }), []);
+    }
 
     #[test]
     fn a_kernel_is_passed_buffers_extents_grid_and_workspace() {
