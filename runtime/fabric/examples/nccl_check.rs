@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! cargo run -p fabric --example nccl_check                     # one rank: sends to itself, every collective, time-out and abort
+//! nccl_check --ranks 2                                         # starts itself as two ranks of this machine, each on the GPU of its number
 //! lode launch -n 4 target/debug/examples/nccl_check            # or torchrun, srun, mpirun: one rank a GPU
 //! ```
-//! A line a check; exit code 1 if one fails.
+//! A line a check; exit code 1 if one fails. Several ranks also see that one which gives up ends the others, within the time-out.
 
 use base::DType;
 use device::cuda::nccl::{Call, Comm, Gate, Id, Nccl, Operation, State};
@@ -13,7 +14,12 @@ use fabric::{
     nccl::{Engine, Flow, Links},
     tcp, threads,
 };
-use std::{cell::Cell, process::ExitCode, time::Duration};
+use std::{
+    cell::Cell,
+    net::TcpListener,
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
 
 /// Elements of each rank's part.
 const N: usize = 1 << 20;
@@ -21,8 +27,20 @@ const N: usize = 1 << 20;
 const SHORT: Timeouts = Timeouts { start: Duration::from_secs(120), message: Duration::from_secs(2) };
 const PATIENT: Timeouts = Timeouts { start: Duration::from_secs(120), message: Duration::from_secs(60) };
 
+/// More than all checks take together.
+const ALL: Duration = Duration::from_secs(240);
+
 fn main() -> ExitCode {
-    match run() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let done = match &args[..] {
+        [] => run(),
+        [flag, n] if flag == "--ranks" && n.parse::<usize>().is_ok_and(|n| n > 0) => start(n.parse().expect("just seen")),
+        _ => {
+            eprintln!("nccl_check [--ranks N]");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(e) => {
@@ -32,18 +50,55 @@ fn main() -> ExitCode {
     }
 }
 
+/// This program as so many ranks; whether all end well.
+fn start(ranks: usize) -> Result<bool, String> {
+    let failed = |e: std::io::Error| e.to_string();
+    // Free now; rank 0 listens there soon.
+    let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).map_err(failed)?.port().to_string();
+    let this = std::env::current_exe().map_err(failed)?;
+    let mut children = Vec::new();
+    for rank in 0..ranks {
+        let mut command = Command::new(&this);
+        command.envs([("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", ranks)].map(|(name, n)| (name, n.to_string())));
+        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", &port).env_remove("LODE_RENDEZVOUS");
+        children.push(command.spawn().map_err(failed)?);
+    }
+    let (begin, mut good) = (Instant::now(), true);
+    for (rank, child) in children.iter_mut().enumerate() {
+        let status = loop {
+            match child.try_wait().map_err(failed)? {
+                Some(status) => break Some(status),
+                None if begin.elapsed() > ALL => break None,
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        if status.is_none() {
+            println!("rank {rank} does not end");
+            child.kill().and_then(|()| child.wait()).map_err(failed)?;
+        }
+        good &= status.is_some_and(|s| s.success());
+    }
+    println!("{ranks} ranks: {}", if good { "all good" } else { "NOT GOOD" });
+    Ok(good)
+}
+
 fn run() -> Result<bool, String> {
     let world = discover(&discover::Flags::default(), &|n| std::env::var(n).ok()).map_err(|e| e.to_string())?;
-    let store: Box<dyn Fabric> = if world.size > 1 {
-        Box::new(tcp::connect(&world, 1, PATIENT).map_err(|e| e.to_string())?)
-    } else {
-        Box::new(threads::world(1, PATIENT).remove(0))
+    // One for each check that ends badly: who gave up once is heard on its store for ever.
+    let store = |number: u64| -> Result<Box<dyn Fabric>, String> {
+        Ok(match world.size {
+            1 => Box::new(threads::world(1, PATIENT).remove(0)),
+            _ => Box::new(tcp::connect(&world, number, PATIENT).map_err(|e| e.to_string())?),
+        })
     };
     let open = || Nccl::open(world.local_rank).map_err(|e| e.to_string());
     let nccl = open()?;
     println!("rank {} of {}: NCCL {}", world.rank, world.size, nccl.version().map_err(|e| e.to_string())?);
-    let mut good = calls(nccl, &*store, PATIENT).map_err(|e| e.to_string())?;
-    good &= stalls(Holding::new(open()?)?, &*store).map_err(|e| e.to_string())?;
+    let mut good = calls(nccl, &*store(1)?, PATIENT).map_err(|e| e.to_string())?;
+    good &= stalls(Holding::new(open()?)?, &*store(2)?).map_err(|e| e.to_string())?;
+    if world.size > 1 {
+        good &= gives_up(open()?, &*store(3)?).map_err(|e| e.to_string())?;
+    }
     Ok(good)
 }
 
@@ -140,8 +195,39 @@ fn stalls(nccl: Holding, store: &dyn Fabric) -> Result<bool, FabricError> {
     });
     // SAFETY: as above.
     let later = unsafe { links.collective(&op) };
-    let fine = matches!(first, Err(FabricError::Timeout { .. })) && first == later;
+    // Of several ranks the first whose time is over tells the others.
+    let told = size > 1 && matches!(first, Err(FabricError::Aborted { .. } | FabricError::Lost { .. }));
+    let fine = (told || matches!(first, Err(FabricError::Timeout { .. }))) && first == later;
     println!("rank {rank}: {}: {first:?}", if fine { "given up as it should" } else { "WRONG" });
+    Ok(fine)
+}
+
+/// The last rank gives up before a collective; the others, who are in it, learn that and end well before their time is over.
+fn gives_up(nccl: Nccl, store: &dyn Fabric) -> Result<bool, FabricError> {
+    let (rank, size) = (store.rank(), store.size());
+    let scratch = upload(&nccl, rank, &vec![0; 8 * size])?;
+    // SAFETY: the memory is that long.
+    let links = unsafe { Links::connect(nccl, store, &flows(size), scratch, PATIENT)? };
+    if rank + 1 == size {
+        // The others are in the collective by then.
+        std::thread::sleep(Duration::from_secs(1));
+        links.abort(&FabricError::Nccl {
+            rank,
+            what: "a check".into(),
+            number: 0,
+            why: "it gives up to see who learns it".into(),
+        });
+        println!("rank {rank}: gave up");
+        return Ok(true);
+    }
+    let op = Operation { call: Call::AllReduce, from: scratch, to: scratch + 4 * size as u64, elems: 1, dtype: DType::F32 };
+    let begin = Instant::now();
+    // SAFETY: as above.
+    let ended = unsafe { links.collective(&op) }.and_then(|()| links.wait_collectives());
+    let seconds = begin.elapsed().as_secs_f64();
+    let learnt = matches!(ended, Err(FabricError::Aborted { .. } | FabricError::Lost { .. }));
+    let fine = learnt && seconds < PATIENT.message.as_secs_f64() / 2.0;
+    println!("rank {rank}: {} after {seconds:.2} s: {ended:?}", if fine { "learnt it" } else { "WRONG" });
     Ok(fine)
 }
 
