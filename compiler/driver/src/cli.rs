@@ -469,7 +469,7 @@ pub struct Ranks {
     #[arg(long, env = "LODE_REPLICAS")]
     pub replicas: Option<usize>,
     /// Replicas that divide the experts of each layer: every one has its share, and rows go to the replica that has their expert. Divides the
-    /// number of replicas, which it is by default, and that of experts.
+    /// number of replicas, which it is by default, and that of experts. Without it what the model's `pipeline` says, or 1.
     #[arg(long, value_name = "E", env = "LODE_EXPERT_PARALLEL")]
     pub expert_parallel: Option<usize>,
     /// Let every copy of a stage keep all of its optimiser. By default copies (mirrors, replicas) share it (ZeRO-1): the same bits, less memory.

@@ -181,6 +181,26 @@ fn processes_divide_experts() {
     // On without ranks.
     let (code, _, err) = run("two", 3, 1, &["--resume"]);
     assert!(code == 0 && err.contains("going on from step 2"), "{err}");
+    // The model says it, and a flag overrides that.
+    let file = folder.0.join("declared.lode");
+    let mut args = train_of(strata, &folder, "declared", 2);
+    let text = fs::read_to_string(&args[1]).expect("the model is part of the source");
+    fs::write(&file, format!("pipeline {{ expert_parallel = 2 }}\n{text}")).expect("it can be written");
+    args[1] = file.display().to_string();
+    args.extend(["--engine", "replay"].map(String::from));
+    let declared = |args: &[String]| {
+        let Output { status, stdout, stderr } = lode(args).output().expect("lode starts");
+        assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
+        (String::from_utf8_lossy(&stdout).into_owned(), String::from_utf8_lossy(&stderr).into_owned())
+    };
+    let (out, err) = declared(&args);
+    assert_eq!(out, divided);
+    assert!(err.contains("(2 replicas, 2 of them divide the experts)"), "{err}");
+    let mut args = args.iter().map(|a| a.replace("/declared", "/overridden")).collect::<Vec<_>>();
+    args[1] = file.display().to_string();
+    args.extend(["--expert-parallel", "1", "--replicas", "2"].map(String::from));
+    let (_, err) = declared(&args);
+    assert!(err.contains("1f1b on 2 ranks (2 replicas), 1 stages"), "{err}");
     let (code, _, err) = run("none", 2, 1, &["--replicas", "3", "--expert-parallel", "2"]);
     assert!(code == 2 && err.contains("--expert-parallel 2 does not divide 3 replicas; the nearest that does is 1"), "{err}");
     let (code, _, err) = run("none", 2, 1, &["--expert-parallel", "8"]);

@@ -11,7 +11,7 @@ use syntax::ast::{Expr, ExprKind, Ident};
 /// The schedules that there are; the run-time's, whose names a test compares with these.
 pub const SCHEDULES: [&str; 6] = ["1f1b", "interleaved", "zb1p", "zbv", "dualpipe", "dualpipev"];
 
-const NAMES: [&str; 6] = ["ranks", "schedule", "micro_batches", "replicas", "chunks", "layout"];
+const NAMES: [&str; 7] = ["ranks", "schedule", "micro_batches", "replicas", "expert_parallel", "chunks", "layout"];
 
 /// What the model says of ranks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct Pipeline {
     pub micro_batches: Option<usize>,
     /// Pipelines side by side.
     pub replicas: Option<usize>,
+    /// Pipelines that divide the experts of each layer.
+    pub expert_parallel: Option<usize>,
     /// Stages a rank, for `interleaved`.
     pub chunks: Option<usize>,
     /// Which stage has which layers.
@@ -76,6 +78,7 @@ impl Pipeline {
                     "schedule" => out.schedule = schedule()?,
                     "micro_batches" => out.micro_batches = count()?,
                     "replicas" => out.replicas = count()?,
+                    "expert_parallel" => out.expert_parallel = count()?,
                     "chunks" => out.chunks = count()?,
                     "layout" => out.layout = Some(text()?),
                     other => {
@@ -105,6 +108,7 @@ impl fmt::Display for Pipeline {
             text(&self.schedule),
             number(self.micro_batches),
             number(self.replicas),
+            number(self.expert_parallel),
             number(self.chunks),
             text(&self.layout),
         ];

@@ -97,6 +97,7 @@ pub fn settle(cut: &Cut, (replicas, experts): (Option<usize>, Option<usize>), de
     };
     // A layout is of as many stages as the model says, a flag may change these.
     let declared_layout = if cut.ranks.is_none() && cut.schedule.is_none() { declared.layout.clone() } else { None };
+    let experts = experts.or(declared.expert_parallel);
     let replicas = replicas.or(declared.replicas).or(experts).unwrap_or(1).max(1);
     let experts = experts.unwrap_or(1);
     if experts == 0 || !replicas.is_multiple_of(experts) {

@@ -151,7 +151,8 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
     if !is_built {
         let front = common::front(&args.model, &options, format)?;
         let declared = &front.program.as_ref().expect("checked by `front`").pipeline;
-        let says = declared.ranks.is_some() || declared.replicas.is_some_and(|n| n > 1);
+        let several = [declared.replicas, declared.expert_parallel].into_iter().flatten().any(|n| n > 1);
+        let says = declared.ranks.is_some() || several;
         if asked || (says && !args.on.is_gpu()) {
             if options.locked {
                 eprintln!(

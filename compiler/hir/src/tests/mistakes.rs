@@ -237,7 +237,7 @@ model m(x: [B]) -> [B] { x }",
     );
     check(
         "dims B
-pipeline { ranks = 4, schedule = \"1f1b\", micro_batches = 20, layout = \"Et|tt|tt|tL\" }
+pipeline { ranks = 4, schedule = \"1f1b\", micro_batches = 20, replicas = 4, expert_parallel = 2, layout = \"Et|tt|tt|tL\" }
 model m(x: [B]) -> [B] { x }",
     );
 }
