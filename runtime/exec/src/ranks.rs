@@ -9,6 +9,7 @@
 mod execute;
 mod experts;
 mod model;
+mod relay;
 mod save;
 mod shards;
 mod step;
@@ -43,6 +44,25 @@ impl Code for Shared {
     }
 }
 
+/// Which ranks share a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nodes {
+    /// This rank's is the one that begins with this rank; the others say theirs.
+    From(usize),
+    /// Every so many ranks share one: for ranks of one process, as if they were on several.
+    Each(usize),
+}
+
+impl Nodes {
+    /// The first rank of the machine that a rank is on.
+    fn first(self, rank: usize) -> usize {
+        match self {
+            Nodes::From(first) => first,
+            Nodes::Each(n) => rank / n.max(1) * n.max(1),
+        }
+    }
+}
+
 /// A training run over ranks.
 #[derive(Clone, Copy)]
 pub struct Job<'a> {
@@ -55,8 +75,8 @@ pub struct Job<'a> {
     pub replicas: usize,
     /// The model as a whole: its name, run-time dims and parameters.
     pub whole: &'a Manifest,
-    /// The first rank of the machine that this rank is on.
-    pub node: usize,
+    /// Who shares a machine.
+    pub nodes: Nodes,
     /// What the model is fed: tokens, what follows them, and a weight for each.
     pub inputs: &'a [Port],
     /// The text.

@@ -9,7 +9,7 @@ use crate::{
 use exec::{
     ExecError,
     data::Text,
-    ranks::{self, Job},
+    ranks::{self, Job, Nodes},
     train,
 };
 use fabric::{FabricError, Timeouts, World, discover, tcp};
@@ -171,7 +171,7 @@ pub fn train(
         plan: &plan,
         programs: &stages.programs,
         replicas: settled.replicas,
-        node: world.rank.saturating_sub(world.local_rank),
+        nodes: Nodes::From(world.rank.saturating_sub(world.local_rank)),
         whole: &stages.whole,
         inputs: &stages.inputs,
         text: &text,

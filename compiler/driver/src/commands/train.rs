@@ -74,7 +74,7 @@ impl Report for Progress {
         let mib = |bytes: u64| format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20));
         let across = match sent.across {
             0 => String::new(),
-            n => format!("; {} of it to other nodes, {} if equal rows went once", mib(n), mib(sent.across_once)),
+            n => format!("; {} of it are for other nodes, where {} go, equal rows once", mib(n), mib(sent.crossed)),
         };
         let text =
             format!("experts: ranks send {} a step, {} if equal rows went once a node{across}", mib(sent.plain), mib(sent.once));

@@ -1,13 +1,22 @@
 //! Expert parallelism: some replicas divide the experts of each layer, and send each other rows in the middle of a forward or backward. They
 //! follow the same list ([`schedule::verify_members`]), so they come to the same exchanges in the same order.
 
-use super::{Job, Program, execute::Turns, shards};
+use super::{
+    Job, Program,
+    execute::Turns,
+    relay::{self, Ways},
+    shards,
+};
 use crate::{ExecError, Peers};
 use fabric::{Channel, Fabric, FabricError};
 use std::{cell::Cell, collections::BTreeSet};
 
 /// Rows of experts, among the members of a group.
 const ROWS: Channel = Channel(0x4800_0000);
+/// Rows that came from another node, from who took them in.
+const FORWARDED: Channel = Channel(0x4900_0000);
+/// A packed message that says it is longer is damaged. # Units: bytes.
+const MAX_PACKED: u64 = 1 << 36;
 /// Bytes of a header: what the message is, its step, and which exchange of the step it belongs to.
 const HEADER: usize = 24;
 
@@ -60,14 +69,16 @@ impl Job<'_> {
 /// What ranks send each other for experts: offsets and rows, there and back. # Units: bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// As it is sent: a row once for each of its experts.
+    /// A row once for each of its experts: so they go inside a node.
     pub plain: u64,
     /// If equal rows went once to a node.
     pub once: u64,
     /// What of it goes to another node.
     pub across: u64,
-    /// What would, if equal rows went once.
+    /// What of it would, if equal rows went once.
     pub across_once: u64,
+    /// Rows that did go to another node, without what says which of them are whose.
+    pub crossed: u64,
 }
 
 impl Traffic {
@@ -79,23 +90,23 @@ impl Traffic {
             for row in part.chunks(if row > 0 { row } else { part.len().max(1) }) {
                 let (bytes, new) = (row.len() as u64, seen.insert((node, row)));
                 let over = u64::from(node != nodes[own]);
-                let more = [bytes, bytes * u64::from(new), bytes * over, bytes * u64::from(new) * over];
+                let more = [bytes, bytes * u64::from(new), bytes * over, bytes * u64::from(new) * over, 0];
                 *self = Traffic::of(self.numbers().into_iter().zip(more).map(|(a, b)| a + b));
             }
         }
     }
-    fn numbers(self) -> [u64; 4] {
-        [self.plain, self.once, self.across, self.across_once]
+    fn numbers(self) -> [u64; 5] {
+        [self.plain, self.once, self.across, self.across_once, self.crossed]
     }
     fn of(mut numbers: impl Iterator<Item = u64>) -> Traffic {
         let mut next = || numbers.next().unwrap_or(0);
-        Traffic { plain: next(), once: next(), across: next(), across_once: next() }
+        Traffic { plain: next(), once: next(), across: next(), across_once: next(), crossed: next() }
     }
     /// The sum over all ranks.
     pub(super) fn sum(self, f: &dyn Fabric) -> Result<Traffic, ExecError> {
         let all = fabric::collective::all_gather(f, &self.numbers().map(u64::to_le_bytes).concat())?;
         let number = |bytes: &[u8], i: usize| u64::from_le_bytes(bytes.as_chunks::<8>().0[i]);
-        Ok(Traffic::of((0..4).map(|i| all.iter().map(|bytes| number(bytes, i)).sum())))
+        Ok(Traffic::of((0..5).map(|i| all.iter().map(|bytes| number(bytes, i)).sum())))
     }
 }
 
@@ -110,8 +121,10 @@ pub(super) struct Carry<'a> {
     pub step: u64,
     /// Exchanges so far.
     pub count: &'a Cell<u64>,
-    /// What is sent is counted here, if that is wanted; the node of each member.
-    pub traffic: Option<(&'a Cell<Traffic>, Vec<usize>)>,
+    /// The node of each member.
+    pub ways: Ways,
+    /// What is sent is counted here, if that is wanted.
+    pub traffic: Option<&'a Cell<Traffic>>,
 }
 
 impl Carry<'_> {
@@ -134,37 +147,93 @@ impl Peers for Carry<'_> {
     fn all_to_all(&self, parts: Vec<Vec<u8>>, row: usize, lengths: &[usize]) -> Result<Vec<Vec<u8>>, ExecError> {
         let (rank, size) = (self.rank(), self.size());
         let head = if self.checked { &self.header()[..] } else { &[] };
-        if let Some((traffic, nodes)) = &self.traffic {
-            let mut counted = traffic.get();
-            counted.count(&parts, row, rank, nodes);
-            traffic.set(counted);
-        }
+        // What has no rows is the same for all, so it is one.
+        let unit = if row > 0 { row } else { parts[rank].len().max(1) };
+        let mut crossed = 0;
         // Each begins with its neighbour, so that not all send to the first one first.
-        for to in (1..size).map(|i| (rank + i) % size) {
+        for to in (1..size).map(|i| (rank + i) % size).filter(|to| self.ways.together(*to, rank)) {
             self.fabric.send(self.members[to], ROWS, &[head, &parts[to]].concat())?;
         }
-        if let Some(turns) = self.turns {
-            turns.pass(self.fabric.rank())?;
+        for node in self.ways.elsewhere(rank) {
+            let given: Vec<&[u8]> = node.iter().map(|m| &parts[*m][..]).collect();
+            let (packed, rows) = relay::pack(&given, unit);
+            let to = self.members[self.ways.relay(rank, &node)];
+            // Who takes it in does not know how many rows are equal.
+            self.fabric.send(to, ROWS, &[head, &(packed.len() as u64).to_le_bytes()].concat())?;
+            self.fabric.send(to, ROWS, &packed)?;
+            crossed += rows as u64;
         }
-        let mut arrived = Vec::new();
+        if let Some(traffic) = self.traffic {
+            let mut counted = traffic.get();
+            counted.count(&parts, row, rank, &self.ways.0);
+            traffic.set(Traffic { crossed: counted.crossed + crossed, ..counted });
+        }
+        self.pass()?;
+        let mut arrived: Vec<Option<Vec<u8>>> = vec![None; size];
+        arrived[rank] = Some(parts[rank].clone());
+        if !self.ways.is_one() {
+            let node = self.ways.beside(rank);
+            let others = (0..size).filter(|from| !self.ways.together(*from, rank));
+            for from in others.filter(|from| self.ways.relay(*from, &node) == rank) {
+                for (member, part) in node.iter().zip(self.take_in(from, node.len(), unit, head)?) {
+                    if *member != rank {
+                        self.fabric.send(self.members[*member], FORWARDED, &[head, &part].concat())?;
+                        continue;
+                    }
+                    if part.len() != lengths[from] {
+                        return Err(self.mismatch(from, format!("rows of {} bytes in place of {}", part.len(), lengths[from])));
+                    }
+                    arrived[from] = Some(part);
+                }
+            }
+            self.pass()?;
+        }
         for (from, length) in lengths.iter().enumerate() {
-            if from == rank {
-                arrived.push(parts[rank].clone());
-                continue;
+            if arrived[from].is_none() {
+                arrived[from] = Some(if self.ways.together(from, rank) {
+                    self.receive(from, ROWS, *length, head)?
+                } else {
+                    self.receive(self.ways.relay(from, &self.ways.beside(rank)), FORWARDED, *length, head)?
+                });
             }
-            let (peer, mut bytes) = (self.members[from], vec![0; head.len() + length]);
-            self.fabric.receive(peer, ROWS, &mut bytes)?;
-            if bytes[..head.len()] != *head {
-                let what =
-                    format!("its header is {:02x?}, that of exchange {} is {head:02x?}", &bytes[..head.len()], self.count.get());
-                let (rank, number) = (self.fabric.rank(), self.count.get());
-                return Err(FabricError::Mismatch { rank, peer, channel: ROWS, number, what }.into());
-            }
-            bytes.drain(..head.len());
-            arrived.push(bytes);
         }
         self.count.set(self.count.get() + 1);
-        Ok(arrived)
+        Ok(arrived.into_iter().flatten().collect())
+    }
+}
+
+impl Carry<'_> {
+    /// Where all compute in one order: lets the others come as far.
+    fn pass(&self) -> Result<(), ExecError> {
+        self.turns.map_or(Ok(()), |turns| turns.pass(self.fabric.rank()))
+    }
+    fn mismatch(&self, from: usize, what: String) -> ExecError {
+        let (rank, number) = (self.fabric.rank(), self.count.get());
+        FabricError::Mismatch { rank, peer: self.members[from], channel: ROWS, number, what }.into()
+    }
+    /// The next message of a member, after its header.
+    fn receive(&self, from: usize, channel: Channel, length: usize, head: &[u8]) -> Result<Vec<u8>, ExecError> {
+        let mut bytes = vec![0; head.len() + length];
+        self.fabric.receive(self.members[from], channel, &mut bytes)?;
+        if bytes[..head.len()] != *head {
+            let what =
+                format!("its header is {:02x?}, that of exchange {} is {head:02x?}", &bytes[..head.len()], self.count.get());
+            return Err(self.mismatch(from, what));
+        }
+        bytes.drain(..head.len());
+        Ok(bytes)
+    }
+    /// What a member of another node sends to the members of this one.
+    fn take_in(&self, from: usize, members: usize, unit: usize, head: &[u8]) -> Result<Vec<Vec<u8>>, ExecError> {
+        let length = self.receive(from, ROWS, size_of::<u64>(), head)?;
+        let length = length.as_chunks::<8>().0.first().map_or(0, |b| u64::from_le_bytes(*b));
+        let damaged = || self.mismatch(from, format!("packed rows of {length} bytes for {members} members are damaged"));
+        if length > MAX_PACKED {
+            return Err(damaged());
+        }
+        let mut packed = vec![0; length as usize];
+        self.fabric.receive(self.members[from], ROWS, &mut packed)?;
+        relay::unpack(&packed, members, unit).ok_or_else(damaged)
     }
 }
 
@@ -178,8 +247,8 @@ mod tests {
         // Member 1 of four; 0 and 1 are on one node, 2 and 3 on another.
         let parts = ["aabb", "aacc", "aadd", "aaddaa"].map(|p| p.as_bytes().to_vec());
         t.count(&parts, 2, 1, &[0, 0, 2, 2]);
-        assert_eq!(t, Traffic { plain: 14, once: 8, across: 10, across_once: 4 });
+        assert_eq!(t, Traffic { plain: 14, once: 8, across: 10, across_once: 4, crossed: 0 });
         t.count(&[vec![1; 8], Vec::new(), vec![1; 8], vec![1; 8]], 0, 1, &[0, 0, 2, 2]);
-        assert_eq!(t, Traffic { plain: 38, once: 24, across: 26, across_once: 12 });
+        assert_eq!(t, Traffic { plain: 38, once: 24, across: 26, across_once: 12, crossed: 0 });
     }
 }

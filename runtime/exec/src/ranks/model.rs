@@ -4,6 +4,7 @@ use super::{
     Job, Shared, Traffic,
     execute::{Compute, Turns},
     experts::Carry,
+    relay::Ways,
     shards::Held,
     step,
 };
@@ -70,7 +71,8 @@ fn ports(job: &Job, stage: u16, entry: &str, prefix: &str, taken: bool) -> Vec<S
 
 /// The node of each rank, as they tell each other.
 fn nodes(job: &Job, fabric: &dyn Fabric) -> Result<Vec<usize>, ExecError> {
-    let told = fabric::collective::all_gather(fabric, &(job.node as u64).to_le_bytes())?;
+    let own = job.nodes.first(fabric.rank()) as u64;
+    let told = fabric::collective::all_gather(fabric, &own.to_le_bytes())?;
     Ok(told.iter().map(|bytes| u64::from_le_bytes(bytes.as_chunks::<8>().0[0]) as usize).collect())
 }
 
@@ -204,7 +206,8 @@ impl<'a> Model<'a> {
             checked: self.job.checked,
             step: self.step,
             count: &self.exchanges,
-            traffic: self.counts_traffic.then(|| (&self.traffic, members.iter().map(|m| self.nodes[*m]).collect())),
+            ways: Ways(members.iter().map(|m| self.nodes.get(*m).copied().unwrap_or(0)).collect()),
+            traffic: self.counts_traffic.then_some(&self.traffic),
             members,
         };
         let peers: Option<&dyn Peers> = if self.job.members() > 1 { Some(&carry) } else { None };
