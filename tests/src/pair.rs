@@ -10,15 +10,24 @@ use driver::{
 };
 use exec::{HostTensor, Pair, Session, pair::Half, random::Stream};
 use hir::Overrides;
-use library::Role;
+use library::{Library, Role};
 use std::{collections::BTreeMap, path::Path};
 
 /// The second of three stages of a model, in a group of `members`.
-fn stage_of((file, set, layout): (&str, &str, &str), members: Option<usize>) -> Session {
+fn stage_of(model: (&str, &str, &str), members: Option<usize>) -> Session {
+    let library = built(model, members, false);
+    let manifest = library.manifest.clone();
+    let mut session = session(library, Some(1)).expect("it loads");
+    session.fixed = true;
+    session.store.initialise(&manifest, 5).expect("there is memory");
+    session
+}
+
+fn built((file, set, layout): (&str, &str, &str), members: Option<usize>, gpu: bool) -> Library {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
     let text = std::fs::read_to_string(path).expect("it is part of the source");
     let set = set.split_whitespace().filter_map(|s| s.split_once('=')).map(|(n, v)| (n.to_string(), v.to_string())).collect();
-    let options = Options { overrides: Overrides { set, ..Overrides::default() }, ..Options::default() };
+    let options = Options { overrides: Overrides { set, ..Overrides::default() }, gpu, ..Options::default() };
     let front = pipeline::front("model.lode", &text, &mut |_| None, &options);
     let program = front.program.as_ref().expect("the model is right");
     let built = stages::build(program, &front.sources, Some(layout), (3, members), &options);
@@ -26,12 +35,7 @@ fn stage_of((file, set, layout): (&str, &str, &str), members: Option<usize>) -> 
         Failed::Cut(e) => panic!("{e}"),
         Failed::Back(e) => panic!("{e:?}"),
     });
-    let library = built.into_iter().nth(1).expect("three stages").library;
-    let manifest = library.manifest.clone();
-    let mut session = session(library, Some(1)).expect("it loads");
-    session.fixed = true;
-    session.store.initialise(&manifest, 5).expect("there is memory");
-    session
+    built.into_iter().nth(1).expect("three stages").library
 }
 
 fn stage(model: (&str, &str, &str)) -> Session {
@@ -196,6 +200,15 @@ fn a_pair_goes_by_the_slots_of_its_source() {
         format!("{name:<28} {n:>3} {waits}").trim_end().to_string()
     };
     insta::assert_snapshot!(rows.iter().map(line).collect::<Vec<_>>().join("\n"));
+}
+
+/// The list of the bench's stage for a GPU, at its sizes: made without a device.
+#[test]
+fn the_bench_has_a_list() {
+    let library = built(("tests/benches/pair.lode", "layers=2", "E|tt|L"), Some(1), true);
+    let dims: DimEnv = [("B".into(), 1), ("T".into(), 8192)].into_iter().collect();
+    let list = exec::pair::listed(&library.manifest, &dims).expect("it is legal");
+    insta::assert_snapshot!(list.iter().map(|(name, n)| format!("{name:<14} {n:>3}")).collect::<Vec<_>>().join("\n"));
 }
 
 #[test]

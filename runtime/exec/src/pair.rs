@@ -16,7 +16,7 @@ use crate::{
 };
 use base::DimEnv;
 use device::{Link, Memory, Placed, Program, Ran, Streams};
-use library::{Class, Entry, Exchange, GroupedGemm, LibraryError, Port, Step, View};
+use library::{Class, Entry, Exchange, GroupedGemm, LibraryError, Manifest, Port, Step, View};
 use schedule::pair::{self, Part};
 use std::{collections::BTreeMap, time::Instant};
 
@@ -43,6 +43,16 @@ enum Place {
     Tail,
 }
 
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Place::Head => f.write_str("before"),
+            Place::Part(part, layer) => write!(f, "{} {layer}", part.name()),
+            Place::Tail => f.write_str("after"),
+        }
+    }
+}
+
 /// Bytes that a step reads or writes.
 struct Touch {
     from: usize,
@@ -55,16 +65,20 @@ fn meet(a: &[Touch], b: &[Touch]) -> bool {
     a.iter().any(|x| b.iter().any(|y| x.from < y.to && y.from < x.to && (x.writes || y.writes)))
 }
 
+/// The steps of a pair: those of the entries one after the other.
+struct Steps {
+    places: Vec<Place>,
+    communicates: Vec<bool>,
+    touches: Vec<Vec<Touch>>,
+}
+
 /// A pair, resolved for a session's memory.
 pub struct Pair<'s> {
     session: &'s mut Session,
     dims: DimEnv,
     entries: Vec<Entry>,
     program: Program,
-    /// By step of the program, which has those of the entries one after the other.
-    places: Vec<Place>,
-    communicates: Vec<bool>,
-    touches: Vec<Vec<Touch>>,
+    steps: Steps,
     /// Memory that is not the store's, by name.
     halves: [BTreeMap<String, (Port, Memory)>; 2],
     arenas: Vec<Memory>,
@@ -76,11 +90,9 @@ impl Session {
     /// # Errors
     /// E0701 to E0704; E0704 as well if the stage has no exchanges, or layers of several kinds that have some.
     pub fn pair(&mut self, dims: &DimEnv) -> Result<Pair<'_>, ExecError> {
-        let entries = ENTRIES.map(|n| self.variant(n, dims).cloned()).into_iter().collect::<Result<Vec<_>, _>>()?;
-        let layers = num_layers(&entries[0])?;
+        let entries = entries(&self.manifest, dims)?;
         let mut halves = [BTreeMap::new(), BTreeMap::new()];
-        let (mut steps, mut places, mut communicates, mut touches) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut arenas = Vec::new();
+        let (mut steps, mut arenas, mut all) = (Vec::new(), Vec::new(), Vec::new());
         let workspace = entries.iter().map(|e| self.workspace(&e.steps, dims)).max().unwrap_or(0);
         let workspace = allocate(Some(&self.device), workspace, "workspace", false)?;
         for (k, e) in entries.iter().enumerate() {
@@ -88,21 +100,15 @@ impl Session {
             let arena = allocate(Some(&self.device), plan.arena_bytes, "activations", false)?;
             let bases = self.bases(e, &plan, &arena, &mut halves[usize::from(k > 0)])?;
             let scene = Scene { entry: e, plan: &plan, bases: &bases, kernels: &self.manifest.kernels, fixed: self.fixed };
-            let resolved = flatten(&e.steps).into_iter().map(|(s, turns)| {
-                touches.push(touched(s, &turns, e, &plan, &bases));
-                communicates.push(matches!(s, Step::Exchange(_)));
-                scene.resolve(s, &turns)
-            });
-            let resolved = resolved.collect::<Result<Vec<_>, _>>();
+            let resolved: Result<Vec<_>, _> = flatten(&e.steps).into_iter().map(|(s, turns)| scene.resolve(s, &turns)).collect();
             steps.extend(resolved.map_err(|why| LibraryError::Invalid { name: e.name.clone(), why })?);
-            let found = if k == 2 { weight_places(e, layers, &touches[places.len()..]) } else { places_of(e, layers, k == 0)? };
-            places.extend(found);
             arenas.push(arena);
+            all.push((plan, bases));
         }
         let program = self.device.prepare(steps, workspace.as_ptr())?;
         arenas.push(workspace);
-        let dims = dims.clone();
-        Ok(Pair { session: self, dims, entries, program, places, communicates, touches, halves, arenas })
+        let (dims, steps) = (dims.clone(), Steps::new(&entries, &all)?);
+        Ok(Pair { session: self, dims, entries, program, steps, halves, arenas })
     }
 
     /// The first byte of each buffer; memory that is not the store's is made where it is not there.
@@ -213,10 +219,7 @@ impl Pair<'_> {
 
     /// The entries one after the other: every step waits for the one before.
     pub fn in_turn(&self) -> Vec<Placed> {
-        let n = self.places.len();
-        let other = |i: usize| i > 0 && self.communicates[i - 1] != self.communicates[i];
-        let waits = |i: usize| if other(i) { vec![i - 1] } else { Vec::new() };
-        (0..n).map(|step| Placed { step, communicates: self.communicates[step], waits: waits(step) }).collect()
+        self.steps.in_turn()
     }
     /// All steps of one stream alone.
     pub fn alone(&self, communicates: bool) -> Vec<Placed> {
@@ -228,41 +231,8 @@ impl Pair<'_> {
     /// # Errors
     /// E0704 if a layer's steps do not go into the order of `schedule::pair`: what one needs would come after it.
     pub fn interleaved(&self) -> Result<Vec<Placed>, ExecError> {
-        let layers = self.places.iter().filter_map(|p| if let Place::Part(_, l) = p { Some(l + 1) } else { None });
-        let layers = layers.max().unwrap_or(0);
-        let mut rank: BTreeMap<Place, usize> = BTreeMap::from([(Place::Head, 0)]);
-        for l in pair::launches(layers) {
-            rank.insert(Place::Part(l.part, l.layer), rank.len());
-        }
-        rank.insert(Place::Tail, rank.len());
-        let mut order: Vec<usize> = (0..self.places.len()).collect();
-        order.sort_by_key(|s| (rank[&self.places[*s]], *s));
-        self.with_waits(&order)
+        self.steps.interleaved(&|s| describe(&self.program.steps[s], &self.session.manifest))
     }
-    /// A list in this order, with what each step waits for on the other stream.
-    fn with_waits(&self, order: &[usize]) -> Result<Vec<Placed>, ExecError> {
-        let meet = |a: usize, b: usize| meet(&self.touches[a], &self.touches[b]);
-        let mut list: Vec<Placed> = Vec::with_capacity(order.len());
-        // What each stream has waited for, of the other.
-        let mut seen = [None::<usize>; 2];
-        for (at, step) in order.iter().enumerate() {
-            let before = &order[..at];
-            if let Some(late) = before.iter().find(|s| *s > step && meet(**s, *step)) {
-                let what =
-                    |s: usize| format!("{} {:?}", describe(&self.program.steps[s], &self.session.manifest), self.places[s]);
-                let why = format!("{} would run before what it needs, {}", what(*late), what(*step));
-                return Err(ExecError::Input { name: "pair".into(), why });
-            }
-            let own = self.communicates[*step];
-            let last = (0..at).rev().find(|p| self.communicates[order[*p]] != own && meet(order[*p], *step));
-            let seen = &mut seen[usize::from(own)];
-            let waits = last.filter(|l| seen.is_none_or(|s| *l > s));
-            *seen = waits.or(*seen);
-            list.push(Placed { step: *step, communicates: own, waits: waits.into_iter().collect() });
-        }
-        Ok(list)
-    }
-
     /// Streams for this pair's exchanges.
     ///
     /// # Errors
@@ -317,11 +287,7 @@ impl Pair<'_> {
     /// What a step of a list is: its part, layer, and kernel.
     pub fn name(&self, p: &Placed) -> String {
         let what = describe(&self.program.steps[p.step], &self.session.manifest);
-        match self.places[p.step] {
-            Place::Head => format!("before: {what}"),
-            Place::Part(part, layer) => format!("{} {layer}: {what}", part.name()),
-            Place::Tail => format!("after: {what}"),
-        }
+        format!("{}: {what}", self.steps.places[p.step])
     }
     /// A run as a trace with a lane a stream.
     pub fn trace(&self, list: &[Placed], ran: &[Ran]) -> Trace {
@@ -332,6 +298,137 @@ impl Pair<'_> {
             trace.add(lane, &self.name(p), begun, r.start, r.end - r.start);
         }
         trace
+    }
+}
+
+/// The stage's entries for these dims.
+fn entries(m: &Manifest, dims: &DimEnv) -> Result<Vec<Entry>, ExecError> {
+    let missing = |n: &str| ExecError::NoEntry { name: n.into(), known: "those of a whole model".into() };
+    ENTRIES.into_iter().map(|n| m.variant(n, dims).cloned().ok_or_else(|| missing(n))).collect()
+}
+
+/// The list of a stage without a device: the parts in their order, each with its stream, layer and number of steps.
+///
+/// # Errors
+/// As [`Session::pair`] and [`Pair::interleaved`].
+pub fn listed(m: &Manifest, dims: &DimEnv) -> Result<Vec<(String, usize)>, ExecError> {
+    let entries = entries(m, dims)?;
+    // As if each piece of memory lay behind the one before.
+    let mut free = 0usize;
+    let mut place = |bytes: usize| {
+        free += bytes.next_multiple_of(device::memory::ALIGNMENT);
+        free - bytes.next_multiple_of(device::memory::ALIGNMENT)
+    };
+    let mut known: BTreeMap<(Option<library::Role>, bool, String), usize> = BTreeMap::new();
+    let (mut all, mut names) = (Vec::new(), Vec::new());
+    for (k, e) in entries.iter().enumerate() {
+        let plan = plan::plan_apart(e, dims)?;
+        let arena = place(plan.arena_bytes);
+        let mut bases: Vec<usize> = plan.offset.iter().map(|o| o.map_or(0, |o| arena + o)).collect();
+        for p in e.args.iter().chain(&e.outputs) {
+            let stored = p.role.is_stored();
+            let key = (stored.then_some(p.role), !stored && k > 0, p.name.clone());
+            bases[p.buffer] = *known.entry(key).or_insert_with(|| place(plan.bytes[p.buffer]));
+        }
+        names.extend(flatten(&e.steps).into_iter().map(|(s, _)| match s {
+            Step::Launch { kernel, .. } => m.kernels[*kernel].symbol.clone(),
+            Step::Exchange(_) => "an exchange".into(),
+            Step::Gemm(_) | Step::GroupedGemm(_) => "a product".into(),
+            Step::Copy { .. } | Step::Zero { .. } | Step::Loop { .. } => "a copy".into(),
+        }));
+        all.push((plan, bases.into_iter().map(std::ptr::without_provenance_mut).collect()));
+    }
+    let steps = Steps::new(&entries, &all)?;
+    let mut out: Vec<(String, usize)> = Vec::new();
+    for p in steps.interleaved(&|s| names[s].clone())? {
+        let name = steps.places[p.step].to_string();
+        match out.last_mut().filter(|l| l.0 == name) {
+            Some(last) => last.1 += 1,
+            None => out.push((name, 1)),
+        }
+    }
+    Ok(out)
+}
+
+impl Steps {
+    /// Of entries with their plans and the first byte of each buffer.
+    fn new(entries: &[Entry], all: &[(Plan, Vec<*mut u8>)]) -> Result<Steps, ExecError> {
+        let layers = num_layers(&entries[0])?;
+        let (mut communicates, mut touches, mut starts) = (Vec::new(), Vec::new(), Vec::new());
+        for (e, (plan, bases)) in entries.iter().zip(all) {
+            starts.push(touches.len());
+            for (s, turns) in flatten(&e.steps) {
+                touches.push(touched(s, &turns, e, plan, bases));
+                communicates.push(matches!(s, Step::Exchange(_)));
+            }
+        }
+        let mut places = places_of(&entries[0], layers, true)?;
+        places.extend(places_of(&entries[1], layers, false)?);
+        places.extend(weight_places(&entries[2], layers, &touches[starts[2]..]));
+        let mut steps = Steps { places, communicates, touches };
+        steps.advance(starts[1]..starts[2]);
+        Ok(steps)
+    }
+    /// Moves what a layer's experts need for their gradients of weights, and what that needs, from behind the rows' return to before it: it stands
+    /// there by chance. `backward`: the steps of the backward of inputs. What does need the rows stays, and is found when the list is made.
+    fn advance(&mut self, backward: std::ops::Range<usize>) {
+        for at in backward.clone().rev() {
+            let Place::Part(Part::AttentionBackwardInput, layer) = self.places[at] else { continue };
+            let needs = |later: usize| meet(&self.touches[at], &self.touches[later]);
+            let of = |part: Part| move |s: &usize, places: &[Place]| places[*s] == Place::Part(part, layer);
+            let (weights, inputs) = (of(Part::ExpertsBackwardWeight), of(Part::ExpertsBackwardInput));
+            let by_weights = (backward.end..self.places.len()).any(|s| weights(&s, &self.places) && needs(s));
+            let by_moved = (at + 1..backward.end).any(|s| inputs(&s, &self.places) && needs(s));
+            if by_weights || by_moved {
+                self.places[at] = Place::Part(Part::ExpertsBackwardInput, layer);
+            }
+        }
+    }
+
+    /// The entries one after the other: every step waits for the one before.
+    fn in_turn(&self) -> Vec<Placed> {
+        let n = self.places.len();
+        let other = |i: usize| i > 0 && self.communicates[i - 1] != self.communicates[i];
+        let waits = |i: usize| if other(i) { vec![i - 1] } else { Vec::new() };
+        (0..n).map(|step| Placed { step, communicates: self.communicates[step], waits: waits(step) }).collect()
+    }
+    /// The list of the pair.
+    ///
+    /// # Errors
+    /// E0704 if a layer's steps do not go into the order of `schedule::pair`: what one needs would come after it.
+    fn interleaved(&self, name: &dyn Fn(usize) -> String) -> Result<Vec<Placed>, ExecError> {
+        let layers = self.places.iter().filter_map(|p| if let Place::Part(_, l) = p { Some(l + 1) } else { None });
+        let layers = layers.max().unwrap_or(0);
+        let mut rank: BTreeMap<Place, usize> = BTreeMap::from([(Place::Head, 0)]);
+        for l in pair::launches(layers) {
+            rank.insert(Place::Part(l.part, l.layer), rank.len());
+        }
+        rank.insert(Place::Tail, rank.len());
+        let mut order: Vec<usize> = (0..self.places.len()).collect();
+        order.sort_by_key(|s| (rank[&self.places[*s]], *s));
+        self.with_waits(&order, name)
+    }
+    /// A list in this order, with what each step waits for on the other stream.
+    fn with_waits(&self, order: &[usize], name: &dyn Fn(usize) -> String) -> Result<Vec<Placed>, ExecError> {
+        let meet = |a: usize, b: usize| meet(&self.touches[a], &self.touches[b]);
+        let mut list: Vec<Placed> = Vec::with_capacity(order.len());
+        // What each stream has waited for, of the other.
+        let mut seen = [None::<usize>; 2];
+        for (at, step) in order.iter().enumerate() {
+            let before = &order[..at];
+            if let Some(late) = before.iter().find(|s| *s > step && meet(**s, *step)) {
+                let what = |s: usize| format!("{}: {}", self.places[s], name(s));
+                let why = format!("{} would run before what it needs, {}", what(*late), what(*step));
+                return Err(ExecError::Input { name: "pair".into(), why });
+            }
+            let own = self.communicates[*step];
+            let last = (0..at).rev().find(|p| self.communicates[order[*p]] != own && meet(order[*p], *step));
+            let seen = &mut seen[usize::from(own)];
+            let waits = last.filter(|l| seen.is_none_or(|s| *l > s));
+            *seen = waits.or(*seen);
+            list.push(Placed { step: *step, communicates: own, waits: waits.into_iter().collect() });
+        }
+        Ok(list)
     }
 }
 
