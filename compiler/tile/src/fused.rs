@@ -156,6 +156,7 @@ impl<'a> Fuser<'a> {
             conflicts: false,
             root: v,
             tiles: Vec::new(),
+            known: Vec::new(),
         }
     }
     fn finish(mut self) -> Fused {
@@ -185,6 +186,8 @@ struct Fuser<'a> {
     root: Value,
     /// Values in scratch.
     tiles: Vec<select::Tile>,
+    /// Conditions that hold wherever they are asked for.
+    known: Vec<Value>,
 }
 
 impl Fuser<'_> {
@@ -249,6 +252,9 @@ impl Fuser<'_> {
         // What has no elements is only read in vain.
         if self.scene.func.ty(v).elems().is(0) {
             return Expr::Const(Scalar::new(0.0), self.scene.dtype(v));
+        }
+        if self.known.contains(&v) {
+            return Expr::Const(Scalar::new(1.0), DType::Bool);
         }
         if let Some(e) = self.in_scratch(v, idx) {
             return e;
