@@ -12,7 +12,7 @@ use tile::{
     kernels::{
         build::Build,
         domain::Problem,
-        gpu_attend::{self, gpu_attend},
+        gpu_attend::{self, Ending, gpu_attend, gpu_attend_map},
         gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
         gpu_attend_union::{gpu_attend_grad_items, gpu_attend_inverse, gpu_attend_union},
         gpu_product::{
@@ -39,6 +39,7 @@ fn main() {
             "grads" => all_grads(),
             "lists" => lists(),
             "large_attends" => large_attends(),
+            "large_branches" => large_branches(),
             "large_grouped" => large_grouped(),
             "large_lists" => large_lists(),
             "indexing" => indexing(),
@@ -139,15 +140,15 @@ fn mapped(way: Way, dtype: DType, m: Dim, [n, k]: [i64; 2], turned: [bool; 2], t
     let map = move |b: &mut Build, at: &Element| {
         let [row, col] = &at.at[..] else { panic!("a row and a column") };
         let index = b.bind(row.clone() * Expr::int(columns) + col.clone());
-        let other = |i: usize, index: &Expr| Expr::load(at.operands[i], index.clone());
+        let other = |b: &mut Build, i: usize, index: &Expr| b.bind(Expr::load(at.operands[i], index.clone()));
         let of = |f: MapFn, x: &[Expr]| Expr::Map(f, x.to_vec());
         let y = at.products[0].clone();
         match way {
             Way::Gate(_) => vec![of(MapFn::Swiglu, &at.products)],
-            Way::Residual => vec![y + other(0, &index)],
-            Way::Bias => vec![y * other(0, row) + other(1, col)],
+            Way::Residual => vec![y + other(b, 0, &index)],
+            Way::Bias => vec![y * other(b, 0, row) + other(b, 1, col)],
             Way::Backward => {
-                let (g, u) = (b.bind(other(0, &index)), other(1, &index));
+                let (g, u) = (other(b, 0, &index), other(b, 1, &index));
                 let s = b.bind(of(MapFn::Silu, std::slice::from_ref(&g)));
                 let slope = of(MapFn::Sigmoid, &[g]) * (Build::f(DType::F32, 1.0) + s.clone());
                 vec![y.clone() * u * slope, y * s]
@@ -315,6 +316,41 @@ fn attends() -> Vec<Kernel> {
     all.push(attend(DType::BF16, [2, 1], [192, 128], "causal", None));
     all.push(attend(DType::BF16, [2, 1], [256, 256], "causal", None));
     all.push(attend(DType::BF16, [2, 1], [32, 16], "causal", None));
+    for (dtype, n, keeps) in [(DType::BF16, [128, 128], true), (DType::F16, [64, 64], false), (DType::F32, [64, 32], true)] {
+        all.push(branch(&problem(dtype, [4, 2], n, "causal & window(90)"), keeps));
+    }
+    all.push(branch(&problem(DType::BF16, [2, 1], [256, 256], "causal"), false));
+    all.push(branch(&problem(DType::BF16, [2, 1], [32, 16], "causal"), true));
+    numbered(all)
+}
+
+/// Attention gated and added to another branch: gates of three, of which this is the last.
+fn branch(p: &Problem, keeps: bool) -> Kernel {
+    let t = gpu_attend::Tiling::choose(p);
+    let rows = p.b.clone() * p.t.clone() * Dim::from(p.h);
+    let map = |b: &mut Build, e: &Element| {
+        let [row, col] = [0, 1].map(|i| e.at[i].clone());
+        let gate = b.bind(row.clone() * Expr::int(3));
+        let gate = b.bind(Expr::load(e.operands[0], gate));
+        let at = b.bind(row * Expr::int(p.dv) + col);
+        let other = b.bind(Expr::load(e.operands[1], at));
+        let product = b.bind(gate * e.products[0].clone());
+        (product.cast(p.dtype) + other).cast(p.dtype)
+    };
+    let operands = vec![(p.dtype, rows.clone() * Dim::from(3)), (p.dtype, rows * Dim::from(p.dv))];
+    gpu_attend_map(p, t, &Ending { operands, keeps, dtype: p.dtype, map: &map })
+}
+
+/// The window of native sparse attention and its selected branch: alone, gated, and gated with its result stored too.
+fn large_branches() -> Vec<Kernel> {
+    let mut all = Vec::new();
+    for domain in ["causal & window(512)", "causal & blocks(0, 64)"] {
+        let mut p = problem(DType::BF16, [64, 4], [128, 128], domain);
+        if let Some(lists) = p.operands.first_mut() {
+            lists.shape = vec![p.b.clone(), p.t.clone(), Dim::from(4), Dim::from(16)];
+        }
+        all.extend([gpu_attend(&p, gpu_attend::Tiling::choose(&p)), branch(&p, false), branch(&p, true)]);
+    }
     numbered(all)
 }
 
@@ -343,7 +379,7 @@ fn listed(dtype: DType, heads: [i64; 2], n: [i64; 2], domain: &str, length: i64)
     let mut p = problem(dtype, heads, n, domain);
     p.operands[0].shape = vec![p.b.clone(), p.t.clone(), Dim::from(heads[1]), Dim::from(length)];
     let t = gpu_attend::Tiling::choose(&p);
-    let mut all = vec![gpu_attend_union(&p, t), gpu_attend(&p, t)];
+    let mut all = vec![gpu_attend_union(&p, t), gpu_attend(&p, t), branch(&p, dtype == DType::BF16)];
     let t = gpu_attend_grad::Tiling::choose(&p);
     if gpu_attend_grad::takes(&p, t, true) {
         all.extend(gpu_attend_inverse(&p, gpu_attend_grad::forward(t)));

@@ -8,7 +8,7 @@
 
 use crate::{
     group::{Grouping, is_inline, is_layout},
-    lower::products::Products,
+    lower::{attends::Attends, products::Products},
     tuning::{Tuning, bucket},
 };
 use base::{DType, Dim, DimEnv, TensorType};
@@ -34,6 +34,10 @@ const AT_END: [f64; 2] = [1.0, 0.1];
 /// The same where a dense product gives more results than there are products (14336 columns: a gate's two gradients 1477 µs in place of 753, a gate that
 /// both products are kept of 1352 and 1315).
 const AT_END_OF_MANY: [f64; 2] = [6.0, 1.0];
+
+/// By how much what a map reads takes longer at the end of a tile of attention than in a kernel of maps, of its traffic's time: an estimate, one block of
+/// three waits for it. What it reads at all is in no cost of a map that is stored either.
+const AT_END_OF_ATTENTION: f64 = 0.5;
 
 /// A bucket that was measured: the logarithms of its extents, and of measured over roofline time.
 struct Point {
@@ -114,6 +118,9 @@ impl<'t> Model<'t> {
         if let Some(products) = Products::of(region).filter(|_| has_kernel && region.form == Form::Product) {
             return self.products_cost(sizes, region, &products);
         }
+        if let Some(attends) = Attends::of(region).filter(|_| has_kernel && region.form == Form::Attend) {
+            return self.attends_cost(sizes, region, &attends);
+        }
         let of = |node: &graph::Node| {
             let operands: Vec<&TensorType> = node.inputs.iter().map(|v| body.ty(*v)).collect();
             match &node.op {
@@ -160,6 +167,22 @@ impl<'t> Model<'t> {
         let measured = self.time(&job) / roofline(t, &job);
         let last = (read * products.read().map(bytes).sum::<f64>() + beyond * (given - summed).max(0.0)) / t.bytes_per_ns;
         measured * (t.launch_ns + arithmetic(t, &job).max(traffic / t.bytes_per_ns)) + last + maps / t.map_ops_per_ns
+    }
+
+    /// The time of the attention with its result, the arithmetic of the map, what it reads later than another kernel would, and what is given beyond one
+    /// result.
+    fn attends_cost(&self, sizes: &DimEnv, region: &graph::op::Fused, attends: &Attends) -> f64 {
+        let (body, t) = (&region.body, self.tuning);
+        let bytes = |ty: &TensorType| value(&ty.elems(), sizes) * ty.dtype.bytes() as f64;
+        let of_map = |n: &graph::Node| match &n.op {
+            Op::Map(f) => value(&n.types[0].elems(), sizes) * map_ops(*f) as f64,
+            Op::Cast(_) => value(&n.types[0].elems(), sizes) * 2.0,
+            _ => 0.0,
+        };
+        let maps: f64 = body.nodes.values().map(of_map).sum();
+        let beyond = (attends.given().map(bytes).sum::<f64>() - bytes(attends.result())).max(0.0);
+        let last = (AT_END_OF_ATTENTION * attends.read().map(bytes).sum::<f64>() + AT_END[1] * beyond) / t.bytes_per_ns;
+        self.time(&valued(&attends.work(), sizes)) + last + maps / t.map_ops_per_ns
     }
 
     /// The steps of a loop over chunks. What a chunk's steps hand to each other is in cache: between them there is arithmetic and no traffic.
@@ -233,6 +256,12 @@ pub fn work(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Work {
         && let Some(products) = Products::of(region)
     {
         return products.work();
+    }
+    if let Op::Fused(region) = op
+        && region.form == Form::Attend
+        && let Some(attends) = Attends::of(region)
+    {
+        return attends.work();
     }
     let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1), |n, d| n * d.clone());
     let dtype = operands.first().map_or(results[0].dtype, |t| t.dtype);

@@ -15,6 +15,7 @@ use crate::{
     select::{Device, Place, Want, kernels},
     view::StridedView,
 };
+use attends::Attends;
 use base::{DType, Dim, TensorType};
 use graph::{
     Func, Module, NodeId, Op, Role, Value,
@@ -164,6 +165,7 @@ pub fn has_kernel(region: &graph::op::Fused, products: bool) -> bool {
         // No kernel, but a loop of steps.
         Form::Stream => Stream::of(region, CHUNK).is_some(),
         Form::Rows => !products && Rows::of(region).is_some(),
+        Form::Attend => products && Attends::of(region).is_some(),
     }
 }
 
@@ -499,6 +501,7 @@ impl Lowerer<'_> {
             Form::Product => return self.products(b, id, &Products::of(region).expect(ONE)),
             Form::Stream => base::bug!("a region that is walked in chunks was not made a loop"),
             Form::Rows => return self.rows(b, id, &Rows::of(region).expect(ONE)),
+            Form::Attend => return self.attends(b, id, &Attends::of(region).expect(ONE)),
         };
         let node = b.func.nodes[id].clone();
         let operands: Vec<StridedView> = node.inputs.iter().map(|v| self.strided(b, *v)).collect();
@@ -888,6 +891,7 @@ fn sum_into_argument(b: &Body, v: Value) -> Option<(NodeId, usize)> {
     }
 }
 
+pub(crate) mod attends;
 pub(crate) mod narrow;
 pub(crate) mod products;
 #[cfg(test)]

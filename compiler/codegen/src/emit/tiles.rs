@@ -75,6 +75,79 @@ pub(super) struct Chunk<'a> {
     only_if: Option<&'a Expr>,
 }
 
+/// What a loop over elements loads by sixteen bytes.
+pub(super) struct Piece {
+    /// The variable that is the loaded element.
+    value: VarId,
+    buffer: usize,
+    /// What is added to an element's column for its index.
+    first: Vec<Expr>,
+    /// What that is computed from in the loop.
+    needs: Vec<VarId>,
+}
+
+/// How expressions of a loop over elements depend on the element.
+struct Along<'a> {
+    var: VarId,
+    columns: i64,
+    /// What variables of the loop are.
+    lets: &'a BTreeMap<VarId, &'a Expr>,
+}
+
+impl Along<'_> {
+    fn part(&self, f: MapFn, e: &Expr) -> bool {
+        matches!(e, Expr::Map(g, args) if *g == f && args[0] == Expr::Var(self.var) && args[1].known() == Some(self.columns))
+    }
+    /// Whether it is the same in all of a row.
+    fn is_of_row(&self, e: &Expr) -> bool {
+        match e {
+            _ if self.part(MapFn::FloorDiv, e) => true,
+            Expr::Const(..) | Expr::Dim(_) => true,
+            Expr::Var(v) => *v != self.var && self.lets.get(v).is_none_or(|e| self.is_of_row(e)),
+            Expr::Map(_, args) => args.iter().all(|e| self.is_of_row(e)),
+            Expr::Cast(_, x) | Expr::Order(x) => self.is_of_row(x),
+            Expr::Load(..) => false,
+        }
+    }
+    /// If it is the column and what is the same in all of a row: the latter.
+    fn start(&self, e: &Expr) -> Option<Vec<Expr>> {
+        match e {
+            _ if self.part(MapFn::Rem, e) => Some(Vec::new()),
+            Expr::Var(v) => self.start(self.lets.get(v)?),
+            Expr::Map(MapFn::Mul, args) if args[1].known() == Some(1) => self.start(&args[0]),
+            Expr::Map(MapFn::Add, args) => {
+                let (a, b) = (&args[0], &args[1]);
+                let (column, other) = if self.is_of_row(b) { (a, b) } else { (b, a) };
+                let mut first = self.start(column).filter(|_| self.is_of_row(other))?;
+                first.push(other.clone());
+                Some(first)
+            }
+            Expr::Const(..) | Expr::Dim(_) | Expr::Load(..) | Expr::Map(..) | Expr::Cast(..) | Expr::Order(_) => None,
+        }
+    }
+    /// A number that divides it for certain.
+    fn multiple(&self, emitter: &Emitter, e: &Expr) -> i64 {
+        match e {
+            Expr::Var(v) => self.lets.get(v).map_or_else(|| emitter.multiple(e), |x| self.multiple(emitter, x)),
+            Expr::Map(MapFn::Mul, args) => (self.multiple(emitter, &args[0]) * self.multiple(emitter, &args[1])).min(MULTIPLE),
+            Expr::Map(MapFn::Add, args) => common(self.multiple(emitter, &args[0]), self.multiple(emitter, &args[1])),
+            e => emitter.multiple(e),
+        }
+    }
+    /// The loop's variables that it is computed from.
+    fn needs(&self, e: &Expr, found: &mut Vec<VarId>) {
+        visit(e, &mut |e| {
+            if let Expr::Var(v) = e
+                && let Some(x) = self.lets.get(v)
+                && !found.contains(v)
+            {
+                found.push(*v);
+                self.needs(x, found);
+            }
+        });
+    }
+}
+
 /// Terms of a row's reduction that a thread has under way at once, a power of two: each waits some cycles for the one before.
 const CHAINS: usize = 4;
 /// Elements of a held tile for which a thread loads what is not held before it stores: a multiple of the four that `mma.sync` has together.
@@ -290,11 +363,21 @@ impl Emitter<'_> {
                 changes = Some(changes.map_or(other.clone(), |c| self.w.bin("ori", &c, &other, "i1")));
             }
             self.w.line(&format!("scf.if {} {{", changes.expect("a thread has rows")));
-            self.inside(|e| e.each_held_elem(var, columns, (shares, row_slots), body, apart));
+            self.inside(|e| e.each_held_elem(var, columns, (shares, row_slots), body, (apart, &[])));
             self.w.line("}");
             return self.gather(partial);
         }
-        self.each_held_elem(var, columns, (shares, row_slots), body, apart);
+        let pieces = if apart { self.pieces(var, columns, &shares, body) } else { Vec::new() };
+        if pieces.is_empty() {
+            self.each_held_elem(var, columns, (shares, row_slots), body, (apart, &[]));
+            return self.gather(partial);
+        }
+        self.simt_mut().copied.extend(pieces.iter().map(|p| p.buffer));
+        self.w.line("scf.if %aligned {");
+        self.inside(|e| e.each_held_elem(var, columns, (shares.clone(), row_slots.clone()), body, (apart, &pieces)));
+        self.w.line("} else {");
+        self.inside(|e| e.each_held_elem(var, columns, (shares, row_slots), body, (apart, &[])));
+        self.w.line("}");
         self.gather(partial);
     }
     /// The elements of a thread, one after the other.
@@ -304,19 +387,21 @@ impl Emitter<'_> {
         columns: i64,
         (shares, row_slots): (Vec<(String, String)>, Vec<usize>),
         body: &[Stmt],
-        apart: bool,
+        (apart, pieces): (bool, &[Piece]),
     ) {
         let width = self.w.int(columns, "i64");
         let mut loads = false;
         body.iter().for_each(|s| exprs(s, &mut |e| visit(e, &mut |e| loads |= matches!(e, Expr::Load(Mem::Buffer(_), _)))));
         // Where sums take most registers, what is loaded from buffers has some for a part of the elements at a time.
         let tight = self.simt().plan.hopper.is_some() && self.simt().plan.held.row_loops.is_none();
-        let at_once = if loads && tight { LOADED_AT_ONCE } else { shares.len().max(1) };
+        let at_once = if loads && tight || !pieces.is_empty() { LOADED_AT_ONCE } else { shares.len().max(1) };
         self.alone(|e| {
             let shares: Vec<(usize, (String, String))> = shares.into_iter().enumerate().collect();
             let count = shares.len();
             for some in shares.chunks(at_once) {
                 let mut stores: Vec<Vec<HeldStore>> = Vec::new();
+                let loaded: Vec<Vec<String>> =
+                    pieces.iter().map(|p| e.load_pieces(p, (var, columns, &width), some, &row_slots, body)).collect();
                 for (slot, (row, col)) in some {
                     let first = e.w.bin("muli", row, &width, "i64");
                     let at = e.w.bin("addi", &first, col, "i64");
@@ -325,7 +410,12 @@ impl Emitter<'_> {
                     e.simt_mut().elem = Some(Elem { var, columns, row, col, slot: *slot, row_slot });
                     let mut own = Vec::new();
                     for s in body {
+                        let piece = pieces.iter().position(|p| matches!(s, Stmt::Let(v, _) if *v == p.value));
                         match s {
+                            Stmt::Let(v, _) if piece.is_some() => {
+                                let loaded = &loaded[piece.expect("it is some")];
+                                e.vars[v.0 as usize] = Slot::Value(loaded[slot - some[0].0].clone());
+                            }
                             Stmt::Store { mem, index, value } if apart => {
                                 let dtype = e.k.mem_dtype(*mem);
                                 let (value, index) = (e.expr(value), e.expr(index));
@@ -342,6 +432,102 @@ impl Emitter<'_> {
                 e.store_held(&stores, some.len() < count);
             }
         });
+    }
+    /// What a loop over elements loads by sixteen bytes: operands of bf16 or f16 that are only read, whose neighbours along a row are neighbours. On tensor cores.
+    fn pieces(&self, var: VarId, columns: i64, shares: &[(String, String)], body: &[Stmt]) -> Vec<Piece> {
+        let whole = shares.len().is_multiple_of(16) && shares.chunks(16).all(|x| (0..4).all(|j| x[4 * j].0 == x[0].0));
+        if !self.simt().on_tensor_cores() || columns % 32 != 0 || !whole {
+            return Vec::new();
+        }
+        let lets: BTreeMap<VarId, &Expr> =
+            body.iter().filter_map(|s| if let Stmt::Let(v, e) = s { Some((*v, e)) } else { None }).collect();
+        let along = Along { var, columns, lets: &lets };
+        let piece = |(v, e): (&VarId, &&Expr)| {
+            let Expr::Load(Mem::Buffer(buffer), index) = e else { return None };
+            let of = &self.k.buffers[*buffer];
+            let narrow = matches!(of.dtype, DType::BF16 | DType::F16);
+            let first = along.start(index).filter(|_| narrow && of.access == BufferAccess::Read)?;
+            let by = CHUNK as i64 / of.dtype.bytes() as i64;
+            let aligned = first.iter().all(|e| along.multiple(self, e) % by == 0);
+            let mut needs = Vec::new();
+            first.iter().for_each(|e| along.needs(e, &mut needs));
+            aligned.then_some(Piece { value: *v, buffer: *buffer, first, needs })
+        };
+        lets.iter().filter_map(piece).collect()
+    }
+    /// The elements of a piece that a thread has of these places, loaded by sixteen bytes: of 32 columns each of the four lanes of a row loads eight neighbours,
+    /// which they exchange as [`Self::put_pieces`] does.
+    fn load_pieces(
+        &mut self,
+        p: &Piece,
+        (var, columns, width): (VarId, i64, &str),
+        some: &[(usize, (String, String))],
+        row_slots: &[usize],
+        body: &[Stmt],
+    ) -> Vec<String> {
+        let dtype = self.k.buffers[p.buffer].dtype;
+        let mut values = vec![String::new(); some.len()];
+        for first in (0..some.len()).step_by(16) {
+            for down in [0, 2] {
+                let (slot, (row, col)) = &some[first + down];
+                let (start, three, six) = (self.w.bin("muli", row, width, "i64"), self.w.int(3, "i64"), self.w.int(6, "i64"));
+                let at = self.w.bin("addi", &start, col, "i64");
+                self.vars[var.0 as usize] = Slot::Value(at);
+                let elem = Elem { var, columns, row: row.clone(), col: col.clone(), slot: *slot, row_slot: row_slots[*slot] };
+                self.simt_mut().elem = Some(elem);
+                for s in body.iter().filter(|s| matches!(s, Stmt::Let(v, _) if p.needs.contains(v))) {
+                    self.stmt(s, LoopKind::Serial);
+                }
+                let place = self.w.bin("andi", "%lane", &three, "i64");
+                let by = self.w.bin("muli", &place, &six, "i64");
+                let mut index = self.w.bin("addi", col, &by, "i64");
+                for e in &p.first {
+                    let by = self.expr(e);
+                    index = self.w.bin("addi", &index, &by, "i64");
+                }
+                self.simt_mut().elem = None;
+                let from = self.address(Mem::Buffer(p.buffer), &index, dtype);
+                let space = self.pointer_type(Mem::Buffer(p.buffer));
+                let v = self.w.op(&format!("llvm.load {from} {{alignment = 16 : i64}} : {space} -> vector<4xi32>"));
+                let mut x: Vec<String> = Vec::new();
+                for j in 0..4 {
+                    let at = self.w.int(j, "i32");
+                    x.push(self.w.op(&format!("llvm.extractelement {v}[{at} : i32] : vector<4xi32>")));
+                }
+                let bits = self.place_bits();
+                self.exchange_four(&mut x, &bits);
+                let ty = memory_type(dtype);
+                for (j, pair) in x.into_iter().enumerate() {
+                    let pair = self.w.op(&format!("llvm.bitcast {pair} : i32 to vector<2x{ty}>"));
+                    for i in 0..2 {
+                        let at = self.w.int(i as i64, "i32");
+                        let v = self.w.op(&format!("llvm.extractelement {pair}[{at} : i32] : vector<2x{ty}>"));
+                        values[first + 4 * j + down + i] = self.w.widen(v, dtype);
+                    }
+                }
+            }
+        }
+        values
+    }
+    /// Of a lane's place among four the bits: whether each is set.
+    fn place_bits(&mut self) -> [String; 2] {
+        let (one, two, zero) = (self.w.int(1, "i64"), self.w.int(2, "i64"), self.w.int(0, "i64"));
+        [one, two].map(|bit| {
+            let of_lane = self.w.bin("andi", "%lane", &bit, "i64");
+            self.w.cmpi("ne", &of_lane, &zero, "i64")
+        })
+    }
+    /// Of four lanes each has four registers: afterwards lane `i` has in register `j` what lane `j` had in register `i`.
+    fn exchange_four(&mut self, x: &mut [String], bits: &[String; 2]) {
+        for (bit, apart) in [(0, 1), (1, 2)] {
+            for low in (0..4).filter(|j| j & apart == 0) {
+                let high = low + apart;
+                let gives = self.w.select(&bits[bit], &x[low], &x[high], "i32");
+                let gets = self.swap(&gives, apart);
+                x[low] = self.w.select(&bits[bit], &gets, &x[low], "i32");
+                x[high] = self.w.select(&bits[bit], &x[high], &gets, "i32");
+            }
+        }
     }
     /// What elements store; of neighbours two narrow ones at once. With `first`, nothing is loaded before that is there.
     fn store_held(&mut self, stores: &[Vec<HeldStore>], first: bool) {
@@ -576,11 +762,7 @@ impl Emitter<'_> {
         (columns, all): (&str, &str),
     ) {
         let (from, ty) = (self.k.scratch[scratch].dtype, if dtype == DType::BF16 { "bf16" } else { "f16" });
-        let (one, two, zero) = (self.w.int(1, "i64"), self.w.int(2, "i64"), self.w.int(0, "i64"));
-        let bits = [one, two].map(|bit| {
-            let of_lane = self.w.bin("andi", "%lane", &bit, "i64");
-            self.w.cmpi("ne", &of_lane, &zero, "i64")
-        });
+        let bits = self.place_bits();
         let mut pieces = Vec::new();
         for first in (0..shares.len()).step_by(16) {
             for down in [0, 2] {
@@ -601,15 +783,7 @@ impl Emitter<'_> {
                         self.packed(&pair, ty)
                     })
                     .collect();
-                for (bit, apart) in [(0, 1), (1, 2)] {
-                    for low in (0..4).filter(|j| j & apart == 0) {
-                        let high = low + apart;
-                        let gives = self.w.select(&bits[bit], &x[low], &x[high], "i32");
-                        let gets = self.swap(&gives, apart);
-                        x[low] = self.w.select(&bits[bit], &gets, &x[low], "i32");
-                        x[high] = self.w.select(&bits[bit], &x[high], &gets, "i32");
-                    }
-                }
+                self.exchange_four(&mut x, &bits);
                 pieces.push((first, down, x));
             }
         }

@@ -9,9 +9,9 @@ use tile::{
     kernels::{
         build::{Build, tile},
         domain::Problem,
-        gpu_attend::{self, gpu_attend},
+        gpu_attend::{self, Ending, gpu_attend, gpu_attend_map},
         gpu_attend_grad::{self, gpu_attend_grad_keys},
-        gpu_product::{Product, gpu_product},
+        gpu_product::{Element, Product, gpu_product},
     },
 };
 
@@ -248,6 +248,20 @@ fn attention_weighs_while_products_run() {
     check(&text, "check: .maxntid 256\ncheck: .minnctapersm 2\ncheck: m64n64k16\ncheck: m64n128k16");
     let boxes: Vec<_> = launch.maps.iter().map(|m| (m.rows, m.runs, m.cols)).collect();
     assert_eq!((launch.threads, boxes), (256, vec![(16, 4, 64), (64, 1, 64), (64, 1, 64)]));
+
+    // A map of the result reads another's sixteen bytes at once, which four lanes exchange.
+    let p = attention(DType::BF16, 128);
+    let rows = p.b.clone() * p.t.clone() * Dim::from(p.h);
+    let add = |b: &mut Build, e: &Element| {
+        let at = b.bind(e.at[0].clone() * Expr::int(128) + e.at[1].clone());
+        let other = b.bind(Expr::load(e.operands[0], at));
+        e.products[0].clone() + other
+    };
+    let operands = vec![(p.dtype, rows * Dim::from(128))];
+    let ending = Ending { operands, keeps: false, dtype: p.dtype, map: &add };
+    let (text, launch) = ptx(&gpu_attend_map(&p, gpu_attend::Tiling::choose(&p), &ending));
+    check(&text, "check: wgmma\ncheck: ld.global.nc.v4.b32\ncheck: shfl.sync.bfly\ncheck: st.global.v4.b32");
+    assert_eq!((launch.threads, launch.maps.len(), text.matches("ld.global.nc.v4.b32").count()), (384, 3, 8));
 
     // Without instructions for its dtype it is spread over the threads of a block.
     let p = attention(DType::F32, 64);

@@ -1,10 +1,10 @@
-//! Products with what follows them: maps of products of the same rows are computed where the products were summed, and rows that are taken by index
+//! Products and attention with what follows them: maps of products of the same rows are computed where the products were summed, and rows that are taken by index
 //! are taken where they are loaded. As in `regions`, a value inside of a region is the one outside, so every rule is exact; what a region saves is for
 //! a target's cost to say.
 
 use super::{
     Class, Family, How, Rule,
-    regions::{Inside, dependents, region},
+    regions::{Inside, dependents, region, region_with},
 };
 use crate::rewrite::{Site, Term};
 use base::DType;
@@ -18,6 +18,12 @@ pub fn rules() -> Vec<Rule> {
     vec![
         rule("map-of-contracts", Family::Fusion, "contract"),
         rule("map-of-grouped-contracts", Family::Experts, "grouped_contract"),
+        Rule {
+            name: "map-of-attend",
+            family: Family::Attention,
+            class: Class::Exact,
+            how: How::Outline("attend", map_of_attend),
+        },
     ]
 }
 
@@ -245,6 +251,50 @@ fn regions_to(site: &Site, all: &Products, above: &BTreeSet<Id>, ends: &[Id]) ->
             let products = used.iter().map(|(c, _)| *c).filter(|_| kept);
             let results: Vec<Id> = results.iter().copied().chain(products).collect();
             found.extend(region(site, Form::Product, &order, &results).terms());
+        }
+    }
+    found
+}
+
+// f(o, …), o = attend(q, k, v): a map of the result is computed where it was summed, as the gate of a branch and the sum with others. Where it is a map of one
+// element, and of what does not depend on the attention. The result and the scores' sums, if others read them too, are results besides.
+fn map_of_attend(site: &Site) -> Vec<(Id, Term)> {
+    if site.result != Some(0) {
+        return Vec::new();
+    }
+    let op = (site.op.clone(), site.children.to_vec());
+    let is_this = |all: Id| {
+        let nodes = &site.egraph[all].nodes;
+        nodes.iter().any(|n| n.children == op.1 && site.egraph.analysis.op(n.head).is_some_and(|x| *x == op.0))
+    };
+    let Some((all, _)) = site.results(site.class).find(|(all, i)| *i == 0 && is_this(*all)) else { return Vec::new() };
+    let result = |i: u32| move |user: &Id| site.results(*user).any(|(of, at)| at == i && site.same(of, all));
+    let sums = site.egraph[all].parents().map(|user| site.egraph.find(user)).find(result(1));
+    let above = dependents(site, [all].into_iter());
+    let products = vec![(site.class, op.1.clone())];
+    let mut found = Vec::new();
+    for end in ends(site, &products) {
+        let mut cone = Cone::new(site, &products);
+        if !cone.take_end(end, &above) || cone.read().is_empty() {
+            continue;
+        }
+        let maps = cone.order;
+        let mut order: Vec<Inside> = Vec::new();
+        let taken = op.1.iter().map(|c| site.egraph.find(*c)).chain(maps.iter().filter(|(_, op)| op.is_none()).map(|(c, _)| *c));
+        for class in taken {
+            if !order.iter().any(|(c, _)| *c == class) {
+                order.push((class, None));
+            }
+        }
+        order.push((site.class, Some(op.clone())));
+        let is_inside = |user: Id| maps.iter().any(|(c, op)| op.is_some() && site.same(*c, user));
+        let is_wanted = |class: Id| is_output(site, class) || site.egraph[class].parents().any(|user| !is_inside(user));
+        order.extend(maps.iter().filter(|(_, op)| op.is_some()).cloned());
+        let beside: Vec<(Id, u32, Id)> = sums.into_iter().map(|sums| (sums, 1, site.class)).collect();
+        for kept in [false, true].into_iter().filter(|kept| !kept || is_wanted(site.class)) {
+            let others = [site.class].into_iter().filter(|_| kept).chain(sums.filter(|c| is_wanted(*c)));
+            let results: Vec<Id> = [end].into_iter().chain(others).collect();
+            found.extend(region_with(site, Form::Attend, &order, &results, &beside).terms());
         }
     }
     found

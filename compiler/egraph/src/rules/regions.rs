@@ -175,6 +175,11 @@ impl Region {
 
 /// The region of these classes, operands first, that gives `results`.
 pub(super) fn region(site: &Site, form: Form, order: &[Inside], results: &[Id]) -> Region {
+    region_with(site, form, order, results, &[])
+}
+
+/// The same, where some classes are another result of the op that computes one inside: the class, which result, and that one.
+pub(super) fn region_with(site: &Site, form: Form, order: &[Inside], results: &[Id], beside: &[(Id, u32, Id)]) -> Region {
     let mut body = Func::new("body");
     let mut values: BTreeMap<Id, Value> = BTreeMap::new();
     let mut operands = Vec::new();
@@ -188,6 +193,8 @@ pub(super) fn region(site: &Site, form: Form, order: &[Inside], results: &[Id]) 
         let inputs: Vec<Value> = of.iter().map(|c| values[&site.egraph.find(*c)]).collect();
         let node = body.add(op.clone(), &inputs, None).unwrap_or_else(|e| base::bug!("a region of misfits: {e}"));
         values.insert(*class, Value { node, index: 0 });
+        let others = beside.iter().filter(|(.., first)| first == class);
+        values.extend(others.map(|(other, index, _)| (*other, Value { node, index: *index })));
     }
     for (i, class) in results.iter().enumerate() {
         body.output(&format!("y{i}"), Role::Inner, values[class]);

@@ -213,6 +213,14 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let v = scaled(b, a[2], 3.0);
         attend(b, Domain::Causal, &[a[0], a[1], v])
     }),
+    // A gate of each query and head, and another branch; the result and the scores' sums are wanted too.
+    ("map-of-attend", &["float B T H K", "float B T H K", "float B T H M", "float B T H", "float B T H M"], |b, a| {
+        let o = attend(b, Domain::Causal, &a[..3]);
+        let gated = scaled_along(b, o[0], a[3], &[0, 1, 2]);
+        let sum = b.add(gated, a[4]);
+        let turned = b.transpose(sum, &[1, 0, 2, 3]);
+        vec![turned, b.map(MapFn::Abs, &[o[1]]), b.op(Op::Reduce(ReduceFn::Max, vec![3]), &[o[0]])]
+    }),
     ("mul-of-sigmoid", &["float B K"], |b, a| {
         let s = b.map(MapFn::Sigmoid, &[a[0]]);
         vec![b.mul(a[0], s)]
@@ -578,6 +586,18 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
         let x = b.map(MapFn::Silu, &[a[0]]);
         let y = b.contract("bk,km->bm", x, a[1]);
         vec![b.op(Op::Reduce(ReduceFn::Max, vec![0]), &[y])]
+    }),
+    ("a map of the scores' sums too", &["map-of-attend"], &["f32 B T 2 K", "f32 B T 2 K", "f32 B T 2 M"], |b, a| {
+        let o = attend(b, Domain::Full, a);
+        let sums = b.cast(o[1], DType::F32);
+        vec![scaled_along(b, o[0], sums, &[0, 1, 2])]
+    }),
+    ("a map of another that needs this", &["map-of-attend"], &["f32 B T 2 K", "f32 B T 2 K", "f32 B T 2 K"], |b, a| {
+        let first = attend(b, Domain::Causal, a);
+        let most = b.op(Op::Reduce(ReduceFn::Max, vec![1]), &[first[1]]);
+        let shape = shape(b, first[0]);
+        let most = b.broadcast(most, &shape, &[0, 2]);
+        vec![b.map(MapFn::Sub, &[first[0], most])]
     }),
     ("a factor of rows is none of columns", &["contract-of-mul-by-summed"], &["f32 B K", "f32 B", "f32 K N"], |b, a| {
         let x = scaled_along(b, a[0], a[1], &[0]);

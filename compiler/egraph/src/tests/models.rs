@@ -240,6 +240,32 @@ fn optimized_for(module: &Module, gpu: bool, sizes: &[(&str, i64)]) -> Module {
 }
 
 #[test]
+fn branches_of_sparse_attention_are_gated_in_the_kernel_of_one_where_there_is_one() {
+    fn regions(f: &Func) -> Vec<&graph::op::Fused> {
+        fn of(node: &graph::Node) -> Option<&graph::op::Fused> {
+            match &node.op {
+                Op::Fused(region) if region.form == graph::op::Form::Attend => Some(&**region),
+                _ => None,
+            }
+        }
+        let inside = f.nodes.values().filter_map(|n| if let Op::Repeat(r) = &n.op { Some(regions(&r.body)) } else { None });
+        f.nodes.values().filter_map(of).chain(inside.flatten()).collect()
+    }
+    let strata = source::module("strata", "");
+    let sizes = [("B", 4), ("T", 2048)];
+    let (out, on_host) = (optimized_for(&strata, true, &sizes), optimized_for(&strata, false, &sizes));
+    for entry in ["forward", "grad"] {
+        let of = |m: &Module| m.func(entry).map(|f| regions(f).iter().map(|r| r.body.outputs.len()).collect::<Vec<_>>());
+        // The sum; the gradient needs the branch's result and its scores' sums as well.
+        assert_eq!(of(&out), Some(vec![if entry == "grad" { 3 } else { 1 }]), "{entry}");
+        assert_eq!(of(&on_host), Some(Vec::new()), "{entry}");
+        let f = out.func(entry).expect("it is there");
+        let maps = regions(f)[0].body.nodes.values().filter(|n| matches!(n.op, Op::Map(_))).count();
+        assert_eq!(maps, 5, "{entry}: three gates and two sums");
+    }
+}
+
+#[test]
 fn dense_products_are_mapped_where_they_are_summed_if_there_is_a_kernel() {
     let shipped = source::module("llama", "");
     // As it is trained: gradients are f32, gate and up of the forward pass are kept for the gradient.

@@ -18,11 +18,14 @@ pub enum Form {
     Stream,
     /// Ends in what is chosen, summed and mapped of each row of a few numbers, as a router does: a row is computed by itself.
     Rows,
+    /// Ends in a map of an attention's result, element by element: a tile of the result is mapped before it is stored. The result and the scores' sums,
+    /// if others read them too, are results besides.
+    Attend,
 }
 
 impl Form {
     /// Every form.
-    pub const ALL: [Form; 4] = [Form::Select, Form::Product, Form::Stream, Form::Rows];
+    pub const ALL: [Form; 5] = [Form::Select, Form::Product, Form::Stream, Form::Rows, Form::Attend];
     /// Its name in the text form.
     pub fn name(self) -> &'static str {
         match self {
@@ -30,6 +33,7 @@ impl Form {
             Form::Product => "product",
             Form::Stream => "stream",
             Form::Rows => "rows",
+            Form::Attend => "attend",
         }
     }
     /// The form with this name.

@@ -1,5 +1,6 @@
 //! Softmax attention for a device of many processors, over domains that are ranges with tests, or lists of blocks with such. Buffers: q, k, v, domain
-//! operands…, o, lse; with lists blocks, member and count before the last two.
+//! operands…, o, lse; with lists blocks, member and count before the last two. With an [`Ending`] what it reads comes before these, and the mapped result
+//! after them, with or without o: the tile is mapped where it was summed.
 //!
 //! A block has a batch, some heads of a group and a tile of queries; its rows are the queries, each with its heads. With lists it goes over the union of
 //! its queries' blocks, which `gpu_attend_union` has made, and each query's rows see those that it listed. Keys come a tile at a time; the product with the values of one tile and the weights of the
@@ -23,6 +24,7 @@ use super::{
     build::{Build, both, div, eq, exp, tile, transposed, truth},
     domain::{Problem, Scene, sees_only_keys},
     gpu_attend_union::Union,
+    gpu_product::Element,
 };
 use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, LoopKind, Mem, Stmt};
 use base::{DType, Dim};
@@ -146,8 +148,29 @@ impl Heads {
     }
 }
 
+/// What follows: a map of each element of the result, which may read others' values there.
+pub struct Ending<'a> {
+    /// What it reads: the dtypes and elements of buffers.
+    pub operands: Vec<(DType, Dim)>,
+    /// Whether the result itself is stored, too.
+    pub keeps: bool,
+    /// What the map's result is stored as.
+    pub dtype: DType,
+    /// The map: of an [`Element`] whose row is that of a batch, a query and a head, together.
+    pub map: &'a dyn Fn(&mut Build, &Element) -> Expr,
+}
+
 /// The kernel.
 pub fn gpu_attend(p: &Problem, t: Tiling) -> Kernel {
+    attend(p, t, None)
+}
+
+/// The same with a map of the result.
+pub fn gpu_attend_map(p: &Problem, t: Tiling, ending: &Ending) -> Kernel {
+    attend(p, t, Some(ending))
+}
+
+fn attend(p: &Problem, t: Tiling, ending: Option<&Ending>) -> Kernel {
     debug_assert!(takes(p, t, true), "{:?} with {t:?}", p.domain);
     let union = Union::new(p, t);
     let mut b = Build::new("attend");
@@ -155,11 +178,21 @@ pub fn gpu_attend(p: &Problem, t: Tiling) -> Kernel {
     let [q, k, v] = [("q", q_elems), ("k", k_elems), ("v", v_elems)].map(|(name, n)| b.read(name, p.dtype, n));
     let operands = p.operands.iter().enumerate().map(|(i, t)| b.read(&format!("d{i}"), t.dtype, t.elems())).collect();
     let union = union.map(|u| u.read(&mut b, p));
-    let (o, lse) = (b.write("o", p.dtype, o_elems), b.write("lse", p.sum_dtype(), lse_elems));
+    let read: Vec<Mem> = ending
+        .iter()
+        .flat_map(|e| &e.operands)
+        .enumerate()
+        .map(|(i, (dtype, elems))| b.read(&format!("z{i}"), *dtype, elems.clone()))
+        .collect();
+    let o = ending.is_none_or(|e| e.keeps).then(|| b.write("o", p.dtype, o_elems.clone()));
+    let lse = b.write("lse", p.sum_dtype(), lse_elems);
+    let mapped = ending.map(|e| (e, b.write("y", e.dtype, o_elems)));
     let q = Heads::new(&mut b, q, &p.b, &p.t, p.h, p.dk);
     let k = Heads::new(&mut b, k, &p.b, &p.s, p.g, p.dk);
     let v = Heads::new(&mut b, v, &p.b, &p.s, p.g, p.dv);
-    let o = Heads::new(&mut b, o, &p.b, &p.t, p.h, p.dv);
+    let of_result = |b: &mut Build, mem: Mem| Heads::new(b, mem, &p.b, &p.t, p.h, p.dv);
+    let o = o.map(|mem| of_result(&mut b, mem));
+    let mapped = mapped.map(|(e, mem)| (e, of_result(&mut b, mem)));
 
     let num_tiles = p.t.ceil_div(&Dim::from(t.queries()));
     b.kernel.grid = num_tiles.clone() * p.b.clone() * Dim::from(p.h / t.heads);
@@ -216,7 +249,13 @@ pub fn gpu_attend(p: &Problem, t: Tiling) -> Kernel {
         a.multiply_values(b);
     });
     a.finish(&mut b, lse, &head);
-    o.copy_heads(&mut b, a.out, [t.rows, t.heads], [&batch, &head, &a.first], true);
+    if let Some(o) = o {
+        o.copy_heads(&mut b, a.out, [t.rows, t.heads], [&batch, &head, &a.first], true);
+    }
+    if let Some((ending, y)) = mapped {
+        a.map_result(&mut b, ending, &read, &head);
+        y.copy_heads(&mut b, a.out, [t.rows, t.heads], [&batch, &head, &a.first], true);
+    }
     b.finish()
 }
 
@@ -441,6 +480,25 @@ impl<'a> Attend<'a> {
         let zero = Expr::int(0);
         let (left, v) = (tile(self.weights, zero.clone(), keys), tile(self.v, zero.clone(), dv));
         b.dot([rows, dv, keys].map(Expr::int), left, v, tile(self.out, zero, dv), true);
+    }
+    /// O becomes what is mapped of o. Past the last query it is mapped of the last one's values.
+    fn map_result(&self, b: &mut Build, ending: &Ending, read: &[Mem], head: &Expr) {
+        let (p, Tiling { rows, heads, .. }) = (self.scene.problem, self.tiling);
+        let dv = Expr::int(p.dv);
+        b.each(Expr::int(rows) * dv.clone(), |b, e| {
+            let (row, col) = (Expr::floor_div(e.clone(), dv.clone()), Expr::rem(e.clone(), dv));
+            let (t, head) = match heads {
+                1 => (row, head.clone()),
+                _ => (Expr::floor_div(row.clone(), Expr::int(heads)), head.clone() + Expr::rem(row, Expr::int(heads))),
+            };
+            let t = b.bind(Expr::minimum(self.first.clone() + t, self.scene.t.clone() - Expr::int(1)));
+            let row = b.bind((self.scene.batch.clone() * self.scene.t.clone() + t) * Expr::int(p.h) + head);
+            let col = b.bind(col);
+            let o = b.bind(Expr::load(self.out, e.clone()).cast(p.dtype));
+            let value = (ending.map)(b, &Element { products: vec![o], operands: read.to_vec(), at: vec![row, col] });
+            let value = b.bind(value);
+            b.store(self.out, e, value);
+        });
     }
     /// o and lse, but for storing o.
     fn finish(&self, b: &mut Build, lse: Mem, head: &Expr) {

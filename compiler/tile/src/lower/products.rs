@@ -176,31 +176,45 @@ impl<'a> Products<'a> {
     }
 }
 
+/// Elements from the first to the last that a view sees.
+pub(super) fn span(view: &StridedView) -> Dim {
+    view.shape.iter().zip(&view.strides).fold(Dim::from(1), |n, (d, s)| n + (d.clone() - Dim::from(1)) * s.clone())
+}
+
 /// The maps at an element.
-struct Maps<'a> {
-    products: &'a Products<'a>,
+pub(super) struct Maps<'a> {
+    /// The body.
+    pub func: &'a Func,
+    /// What the kernel has summed there.
+    pub sums: &'a [Value],
+    /// What else is read.
+    pub operands: &'a [Value],
     /// Where each operand is seen.
-    views: &'a [StridedView],
+    pub views: &'a [StridedView],
+    /// The shape of the result.
+    pub shape: &'a [Dim],
     /// The axes of the result that each place of an element goes through, outermost first. Axes of one are in none.
-    loops: &'a [Vec<usize>],
-    element: &'a Element,
-    known: Vec<(Value, Vec<usize>, Expr)>,
+    pub loops: &'a [Vec<usize>],
+    /// Where it is, and what is there.
+    pub element: &'a Element,
+    /// What was computed there, its axes being these of the result.
+    pub known: Vec<(Value, Vec<usize>, Expr)>,
 }
 
 impl Maps<'_> {
     /// The value at the element, its axes being these of the result.
-    fn eval(&mut self, b: &mut Build, v: Value, axes: &[usize]) -> Expr {
+    pub(super) fn eval(&mut self, b: &mut Build, v: Value, axes: &[usize]) -> Expr {
         if let Some((.., e)) = self.known.iter().find(|(x, of, _)| *x == v && of == axes) {
             return e.clone();
         }
-        let (func, node) = (self.products.func, self.products.func.def(v));
+        let (func, node) = (self.func, self.func.def(v));
         let e = match &node.op {
-            Op::Contract(_) | Op::GroupedContract { .. } => {
-                let i = self.products.products.iter().position(|p| *p == v.node).expect("a product of the region");
+            Op::Contract(_) | Op::GroupedContract { .. } | Op::Attend(_) => {
+                let i = self.sums.iter().position(|p| *p == v).expect("what the kernel sums");
                 self.element.products[i].clone()
             }
             Op::Arg(_) => {
-                let i = self.products.operands.iter().position(|o| *o == v).expect("an operand of the maps");
+                let i = self.operands.iter().position(|o| *o == v).expect("an operand of the maps");
                 let index = self.index(b, i, axes);
                 Expr::load(self.element.operands[i], index)
             }
@@ -222,7 +236,7 @@ impl Maps<'_> {
     }
     /// Where operand `i` has the element, its axes being these of the result.
     fn index(&self, b: &mut Build, i: usize, axes: &[usize]) -> Expr {
-        let (view, shape) = (&self.views[i], &self.products.result().shape);
+        let (view, shape) = (&self.views[i], self.shape);
         let stride = |axis: &usize| axes.iter().position(|a| a == axis).map_or(Dim::from(0), |at| view.strides[at].clone());
         let mut index = Expr::int(0);
         for (through, at) in self.loops.iter().zip(&self.element.at) {
@@ -278,22 +292,28 @@ impl Lowerer<'_> {
         let aligned_results = places.iter().zip(&node.types).all(|((view, _), ty)| is_aligned(&view.at, ty.dtype));
         let mapped: Vec<Value> = p.func.outputs.iter().map(|o| o.value).filter(|v| product_of(*v).is_none()).collect();
         let all: Vec<usize> = (0..p.result().rank()).collect();
+        let sums: Vec<Value> = p.products.iter().map(|id| Value { node: *id, index: 0 }).collect();
         let source = |(v, view): (&Value, &StridedView)| match places.iter().position(|(place, _)| place == view) {
             Some(i) => Operand::Replaced(i),
-            None => {
-                let axes = view.shape.iter().zip(&view.strides);
-                let elems = axes.fold(Dim::from(1), |n, (d, s)| n + (d.clone() - Dim::from(1)) * s.clone());
-                Operand::Read(p.ty(*v).dtype, elems)
-            }
+            None => Operand::Read(p.ty(*v).dtype, span(view)),
         };
         let operands: Vec<Operand> = p.operands.iter().zip(&seen).map(source).collect();
         let read = seen.iter().zip(&operands).filter(|(_, of)| matches!(of, Operand::Read(..)));
         let read: Vec<library::View> = read.map(|(v, _)| v.at.clone()).collect();
         let mut epilogue = Epilogue { taken: None, matrices: p.products.len(), operands, results, map: None };
         let maps = |loops: Vec<Vec<usize>>| {
-            let (seen, mapped, all) = (&seen, &mapped, &all);
+            let (seen, mapped, all, sums) = (&seen, &mapped, &all, &sums);
             move |build: &mut Build, element: &Element| {
-                let mut maps = Maps { products: p, views: seen, loops: &loops, element, known: Vec::new() };
+                let mut maps = Maps {
+                    func: p.func,
+                    sums,
+                    operands: &p.operands,
+                    views: seen,
+                    shape: &p.result().shape,
+                    loops: &loops,
+                    element,
+                    known: Vec::new(),
+                };
                 mapped.iter().map(|v| maps.eval(build, *v, all)).collect::<Vec<Expr>>()
             }
         };

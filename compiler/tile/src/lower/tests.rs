@@ -6,7 +6,7 @@ use graph::{
     Func, Module, Op, Role, Value,
     build::Builder,
     interp::{Options, Tensor, bind_dims, eval},
-    op::{Form, MapFn, ReduceFn, Repeat},
+    op::{Attend, Form, MapFn, ReduceFn, Repeat, Scalar},
 };
 
 /// Deterministic numbers in -1..1.
@@ -722,6 +722,57 @@ fn a_router_is_one_kernel() {
         });
         let of: Vec<&str> = l.kernels.iter().map(|k| k.name.as_str()).filter(|n| !n.contains("map")).collect();
         assert_eq!(of, ["host_rows_0"], "{dtype} {turned}");
+    }
+}
+
+#[test]
+fn a_gate_and_a_sum_of_branches_are_in_the_kernel_of_one() {
+    // What the region gives beside the sum, the domain, the dtype, and whether its result is cast.
+    let ways = [
+        (vec![], "causal & window(5)", BF16, false),
+        (vec![0], "causal", BF16, false),
+        (vec![1, 0], "causal & blocks(0, 32)", BF16, false),
+        (vec![1], "causal & window(7)", BF16, true),
+        (vec![0], "causal & window(3)", F32, false),
+        (vec![1], "blocks(0, 32)", F32, false),
+    ];
+    for (given, domain, dtype, wide) in ways {
+        let of = |shape: &str| ty(&format!("{dtype}[{shape}]"));
+        let mut f = Func::new("f");
+        let types =
+            [of("B, T, 4, 16"), of("B, T, 2, 16"), of("B, T, 2, 32"), of("B, T, 4, 3"), of("B, T, 4, 32"), of("B, T, 4, 32")];
+        let a: Vec<Value> = types.iter().enumerate().map(|(i, t)| f.arg(&format!("a{i}"), Role::Input, t.clone())).collect();
+        let domain: graph::op::Domain = domain.parse().expect("a domain");
+        let mut operands = a[..3].to_vec();
+        operands.extend((0..domain.num_operands()).map(|_| f.arg("list", Role::Input, ty("i32[B, T, 2, 2]"))));
+        let mut b = Builder::new(&mut f);
+        let attend = b.node(Op::Attend(Attend { domain, scale: Scalar::new(0.25) }), &operands);
+        let shape = b.func.ty(a[4]).shape.clone();
+        let gate = |b: &mut Builder, i: i64| {
+            let part = b.op(Op::Slice { axis: 3, start: Dim::from(i), len: Dim::from(1), step: 1 }, &[a[3]]);
+            let part = b.reshape(part, &shape[..3]);
+            b.broadcast(part, &shape, &[0, 1, 2])
+        };
+        let (first, last) = (gate(&mut b, 0), gate(&mut b, 2));
+        let (one, two) = (b.mul(first, a[4]), b.mul(last, attend[0]));
+        let sum = b.add(one, two);
+        let sum = b.add(sum, a[5]);
+        let sum = if wide { b.cast(sum, F32) } else { sum };
+        let inside: Vec<Value> =
+            (attend[0].node.0..b.func.nodes.len() as u32).map(|i| Value { node: graph::NodeId(i), index: 0 }).collect();
+        let views = |v: &Value, b: &Builder| matches!(b.func.def(*v).op, Op::Slice { .. } | Op::Reshape(_));
+        let inside: Vec<Value> = inside.into_iter().filter(|v| !views(v, &b)).collect();
+        let results: Vec<Value> = [sum].into_iter().chain(given.iter().map(|i| attend[*i])).collect();
+        let results = outlined_as(Form::Attend, &mut b, &inside, &results);
+        results.into_iter().enumerate().for_each(|(i, v)| f.output(&format!("o{i}"), Role::Result, v));
+        graph::passes::prune_dead(&mut f);
+        compare(f.clone(), &[("B", 2), ("T", 37)]);
+        let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f] };
+        let lowered = lower::lower(&module, lower::Options { fuse: true, parts: true, products: true }).expect("it lowers");
+        let of: Vec<_> = lowered.kernels.iter().filter(|k| !k.name.contains("union")).map(names).collect();
+        let own = [&["z0", "z1", "z2", "z3"][..], if given.contains(&0) { &["o"] } else { &[] }, &["lse", "y"]].concat();
+        assert_eq!(of.len(), 1, "one kernel, and a list's union: {of:?}");
+        assert!(of[0].ends_with(&own), "{of:?}");
     }
 }
 
