@@ -27,6 +27,11 @@ pub struct Grouping {
 const RECOMPUTE_LIMIT: u32 = 6;
 /// Costs above which a value is stored anyway, to bound the size of kernels.
 const SIZE_LIMIT: u32 = 400;
+/// On a device of many processors, where arithmetic waits for memory: costs up to which a value with several users is recomputed that reads no more than it
+/// would be read. An H200 does some 60 operations while it reads four bytes.
+const LIGHT_LIMIT: u32 = 60;
+/// A value of fewer elements stays in a cache.
+const SMALL_ELEMS: i64 = 65_536;
 /// A reduction of at most this many terms is written out as a sum.
 pub const UNROLL_LIMIT: i64 = 8;
 
@@ -136,8 +141,9 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
             continue;
         }
         let is_root = if is_inline(&node.op) || is_unrolled_node(func, id) {
-            let dear = cost[i] > SIZE_LIMIT || users[i].len() > 1 && cost[i] > RECOMPUTE_LIMIT;
-            let stored = dear && !sees_stored(func, id, &cost, &forced);
+            let value = Value { node: id, index: 0 };
+            let repeats = users[i].len() > 1 && cost[i] > RECOMPUTE_LIMIT && !(parts && is_light(func, value, &cost, &forced));
+            let stored = (cost[i] > SIZE_LIMIT || repeats) && !sees_stored(func, id, &cost, &forced);
             // What is repeated is stored before it is.
             let before = if stored { repeated_base(func, id) } else { None };
             before.iter().for_each(|base| forced[base.node.0 as usize] = true);
@@ -161,8 +167,11 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
                     let trailing = axes.iter().copied().eq(0..axes.len());
                     !trailing && !axes.is_empty() && cost[j] > RECOMPUTE_LIMIT && shape.len() > axes.len()
                 }
-                // Rows are taken by computed numbers, unless they are all the same.
-                Op::Gather { batch } => k == 0 && !is_repeated(func, *v, *batch),
+                // Rows are taken by computed numbers, unless they are all the same, or fewer elements than there are.
+                Op::Gather { batch } => {
+                    let fewer = || func.ty(*v).elems().try_div(&node.types[0].elems()).and_then(|n| n.known()).is_some();
+                    k == 0 && !is_repeated(func, *v, *batch) && !(parts && is_light(func, *v, &cost, &forced) && fewer())
+                }
                 // Dividing an index is dearer than storing.
                 Op::Reshape(_) => cost[j] > 0 && needs_division(func, *v, id),
                 _ => false,
@@ -182,6 +191,37 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
         g.reads[id.0 as usize] = reads.into_iter().collect();
     }
     g
+}
+
+/// Whether a value takes little arithmetic and reads, computed again, no more bytes than itself.
+fn is_light(func: &Func, v: Value, cost: &[u32], forced: &[bool]) -> bool {
+    if cost[v.node.0 as usize] > LIGHT_LIMIT || forced[v.node.0 as usize] {
+        return false;
+    }
+    let (elems, own) = (func.ty(v).elems(), func.ty(v).dtype.bytes() as i64);
+    let (mut open, mut seen, mut bytes) = (vec![v], BTreeSet::from([v]), 0);
+    while let Some(x) = open.pop() {
+        let (node, ty) = (func.def(x), func.ty(x));
+        let inside = x == v || !forced[x.node.0 as usize];
+        match &node.op {
+            Op::Const(..) | Op::Extent(..) => {}
+            Op::Map(_) | Op::Cast(_) | Op::StopGradient | Op::Broadcast { .. } if inside => {
+                open.extend(node.inputs.iter().filter(|y| seen.insert(**y)));
+            }
+            // Stored, or a view of what is: what there is one of for many elements counts for nothing.
+            op if !inside || matches!(op, Op::Arg(_)) || !is_inline(op) || view_base(func, x).is_some_and(|(b, _)| b != x) => {
+                let few = ty.elems().known().is_some_and(|n| n < SMALL_ELEMS);
+                let shared = elems.try_div(&ty.elems()).and_then(|n| n.known());
+                match shared {
+                    _ if few => {}
+                    Some(n) if n > 0 => bytes += ty.dtype.bytes() as i64 * 16 / n,
+                    Some(_) | None => return false,
+                }
+            }
+            _ => return false,
+        }
+    }
+    bytes <= own * 16 + 1
 }
 
 /// The value that a broadcast repeats, below layout ops, if it has no more elements than the broadcast.
