@@ -9,6 +9,7 @@ pub mod gpu_product;
 pub mod gpu_route;
 pub mod gpu_scatter_add;
 pub mod gpu_scatter_few;
+pub mod gpu_scatter_sorted;
 pub mod gpu_topk;
 pub mod host_attend;
 pub mod host_attend_grad;

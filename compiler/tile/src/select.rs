@@ -4,8 +4,7 @@ use crate::{
     ir::Kernel,
     kernels::{
         domain::Problem,
-        gpu_attend, gpu_attend_grad, gpu_attend_union, gpu_route, gpu_scatter_add, gpu_scatter_few, gpu_topk, host_attend,
-        host_attend_grad,
+        gpu_attend, gpu_attend_grad, gpu_attend_union, gpu_route, gpu_scatter_add, gpu_scatter_few, gpu_scatter_sorted, gpu_topk, host_attend, host_attend_grad,
         host_cumsum::{self, Cumsum},
         host_gather::Rows,
         host_route::{self, Route},
@@ -74,6 +73,12 @@ pub fn kernels(
 ) -> Result<Work, TargetError> {
     if let (Op::Route { groups }, true) = (op, device.many) {
         return Ok(route(&Route { choices: operands[0].elems(), groups: *groups }));
+    }
+    if let (Op::ScatterAdd { batch, n }, true) = (op, device.many) {
+        let p = rows(operands, *batch, n);
+        if gpu_scatter_sorted::keys(&p).is_some() && !gpu_scatter_few::is_few(&p) {
+            return Ok(scatter_sorted(&p));
+        }
     }
     if let (Op::Attend(a), true) = (op, device.many) {
         let p = problem(op, a, operands, &operands[3..])?;
@@ -174,6 +179,37 @@ fn route(p: &Route) -> Work {
     Work { problem: String::new(), launches, asides: vec![table.clone(), table], dtypes: vec![DType::I32; 3] }
 }
 
+/// Sums by index of many rows by many processors.
+fn scatter_sorted(p: &Rows) -> Work {
+    use gpu_scatter_sorted::Buffer;
+    let place = |b: &Buffer| match *b {
+        Buffer::Index => Place::Operand(0),
+        Buffer::Rows => Place::Operand(1),
+        Buffer::Sums => Place::Result(0),
+        Buffer::Aside(i) => Place::Aside(i),
+    };
+    let kernels = gpu_scatter_sorted::gpu_scatter_sorted(p).into_iter();
+    let launches = kernels.map(|(kernel, buffers)| (kernel, buffers.iter().map(place).collect(), None)).collect();
+    let dtypes = vec![host_scatter_add::sum_dtype(p.dtype)];
+    Work { problem: String::new(), launches, asides: gpu_scatter_sorted::memories(p), dtypes }
+}
+
+fn product(dims: &[Dim]) -> Dim {
+    dims.iter().fold(Dim::from(1), |n, d| n * d.clone())
+}
+
+/// The extents of sums by index.
+fn rows(operands: &[&TensorType], batch: usize, n: &Dim) -> Rows {
+    let (index, rows) = (operands[0], operands[1]);
+    Rows {
+        dtype: rows.dtype,
+        batch: product(&index.shape[..batch]),
+        picks: product(&index.shape[batch..]),
+        n: n.clone(),
+        row: product(&rows.shape[index.rank()..]),
+    }
+}
+
 /// A kernel that an op can have.
 struct Candidate {
     /// Its tiling; none where there is one.
@@ -196,7 +232,6 @@ fn candidates(
     device: Device,
     want: Want,
 ) -> Result<Kernels, TargetError> {
-    let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1), |n, d| n * d.clone());
     let given = || results.iter().map(|t| t.dtype).collect::<Vec<_>>();
     let dtype = operands[0].dtype;
     Ok(match op {
@@ -236,22 +271,15 @@ fn candidates(
         }
         Op::Route { groups } => only(host_route::host_route(&Route { choices: operands[0].elems(), groups: *groups }), given()),
         Op::ScatterAdd { batch, n } => {
-            let (index, rows) = (operands[0], operands[1]);
-            let p = Rows {
-                dtype: rows.dtype,
-                batch: product(&index.shape[..*batch]),
-                picks: product(&index.shape[*batch..]),
-                n: n.clone(),
-                row: product(&rows.shape[index.rank()..]),
-            };
-            let sum = host_scatter_add::sum_dtype(rows.dtype);
+            let p = rows(operands, *batch, n);
+            let sum = host_scatter_add::sum_dtype(p.dtype);
             if device.many && gpu_scatter_few::is_few(&p) {
                 return Ok(only(gpu_scatter_few::gpu_scatter_few(&p), vec![sum]));
             }
             if device.many {
                 return Ok(only(gpu_scatter_add::gpu_scatter_add(&p), vec![sum]));
             }
-            let (name, legal) = (format!("scatter_add {} {}", rows.dtype, p.row), &host_scatter_add::Tiling::LEGAL);
+            let (name, legal) = (format!("scatter_add {} {}", p.dtype, p.row), &host_scatter_add::Tiling::LEGAL);
             pick(name, legal[0], legal, want, |t| host_scatter_add::host_scatter_add(&p, t), vec![sum])
         }
         _ => base::bug!("{} is fused or a product", op.name()),

@@ -95,7 +95,7 @@ fn count(p: &Route) -> Kernel {
 }
 
 /// A lane has a group; the sums before each group are taken by all lanes from the totals.
-fn offsets(p: &Route) -> Kernel {
+pub(super) fn offsets(p: &Route) -> Kernel {
     let mut b = Build::new("route_offsets");
     let counts = b.read("counts", DType::I32, Dim::from(PARTS * p.groups));
     let offsets = b.write("offsets", DType::I32, Dim::from(p.groups + 1));

@@ -871,3 +871,53 @@ fn a_view_that_several_read_is_no_copy() {
     });
     assert_eq!(l.entries[0].steps.len(), 3, "{:#?}", l.entries[0].steps);
 }
+
+#[test]
+fn sums_of_many_rows_by_index_are_sorted_first() {
+    // Indices 0, 1, 2 in turn: runs of many tiles, of several, and inside of one; some outside, some results without a row.
+    for (n, t, spread) in [(2, 1100, 1), (3, 40, 1), (300, 130, 1), (70_000, 70, 30_000), (5, 0, 1)] {
+        for (dtype, batch) in [("f32", 0), ("bf16", 1)] {
+            let index = if batch == 0 { "i32[T]" } else { "i32[2, T]" };
+            let rows = if batch == 0 { format!("{dtype}[T, 3]") } else { format!("{dtype}[2, T, 3]") };
+            let l = check(&[index, &rows], &[("T", t)], |b, a| {
+                let shape = b.func.ty(a[0]).shape.clone();
+                let times = b.node(Op::Const(graph::op::Scalar::new(f64::from(spread)), I32), &[])[0];
+                let times = b.broadcast(times, &shape, &[]);
+                let index = b.mul(a[0], times);
+                vec![b.op(Op::ScatterAdd { batch, n: Dim::from(n) }, &[index, a[1]])]
+            });
+            assert!(!l.kernels.is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_gpu_computes_again_what_is_as_cheap_as_its_memory() {
+    // The loss of rows and its gradient: neither exponentials nor differences are stored, in f32 twice as long as what they are made of.
+    let l = {
+        let mut f = Func::new("f");
+        let x = f.arg("x", Role::Input, ty("bf16[T, 40]"));
+        let target = f.arg("t", Role::Input, ty("i32[T]"));
+        let b = &mut Builder::new(&mut f);
+        let wide = b.op(Op::Cast(F32), &[x]);
+        let shape = b.func.ty(wide).shape.clone();
+        let max = b.op(Op::Reduce(ReduceFn::Max, vec![1]), &[wide]);
+        let max = b.broadcast(max, &shape, &[0]);
+        let shifted = b.map(MapFn::Sub, &[wide, max]);
+        let e = b.map(MapFn::Exp, &[shifted]);
+        let sum = b.sum(e, &[1]);
+        let log = b.map(MapFn::Log, &[sum]);
+        let picked = b.op(Op::Gather { batch: 1 }, &[shifted, target]);
+        let loss = b.map(MapFn::Sub, &[log, picked]);
+        let sum = b.broadcast(sum, &shape, &[0]);
+        let p = b.map(MapFn::Div, &[e, sum]);
+        let p = b.op(Op::Cast(BF16), &[p]);
+        f.output("loss", Role::Result, loss);
+        f.output("p", Role::Result, p);
+        compare(f.clone(), &[("T", 6)]);
+        let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f] };
+        lower::lower(&module, lower::Options { fuse: true, parts: true, products: true }).expect("it lowers")
+    };
+    let long = |b: &library::Buffer| b.elems.to_string().contains("40") && b.dtype == F32;
+    assert!(!l.entries[0].buffers.iter().any(long), "{:#?}", l.entries[0].buffers);
+}
