@@ -16,6 +16,8 @@ use tile::{
         gpu_attend::{self, gpu_attend},
         gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_queries},
         gpu_route::{self, gpu_route},
+        gpu_scatter_sorted::{self, gpu_scatter_sorted},
+        host_gather::Rows,
         host_route::Route,
     },
 };
@@ -225,8 +227,9 @@ fn threads_agree(model: usize) {
 fn kernels_agree(model: &str, kernels: &[Kernel]) {
     let threads = Emulated::load(kernels).expect("it compiles");
     let env: DimEnv = [("B".into(), 2), ("T".into(), 19)].into_iter().collect();
-    // What places rows takes where they begin from the kernels before it: `routing_by_threads`.
-    let alone = kernels.iter().filter(|k| !k.name.contains("route_place"));
+    // What places rows takes where they begin from the kernels before it: `routing_by_threads`, `sums_by_index_by_threads`.
+    let led = ["route_place", "scatter_place", "scatter_sum", "scatter_join"];
+    let alone = kernels.iter().filter(|k| !led.iter().any(|name| k.name.contains(name)));
     let made: Vec<&Kernel> = alone.filter(|k| !agrees(&threads, k, &env)).collect();
     let names: Vec<&str> = made.iter().map(|k| k.name.as_str()).collect();
     assert!(names.is_empty(), "{model}: no operands for {names:?} of {} kernels", kernels.len());
@@ -287,4 +290,44 @@ fn routing_by_threads() {
     let place = |i: usize| sorted.iter().position(|s| *s == i as i32).map_or(-1, |p| p as i32);
     assert!((0..300).all(|i| position[i] == place(i)));
     assert_eq!(offsets.last(), Some(&(sorted.len() as i32)));
+}
+
+#[test]
+fn sums_by_index_by_threads() {
+    // Long runs and short ones, in two passes of the sort; more columns than a block has.
+    let (picks, row) = (500, 300);
+    let [batch, n] = [1, 400].map(Dim::from);
+    let p = Rows { dtype: DType::F32, batch, picks: Dim::sym("P"), n, row: Dim::from(row) };
+    let mut work = gpu_scatter_sorted(&p);
+    work.iter_mut().enumerate().for_each(|(i, (k, _))| k.name = format!("{}_{i}", k.name));
+    let kernels: Vec<Kernel> = work.iter().map(|(k, _)| k.clone()).collect();
+    let threads = Emulated::load(&kernels).expect("it compiles");
+    let env: DimEnv = [("P".into(), picks)].into_iter().collect();
+    let index: Vec<i32> = (0..picks as i32).map(|i| if i % 3 == 0 { 7 } else { (i * i + 3 * i) % 402 - 1 }).collect();
+    let rows: Vec<f32> = (0..picks * row).map(|i| ((i * 37 + i * i % 101) % 64) as f32).collect();
+    let words = |x: &[f32]| x.iter().map(|x| x.to_bits() as i32).collect::<Vec<i32>>();
+    let of_asides = gpu_scatter_sorted::memories(&p);
+    let sums = (400 * row) as usize;
+    let mut memory = vec![index.clone(), words(&rows), vec![7; sums]];
+    memory.extend(of_asides.iter().map(|t| vec![7; eval(&t.elems(), &env) as usize]));
+    for (k, buffers) in &work {
+        let at = |b: &gpu_scatter_sorted::Buffer| match *b {
+            gpu_scatter_sorted::Buffer::Index => 0,
+            gpu_scatter_sorted::Buffer::Rows => 1,
+            gpu_scatter_sorted::Buffer::Sums => 2,
+            gpu_scatter_sorted::Buffer::Aside(i) => 3 + i,
+        };
+        let pointers: Vec<*mut u8> = buffers.iter().map(|b| memory[at(b)].as_mut_ptr().cast()).collect();
+        let dims: Vec<i64> = k.dims.iter().map(|d| eval(d, &env)).collect();
+        // SAFETY: the buffers have the sizes that the kernels name, and orders come from the kernels before.
+        unsafe { threads.run(&k.name, &pointers, &dims, eval(&k.grid, &env), 3, true) };
+    }
+    let mut want = vec![0f32; sums];
+    for (i, to) in index.iter().enumerate().filter(|(_, to)| (0..400).contains(*to)) {
+        for c in 0..row as usize {
+            want[*to as usize * row as usize + c] += rows[i * row as usize + c];
+        }
+    }
+    // Sums of small integers are exact.
+    assert_eq!(memory[2], words(&want));
 }

@@ -32,6 +32,8 @@ const LARGE_REDUCTION: i64 = 4096;
 const MAX_PARTS: i64 = 256;
 /// The same of a reduction over leading axes, whose blocks are small.
 const MAX_COLUMN_BLOCKS: i64 = 1024;
+/// Rows of a reduction over leading axes whose loads a lane has under way.
+const ROWS_AT_ONCE: i64 = 8;
 /// Parts of a reduction over leading axes, at most: each is read again.
 const MAX_COLUMN_PARTS: i64 = 128;
 
@@ -135,8 +137,7 @@ fn keeps_last(func: &Func, v: Value) -> bool {
 /// What a reduction over leading axes sums: the rows of a part, if it is one, and the index at hand.
 struct Whole<'a> {
     operand: Value,
-    axes: &'a [usize],
-    shape: &'a [Dim],
+    axes: &'a [(usize, Dim)],
     part: Option<(Expr, i64)>,
     f: ReduceFn,
     sum: DType,
@@ -581,17 +582,15 @@ impl Fuser<'_> {
             inner[*a] = i.clone();
         }
         let column = kept[kept.len() - 1];
-        let mut whole = Whole { operand, axes, shape: &shape, part: parts.map(|n| (part.clone(), n)), f, sum, inner };
+        let axes = &self.merged(operand, axes, &shape);
+        let mut whole = Whole { operand, axes, part: parts.map(|n| (part.clone(), n)), f, sum, inner };
         let (j, value) = if by_column {
             // Each lane has a column: it goes over the rows and stores what it has.
             let j = self.open_columns();
             let acc = self.new_var(sum, 1);
             self.scopes[1].stmts.push(Stmt::Var(acc, neutral(f, sum)));
-            let loops = self.open_rows(&mut whole);
             whole.inner[column] = first.clone() + Expr::Var(j);
-            let value = self.summed(&whole, Expr::Var(acc));
-            self.scopes.last_mut().expect("the loop over rows").stmts.push(Stmt::Assign(acc, value));
-            self.close_loops(loops);
+            self.sum_rows(&mut whole, acc);
             (j, Expr::Var(acc))
         } else {
             // For each row, the lanes add it to the sums.
@@ -638,20 +637,50 @@ impl Fuser<'_> {
     /// Loops over the indices that are summed.
     fn open_rows(&mut self, w: &mut Whole) -> Vec<Loop> {
         if let Some((part, parts)) = w.part.clone() {
-            return vec![self.part_rows(part, parts, w.axes, w.shape, &mut w.inner)];
+            return vec![self.part_rows(part, parts, w.axes, &mut w.inner)];
         }
-        let mut of = |f: &mut Self, a: &usize| {
+        let mut of = |f: &mut Self, (a, extent): &(usize, Dim)| {
             let var = f.new_var(DType::I64, f.scopes.len());
             w.inner[*a] = Expr::Var(var);
             f.scopes.push(Scope::default());
-            (var, Expr::int(0), f.kernel.dim(&w.shape[*a]), LoopKind::Serial)
+            (var, Expr::int(0), f.kernel.dim(extent), LoopKind::Serial)
         };
         w.axes.iter().map(|a| of(self, a)).collect()
     }
+    /// Adds the rows to a variable in order, some at a time, so that their loads are under way together.
+    fn sum_rows(&mut self, w: &mut Whole, acc: VarId) {
+        let [lo, hi] = match w.part.clone() {
+            Some((part, parts)) => self.part_bounds(part, parts, w.axes),
+            None => [Expr::int(0), self.kernel.dim(&w.axes.iter().fold(Dim::from(1), |n, (_, extent)| n * extent.clone()))],
+        };
+        let count = Expr::maximum(hi.clone() - lo.clone(), Expr::int(0));
+        let groups = self.bind(Expr::floor_div(count, Expr::int(ROWS_AT_ONCE)));
+        let rest = self.bind(lo.clone() + groups.clone() * Expr::int(ROWS_AT_ONCE));
+        for (lo, first, hi, rows) in [(lo, Expr::int(0), groups, ROWS_AT_ONCE), (Expr::int(0), rest, hi, 1)] {
+            let var = self.new_var(DType::I64, self.scopes.len());
+            self.scopes.push(Scope::default());
+            let start = self.bind(lo + Expr::Var(var) * Expr::int(rows));
+            let terms: Vec<Expr> = (0..rows)
+                .map(|i| {
+                    let row = self.bind(start.clone() + Expr::int(i));
+                    self.split_row(row, w.axes, &mut w.inner);
+                    self.term(w)
+                })
+                .collect();
+            for term in terms {
+                let value = Expr::Map(combine(w.f), vec![Expr::Var(acc), term]);
+                self.scopes.last_mut().expect("the loop over rows").stmts.push(Stmt::Assign(acc, value));
+            }
+            self.close_loops(vec![(var, first, hi, LoopKind::Serial)]);
+        }
+    }
+    fn term(&mut self, w: &Whole) -> Expr {
+        let term = self.eval(w.operand, &w.inner);
+        if self.kernel.expr_dtype(&term) == w.sum { term } else { term.cast(w.sum) }
+    }
     /// A sum so far with the term at hand.
     fn summed(&mut self, w: &Whole, so_far: Expr) -> Expr {
-        let term = self.eval(w.operand, &w.inner);
-        let term = if self.kernel.expr_dtype(&term) == w.sum { term } else { term.cast(w.sum) };
+        let term = self.term(w);
         Expr::Map(combine(w.f), vec![so_far, term])
     }
     /// Whether something that is computed on the way is a reduction itself.
@@ -665,25 +694,51 @@ impl Fuser<'_> {
         found
     }
 
+    /// Summed axes, those as one that lie as one wherever the operand is read: the last of each, and the extent of all.
+    fn merged(&self, operand: Value, axes: &[usize], shape: &[Dim]) -> Vec<(usize, Dim)> {
+        let mut breaks = vec![false; shape.len()];
+        let exact: Vec<Option<usize>> = (0..shape.len()).map(Some).collect();
+        self.find_breaks(operand, &exact, shape, &mut breaks, &mut Vec::new());
+        let mut all: Vec<(usize, Dim)> = Vec::new();
+        for a in axes {
+            match all.last_mut() {
+                Some((last, extent)) if *last + 1 == *a && !breaks[*a] => {
+                    *extent = extent.clone() * shape[*a].clone();
+                    *last = *a;
+                }
+                _ => all.push((*a, shape[*a].clone())),
+            }
+        }
+        all
+    }
     /// A loop over the block's part of the indices of `axes`, and the index of each in `inner`.
-    fn part_rows(&mut self, part: Expr, parts: i64, axes: &[usize], shape: &[Dim], inner: &mut [Expr]) -> Loop {
-        let total = axes.iter().fold(Dim::from(1), |n, a| n * shape[*a].clone());
+    fn part_rows(&mut self, part: Expr, parts: i64, axes: &[(usize, Dim)], inner: &mut [Expr]) -> Loop {
+        let [lo, hi] = self.part_bounds(part, parts, axes);
+        let var = self.new_var(DType::I64, self.scopes.len());
+        self.scopes.push(Scope::default());
+        self.split_row(Expr::Var(var), axes, inner);
+        (var, lo, hi, LoopKind::Serial)
+    }
+    /// The first and one past the last of the block's part of the indices of `axes`.
+    fn part_bounds(&mut self, part: Expr, parts: i64, axes: &[(usize, Dim)]) -> [Expr; 2] {
+        let total = axes.iter().fold(Dim::from(1), |n, (_, extent)| n * extent.clone());
         let (per_part, count) = (self.kernel.dim(&total.ceil_div(&Dim::from(parts))), self.kernel.dim(&total));
         let lo = self.bind(part * per_part.clone());
         let hi = self.bind(Expr::minimum(lo.clone() + per_part, count));
-        let var = self.new_var(DType::I64, self.scopes.len());
-        self.scopes.push(Scope::default());
-        let mut rest = Expr::Var(var);
-        for (k, a) in axes.iter().enumerate().rev() {
+        [lo, hi]
+    }
+    /// The index of each axis, of a number among all of their indices.
+    fn split_row(&mut self, number: Expr, axes: &[(usize, Dim)], inner: &mut [Expr]) {
+        let mut rest = number;
+        for (k, (a, extent)) in axes.iter().enumerate().rev() {
             if k == 0 {
                 inner[*a] = rest.clone();
             } else {
-                let extent = self.kernel.dim(&shape[*a]);
+                let extent = self.kernel.dim(extent);
                 inner[*a] = self.bind(Expr::rem(rest.clone(), extent.clone()));
                 rest = self.bind(Expr::floor_div(rest, extent));
             }
         }
-        (var, lo, hi, LoopKind::Serial)
     }
 
     /// Parts of a reduction over all axes that have more than one element: a block has some of the indices of all but the last of them, or of
@@ -702,10 +757,11 @@ impl Fuser<'_> {
         let (last, outer) = real.split_last().expect("a reduction of many elements has an axis");
         let mut loops = Vec::new();
         if outer.is_empty() {
-            let (var, lo, hi, _) = self.part_rows(block.clone(), parts, &[*last], &shape, &mut inner);
+            let (var, lo, hi, _) = self.part_rows(block.clone(), parts, &[(*last, shape[*last].clone())], &mut inner);
             loops.push((var, lo, hi, LoopKind::Vector));
         } else {
-            loops.push(self.part_rows(block.clone(), parts, outer, &shape, &mut inner));
+            let outer = self.merged(operand, outer, &shape);
+            loops.push(self.part_rows(block.clone(), parts, &outer, &mut inner));
             let var = self.new_var(DType::I64, 2);
             self.scopes.push(Scope::default());
             inner[*last] = Expr::Var(var);

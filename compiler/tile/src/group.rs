@@ -126,6 +126,8 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
     // The roots that use a node inline.
     let mut users: Vec<BTreeSet<NodeId>> = vec![BTreeSet::new(); n];
     let mut forced = vec![false; n];
+    // What is repeated is of few elements for what reads it.
+    let mut repeated = vec![false; n];
     for o in &func.outputs {
         forced[o.value.node.0 as usize] = true;
     }
@@ -142,8 +144,9 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
         }
         let is_root = if is_inline(&node.op) || is_unrolled_node(func, id) {
             let value = Value { node: id, index: 0 };
-            let repeats = users[i].len() > 1 && cost[i] > RECOMPUTE_LIMIT && !(parts && is_light(func, value, &cost, &forced));
-            let stored = (cost[i] > SIZE_LIMIT || repeats) && !sees_stored(func, id, &cost, &forced);
+            let light = || parts && !repeated[i] && is_light(func, value, &cost, &forced);
+            let twice = users[i].len() > 1 && cost[i] > RECOMPUTE_LIMIT && !light();
+            let stored = (cost[i] > SIZE_LIMIT || twice) && !sees_stored(func, id, &cost, &forced);
             // What is repeated is stored before it is.
             let before = if stored { repeated_base(func, id) } else { None };
             before.iter().for_each(|base| forced[base.node.0 as usize] = true);
@@ -159,6 +162,8 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
         for (k, v) in node.inputs.iter().enumerate() {
             let j = v.node.0 as usize;
             users[j].extend(&as_users);
+            let grows = matches!(&node.op, Op::Broadcast { shape, axes } if axes.len() < shape.len());
+            repeated[j] |= grows || repeated[i] && is_layout(&node.op);
             // What is only widened is needed as it is.
             let v = narrow.as_ref().map_or(v, |both| &both[k]);
             let amplifies = match &node.op {

@@ -189,7 +189,8 @@ fn place(p: &Rows, keys: i64, pass: usize, last: bool) -> Kernel {
     let [first, end] = chunk(&mut b, p);
     let from = b.bind(b.block() * Expr::int(DIGITS));
     b.each(Expr::int(DIGITS), |b, digit| {
-        let start = Expr::load(offsets, digit.clone()).cast(DType::I64) + Expr::load(starts, from + digit.clone()).cast(DType::I64);
+        let start =
+            Expr::load(offsets, digit.clone()).cast(DType::I64) + Expr::load(starts, from + digit.clone()).cast(DType::I64);
         let next = b.var(DType::I64, start);
         b.for_(first, end, LoopKind::Serial, |b, at| {
             let [row, key] = rows.row(b, at);
