@@ -309,8 +309,13 @@ pub fn work(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Work {
 
 /// What a kernel does that computes `v` and all that is not stored below it.
 pub fn fused_work(func: &Func, grouping: &Grouping, v: Value) -> Work {
+    joined_work(func, grouping, &[v], v.node)
+}
+
+/// The same of values that are computed together, in the place of a node.
+pub fn joined_work(func: &Func, grouping: &Grouping, values: &[Value], at: NodeId) -> Work {
     let mut inside = BTreeSet::new();
-    let mut open = vec![v.node];
+    let mut open: Vec<NodeId> = values.iter().map(|v| v.node).collect();
     while let Some(id) = open.pop() {
         if inside.insert(id) {
             let below = func.nodes[id].inputs.iter().map(|x| x.node);
@@ -320,9 +325,9 @@ pub fn fused_work(func: &Func, grouping: &Grouping, v: Value) -> Work {
     let types = |id: NodeId| func.nodes[id].inputs.iter().map(|x| func.ty(*x)).collect::<Vec<_>>();
     let all = inside.iter().map(|id| ops(&func.nodes[*id].op, &types(*id), &func.nodes[*id].types));
     let bytes = |v: Value| func.ty(v).elems() * Dim::from(func.ty(v).dtype.bytes() as i64);
-    let read = &grouping.reads[v.node.0 as usize];
-    let traffic = read.iter().chain([&v]).map(|v| bytes(*v)).fold(Dim::from(0), |a, b| a + b);
-    Work { class: Class::Fused, dtype: func.ty(v).dtype, shape: vec![all.fold(Dim::from(0), |a, b| a + b), traffic] }
+    let read = &grouping.reads[at.0 as usize];
+    let traffic = read.iter().chain(values).map(|v| bytes(*v)).fold(Dim::from(0), |a, b| a + b);
+    Work { class: Class::Fused, dtype: func.ty(values[0]).dtype, shape: vec![all.fold(Dim::from(0), |a, b| a + b), traffic] }
 }
 
 /// Operations of an op that is computed element by element.

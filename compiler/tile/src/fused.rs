@@ -86,6 +86,18 @@ pub fn fuse_joined(scene: &Scene, v: Value, target: &StridedView, add: bool) -> 
     fuse_root(scene, v, target, add, true)
 }
 
+/// The kernel that computes roots of one shape, each into its target or, if that is said, added to what is there.
+pub fn fuse_many(scene: &Scene, targets: &[(Value, StridedView, bool)]) -> Fused {
+    let [(first, target, add), others @ ..] = targets else { base::bug!("a kernel computes something") };
+    if others.is_empty() {
+        return fuse(scene, *first, target, *add);
+    }
+    let mut f = Fuser::new(scene, *first, target);
+    f.others = others.to_vec();
+    f.rows(*first, *add);
+    f.finish()
+}
+
 fn fuse_root(scene: &Scene, v: Value, target: &StridedView, add: bool, by_column: bool) -> Fused {
     let mut f = Fuser::new(scene, v, target);
     match &scene.func.def(v).op {
@@ -153,9 +165,10 @@ impl<'a> Fuser<'a> {
             scopes: vec![Scope::default()],
             var_level: vec![0],
             target: target.clone(),
-            target_index: None,
+            written: Vec::new(),
             conflicts: false,
             root: v,
+            others: Vec::new(),
             tiles: Vec::new(),
             known: Vec::new(),
         }
@@ -182,9 +195,12 @@ struct Fuser<'a> {
     scopes: Vec<Scope>,
     var_level: Vec<usize>,
     target: StridedView,
-    target_index: Option<Expr>,
+    /// Where an element goes, of each target.
+    written: Vec<(View, Expr)>,
     conflicts: bool,
     root: Value,
+    /// What is computed besides, where it goes, and whether it is added to what is there.
+    others: Vec<(Value, StridedView, bool)>,
     /// Values in scratch.
     tiles: Vec<select::Tile>,
     /// Conditions that hold wherever they are asked for.
@@ -240,10 +256,8 @@ impl Fuser<'_> {
     }
     fn load(&mut self, view: &StridedView, dtype: DType, idx: &[Expr]) -> Expr {
         let index = self.address(view, idx);
-        let same = self.target_index.as_ref().is_some_and(|t| *t == index);
-        if view.at.buffer == self.target.at.buffer && !(view.at == self.target.at && same) {
-            self.conflicts = true;
-        }
+        let same = self.written.iter().any(|(at, i)| *at == view.at && *i == index);
+        self.conflicts |= self.targets().any(|t| t.at.buffer == view.at.buffer) && !same;
         let mem = self.buffer(view, dtype, Access::Read);
         self.bind(Expr::load(mem, index))
     }
@@ -477,9 +491,9 @@ impl Fuser<'_> {
     /// One element per index of the target, rows in parallel.
     fn rows(&mut self, v: Value, add: bool) {
         let ty = self.scene.func.ty(v).clone();
-        let per_element = self.reduces_per_element(v);
+        let per_element = self.roots().any(|v| self.reduces_per_element(v));
         let mut groups: Vec<std::ops::Range<usize>> = Vec::new();
-        let breaks = self.breaks(v, add);
+        let breaks = self.breaks();
         for a in 0..ty.rank() {
             match groups.last_mut() {
                 Some(g) if !breaks[a] => g.end = a + 1,
@@ -537,18 +551,21 @@ impl Fuser<'_> {
         self.scopes[0].stmts.push(Stmt::For { var, lo, hi, kind, body });
     }
     fn store(&mut self, v: Value, idx: &[Expr], add: bool) {
-        let target = self.target.clone();
-        let dtype = self.scene.func.ty(v).dtype;
-        let index = self.address(&target, idx);
-        self.target_index = Some(index.clone());
-        let mut value = self.eval(v, idx);
-        let mem = self.buffer(&target, dtype, Access::Write);
-        if add {
-            let old = self.load(&target, dtype, idx);
-            value = old + value;
+        let all: Vec<(Value, StridedView, bool)> =
+            [(v, self.target.clone(), add)].into_iter().chain(self.others.iter().cloned()).collect();
+        self.written = all.iter().map(|(_, target, _)| (target.at.clone(), self.address(target, idx))).collect();
+        // All is read before anything is written.
+        let values: Vec<Expr> = all.iter().map(|(v, ..)| self.eval(*v, idx)).collect();
+        let mut stores = Vec::new();
+        for (((v, target, add), mut value), k) in all.iter().zip(values).zip(0..) {
+            let dtype = self.scene.func.ty(*v).dtype;
+            let mem = self.buffer(target, dtype, Access::Write);
+            if *add {
+                value = self.load(target, dtype, idx) + value;
+            }
+            stores.push(Stmt::Store { mem, index: self.written[k].1.clone(), value });
         }
-        let level = self.scopes.len() - 1;
-        self.scopes[level].stmts.push(Stmt::Store { mem, index, value });
+        self.scopes.last_mut().expect("the innermost scope").stmts.extend(stores);
     }
 
     /// Sums over leading axes: a block owns some columns and keeps their sums in scratch, or each lane its own.
@@ -617,7 +634,7 @@ impl Fuser<'_> {
         }
         let target = self.target.clone();
         let index = self.address(&target, &idx);
-        self.target_index = Some(index.clone());
+        self.written = vec![(target.at.clone(), index.clone())];
         let stored = if parts.is_some() { ty.dtype.accumulator() } else { ty.dtype };
         let result = compute_dtype(stored);
         let mut value = if result == sum { value } else { value.cast(result) };
@@ -795,6 +812,14 @@ impl Fuser<'_> {
         });
         found
     }
+    /// What the kernel computes.
+    fn roots(&self) -> impl Iterator<Item = Value> {
+        [self.root].into_iter().chain(self.others.iter().map(|(v, ..)| *v))
+    }
+    /// Where it goes.
+    fn targets(&self) -> impl Iterator<Item = &StridedView> {
+        [&self.target].into_iter().chain(self.others.iter().map(|(_, target, _)| target))
+    }
     fn visit_inline(&self, v: Value, see: &mut dyn FnMut(Value)) {
         let mut seen = std::collections::BTreeSet::new();
         let mut stack = vec![v];
@@ -808,14 +833,15 @@ impl Fuser<'_> {
     }
 
     /// For each axis of the target, whether it cannot be merged with the axis before it.
-    fn breaks(&self, v: Value, add: bool) -> Vec<bool> {
-        let ty = self.scene.func.ty(v);
+    fn breaks(&self) -> Vec<bool> {
+        let ty = self.scene.func.ty(self.root);
         let mut breaks = vec![false; ty.rank()];
         let exact: Vec<Option<usize>> = (0..ty.rank()).map(Some).collect();
         let mut seen = Vec::new();
-        self.find_breaks(v, &exact, &ty.shape, &mut breaks, &mut seen);
-        let _ = add;
-        check_merge(&self.target, &exact, &ty.shape, &mut breaks);
+        self.roots().for_each(|v| self.find_breaks(v, &exact, &ty.shape, &mut breaks, &mut seen));
+        for target in self.targets() {
+            check_merge(target, &exact, &ty.shape, &mut breaks);
+        }
         breaks
     }
     /// `map[a]` is the target's axis whose index axis `a` of `v` has, if it is one unchanged.

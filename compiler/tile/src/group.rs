@@ -5,6 +5,8 @@
 //! with several users, or one that a broadcast over leading axes would recompute, is stored once. A reduction over trailing axes
 //! is computed at the head of each row of the one kernel that uses it.
 
+mod join;
+
 use crate::{
     fused::num_parts,
     lower::{Options, narrow},
@@ -12,15 +14,17 @@ use crate::{
 };
 use base::{Dim, TensorType};
 use graph::{Func, NodeId, Op, Value, op::MapFn};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What becomes of each node.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Grouping {
     /// Whether the node's results are stored, by node.
     pub root: Vec<bool>,
-    /// For each root, the stored values (arguments and roots) that its step reads.
+    /// For each root, the stored values (arguments and roots) that its step reads; for joined ones, all of them where they are computed.
     pub reads: Vec<Vec<Value>>,
+    /// The roots that one step computes together, by the node in whose place that stands.
+    pub joined: BTreeMap<NodeId, Vec<NodeId>>,
 }
 
 /// Costs above which a value with several users is stored. # Units: about one per floating-point operation.
@@ -113,7 +117,7 @@ fn takes_strides(op: &Op) -> bool {
 /// parts.
 pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Grouping {
     let n = func.nodes.len();
-    let mut g = Grouping { root: vec![false; n], reads: vec![Vec::new(); n] };
+    let mut g = Grouping { root: vec![false; n], reads: vec![Vec::new(); n], joined: BTreeMap::new() };
     // Full recomputation costs, as if nothing were stored below.
     let mut cost = vec![0u32; n];
     for (id, node) in func.nodes.iter() {
@@ -194,6 +198,9 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
         let mut reads = BTreeSet::new();
         func.nodes[id].inputs.iter().for_each(|v| collect_reads(func, &g, *v, &mut seen, &mut reads));
         g.reads[id.0 as usize] = reads.into_iter().collect();
+    }
+    if parts && fuse {
+        join::join_maps(func, &mut g);
     }
     g
 }

@@ -7,7 +7,9 @@
 
 use crate::{
     cost,
-    fused::{Fused, Rows, Scene, Select, fuse, fuse_joined, fuse_parts, fuse_rows, fuse_select, fuse_select_many, num_parts},
+    fused::{
+        Fused, Rows, Scene, Select, fuse, fuse_joined, fuse_many, fuse_parts, fuse_rows, fuse_select, fuse_select_many, num_parts,
+    },
     gemm::gemm,
     group::{Grouping, group, is_layout},
     ir::{COPY_ALIGN, Kernel},
@@ -297,15 +299,21 @@ impl Lowerer<'_> {
                 }
             }
         }
+        let elsewhere: BTreeSet<NodeId> = b.grouping.joined.values().flatten().copied().collect();
         for (id, node) in func.nodes.iter() {
             self.constrain(func, id);
-            if b.grouping.root[id.0 as usize] && !b.absorbed.contains(&id) {
-                let first = b.steps.len();
+            let first = b.steps.len();
+            let together = b.grouping.joined.get(&id).cloned();
+            if let Some(members) = &together {
+                self.fused(&mut b, &members.iter().map(|m| Value { node: *m, index: 0 }).collect::<Vec<_>>(), id);
+            } else if b.grouping.root[id.0 as usize] && !elsewhere.contains(&id) && !b.absorbed.contains(&id) {
                 self.root(&mut b, id)?;
-                for step in &b.steps[first..] {
-                    if let Step::Launch { kernel, .. } = step {
+            }
+            for step in &b.steps[first..] {
+                if let Step::Launch { kernel, .. } = step {
+                    for node in together.clone().unwrap_or(vec![id]) {
                         let (func, loops) = (self.func.clone(), self.loops.clone());
-                        self.out.launched.push(Launched { func, loops, node: id, kernel: *kernel });
+                        self.out.launched.push(Launched { func, loops, node, kernel: *kernel });
                     }
                 }
             }
@@ -339,14 +347,18 @@ impl Lowerer<'_> {
         }
     }
 
-    /// Where result `index` of a root goes: its output's memory if that is safe, else memory of its own and a copy later.
+    /// Where a result of a root goes: its output's memory if that is safe, else memory of its own and a copy later.
     fn destination(&mut self, b: &mut Body, v: Value, elementwise: bool) -> (StridedView, bool) {
+        self.destination_at(b, v, v.node, elementwise)
+    }
+    /// The same of a result that is computed in the place of a node.
+    fn destination_at(&mut self, b: &mut Body, v: Value, at: NodeId, elementwise: bool) -> (StridedView, bool) {
         let ty = b.func.ty(v);
         let outs = b.outputs.get(&v).cloned().unwrap_or_default();
         let has_readers = b.grouping.reads.iter().any(|r| r.contains(&v));
         let safe = |o: &usize| match b.targets[*o].replaces {
             None => !b.targets[*o].add || !has_readers,
-            Some(arg) => b.last_read[arg].is_none_or(|last| last < v.node || (elementwise && last == v.node)),
+            Some(arg) => b.last_read[arg].is_none_or(|last| last < at || (elementwise && last == at)),
         };
         let is_read = has_readers || matches!(b.func.def(v).op, Op::Repeat(_));
         let roomy = |o: &usize| !(is_read && may_be_empty(ty) && b.targets[*o].replaces.is_none());
@@ -487,7 +499,7 @@ impl Lowerer<'_> {
             | Op::Transpose(_)
             | Op::Reshape(_)
             | Op::Slice { .. }
-            | Op::StopGradient => self.fused(b, value(0)),
+            | Op::StopGradient => self.fused(b, &[value(0)], id),
             Op::Arg(_) | Op::Quantize(_) | Op::Dequantize(_) => base::bug!("{} is no root", node.op.name()),
         }
         Ok(())
@@ -574,39 +586,50 @@ impl Lowerer<'_> {
         let n = func.nodes.len();
         let (mut root, mut reads, mut places) = (vec![false; n], vec![Vec::new(); n], vec![vec![None]; n]);
         (root[n - 1], reads[n - 1], places[0][0]) = (true, vec![x], Some(partial));
-        let (grouping, value) = (Grouping { root, reads }, Value { node: last, index: 0 });
+        let (grouping, value) = (Grouping { root, reads, ..Grouping::default() }, Value { node: last, index: 0 });
         let scene = Scene { func: &func, grouping: &grouping, places: &places };
         let Fused { kernel, views, .. } = fuse_joined(&scene, value, to, adds);
         self.launch(kernel, views, origin, cost::fused_work(&func, &grouping, value))
     }
 
-    fn fused(&mut self, b: &mut Body, v: Value) {
-        if let Some(parts) = num_parts(b.func, v).filter(|_| self.options.parts) {
-            return self.in_parts(b, v, parts);
+    /// Values that one kernel computes, in the place of a node.
+    fn fused(&mut self, b: &mut Body, values: &[Value], at: NodeId) {
+        if let [v] = values
+            && let Some(parts) = num_parts(b.func, *v).filter(|_| self.options.parts)
+        {
+            return self.in_parts(b, *v, parts);
         }
-        let origin = b.func.def(v).origin;
+        let origin = b.func.def(values[values.len() - 1]).origin;
         let num_late = b.late.len();
-        let (mut target, mut add) = self.destination(b, v, true);
-        let scene = Scene { func: b.func, grouping: &b.grouping, places: &b.places };
-        let mut fused = fuse(&scene, v, &target, add);
-        if fused.target_conflicts {
-            // It reads its target at other places than it writes: compute aside, copy at the end, but before other outputs get the value
-            // from the target.
-            let aside = self.alloc(b.func.ty(v), false, b.depth);
-            let scene = Scene { func: b.func, grouping: &b.grouping, places: &b.places };
-            fused = fuse(&scene, v, &aside, false);
-            let mut copies = Vec::new();
-            self.copy(&mut copies, &aside, &target, b.func.ty(v).dtype, add);
-            b.late.splice(num_late..num_late, copies);
-            (target, add) = (aside, false);
+        let mut targets: Vec<(Value, StridedView, bool)> = Vec::new();
+        for v in values {
+            let (target, add) = self.destination_at(b, *v, at, true);
+            targets.push((*v, target, add));
         }
-        let step = self.launch(fused.kernel, fused.views, origin, cost::fused_work(b.func, &b.grouping, v));
+        let scene = Scene { func: b.func, grouping: &b.grouping, places: &b.places };
+        let mut fused = fuse_many(&scene, &targets);
+        if fused.target_conflicts {
+            // It reads a target at other places than it writes: compute aside, copy at the end, but before other outputs get the value
+            // from the target.
+            let mut copies = Vec::new();
+            for (v, target, add) in &mut targets {
+                let aside = self.alloc(b.func.ty(*v), false, b.depth);
+                self.copy(&mut copies, &aside, target, b.func.ty(*v).dtype, *add);
+                (*target, *add) = (aside, false);
+            }
+            let scene = Scene { func: b.func, grouping: &b.grouping, places: &b.places };
+            fused = fuse_many(&scene, &targets);
+            b.late.splice(num_late..num_late, copies);
+        }
+        let step = self.launch(fused.kernel, fused.views, origin, cost::joined_work(b.func, &b.grouping, values, at));
         b.steps.push(step);
-        debug_assert!(
-            !add || !b.grouping.reads.iter().any(|r| r.contains(&v)),
-            "a value that is added to an output has no other use"
-        );
-        b.places[v.node.0 as usize][0] = Some(target);
+        for (v, target, add) in targets {
+            debug_assert!(
+                !add || !b.grouping.reads.iter().any(|r| r.contains(&v)),
+                "a value that is added to an output has no other use"
+            );
+            b.places[v.node.0 as usize][0] = Some(target);
+        }
     }
 
     /// If the only use of `v` is to be added to an argument that the sum replaces: that argument's memory, and the sum is done.
@@ -815,7 +838,7 @@ impl Lowerer<'_> {
         let op = if from.1 == to.1 { Op::StopGradient } else { Op::Cast(to.1) };
         let copy = func.add(op, &[x], None).expect("it takes any type");
         let v = Value { node: copy, index: 0 };
-        let grouping = Grouping { root: vec![false, true], reads: vec![Vec::new(), vec![x]] };
+        let grouping = Grouping { root: vec![false, true], reads: vec![Vec::new(), vec![x]], ..Grouping::default() };
         let places = [vec![Some(from.0.clone())], vec![None]];
         let Fused { kernel, views, .. } = fuse(&Scene { func: &func, grouping: &grouping, places: &places }, v, to.0, add);
         let work = cost::fused_work(&func, &grouping, v);

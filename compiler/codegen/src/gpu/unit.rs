@@ -10,7 +10,7 @@ const ACCESS_BYTES: usize = 16;
 /// Turns that a thread takes at once, at most.
 const MAX_TURNS: usize = 8;
 /// Parts of expressions that the turns of a thread may have together: what is emitted grows with them.
-const MAX_PARTS: usize = 1024;
+const MAX_PARTS: usize = 2048;
 
 /// A loop body that a thread may run for several turns at once.
 #[derive(Clone, Debug)]

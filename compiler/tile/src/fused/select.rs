@@ -601,7 +601,7 @@ fn emitted(
     write: impl FnOnce(&mut Fuser) -> Option<()>,
 ) -> Option<Fused> {
     let n = s.func.nodes.len();
-    let grouping = Grouping { root: vec![false; n], reads: vec![Vec::new(); n] };
+    let grouping = Grouping { root: vec![false; n], reads: vec![Vec::new(); n], ..Grouping::default() };
     let mut all: Vec<Vec<Option<StridedView>>> = s.func.nodes.values().map(|n| vec![None; n.types.len()]).collect();
     places.iter().enumerate().for_each(|(i, p)| all[i][0] = Some(p.clone()));
     let scene = Scene { func: s.func, grouping: &grouping, places: &all };

@@ -875,19 +875,18 @@ fn a_view_that_several_read_is_no_copy() {
 #[test]
 fn sums_of_many_rows_by_index_are_sorted_first() {
     // Indices 0, 1, 2 in turn: runs of many tiles, of several, and inside of one; some outside, some results without a row.
-    for (n, t, spread) in [(2, 1100, 1), (3, 40, 1), (300, 130, 1), (70_000, 70, 30_000), (5, 0, 1)] {
-        for (dtype, batch) in [("f32", 0), ("bf16", 1)] {
-            let index = if batch == 0 { "i32[T]" } else { "i32[2, T]" };
-            let rows = if batch == 0 { format!("{dtype}[T, 3]") } else { format!("{dtype}[2, T, 3]") };
-            let l = check(&[index, &rows], &[("T", t)], |b, a| {
-                let shape = b.func.ty(a[0]).shape.clone();
-                let times = b.node(Op::Const(graph::op::Scalar::new(f64::from(spread)), I32), &[])[0];
-                let times = b.broadcast(times, &shape, &[]);
-                let index = b.mul(a[0], times);
-                vec![b.op(Op::ScatterAdd { batch, n: Dim::from(n) }, &[index, a[1]])]
-            });
-            assert!(!l.kernels.is_empty());
-        }
+    let plain = ["i32[T]", "f32[T, 3]"];
+    let of_batches = ["i32[2, T]", "bf16[2, T, 3]"];
+    for (args, batch, n, t, spread) in
+        [(plain, 0, 2, 200, 1), (of_batches, 1, 150, 40, 1), (plain, 0, 70_000, 9, 30_000), (plain, 0, 5, 0, 1)]
+    {
+        check(&args, &[("T", t)], |b, a| {
+            let shape = b.func.ty(a[0]).shape.clone();
+            let times = b.constant(f64::from(spread), I32);
+            let times = b.broadcast(times, &shape, &[]);
+            let index = b.mul(a[0], times);
+            vec![b.op(Op::ScatterAdd { batch, n: Dim::from(n) }, &[index, a[1]])]
+        });
     }
 }
 
@@ -920,4 +919,79 @@ fn a_gpu_computes_again_what_is_as_cheap_as_its_memory() {
     };
     let long = |b: &library::Buffer| b.elems.to_string().contains("40") && b.dtype == F32;
     assert!(!l.entries[0].buffers.iter().any(long), "{:#?}", l.entries[0].buffers);
+}
+
+/// What a GPU gets for a function.
+fn on_gpu(f: &Func) -> lower::Lowered {
+    let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f.clone()] };
+    lower::lower(&module, lower::Options { fuse: true, parts: true, products: true }).expect("it lowers")
+}
+
+#[test]
+fn an_optimizer_is_one_kernel_on_a_gpu() {
+    // Both moments and the parameter, in place; the gradient times a number is read by both and stored nowhere.
+    let mut f = Func::new("f");
+    let names = ["p", "m", "v"];
+    let [p, m, v] = names.map(|n| f.arg(n, Role::Param, ty("f32[N, 6]")));
+    let g = f.arg("g", Role::Input, ty("f32[N, 6]"));
+    let lr = f.arg("lr", Role::Input, ty("f32[]"));
+    let b = &mut Builder::new(&mut f);
+    let shape = b.func.ty(p).shape.clone();
+    let clip = b.map(MapFn::Exp, &[lr]);
+    let clip = b.broadcast(clip, &shape, &[]);
+    let g = b.mul(g, clip);
+    let m1 = b.add(m, g);
+    let square = b.mul(g, g);
+    let v1 = b.add(v, square);
+    let root = b.map(MapFn::Sqrt, &[v1]);
+    let step = b.map(MapFn::Div, &[m1, root]);
+    let p1 = b.map(MapFn::Sub, &[p, step]);
+    for (name, value) in names.into_iter().zip([p1, m1, v1]) {
+        f.output(name, Role::Param, value);
+    }
+    compare(f.clone(), &[("N", 3)]);
+    let l = on_gpu(&f);
+    let entry = &l.entries[0];
+    // The factor, and all else.
+    assert_eq!((entry.steps.len(), entry.buffers.len()), (2, 6), "{:#?}", entry.steps);
+    assert_eq!(l.kernels.last().expect("a kernel").buffers.len(), 5);
+}
+
+#[test]
+fn maps_are_joined_where_their_order_allows() {
+    // Both halves of a gate's gradient; one is read by a product, from which the third comes.
+    let l = |late: bool| {
+        let mut f = Func::new("f");
+        let [x, y, d] = ["x", "y", "d"].map(|n| f.arg(n, Role::Input, ty("f32[T, 8]")));
+        let w = f.arg("w", Role::Input, ty("f32[8, 8]"));
+        let b = &mut Builder::new(&mut f);
+        let s = b.map(MapFn::Silu, &[x]);
+        let dy = b.mul(d, s);
+        let product = b.contract("tk,kn->tn", dy, w);
+        // From what the product gives, or from what was there before it.
+        let other = if late { product } else { y };
+        let slope = b.map(MapFn::Sigmoid, &[x]);
+        let e = b.mul(d, other);
+        let dx = b.mul(e, slope);
+        [("p", product), ("dy", dy), ("dx", dx)].into_iter().for_each(|(n, v)| f.output(n, Role::Result, v));
+        compare(f.clone(), &[("T", 5)]);
+        on_gpu(&f).entries[0].steps.len()
+    };
+    assert_eq!((l(false), l(true)), (2, 3));
+}
+
+#[test]
+fn joined_maps_do_not_write_over_what_is_still_read() {
+    // b is a's new value turned: nothing is written in place before it is read elsewhere.
+    let mut f = Func::new("f");
+    let [a, c] = ["a", "c"].map(|n| f.arg(n, Role::Param, ty("f32[5, 5]")));
+    let b = &mut Builder::new(&mut f);
+    let turned = b.op(Op::Transpose(vec![1, 0]), &[a]);
+    let sum = b.add(c, turned);
+    let new_c = b.map(MapFn::Exp, &[sum]);
+    let both = b.mul(a, c);
+    let new_a = b.map(MapFn::Exp, &[both]);
+    f.output("c", Role::Param, new_c);
+    f.output("a", Role::Param, new_a);
+    compare(f, &[]);
 }
