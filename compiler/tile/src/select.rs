@@ -4,7 +4,8 @@ use crate::{
     ir::Kernel,
     kernels::{
         domain::Problem,
-        gpu_attend, gpu_attend_grad, gpu_attend_union, gpu_route, gpu_scatter_add, gpu_scatter_few, gpu_scatter_sorted, gpu_topk, host_attend, host_attend_grad,
+        gpu_attend, gpu_attend_grad, gpu_attend_union, gpu_route, gpu_scatter_add, gpu_scatter_few, gpu_scatter_sorted, gpu_topk,
+        host_attend, host_attend_grad,
         host_cumsum::{self, Cumsum},
         host_gather::Rows,
         host_route::{self, Route},

@@ -137,13 +137,27 @@ impl Sorted {
     fn row(&self, b: &mut Build, at: Expr) -> [Expr; 2] {
         let row = match self.order {
             Some(order) => b.bind(Expr::load(order, at).cast(DType::I64)),
-            None => at,
+            None => b.bind(at),
         };
         let index = b.bind(Expr::load(self.index, row.clone()).cast(DType::I64));
         let inside = Expr::and(Expr::le(Expr::int(0), index.clone()), Expr::lt(index.clone(), self.n.clone()));
         let batch = if self.batches { Expr::floor_div(row.clone(), self.picks.clone()) * self.n.clone() } else { Expr::int(0) };
         let key = b.bind(Expr::select(inside, batch + index, Expr::int(self.keys)));
         [row, key]
+    }
+    /// The rows at these places, in order, their loads some at a time.
+    fn each(&self, b: &mut Build, [first, end]: [Expr; 2], body: impl Fn(&mut Build, [Expr; 2])) {
+        let groups = b.bind(Expr::floor_div(end.clone() - first.clone(), Expr::int(AT_ONCE)));
+        let rest = b.bind(first.clone() + groups.clone() * Expr::int(AT_ONCE));
+        b.range(groups, |b, g| {
+            let start = b.bind(first + g * Expr::int(AT_ONCE));
+            let loaded: Vec<_> = (0..AT_ONCE).map(|i| self.row(b, start.clone() + Expr::int(i))).collect();
+            loaded.into_iter().for_each(|row| body(b, row));
+        });
+        b.for_(rest, end, LoopKind::Serial, |b, at| {
+            let row = self.row(b, at);
+            body(b, row);
+        });
     }
     fn digit(&self, key: Expr) -> Expr {
         Expr::rem(Expr::floor_div(key, Expr::int(self.shift)), Expr::int(DIGITS))
@@ -169,8 +183,7 @@ fn count(p: &Rows, keys: i64, pass: usize) -> Kernel {
     let to = b.bind(b.block() * Expr::int(DIGITS));
     b.each(Expr::int(DIGITS), |b, digit| {
         let found = b.var(DType::I64, Expr::int(0));
-        b.for_(first, last, LoopKind::Serial, |b, at| {
-            let [_, key] = rows.row(b, at);
+        rows.each(b, [first, last], |b, [_, key]| {
             b.assign(found, Expr::Var(found) + eq(rows.digit(key), digit.clone()).cast(DType::I64));
         });
         b.store(counts, to + digit, Expr::Var(found).cast(DType::I32));
@@ -192,9 +205,8 @@ fn place(p: &Rows, keys: i64, pass: usize, last: bool) -> Kernel {
         let start =
             Expr::load(offsets, digit.clone()).cast(DType::I64) + Expr::load(starts, from + digit.clone()).cast(DType::I64);
         let next = b.var(DType::I64, start);
-        b.for_(first, end, LoopKind::Serial, |b, at| {
-            let [row, key] = rows.row(b, at);
-            b.if_(eq(rows.digit(key.clone()), digit), |b| {
+        rows.each(b, [first, end], |b, [row, key]| {
+            b.if_(eq(rows.digit(key.clone()), digit.clone()), |b| {
                 let to = b.bind(Expr::Var(next) + Expr::int(0));
                 b.store(order, to.clone(), row.cast(DType::I32));
                 if let Some(sorted) = sorted {
