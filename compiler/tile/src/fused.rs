@@ -32,6 +32,8 @@ const LARGE_REDUCTION: i64 = 4096;
 const MAX_PARTS: i64 = 256;
 /// The same of a reduction over leading axes, whose blocks are small.
 const MAX_COLUMN_BLOCKS: i64 = 1024;
+/// Pieces of the innermost loop, at most.
+const MAX_PIECES: usize = 8;
 /// Rows of a reduction over leading axes whose loads a lane has under way.
 const ROWS_AT_ONCE: i64 = 8;
 /// Parts of a reduction over leading axes, at most: each is read again.
@@ -169,6 +171,7 @@ impl<'a> Fuser<'a> {
             conflicts: false,
             root: v,
             others: Vec::new(),
+            piece: None,
             tiles: Vec::new(),
             known: Vec::new(),
         }
@@ -201,6 +204,8 @@ struct Fuser<'a> {
     root: Value,
     /// What is computed besides, where it goes, and whether it is added to what is there.
     others: Vec<(Value, StridedView, bool)>,
+    /// The variable and the length of the innermost loop, where that is a piece of its axis.
+    piece: Option<(VarId, i64)>,
     /// Values in scratch.
     tiles: Vec<select::Tile>,
     /// Conditions that hold wherever they are asked for.
@@ -342,7 +347,10 @@ impl Fuser<'_> {
                 let mut inner = idx.to_vec();
                 let start = first_of_slice(start, len, &func.ty(node.inputs[0]).shape[*axis]);
                 let start = self.kernel.dim(&start);
-                inner[*axis] = inner[*axis].clone() * Expr::int(*step) + start;
+                inner[*axis] = match start.known() {
+                    Some(n) if *step == 1 => plus(&inner[*axis], n),
+                    _ => inner[*axis].clone() * Expr::int(*step) + start,
+                };
                 self.eval(node.inputs[0], &inner)
             }
             Op::Reshape(shape) => {
@@ -351,6 +359,15 @@ impl Fuser<'_> {
             }
             Op::Pad { axis, low, value, .. } => {
                 let extent = func.ty(node.inputs[0]).shape[*axis].clone();
+                if let (Some([first, end]), Some(low), Some(n)) = (self.in_piece(&idx[*axis]), low.known(), extent.known()) {
+                    let mut inner = idx.to_vec();
+                    inner[*axis] = plus(&idx[*axis], -low);
+                    if end <= low || low + n <= first {
+                        return constant(*value, func.ty(v).dtype);
+                    } else if low <= first && end <= low + n {
+                        return self.eval(node.inputs[0], &inner);
+                    }
+                }
                 let (low, n) = (self.kernel.dim(low), self.kernel.dim(&extent));
                 let at = self.bind(idx[*axis].clone() - low);
                 let inside = Expr::and(Expr::le(Expr::int(0), at.clone()), Expr::lt(at.clone(), n));
@@ -363,8 +380,17 @@ impl Fuser<'_> {
             Op::Concat(axis) => {
                 let mut start = Dim::from(0);
                 let mut parts = Vec::new();
+                let whole = self.in_piece(&idx[*axis]);
                 for x in &node.inputs {
                     let extent = func.ty(*x).shape[*axis].clone();
+                    if let (Some([first, end]), Some(s), Some(n)) = (whole, start.known(), extent.known())
+                        && s <= first
+                        && end <= s + n
+                    {
+                        let mut inner = idx.to_vec();
+                        inner[*axis] = plus(&idx[*axis], -s);
+                        return self.eval(*x, &inner);
+                    }
                     let (s, n) = (self.kernel.dim(&start), self.kernel.dim(&extent));
                     let at = self.bind(idx[*axis].clone() - s);
                     let inside = Expr::and(Expr::le(Expr::int(0), at.clone()), Expr::lt(at.clone(), n));
@@ -519,7 +545,7 @@ impl Fuser<'_> {
         self.scopes.push(Scope::default());
         if let Some(g) = flat {
             idx[g.end - 1] = Expr::Var(var);
-            self.store(v, &idx, add);
+            self.store(v, std::slice::from_ref(&idx), add);
             let body = self.scopes.pop().expect("the loop's scope").stmts;
             self.scopes[0].stmts.push(Stmt::For { var, lo, hi, kind: LoopKind::Vector, body });
             return;
@@ -535,29 +561,39 @@ impl Fuser<'_> {
             }
         }
         if let Some(g) = inner {
-            let column = self.new_var(DType::I64, 2);
-            let extent = self.kernel.dim(&product(g.clone()));
-            idx[g.end - 1] = Expr::Var(column);
-            self.scopes.push(Scope::default());
-            self.store(v, &idx, add);
-            let has_loop = self.scopes[2].stmts.iter().any(|s| matches!(s, Stmt::For { .. }));
-            let kind = if has_loop { LoopKind::Serial } else { LoopKind::Vector };
-            self.close_loops(vec![(column, Expr::int(0), extent, kind)]);
+            for (starts, len) in self.pieces(&g, &product(g.clone())) {
+                let column = self.new_var(DType::I64, 2);
+                self.piece = len.known().map(|n| (column, n));
+                let extent = self.kernel.dim(&len);
+                self.scopes.push(Scope::default());
+                let at = |start: &i64| {
+                    let mut idx = idx.clone();
+                    idx[g.end - 1] = plus(&Expr::Var(column), *start);
+                    idx
+                };
+                self.store(v, &starts.iter().map(at).collect::<Vec<_>>(), add);
+                let has_loop = self.scopes[2].stmts.iter().any(|s| matches!(s, Stmt::For { .. }));
+                let kind = if has_loop { LoopKind::Serial } else { LoopKind::Vector };
+                self.close_loops(vec![(column, Expr::int(0), extent, kind)]);
+            }
+            self.piece = None;
         } else {
-            self.store(v, &idx, add);
+            self.store(v, std::slice::from_ref(&idx), add);
         }
         let body = self.scopes.pop().expect("the row's scope").stmts;
         let kind = if count.is(1) { LoopKind::Serial } else { LoopKind::Parallel };
         self.scopes[0].stmts.push(Stmt::For { var, lo, hi, kind, body });
     }
-    fn store(&mut self, v: Value, idx: &[Expr], add: bool) {
-        let all: Vec<(Value, StridedView, bool)> =
+    /// Stores what is computed at these indices.
+    fn store(&mut self, v: Value, indices: &[Vec<Expr>], add: bool) {
+        let roots: Vec<(Value, StridedView, bool)> =
             [(v, self.target.clone(), add)].into_iter().chain(self.others.iter().cloned()).collect();
-        self.written = all.iter().map(|(_, target, _)| (target.at.clone(), self.address(target, idx))).collect();
+        let all: Vec<_> = indices.iter().flat_map(|idx| roots.iter().map(move |root| (idx, root))).collect();
+        self.written = all.iter().map(|(idx, (_, target, _))| (target.at.clone(), self.address(target, idx))).collect();
         // All is read before anything is written.
-        let values: Vec<Expr> = all.iter().map(|(v, ..)| self.eval(*v, idx)).collect();
+        let values: Vec<Expr> = all.iter().map(|(idx, (v, ..))| self.eval(*v, idx)).collect();
         let mut stores = Vec::new();
-        for (((v, target, add), mut value), k) in all.iter().zip(values).zip(0..) {
+        for (((idx, (v, target, add)), mut value), k) in all.into_iter().zip(values).zip(0..) {
             let dtype = self.scene.func.ty(*v).dtype;
             let mem = self.buffer(target, dtype, Access::Write);
             if *add {
@@ -566,6 +602,59 @@ impl Fuser<'_> {
             stores.push(Stmt::Store { mem, index: self.written[k].1.clone(), value });
         }
         self.scopes.last_mut().expect("the innermost scope").stmts.extend(stores);
+    }
+    /// Where the innermost loop is cut: the first columns of pieces that have a loop together, and its length. What is joined from parts or padded lies in one of
+    /// them at each piece, so that nobody asks at each element which.
+    fn pieces(&self, g: &std::ops::Range<usize>, extent: &Dim) -> Vec<(Vec<i64>, Dim)> {
+        let whole = || vec![(vec![0], extent.clone())];
+        let (Some(n), 1) = (extent.known(), g.len()) else { return whole() };
+        let mut cuts = std::collections::BTreeSet::from([0, n]);
+        let (func, mut open) = (self.scene.func, self.roots().collect::<Vec<_>>());
+        while let Some(v) = open.pop() {
+            if v != self.root && self.scene.place(v).is_some() {
+                continue;
+            }
+            let node = func.def(v);
+            match &node.op {
+                Op::Map(_) | Op::Cast(_) | Op::StopGradient => open.extend(&node.inputs),
+                Op::Concat(axis) if *axis == g.start => {
+                    let mut end = 0;
+                    for x in &node.inputs {
+                        let Some(n) = func.ty(*x).shape[*axis].known() else { return whole() };
+                        end += n;
+                        cuts.insert(end);
+                    }
+                }
+                Op::Pad { axis, low, .. } if *axis == g.start => {
+                    let (Some(low), Some(n)) = (low.known(), func.ty(node.inputs[0]).shape[*axis].known()) else {
+                        return whole();
+                    };
+                    cuts.extend([low, low + n]);
+                }
+                _ => {}
+            }
+        }
+        cuts.retain(|c| (0..=n).contains(c));
+        if !(3..=MAX_PIECES + 1).contains(&cuts.len()) {
+            return whole();
+        }
+        let cuts: Vec<i64> = cuts.into_iter().collect();
+        let lens: Vec<i64> = cuts.windows(2).map(|c| c[1] - c[0]).collect();
+        let starts = cuts[..lens.len()].to_vec();
+        if lens.iter().all(|n| *n == lens[0]) {
+            return vec![(starts, Dim::from(lens[0]))];
+        }
+        starts.into_iter().zip(lens).map(|(start, n)| (vec![start], Dim::from(n))).collect()
+    }
+    /// The first and one past the last that an index is in this piece.
+    fn in_piece(&self, index: &Expr) -> Option<[i64; 2]> {
+        let (column, len) = self.piece?;
+        let first = match index {
+            Expr::Var(v) if *v == column => 0,
+            Expr::Map(MapFn::Add, args) if args[0] == Expr::Var(column) => args[1].known()?,
+            _ => return None,
+        };
+        Some([first, first + len])
     }
 
     /// Sums over leading axes: a block owns some columns and keeps their sums in scratch, or each lane its own.
@@ -905,6 +994,14 @@ impl Fuser<'_> {
                 }
             }
         }
+    }
+}
+
+/// An index that is more by a number.
+fn plus(index: &Expr, n: i64) -> Expr {
+    match index {
+        Expr::Map(MapFn::Add, args) if let Some(m) = args[1].known() => args[0].clone() + Expr::int(m + n),
+        _ => index.clone() + Expr::int(n),
     }
 }
 

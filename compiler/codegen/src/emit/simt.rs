@@ -374,7 +374,9 @@ impl Emitter<'_> {
         self.natural[rows.var.0 as usize] = true;
         if rows.team == Team::Thread {
             let zero = self.w.int(0, "i64");
-            return self.alone(|e| e.turns(rows.var, [&zero, &count], [&first, &step], rows.count.known(), &rows.body));
+            let few = i64::from(self.simt().plan.warp);
+            let known = (rows.count.known(), few);
+            return self.alone(|e| e.turns(rows.var, [&zero, &count], [&first, &step], known, &rows.body));
         }
         let row = self.w.fresh();
         self.vars[rows.var.0 as usize] = Slot::Value(row.clone());
@@ -678,16 +680,26 @@ impl Emitter<'_> {
         let partial = self.begin(found);
         let (rank, size) = (self.rank(), i64::from(self.simt().size()));
         let step = self.w.int(size, "i64");
-        self.alone(|e| e.turns(var, [&lo, &hi], [&rank, &step], turns, body));
+        // With few turns more threads are better.
+        let few = match self.simt().team {
+            Team::Lanes(n) => i64::from(n),
+            Team::Block | Team::Thread => i64::from(self.simt().plan.warp),
+        };
+        self.alone(|e| e.turns(var, [&lo, &hi], [&rank, &step], (turns, few), body));
         self.gather(partial);
     }
     /// Turns of a loop that one of several threads takes. If they touch neighbouring elements it takes some at once, as one access if those are
     /// aligned; what remains, or all of a map that is not aligned, one by one. A reduction takes its terms in the same order, aligned or not.
-    fn turns(&mut self, var: VarId, [lo, hi]: [&str; 2], [rank, step]: [&str; 2], known: Option<i64>, body: &[Stmt]) {
+    fn turns(
+        &mut self,
+        var: VarId,
+        [lo, hi]: [&str; 2],
+        [rank, step]: [&str; 2],
+        (known, threads): (Option<i64>, i64),
+        body: &[Stmt],
+    ) {
         let units = Units::new(self.k, var, body);
-        // With few turns more threads are better.
-        let size = i64::from(self.simt().plan.warp);
-        let Some(units) = units.filter(|u| known.is_none_or(|n| n >= u.turns as i64 * size)) else {
+        let Some(units) = units.filter(|u| known.is_none_or(|n| n >= u.turns as i64 * threads)) else {
             let first = self.w.bin("addi", lo, rank, "i64");
             return self.one_by_one(var, [&first, hi, step], body);
         };

@@ -8,6 +8,7 @@
 use super::{
     access::{Access, expr_uses, exprs, stmt_uses, visit},
     hopper::{self, Hopper},
+    unit::Units,
 };
 use crate::{
     copy::expand_copies,
@@ -143,7 +144,7 @@ impl Plan {
         let rows = whole_range(k).map(|(count, dropped)| {
             let Some(Stmt::For { var, kind, body: row, .. }) = body.pop() else { base::bug!("the rows of {}", k.name) };
             body.retain(|s| !matches!(s, Stmt::Let(v, _) if dropped.contains(v)));
-            let team = if kind == LoopKind::Vector { Team::Thread } else { row_team(&row, limits.warp) };
+            let team = if kind == LoopKind::Vector { Team::Thread } else { row_team(k, &row, limits.warp) };
             Rows { var, count, team, body: row }
         });
         let widest = widest(rows.as_ref().map_or(&body, |r| &r.body)).unwrap_or(256);
@@ -271,7 +272,7 @@ fn whole_range(k: &Kernel) -> Option<(Expr, Vec<VarId>)> {
 }
 
 /// Who takes a row.
-fn row_team(row: &[Stmt], warp: u32) -> Team {
+fn row_team(k: &Kernel, row: &[Stmt], warp: u32) -> Team {
     let Some(widest) = widest_list(row) else { return Team::Thread };
     // What a row keeps in scratch is its team's: a block has one, a thread may have one.
     let scratch = Access::of(row).written.iter().any(|m| matches!(m, Mem::Scratch(_)));
@@ -279,9 +280,30 @@ fn row_team(row: &[Stmt], warp: u32) -> Team {
         Some(n) if n <= 1 => Team::Thread,
         _ if scratch => Team::Block,
         Some(n) if n > LARGE_ROW => Team::Block,
-        Some(n) => Team::Lanes((n as u32).next_power_of_two().min(warp)),
+        // A lane takes as many turns at once as it can.
+        Some(n) => {
+            let lanes = n as u32 / turns_at_once(k, row).unwrap_or(1);
+            Team::Lanes(lanes.next_power_of_two().clamp(2, warp))
+        }
         None => Team::Lanes(warp),
     }
+}
+
+/// How many turns all vector loops of a list allow to be taken at once, if any.
+fn turns_at_once(k: &Kernel, body: &[Stmt]) -> Option<u32> {
+    let of = |s: &Stmt| match s {
+        Stmt::For { var, kind: LoopKind::Vector, body, .. } => Some(Units::new(k, *var, body).map_or(1, |u| u.turns as u32)),
+        Stmt::For { body, kind: LoopKind::Serial | LoopKind::Parallel, .. } | Stmt::While { body, .. } => turns_at_once(k, body),
+        Stmt::If { then, otherwise, .. } => [then, otherwise].into_iter().filter_map(|l| turns_at_once(k, l)).min(),
+        Stmt::Let(..)
+        | Stmt::Var(..)
+        | Stmt::Assign(..)
+        | Stmt::Accumulate(..)
+        | Stmt::Store { .. }
+        | Stmt::Dot(_)
+        | Stmt::Copy(_) => None,
+    };
+    body.iter().filter_map(of).min()
 }
 
 /// The greatest number of turns of the vector loops in a list, where each is known.

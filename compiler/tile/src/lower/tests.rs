@@ -995,3 +995,37 @@ fn joined_maps_do_not_write_over_what_is_still_read() {
     f.output("a", Role::Param, new_a);
     compare(f, &[]);
 }
+
+#[test]
+fn pieces_of_a_row_need_no_choice() {
+    let selects = |l: &lower::Lowered| {
+        l.kernels.iter().map(|k| crate::text::print(std::slice::from_ref(k)).matches("select").count()).sum::<usize>()
+    };
+    let slice = |b: &mut Builder, x: Value, start: i64, len: i64| {
+        b.op(Op::Slice { axis: 3, start: Dim::from(start), len: Dim::from(len), step: 1 }, &[x])
+    };
+    // Halves that are rotated, and the gradient of that; then pieces of other lengths, one of which is of a constant.
+    let l = check(&["bf16[B, T, 2, 8]"], BT, |b, a| {
+        let [x, y] = [0, 4].map(|start| slice(b, a[0], start, 4));
+        let (sum, difference) = (b.add(x, y), b.map(MapFn::Sub, &[x, y]));
+        vec![b.op(Op::Concat(3), &[difference, sum])]
+    });
+    assert_eq!((l.kernels.len(), selects(&l)), (1, 0), "{:#?}", l.kernels);
+    let pad = |b: &mut Builder, x: Value, low: i64, high: i64| {
+        b.op(Op::Pad { axis: 3, low: Dim::from(low), high: Dim::from(high), value: graph::op::Scalar::new(2.0) }, &[x])
+    };
+    let l = check(&["f32[B, T, 2, 8]"], BT, |b, a| {
+        let [x, y] = [(0, 4), (4, 0)].map(|(low, high)| {
+            let half = slice(b, a[0], high, 4);
+            pad(b, half, low, high)
+        });
+        vec![b.add(x, y)]
+    });
+    assert_eq!((l.kernels.len(), selects(&l)), (1, 0), "{:#?}", l.kernels);
+    let l = check(&["f32[B, T, 2, 8]", "f32[B, T, 2, 3]"], BT, |b, a| {
+        let joined = b.op(Op::Concat(3), &[a[1], a[0]]);
+        let padded = pad(b, a[0], 1, 2);
+        vec![b.mul(joined, padded)]
+    });
+    assert_eq!((l.kernels.len(), selects(&l)), (1, 0), "{:#?}", l.kernels);
+}
