@@ -380,17 +380,13 @@ impl Fuser<'_> {
             Op::Concat(axis) => {
                 let mut start = Dim::from(0);
                 let mut parts = Vec::new();
-                let whole = self.in_piece(&idx[*axis]);
+                if let Some((part, first)) = self.part_of_piece(&node.inputs, *axis, &idx[*axis]) {
+                    let mut inner = idx.to_vec();
+                    inner[*axis] = plus(&idx[*axis], -first);
+                    return self.eval(part, &inner);
+                }
                 for x in &node.inputs {
                     let extent = func.ty(*x).shape[*axis].clone();
-                    if let (Some([first, end]), Some(s), Some(n)) = (whole, start.known(), extent.known())
-                        && s <= first
-                        && end <= s + n
-                    {
-                        let mut inner = idx.to_vec();
-                        inner[*axis] = plus(&idx[*axis], -s);
-                        return self.eval(*x, &inner);
-                    }
                     let (s, n) = (self.kernel.dim(&start), self.kernel.dim(&extent));
                     let at = self.bind(idx[*axis].clone() - s);
                     let inside = Expr::and(Expr::le(Expr::int(0), at.clone()), Expr::lt(at.clone(), n));
@@ -645,6 +641,19 @@ impl Fuser<'_> {
             return vec![(starts, Dim::from(lens[0]))];
         }
         starts.into_iter().zip(lens).map(|(start, n)| (vec![start], Dim::from(n))).collect()
+    }
+    /// The part of what is joined along an axis in which an index lies at this piece, and where that begins.
+    fn part_of_piece(&self, parts: &[Value], axis: usize, index: &Expr) -> Option<(Value, i64)> {
+        let [first, end] = self.in_piece(index)?;
+        let mut start = 0;
+        for x in parts {
+            let next = start + self.scene.func.ty(*x).shape[axis].known()?;
+            if start <= first && end <= next {
+                return Some((*x, start));
+            }
+            start = next;
+        }
+        None
     }
     /// The first and one past the last that an index is in this piece.
     fn in_piece(&self, index: &Expr) -> Option<[i64; 2]> {

@@ -1010,7 +1010,7 @@ fn pieces_of_a_row_need_no_choice() {
         let (sum, difference) = (b.add(x, y), b.map(MapFn::Sub, &[x, y]));
         vec![b.op(Op::Concat(3), &[difference, sum])]
     });
-    assert_eq!((l.kernels.len(), selects(&l)), (1, 0), "{:#?}", l.kernels);
+    assert_eq!((l.kernels.len(), selects(&l)), (1, 0), "{}", crate::text::print(&l.kernels));
     let pad = |b: &mut Builder, x: Value, low: i64, high: i64| {
         b.op(Op::Pad { axis: 3, low: Dim::from(low), high: Dim::from(high), value: graph::op::Scalar::new(2.0) }, &[x])
     };
