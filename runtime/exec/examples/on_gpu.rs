@@ -17,8 +17,9 @@ use exec::{
     random::Stream,
     session::Profile,
 };
-use library::{Library, Role};
+use library::{Class, Library, Manifest, Role};
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
@@ -55,6 +56,34 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The bytes that a launch of each map moves, on average: all of what it reads and writes, also where it takes a part of that.
+fn traffic(manifest: &Manifest, entry: &str, dims: &DimEnv) -> BTreeMap<String, f64> {
+    let mut found: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+    let mut open: Vec<(&library::Step, i64)> = Vec::new();
+    open.extend(manifest.entries.iter().filter(|e| e.name == entry).flat_map(|e| &e.steps).map(|s| (s, 1)));
+    while let Some((step, times)) = open.pop() {
+        match step {
+            library::Step::Launch { kernel, work, .. } if work.class == Class::Fused => {
+                let bytes = work.shape.last().and_then(|n| n.eval(dims)).unwrap_or(0) as f64;
+                let (sum, count) = found.entry(manifest.kernels[*kernel].symbol.clone()).or_default();
+                *sum += bytes * times as f64;
+                *count += times as f64;
+            }
+            library::Step::Loop { count, body, .. } => {
+                let turns = times * *count;
+                open.extend(body.iter().map(|s| (s, turns)));
+            }
+            library::Step::Launch { .. }
+            | library::Step::Gemm(_)
+            | library::Step::GroupedGemm(_)
+            | library::Step::Copy { .. }
+            | library::Step::Zero { .. }
+            | library::Step::Exchange(_) => {}
+        }
+    }
+    found.into_iter().map(|(name, (sum, count))| (name, sum / count)).collect()
 }
 
 /// An empty folder for checkpoints.
@@ -225,13 +254,12 @@ fn time(file: &Path, entry: &str, rest: &[&str]) -> Result<(), ExecError> {
         let profile = s.profile.take().unwrap_or_default();
         let rows = profile.rows();
         let all: u64 = rows.iter().map(|r| r.3).sum();
-        for (_, step, calls, ns) in rows.into_iter().take(30) {
-            println!(
-                "{:>5.1} % {:>5} x {:>9.2} us  {step}",
-                100.0 * ns as f64 / all as f64,
-                calls / 3,
-                ns as f64 / 1e3 / calls as f64
-            );
+        let bytes = traffic(&manifest, entry, &dims);
+        for (_, step, calls, ns) in rows.into_iter().take(50) {
+            let each = ns as f64 / calls as f64;
+            let symbol = step.split(' ').next().unwrap_or_default();
+            let rate = bytes.get(symbol).map_or(String::new(), |b| format!("{:.0} GB/s", b / each));
+            println!("{:>5.1} % {:>5} x {:>9.2} us {rate:>10}  {step}", 100.0 * ns as f64 / all as f64, calls / 3, each / 1e3);
         }
     }
     Ok(())

@@ -59,8 +59,8 @@ pub(super) struct Simt {
     combined: bool,
     /// The variables of which each thread has a part.
     partial: Vec<VarId>,
-    /// The turns that a thread takes at once, while what is emitted is the first of them and aligned.
-    first_of: Option<Units>,
+    /// The turns that a thread takes at once, if they are aligned, and which of them is emitted.
+    at_once: Option<(Units, usize)>,
     /// Values that each warp passes to the others at once, at most.
     passed: usize,
 }
@@ -84,8 +84,10 @@ impl Simt {
     }
     /// What an access is aligned to, if that is more than its element. # Units: bytes.
     pub(super) fn alignment(&self, k: &Kernel, mem: Mem, index: &Expr) -> Option<usize> {
-        let units = self.first_of.as_ref()?;
-        units.touches(mem, index).then(|| units.alignment(k.mem_dtype(mem).bytes()))
+        let (units, turn) = self.at_once.as_ref()?;
+        let bytes = k.mem_dtype(mem).bytes();
+        let starts = (turn * bytes).is_multiple_of(units.alignment(bytes));
+        (starts && units.touches(mem, index)).then(|| units.alignment(bytes))
     }
     /// Whether products are `mma.sync`, and what goes with them as exact as that.
     pub(super) fn on_tensor_cores(&self) -> bool {
@@ -162,7 +164,7 @@ pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], machine: Machine) -> (St
             since,
             combined,
             partial: Vec::new(),
-            first_of: None,
+            at_once: None,
             passed,
         });
         let (text, reductions) = e.threads();
@@ -749,10 +751,10 @@ impl Emitter<'_> {
                 let turn_number = e.w.int(turn as i64, "i64");
                 let i = if turn == 0 { start.clone() } else { e.w.bin("addi", &start, &turn_number, "i64") };
                 e.vars[var.0 as usize] = Slot::Value(i);
-                e.simt_mut().first_of = (turn == 0 && aligned).then(|| units.clone());
+                e.simt_mut().at_once = aligned.then(|| (units.clone(), turn));
                 e.stmts(body, LoopKind::Serial);
             }
-            e.simt_mut().first_of = None;
+            e.simt_mut().at_once = None;
         });
         self.w.line("}");
     }
