@@ -394,7 +394,15 @@ impl Emitter<'_> {
         body.iter().for_each(|s| exprs(s, &mut |e| visit(e, &mut |e| loads |= matches!(e, Expr::Load(Mem::Buffer(_), _)))));
         // Where sums take most registers, what is loaded from buffers has some for a part of the elements at a time.
         let tight = self.simt().plan.hopper.is_some() && self.simt().plan.held.row_loops.is_none();
-        let at_once = if loads && tight || !pieces.is_empty() { LOADED_AT_ONCE } else { shares.len().max(1) };
+        // Scores that nobody needs any more leave registers for more, in attention that has a processor to itself.
+        let few = shares.len() <= 2 * LOADED_AT_ONCE;
+        let roomy = !tight && few && self.simt().plan.hopper.as_ref().is_some_and(|h| h.neighbours == 1);
+        let at_once = match pieces.len() {
+            0 if !(loads && tight) => shares.len().max(1),
+            0 => LOADED_AT_ONCE,
+            n if roomy => (4 * LOADED_AT_ONCE / n).max(16) / 16 * 16,
+            _ => LOADED_AT_ONCE,
+        };
         self.alone(|e| {
             let shares: Vec<(usize, (String, String))> = shares.into_iter().enumerate().collect();
             let count = shares.len();

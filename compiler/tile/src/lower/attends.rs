@@ -85,6 +85,10 @@ impl<'a> Attends<'a> {
     pub(crate) fn result(&self) -> &'a TensorType {
         &self.func.nodes[self.node].types[0]
     }
+    /// Whether several blocks share a processor: those that go over lists, whose rows are one warp group's.
+    pub(crate) fn shares_processors(&self) -> bool {
+        gpu_attend_union::lists(&self.problem, Tiling::choose(&self.problem)).is_some()
+    }
     /// What the attention does.
     pub(crate) fn work(&self) -> Work {
         let node = &self.func.nodes[self.node];
