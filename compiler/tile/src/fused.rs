@@ -175,7 +175,6 @@ impl<'a> Fuser<'a> {
             others: Vec::new(),
             piece: None,
             tiles: Vec::new(),
-            known: Vec::new(),
         }
     }
     fn finish(mut self) -> Fused {
@@ -210,8 +209,6 @@ struct Fuser<'a> {
     piece: Option<(VarId, i64)>,
     /// Values in scratch.
     tiles: Vec<select::Tile>,
-    /// Conditions that hold wherever they are asked for.
-    known: Vec<Value>,
 }
 
 impl Fuser<'_> {
@@ -274,9 +271,6 @@ impl Fuser<'_> {
         // What has no elements is only read in vain.
         if self.scene.func.ty(v).elems().is(0) {
             return Expr::Const(Scalar::new(0.0), self.scene.dtype(v));
-        }
-        if self.known.contains(&v) {
-            return Expr::Const(Scalar::new(1.0), DType::Bool);
         }
         if let Some(e) = self.in_scratch(v, idx) {
             return e;

@@ -28,7 +28,7 @@ use graph::{
     Func, NodeId, Op, Value,
     op::{Contract, MapFn, ReduceFn},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Rows of the product in a block: enough to use each key often, few enough for scratch.
 const TILE: i64 = 64;
@@ -420,81 +420,6 @@ impl<'a> Select<'a> {
             (Op::Map(_) | Op::Cast(_), _) => node.inputs.iter().any(|x| self.reads_along(*x, axes, axis)),
             _ => axes.contains(&axis),
         }
-    }
-    /// What the maps after the product read of memory that is the same for all keys.
-    fn given_by_row(&self) -> Vec<Value> {
-        let key = self.need.iter().position(|n| matches!(n, Need::Range { .. }));
-        let axes: Vec<Option<usize>> = (0..self.need.len()).map(Some).collect();
-        let of_row = |v: Value| self.reads_memory(v) && !self.reads_along(v, &axes, key);
-        let inner = |v: &Value| !of_row(*v);
-        let mut found: Vec<Value> = Vec::new();
-        for v in self.maps(inner) {
-            found.extend(self.func.def(v).inputs.iter().filter(|x| of_row(**x)));
-        }
-        found.sort();
-        found.dedup();
-        found
-    }
-    /// Conditions of the maps after the product that hold for a query and a key if they do for an earlier query and a later key, and ask for nothing else.
-    fn rising_masks(&self) -> Vec<Value> {
-        let key = self.need.iter().position(|n| matches!(n, Need::Range { .. })).expect("one axis is of keys");
-        let along = self.need.iter().position(|n| matches!(n, Need::Row(a) if Some(*a) == self.along));
-        let axes: Vec<Option<usize>> = (0..self.need.len()).map(Some).collect();
-        let rises = |cond: Value| {
-            let (v, axes) = self.spread(cond, axes.clone());
-            let node = self.func.def(v);
-            matches!(node.op, Op::Map(MapFn::Le | MapFn::Lt))
-                && self.is_rising(node.inputs[0], &axes, Some(key))
-                && self.is_rising(node.inputs[1], &axes, along)
-        };
-        let conds = self.maps(|_| true).into_iter().filter_map(|v| {
-            let node = self.func.def(v);
-            matches!(node.op, Op::Map(MapFn::Select)).then(|| node.inputs[0])
-        });
-        let mut found: Vec<Value> = conds.filter(|c| rises(*c)).collect();
-        found.sort();
-        found.dedup();
-        found
-    }
-    /// The maps between the product and what is folded, and what of them `enters` says.
-    fn maps(&self, enters: impl Fn(&Value) -> bool) -> BTreeSet<Value> {
-        let (mut open, mut found) = (vec![self.mapped], BTreeSet::new());
-        while let Some(v) = open.pop() {
-            let node = self.func.def(v);
-            if v != self.product && matches!(node.op, Op::Map(_) | Op::Cast(_)) && enters(&v) && found.insert(v) {
-                open.extend(&node.inputs);
-            }
-        }
-        found
-    }
-    /// Whether a value whose axes are these depends on nothing but the place along one of them, and is no less further on.
-    fn is_rising(&self, v: Value, axes: &[Option<usize>], axis: Option<usize>) -> bool {
-        let (v, axes) = self.spread(v, axes.to_vec());
-        let node = self.func.def(v);
-        match &node.op {
-            Op::Iota(_) => axes == [axis] && axis.is_some(),
-            Op::Const(..) | Op::Extent(..) => true,
-            Op::Cast(DType::I32 | DType::I64) => self.is_rising(node.inputs[0], &axes, axis),
-            Op::Map(MapFn::Add) => node.inputs.iter().all(|x| self.is_rising(*x, &axes, axis)),
-            Op::Map(MapFn::Sub) => self.is_rising(node.inputs[0], &axes, axis) && self.constant(node.inputs[1]).is_some(),
-            Op::Map(MapFn::Mul) => {
-                let positive = |i: usize| self.constant(node.inputs[i]).is_some_and(|c| c >= 0.0);
-                (0..2).any(|i| positive(i) && self.is_rising(node.inputs[1 - i], &axes, axis))
-            }
-            _ => false,
-        }
-    }
-    fn constant(&self, v: Value) -> Option<f64> {
-        let node = self.func.def(v);
-        match &node.op {
-            Op::Const(c, _) => Some(c.get()),
-            Op::Broadcast { .. } | Op::Cast(_) => self.constant(node.inputs[0]),
-            _ => None,
-        }
-    }
-    fn reads_memory(&self, v: Value) -> bool {
-        let node = self.func.def(v);
-        matches!(node.op, Op::Arg(_)) || v != self.product && node.inputs.iter().any(|x| self.reads_memory(*x))
     }
     fn is_splat(&self, v: Value, x: f64) -> bool {
         let node = self.func.def(v);

@@ -132,8 +132,6 @@ impl<'a> Many<'a> {
             b.fill(lists.places, Expr::int(2 * e.queries * lists.k), int(-1));
         });
         self.copy(f, &self.queries, &at, &Expr::int(0), [TILE, e.heads], e.mem.queries);
-        let last = f.bind(rows.clone() - Expr::int(1));
-        let given = self.given(f, &at, &last);
         let end = e.end(f, &at, &rows, n);
         let chunks = f.bind(Expr::floor_div(end.clone() + Expr::int(e.chunk - 1), Expr::int(e.chunk)));
         let mut outer = Vec::new();
@@ -146,7 +144,8 @@ impl<'a> Many<'a> {
             let (q, k) = (tile(e.mem.queries, zero.clone(), depth), transposed(e.mem.keys, zero.clone(), depth));
             b.dot([TILE, e.width, depth].map(Expr::int), q, k, tile(e.mem.scores, zero, e.width), false);
         });
-        self.map(f, &at, &chunk, &last, &given);
+        let last = f.bind(rows.clone() - Expr::int(1));
+        self.map(f, &at, &chunk, &last);
         let key = self.fold(f, &at, &chunk, &last);
         if let Fold::No = s.fold {
             f.tiles = vec![e.tile(s.mapped, &s.spec.out, self.mapped, &at, &key, e.heads)];
@@ -182,60 +181,17 @@ impl<'a> Many<'a> {
         let i = f.bind(Expr::rem(e.clone(), Expr::int(n)));
         [e, row, i]
     }
-    /// What maps of S read that is the same for all keys, for each row, so that chunks do not look for it again.
-    fn given(&self, f: &mut Fuser, at: &[Expr], last: &Expr) -> Vec<(Value, Mem)> {
-        let (e, s) = (&self.emit, self.emit.s);
-        let values = s.given_by_row();
-        if values.is_empty() {
-            return Vec::new();
-        }
-        let mut loops = Vec::new();
-        let row = f.open(Expr::int(0), Expr::int(TILE), LoopKind::Vector, &mut loops);
-        let query = f.bind(Expr::minimum(Expr::floor_div(row.clone(), Expr::int(e.heads)), last.clone()));
-        let heads = e.inside_at(f, Expr::rem(row.clone(), Expr::int(e.heads)));
-        let idx = e.index(&s.spec.out, at, &query, &heads, Some(&Expr::int(0)));
-        let mut given = Vec::new();
-        for v in values {
-            let value = f.eval(v, &idx);
-            let dtype = f.kernel.expr_dtype(&value);
-            let mem = f.kernel.scratch(&format!("given{}", given.len()), dtype, TILE as usize);
-            f.here(Stmt::Store { mem, index: row.clone(), value });
-            given.push((v, mem));
-        }
-        f.close_loops(loops);
-        given
-    }
-    /// P = map(S). Where all queries see all keys of the chunk, nobody asks for each.
-    fn map(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr, given: &[(Value, Mem)]) {
+    /// P = map(S). Rows past the last are computed as the last is; nothing looks at them.
+    fn map(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr) {
         let (e, s) = (&self.emit, self.emit.s);
         // Without keys there is nothing to look at.
-        let any = f.bind(Expr::minimum(chunk.to.clone() - chunk.from.clone(), Expr::int(1)));
-        let masks = s.rising_masks();
-        if masks.is_empty() {
-            return self.map_if(f, at, chunk, last, given, any);
-        }
-        // The first query sees the least, and the last key is seen by the fewest.
-        let key = f.bind(chunk.key.clone() + Expr::int(e.width - 1));
-        let heads = e.inside_at(f, Expr::int(0));
-        let idx = e.index(&s.spec.out, at, &Expr::int(0), &heads, Some(&key));
-        let seen: Vec<Expr> = masks.iter().map(|m| f.eval(*m, &idx)).collect();
-        let seen = seen.into_iter().reduce(Expr::and).expect("there is a mask");
-        let whole = f.bind(Expr::select(seen, any.clone(), Expr::int(0)));
-        f.known = masks;
-        self.map_if(f, at, chunk, last, given, whole.clone());
-        f.known.clear();
-        let rest = f.bind(any - whole);
-        self.map_if(f, at, chunk, last, given, rest);
-    }
-    /// The same if `times` is 1, not if it is 0. Rows past the last are computed as the last is; nothing looks at them.
-    fn map_if(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr, given: &[(Value, Mem)], times: Expr) {
-        let (e, s) = (&self.emit, self.emit.s);
         let mut loops = Vec::new();
-        f.open(Expr::int(0), times, LoopKind::Serial, &mut loops);
+        let any = Expr::minimum(chunk.to.clone() - chunk.from.clone(), Expr::int(1));
+        f.open(Expr::int(0), any, LoopKind::Serial, &mut loops);
         let [element, row, i] = self.pairs(f, TILE, e.width, &mut loops);
         let query = f.bind(Expr::minimum(Expr::floor_div(row.clone(), Expr::int(e.heads)), last.clone()));
         let heads = e.inside_at(f, Expr::rem(row.clone(), Expr::int(e.heads)));
-        let to = row.clone() * Expr::int(self.stride) + i.clone();
+        let to = row * Expr::int(self.stride) + i.clone();
         // What lies along the keys is only read where there are some.
         let i = if e.reads_by_key() {
             Expr::maximum(chunk.from.clone(), Expr::minimum(i, chunk.to.clone() - Expr::int(1)))
@@ -245,12 +201,7 @@ impl<'a> Many<'a> {
         let key = f.bind(chunk.key.clone() + i);
         let idx = e.index(&s.spec.out, at, &query, &heads, Some(&key));
         let product = e.tile(s.product, &s.spec.out, e.mem.scores, at, &chunk.key, e.heads);
-        let of_row = |(value, mem): &(Value, Mem)| {
-            let axes = vec![None; s.spec.out.len()];
-            super::Tile { value: *value, mem: *mem, axes, keys: None, own: Some((idx.clone(), row.clone())) }
-        };
-        f.tiles = given.iter().map(of_row).collect();
-        f.tiles.push(super::Tile { own: Some((idx.clone(), element.clone())), ..product });
+        f.tiles = vec![super::Tile { own: Some((idx.clone(), element.clone())), ..product }];
         let value = f.eval(s.mapped, &idx);
         let value = if f.kernel.expr_dtype(&value) == e.dtype { value } else { value.cast(e.dtype) };
         f.here(Stmt::Store { mem: self.mapped, index: to, value });
@@ -319,43 +270,28 @@ impl<'a> Many<'a> {
                 let i = b.bind(Expr::rem(element, Expr::int(width)));
                 let row = b.bind(lists.row(side, &q));
                 let own = b.bind(Expr::load(lists.values, row.clone() + i.clone()));
-                let real = b.bind(Expr::lt(i.clone(), Expr::int(k + e.chunk)));
-                let best = b.var(DType::I32, never());
+                let rank = b.var(DType::I32, int(0));
                 b.range(Expr::int(e.chunk), |b, j| {
-                    let x = Expr::load(lists.values, row.clone() + Expr::int(k) + j);
-                    b.assign(best, Expr::maximum(Expr::Var(best), x));
+                    let x = b.bind(Expr::load(lists.values, row.clone() + Expr::int(k) + j.clone()));
+                    // Equal ones stay in order.
+                    let earlier = Expr::lt((j + Expr::int(k)).cast(DType::I32), i.clone().cast(DType::I32));
+                    let same = Expr::and(earlier, eq(x.clone(), own.clone()));
+                    let before = Expr::map2(MapFn::Or, same, Expr::lt(own.clone(), x));
+                    b.assign(rank, Expr::Var(rank) + before.cast(DType::I32));
                 });
+                // The list is in order: its first are before a candidate, and each of its own knows its place.
+                let of_list = self.first_of_list(b, &row, &own);
                 let listed = b.bind(Expr::lt(i.clone(), Expr::int(k)));
-                // A warp has a query if its list is short, and nothing to count if none of the chunk's gets in.
-                let enters = b.bind(Expr::lt(Expr::load(lists.values, row.clone() + Expr::int(k - 1)), Expr::Var(best)));
-                let stays = Expr::and(not(enters.clone()), listed.clone());
-                b.if_(stays, |b| {
-                    let place = Expr::load(lists.places, lists.place(side, &q) + i.clone());
-                    b.store(lists.values, lists.row(&other, &q) + i.clone(), own.clone());
-                    b.store(lists.places, lists.place(&other, &q) + i.clone(), place);
-                });
-                b.if_(Expr::and(enters, real), |b| {
-                    let rank = b.var(DType::I32, int(0));
-                    b.range(Expr::int(e.chunk), |b, j| {
-                        let x = b.bind(Expr::load(lists.values, row.clone() + Expr::int(k) + j.clone()));
-                        // Equal ones stay in order.
-                        let earlier = Expr::lt((j + Expr::int(k)).cast(DType::I32), i.clone().cast(DType::I32));
-                        let same = Expr::and(earlier, eq(x.clone(), own.clone()));
-                        let before = Expr::map2(MapFn::Or, same, Expr::lt(own.clone(), x));
-                        b.assign(rank, Expr::Var(rank) + before.cast(DType::I32));
+                b.assign(rank, Expr::Var(rank) + Expr::select(listed, i.clone().cast(DType::I32), of_list));
+                let real = Expr::lt(i.clone(), Expr::int(k + e.chunk));
+                b.if_(Expr::and(Expr::lt(Expr::Var(rank), int(k)), real), |b| {
+                    let place = b.var(DType::I32, (chunk.first.clone() + i.clone() - Expr::int(k)).cast(DType::I32));
+                    b.if_(Expr::lt(i.clone(), Expr::int(k)), |b| {
+                        b.assign(place, Expr::load(lists.places, lists.place(side, &q) + i))
                     });
-                    // The list is in order: its first are before a candidate, and each of its own knows its place.
-                    let of_list = self.first_of_list(b, &row, &own);
-                    b.assign(rank, Expr::Var(rank) + Expr::select(listed, i.clone().cast(DType::I32), of_list));
-                    b.if_(Expr::lt(Expr::Var(rank), int(k)), |b| {
-                        let place = b.var(DType::I32, (chunk.first.clone() + i.clone() - Expr::int(k)).cast(DType::I32));
-                        b.if_(Expr::lt(i.clone(), Expr::int(k)), |b| {
-                            b.assign(place, Expr::load(lists.places, lists.place(side, &q) + i))
-                        });
-                        let rank = b.bind(Expr::Var(rank).cast(DType::I64));
-                        b.store(lists.values, lists.row(&other, &q) + rank.clone(), own);
-                        b.store(lists.places, lists.place(&other, &q) + rank, Expr::Var(place));
-                    });
+                    let rank = b.bind(Expr::Var(rank).cast(DType::I64));
+                    b.store(lists.values, lists.row(&other, &q) + rank.clone(), own);
+                    b.store(lists.places, lists.place(&other, &q) + rank, Expr::Var(place));
                 });
             });
         });
