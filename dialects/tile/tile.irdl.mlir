@@ -151,6 +151,13 @@ irdl.dialect @tile {
     irdl.operands(c: %i1, x: %x, y: %x)
     irdl.results(result: %x)
   }
+  // The integer by which a number is found in their order.
+  irdl.operation @order {
+    %x = irdl.is f32
+    %y = irdl.is i32
+    irdl.operands(operand: %x)
+    irdl.results(result: %y)
+  }
   // A conversion; to a narrow float it rounds and stays f32.
   irdl.operation @cast {
     %x = irdl.any

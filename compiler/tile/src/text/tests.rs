@@ -45,6 +45,7 @@ fn all() -> Kernel {
     for to in DType::ALL {
         b.bind(x.clone().cast(to));
     }
+    b.bind(Build::f(DType::F32, 1.0).order());
     let sum = b.var(DType::F32, x.clone());
     for f in ReduceFn::ALL {
         b.each(t.clone(), |b, i| b.accumulate(sum, f, Expr::load(z, i)));
