@@ -1,5 +1,5 @@
-//! Replaces a contraction one of whose operands has no axis of its own by a product and a sum, which fuse with what is around them. For devices
-//! of many processors, on which it moves as much as it computes: once gradients are taken and algebra is done.
+//! Replaces a contraction one of whose operands has no axis of its own by a product and a sum, and one that sums nothing by a product: they fuse with
+//! what is around them. For devices of many processors, on which such a one moves as much as it computes: once gradients are taken and algebra is done.
 //! Before: `%y = contract x, w {nkd,nk->nd}`   After: `broadcast`, `map mul` and `reduce` in the accumulator's type, `cast`.
 
 use super::{Stats, rewrite};
@@ -19,8 +19,25 @@ pub fn expand_thin_contract(func: &mut Func) -> Stats {
             let turned = Contract { lhs: c.rhs.clone(), rhs: c.lhs.clone(), out: c.out.clone() };
             Some(vec![definition(func, node, &turned, node.inputs[1], node.inputs[0])])
         }
+        Op::Contract(c) if c.lhs.iter().chain(&c.rhs).all(|x| c.out.contains(x)) => Some(vec![outer(func, node, c)]),
         _ => None,
     })
+}
+
+/// `lhs·rhs`, every letter being one of the result.
+fn outer(func: &mut Func, node: &Node, c: &Contract) -> Value {
+    let (dtype, shape) = (func.ty(node.inputs[0]).dtype, node.types[0].shape.clone());
+    let mut f = Builder { func, origin: node.origin };
+    let place = |list: &[char], x: char| list.iter().position(|y| *y == x).expect("every letter is one of the list");
+    let [lhs, rhs] = [(&c.lhs, node.inputs[0]), (&c.rhs, node.inputs[1])].map(|(own, v)| {
+        // The operand's axes in the result's order.
+        let order: Vec<char> = c.out.iter().copied().filter(|x| own.contains(x)).collect();
+        let v = f.cast(v, dtype.accumulator());
+        let v = f.transpose(v, &order.iter().map(|x| place(own, *x)).collect::<Vec<_>>());
+        f.broadcast(v, &shape, &order.iter().map(|x| place(&c.out, *x)).collect::<Vec<_>>())
+    });
+    let product = f.mul(lhs, rhs);
+    f.cast(product, dtype)
 }
 
 /// `Σ wide·thin`, every letter of `thin` being one of `wide`.
@@ -67,6 +84,8 @@ mod tests {
             ("kn,dnk->dn", true),
             ("nkd,nkd->n", true),
             ("nd,n->dn", true),
+            ("nd,nk->nkd", true),
+            ("n,d->dn", true),
             ("nkd,k->nd", false),
             ("nkd,nke->nde", false),
         ] {
