@@ -122,131 +122,134 @@
   %v58 = "tile.let"(%65) {id = 58 : i64} : (i32) -> i32
   %66 = "tile.cast"(%v9) {to = i1} : (f32) -> i1
   %v59 = "tile.let"(%66) {id = 59 : i64} : (i1) -> i1
-  %v60 = "tile.var"(%v9) {id = 60 : i64} : (f32) -> !tile.place<f32>
-  %67 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %68 = "tile.dim"() {index = 0 : i64} : () -> i64
-  "tile.for"(%67, %68) ({
-  ^bb0(%v61: i64):
-    %69 = "tile.load"(%b9, %v61) : (!tile.buffer<f32, "64", "read_write">, i64) -> f32
-    "tile.accumulate"(%v60, %69) {fn = "sum"} : (!tile.place<f32>, f32) -> ()
-    "vector.yield"() : () -> ()
-  }) {id = 61 : i64, kind = "vector"} : (i64, i64) -> ()
-  %70 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %71 = "tile.dim"() {index = 0 : i64} : () -> i64
-  "tile.for"(%70, %71) ({
+  %67 = "tile.const"() {value = 1.0 : f64} : () -> f32
+  %68 = "tile.order"(%67) : (f32) -> i32
+  %v60 = "tile.let"(%68) {id = 60 : i64} : (i32) -> i32
+  %v61 = "tile.var"(%v9) {id = 61 : i64} : (f32) -> !tile.place<f32>
+  %69 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %70 = "tile.dim"() {index = 0 : i64} : () -> i64
+  "tile.for"(%69, %70) ({
   ^bb0(%v62: i64):
-    %72 = "tile.load"(%b9, %v62) : (!tile.buffer<f32, "64", "read_write">, i64) -> f32
-    "tile.accumulate"(%v60, %72) {fn = "prod"} : (!tile.place<f32>, f32) -> ()
+    %71 = "tile.load"(%b9, %v62) : (!tile.buffer<f32, "64", "read_write">, i64) -> f32
+    "tile.accumulate"(%v61, %71) {fn = "sum"} : (!tile.place<f32>, f32) -> ()
     "vector.yield"() : () -> ()
   }) {id = 62 : i64, kind = "vector"} : (i64, i64) -> ()
-  %73 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %74 = "tile.dim"() {index = 0 : i64} : () -> i64
-  "tile.for"(%73, %74) ({
+  %72 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %73 = "tile.dim"() {index = 0 : i64} : () -> i64
+  "tile.for"(%72, %73) ({
   ^bb0(%v63: i64):
-    %75 = "tile.load"(%b9, %v63) : (!tile.buffer<f32, "64", "read_write">, i64) -> f32
-    "tile.accumulate"(%v60, %75) {fn = "max"} : (!tile.place<f32>, f32) -> ()
+    %74 = "tile.load"(%b9, %v63) : (!tile.buffer<f32, "64", "read_write">, i64) -> f32
+    "tile.accumulate"(%v61, %74) {fn = "prod"} : (!tile.place<f32>, f32) -> ()
     "vector.yield"() : () -> ()
   }) {id = 63 : i64, kind = "vector"} : (i64, i64) -> ()
-  %76 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %77 = "tile.dim"() {index = 0 : i64} : () -> i64
-  "tile.for"(%76, %77) ({
+  %75 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %76 = "tile.dim"() {index = 0 : i64} : () -> i64
+  "tile.for"(%75, %76) ({
   ^bb0(%v64: i64):
-    %78 = "tile.load"(%b9, %v64) : (!tile.buffer<f32, "64", "read_write">, i64) -> f32
-    "tile.accumulate"(%v60, %78) {fn = "min"} : (!tile.place<f32>, f32) -> ()
+    %77 = "tile.load"(%b9, %v64) : (!tile.buffer<f32, "64", "read_write">, i64) -> f32
+    "tile.accumulate"(%v61, %77) {fn = "max"} : (!tile.place<f32>, f32) -> ()
     "vector.yield"() : () -> ()
   }) {id = 64 : i64, kind = "vector"} : (i64, i64) -> ()
-  %79 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %80 = "tile.dim"() {index = 0 : i64} : () -> i64
-  "tile.for"(%79, %80) ({
+  %78 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %79 = "tile.dim"() {index = 0 : i64} : () -> i64
+  "tile.for"(%78, %79) ({
   ^bb0(%v65: i64):
-    %81 = "tile.dim"() {index = 0 : i64} : () -> i64
-    %82 = "tile.map"(%v65, %81) {fn = "lt"} : (i64, i64) -> i1
-    "tile.if"(%82) ({
-      %83 = "tile.get"(%v60) : (!tile.place<f32>) -> f32
-      "tile.store"(%b8, %v65, %83) : (!tile.buffer<bf16, "T", "write">, i64, f32) -> ()
+    %80 = "tile.load"(%b9, %v65) : (!tile.buffer<f32, "64", "read_write">, i64) -> f32
+    "tile.accumulate"(%v61, %80) {fn = "min"} : (!tile.place<f32>, f32) -> ()
+    "vector.yield"() : () -> ()
+  }) {id = 65 : i64, kind = "vector"} : (i64, i64) -> ()
+  %81 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %82 = "tile.dim"() {index = 0 : i64} : () -> i64
+  "tile.for"(%81, %82) ({
+  ^bb0(%v66: i64):
+    %83 = "tile.dim"() {index = 0 : i64} : () -> i64
+    %84 = "tile.map"(%v66, %83) {fn = "lt"} : (i64, i64) -> i1
+    "tile.if"(%84) ({
+      %85 = "tile.get"(%v61) : (!tile.place<f32>) -> f32
+      "tile.store"(%b8, %v66, %85) : (!tile.buffer<bf16, "T", "write">, i64, f32) -> ()
       "vector.yield"() : () -> ()
     }, {
       "vector.yield"() : () -> ()
     }) : (i1) -> ()
     "vector.yield"() : () -> ()
-  }) {id = 65 : i64, kind = "serial"} : (i64, i64) -> ()
-  %84 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %85 = "tile.dim"() {index = 0 : i64} : () -> i64
-  "tile.for"(%84, %85) ({
-  ^bb0(%v66: i64):
-    "tile.store"(%b8, %v66, %v9) : (!tile.buffer<bf16, "T", "write">, i64, f32) -> ()
+  }) {id = 66 : i64, kind = "serial"} : (i64, i64) -> ()
+  %86 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %87 = "tile.dim"() {index = 0 : i64} : () -> i64
+  "tile.for"(%86, %87) ({
+  ^bb0(%v67: i64):
+    "tile.store"(%b8, %v67, %v9) : (!tile.buffer<bf16, "T", "write">, i64, f32) -> ()
     "vector.yield"() : () -> ()
-  }) {id = 66 : i64, kind = "parallel"} : (i64, i64) -> ()
-  %86 = "tile.const"() {value = 0.0 : f64} : () -> i1
-  "tile.if"(%86) ({
+  }) {id = 67 : i64, kind = "parallel"} : (i64, i64) -> ()
+  %88 = "tile.const"() {value = 0.0 : f64} : () -> i1
+  "tile.if"(%88) ({
     "vector.yield"() : () -> ()
   }, {
     "vector.yield"() : () -> ()
   }) : (i1) -> ()
   "tile.while"() ({
-    %87 = "tile.get"(%v60) : (!tile.place<f32>) -> f32
-    %88 = "tile.map"(%87, %v9) {fn = "lt"} : (f32, f32) -> i1
-    "vector.yield"(%88) : (i1) -> ()
+    %89 = "tile.get"(%v61) : (!tile.place<f32>) -> f32
+    %90 = "tile.map"(%89, %v9) {fn = "lt"} : (f32, f32) -> i1
+    "vector.yield"(%90) : (i1) -> ()
   }, {
-    %89 = "tile.get"(%v60) : (!tile.place<f32>) -> f32
-    %90 = "tile.map"(%89, %v9) {fn = "add"} : (f32, f32) -> f32
-    "tile.assign"(%v60, %90) : (!tile.place<f32>, f32) -> ()
+    %91 = "tile.get"(%v61) : (!tile.place<f32>) -> f32
+    %92 = "tile.map"(%91, %v9) {fn = "add"} : (f32, f32) -> f32
+    "tile.assign"(%v61, %92) : (!tile.place<f32>, f32) -> ()
     "vector.yield"() : () -> ()
   }) : () -> ()
-  %91 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %92 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %93 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %94 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %94 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %95 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %96 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %97 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %98 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %99 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %100 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %101 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %102 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  "tile.dot"(%b1, %s0, %b9, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102) {accumulate = true} : (!tile.buffer<f32, "2*T", "read">, !tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write">, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  %96 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %97 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %98 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %99 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %100 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %101 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %102 = "tile.const"() {value = 0.0 : f64} : () -> i64
   %103 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %104 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %105 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %106 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %107 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %108 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %109 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %110 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %111 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %112 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %113 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %114 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  "tile.dot"(%b1, %b9, %s0, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114) {accumulate = false} : (!tile.buffer<f32, "2*T", "read">, !tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
-  %115 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %116 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %117 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %118 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %119 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy"(%b9, %s0, %115, %116, %v0, %117, %118, %119) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64) -> ()
-  %120 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %121 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %122 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %123 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %124 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy_rows"(%b9, %s0, %b10, %120, %121, %v0, %122, %123, %124) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, !tile.buffer<i32, "4", "read">, i64, i64, i64, i64, i64, i64) -> ()
-  %125 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %126 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %127 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %128 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %129 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy"(%s0, %b9, %125, %126, %v0, %127, %128, %129) {rows = 4 : i64, cols = 16 : i64} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write">, i64, i64, i64, i64, i64, i64) -> ()
-  %130 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %131 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %104 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  "tile.dot"(%b1, %s0, %b9, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104) {accumulate = true} : (!tile.buffer<f32, "2*T", "read">, !tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write">, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  %105 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %106 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %107 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %108 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %109 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %110 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %111 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %112 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %113 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %114 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %115 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %116 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  "tile.dot"(%b1, %b9, %s0, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116) {accumulate = false} : (!tile.buffer<f32, "2*T", "read">, !tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  %117 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %118 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %119 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %120 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %121 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy"(%b9, %s0, %117, %118, %v0, %119, %120, %121) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64) -> ()
+  %122 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %123 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %124 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %125 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %126 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy_rows"(%b9, %s0, %b10, %122, %123, %v0, %124, %125, %126) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, !tile.buffer<i32, "4", "read">, i64, i64, i64, i64, i64, i64) -> ()
+  %127 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %128 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %129 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %130 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %131 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy"(%s0, %b9, %127, %128, %v0, %129, %130, %131) {rows = 4 : i64, cols = 16 : i64} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write">, i64, i64, i64, i64, i64, i64) -> ()
   %132 = "tile.dim"() {index = 0 : i64} : () -> i64
   %133 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %134 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %135 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %136 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy_runs"(%b9, %s0, %130, %131, %v0, %132, %133, %v0, %134, %135, %136) {rows = 4 : i64, cols = 16 : i64, run = 2 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  %134 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %135 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %136 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %137 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %138 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy_runs"(%b9, %s0, %132, %133, %v0, %134, %135, %v0, %136, %137, %138) {rows = 4 : i64, cols = 16 : i64, run = 2 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
   "vector.yield"() : () -> ()
-}) {sym_name = "every_op", grid = "B*floordiv(T + 63, 64)", dims = ["T"], buffers = ["f64", "f32", "bf16", "f16", "e4m3", "i64", "i32", "bool", "odd \"name\"", "z", "by"], scratch = ["s"], vars = [i64, f64, f32, f32, f32, f32, i64, i32, i1, f32, f64, f32, f64, f32, f64, f32, f64, f32, f32, f32, f32, f32, i64, i64, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, i1, i1, i1, i1, i1, i1, i1, i1, f32, f64, f32, f32, f32, f32, i64, i32, i1, f32, i64, i64, i64, i64, i64, i64]} : () -> ()
+}) {sym_name = "every_op", grid = "B*floordiv(T + 63, 64)", dims = ["T"], buffers = ["f64", "f32", "bf16", "f16", "e4m3", "i64", "i32", "bool", "odd \"name\"", "z", "by"], scratch = ["s"], vars = [i64, f64, f32, f32, f32, f32, i64, i32, i1, f32, f64, f32, f64, f32, f64, f32, f64, f32, f32, f32, f32, f32, i64, i64, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, i1, i1, i1, i1, i1, i1, i1, i1, f32, f64, f32, f32, f32, f32, i64, i32, i1, i32, f32, i64, i64, i64, i64, i64, i64]} : () -> ()
 "tile.kernel"() ({
 ^bb0(%v0: i64, %b0: !tile.buffer<bf16, "32*B*T", "read">, %b1: !tile.buffer<bf16, "16*B*S", "read">, %b2: !tile.buffer<bf16, "32*B*S", "read">, %b3: !tile.buffer<i32, "8*B*T", "read">, %b4: !tile.buffer<bf16, "64*B*T", "write">, %b5: !tile.buffer<f32, "4*B*T", "write">, %s0: !tile.scratch<i1, 32 : i64>, %s1: !tile.scratch<f32, 128 : i64>, %s2: !tile.scratch<i1, 8 : i64>, %s3: !tile.scratch<f32, 64 : i64>, %s4: !tile.scratch<f32, 64 : i64>, %s5: !tile.scratch<f32, 128 : i64>, %s6: !tile.scratch<f32, 8 : i64>, %s7: !tile.scratch<f32, 8 : i64>, %s8: !tile.scratch<f32, 8 : i64>, %s9: !tile.scratch<f32, 8 : i64>):
   %0 = "tile.dim"() {index = 0 : i64} : () -> i64
