@@ -196,7 +196,12 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
     for id in func.nodes.ids().filter(|id| g.root[id.0 as usize]) {
         let mut seen = BTreeSet::new();
         let mut reads = BTreeSet::new();
-        func.nodes[id].inputs.iter().for_each(|v| collect_reads(func, &g, *v, &mut seen, &mut reads));
+        let node = &func.nodes[id];
+        // Of what is only widened the narrow value is read.
+        match narrow::narrow_operands(func, &node.op, &node.inputs).filter(|_| products && fuse) {
+            Some(both) => both.iter().for_each(|v| collect_reads(func, &g, *v, &mut seen, &mut reads)),
+            None => node.inputs.iter().for_each(|v| collect_reads(func, &g, *v, &mut seen, &mut reads)),
+        }
         g.reads[id.0 as usize] = reads.into_iter().collect();
     }
     if parts && fuse {

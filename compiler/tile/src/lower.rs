@@ -641,6 +641,13 @@ impl Lowerer<'_> {
         if target.replaces != Some(arg) || target.add || b.last_read[arg] != Some(sum) {
             return None;
         }
+        // The argument changes where the product is, not where the sum is.
+        let reads = |id: NodeId| {
+            b.grouping.reads[id.0 as usize].iter().any(|x| matches!(b.func.def(*x).op, Op::Arg(i) if i as usize == arg))
+        };
+        if b.func.nodes.ids().any(|id| id != sum && id > v.node && reads(id)) {
+            return None;
+        }
         let view = target.view.clone();
         b.absorbed.insert(sum);
         b.places[sum.0 as usize][0] = Some(view.clone());

@@ -77,7 +77,7 @@ pub fn kernels(
     }
     if let (Op::ScatterAdd { batch, n }, true) = (op, device.many) {
         let p = rows(operands, *batch, n);
-        if gpu_scatter_sorted::keys(&p).is_some() && !gpu_scatter_few::is_few(&p) {
+        if gpu_scatter_sorted::keys(&p).is_some() {
             return Ok(scatter_sorted(&p));
         }
     }

@@ -127,6 +127,7 @@ fn measure(file: &Path, rest: &[String]) -> Result<bool, ExecError> {
     // The bits: gradients add up in place, so each run begins with none.
     let mut bits = Vec::new();
     for order in [&in_turn, &list] {
+        pair.poison();
         pair.session().store.zero(Role::Grad);
         pair.run(order, &streams, false)?;
         bits.push(made(&mut pair)?);
@@ -140,7 +141,7 @@ fn measure(file: &Path, rest: &[String]) -> Result<bool, ExecError> {
     );
     differ.iter().take(8).for_each(|n| println!("  {n} differs"));
 
-    // Times by the device's clock, from before the first step to the end of the last.
+    // Times by the host's clock, until the device is done; `span` is by the device's.
     let span = |ran: &[Ran]| ran.iter().map(|r| r.end).fold(0.0, f64::max);
     let mut clock = |order: &[Placed]| -> Result<f64, ExecError> {
         let mut times = Vec::new();

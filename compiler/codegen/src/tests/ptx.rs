@@ -94,7 +94,7 @@ fn a_short_row_is_for_a_warp_and_a_long_one_for_a_block() {
     check(&text, &format!("{halves}check: st.shared.b32\ncheck: bar.sync\ncheck: ld.shared\ncheck: st.global.b32"));
     assert_eq!((launch.grid, launch.static_shared, launch.threads), (Dim::sym("R"), 64, 256));
 
-    let (text, launch) = ptx(&row_sums(64));
+    let (text, launch) = ptx(&row_sums(32));
     check(&text, "check: 4, 31\ncheck: 2, 31\ncheck: 1, 31\nnot: 8, 31");
     assert_eq!(launch.grid, Dim::sym("R").ceil_div(&Dim::from(16)));
 }

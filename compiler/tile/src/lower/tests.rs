@@ -997,6 +997,19 @@ fn joined_maps_do_not_write_over_what_is_still_read() {
 }
 
 #[test]
+fn what_is_only_widened_has_memory_where_a_product_reads_it() {
+    // The wide value is stored too, in a kernel that would otherwise keep the narrow one to itself.
+    check(&["bf16[B, T, 8]", "bf16[8, 6]", "f32[8, 6]"], BT, |b, a| {
+        let narrow = b.map(MapFn::Exp, &[a[0]]);
+        let wide = b.cast(narrow, F32);
+        let weights = b.cast(a[1], F32);
+        let product = b.contract("btk,kn->btn", wide, weights);
+        let exact = b.contract("btk,kn->btn", wide, a[2]);
+        vec![wide, product, exact]
+    });
+}
+
+#[test]
 fn pieces_of_a_row_need_no_choice() {
     let selects = |l: &lower::Lowered| {
         l.kernels.iter().map(|k| crate::text::print(std::slice::from_ref(k)).matches("select").count()).sum::<usize>()
