@@ -112,6 +112,7 @@ fn measure(file: &Path, rest: &[String]) -> Result<bool, ExecError> {
     given(&mut pair, Half::Backward, "d_out.", 2, &dims)?;
     given(&mut pair, Half::Forward, "in.", 3, &dims)?;
     let (in_turn, list) = (pair.in_turn(), pair.interleaved()?);
+    let [compute_alone, rows_alone] = [false, true].map(|communicates| pair.alone(communicates));
     let moved = pair.exchanged();
     let large: Vec<usize> = moved.iter().copied().filter(|n| *n > 1 << 16).collect();
     println!(
@@ -153,9 +154,7 @@ fn measure(file: &Path, rest: &[String]) -> Result<bool, ExecError> {
         times.remove(0);
         Ok(median(times))
     };
-    let (computing, talking) = (clock(&in_turn.iter().filter(|p| !p.communicates).map(alone).collect::<Vec<_>>())?, {
-        clock(&in_turn.iter().filter(|p| p.communicates).map(alone).collect::<Vec<_>>())?
-    });
+    let (computing, talking) = (clock(&compute_alone)?, clock(&rows_alone)?);
     let (serial, both) = (clock(&in_turn)?, clock(&list)?);
     let bytes = moved.iter().sum::<usize>() as f64;
     println!("compute alone            {computing:>9.3} ms");
@@ -182,10 +181,6 @@ fn measure(file: &Path, rest: &[String]) -> Result<bool, ExecError> {
     }
     println!("{:.1} s in all", begin.elapsed().as_secs_f64());
     Ok(same)
-}
-
-fn alone(p: &Placed) -> Placed {
-    Placed { waits: Vec::new(), ..p.clone() }
 }
 
 /// What each part took, of all layers together.

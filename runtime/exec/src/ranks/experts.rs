@@ -181,7 +181,11 @@ impl Peers for Carry<'_> {
                         continue;
                     }
                     if part.len() != lengths[from] {
-                        return Err(self.mismatch(from, format!("rows of {} bytes in place of {}", part.len(), lengths[from])));
+                        return Err(self.mismatch(
+                            from,
+                            ROWS,
+                            format!("rows of {} bytes in place of {}", part.len(), lengths[from]),
+                        ));
                     }
                     arrived[from] = Some(part);
                 }
@@ -207,9 +211,9 @@ impl Carry<'_> {
     fn pass(&self) -> Result<(), ExecError> {
         self.turns.map_or(Ok(()), |turns| turns.pass(self.fabric.rank()))
     }
-    fn mismatch(&self, from: usize, what: String) -> ExecError {
+    fn mismatch(&self, from: usize, channel: Channel, what: String) -> ExecError {
         let (rank, number) = (self.fabric.rank(), self.count.get());
-        FabricError::Mismatch { rank, peer: self.members[from], channel: ROWS, number, what }.into()
+        FabricError::Mismatch { rank, peer: self.members[from], channel, number, what }.into()
     }
     /// The next message of a member, after its header.
     fn receive(&self, from: usize, channel: Channel, length: usize, head: &[u8]) -> Result<Vec<u8>, ExecError> {
@@ -218,7 +222,7 @@ impl Carry<'_> {
         if bytes[..head.len()] != *head {
             let what =
                 format!("its header is {:02x?}, that of exchange {} is {head:02x?}", &bytes[..head.len()], self.count.get());
-            return Err(self.mismatch(from, what));
+            return Err(self.mismatch(from, channel, what));
         }
         bytes.drain(..head.len());
         Ok(bytes)
@@ -227,7 +231,7 @@ impl Carry<'_> {
     fn take_in(&self, from: usize, members: usize, unit: usize, head: &[u8]) -> Result<Vec<Vec<u8>>, ExecError> {
         let length = self.receive(from, ROWS, size_of::<u64>(), head)?;
         let length = length.as_chunks::<8>().0.first().map_or(0, |b| u64::from_le_bytes(*b));
-        let damaged = || self.mismatch(from, format!("packed rows of {length} bytes for {members} members are damaged"));
+        let damaged = || self.mismatch(from, ROWS, format!("packed rows of {length} bytes for {members} members are damaged"));
         if length > MAX_PACKED {
             return Err(damaged());
         }
