@@ -243,12 +243,9 @@ impl Fuser<'_> {
             }
             return Mem::Buffer(i);
         }
-        // One past the last element a view touches.
-        let last =
-            view.shape.iter().zip(&view.strides).fold(Dim::from(1), |n, (d, s)| n + (d.clone() - Dim::from(1)) * s.clone());
         self.views.push(view.at.clone());
         let name = format!("b{}", self.views.len() - 1);
-        self.kernel.buffer(&name, dtype, last, access)
+        self.kernel.buffer(&name, dtype, view.span(), access)
     }
     fn address(&mut self, view: &StridedView, idx: &[Expr]) -> Expr {
         let mut sum = Expr::int(0);

@@ -13,7 +13,7 @@ use crate::{
     view::{StridedView, row_major},
 };
 use base::{Dim, TensorType};
-use graph::{Func, NodeId, Op, Value, op::MapFn};
+use graph::{Func, Node, NodeId, Op, Value, op::MapFn};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What becomes of each node.
@@ -117,6 +117,7 @@ fn takes_strides(op: &Op) -> bool {
 /// parts.
 pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Grouping {
     let n = func.nodes.len();
+    let narrowed = |node: &Node| narrow::narrow_operands(func, &node.op, &node.inputs).filter(|_| products && fuse);
     let mut g = Grouping { root: vec![false; n], reads: vec![Vec::new(); n], joined: BTreeMap::new() };
     // Full recomputation costs, as if nothing were stored below.
     let mut cost = vec![0u32; n];
@@ -162,7 +163,7 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
         g.root[i] = is_root;
         let as_users = if is_root { BTreeSet::from([id]) } else { users[i].clone() };
         let is_fused_op = is_inline(&node.op) || matches!(node.op, Op::Reduce(..));
-        let narrow = narrow::narrow_operands(func, &node.op, &node.inputs).filter(|_| products && fuse);
+        let narrow = narrowed(node);
         for (k, v) in node.inputs.iter().enumerate() {
             let j = v.node.0 as usize;
             users[j].extend(&as_users);
@@ -198,10 +199,8 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
         let mut reads = BTreeSet::new();
         let node = &func.nodes[id];
         // Of what is only widened the narrow value is read.
-        match narrow::narrow_operands(func, &node.op, &node.inputs).filter(|_| products && fuse) {
-            Some(both) => both.iter().for_each(|v| collect_reads(func, &g, *v, &mut seen, &mut reads)),
-            None => node.inputs.iter().for_each(|v| collect_reads(func, &g, *v, &mut seen, &mut reads)),
-        }
+        let read = narrowed(node).map_or_else(|| node.inputs.to_vec(), Vec::from);
+        read.into_iter().for_each(|v| collect_reads(func, &g, v, &mut seen, &mut reads));
         g.reads[id.0 as usize] = reads.into_iter().collect();
     }
     if parts && fuse {

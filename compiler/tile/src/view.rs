@@ -33,6 +33,10 @@ impl StridedView {
         let dense = row_major(&self.shape);
         self.shape.iter().zip(self.strides.iter().zip(&dense)).all(|(d, (s, r))| d.is(1) || s == r)
     }
+    /// Elements from the first to the last.
+    pub fn span(&self) -> Dim {
+        self.shape.iter().zip(&self.strides).fold(Dim::from(1), |n, (d, s)| n + (d.clone() - Dim::from(1)) * s.clone())
+    }
     /// The number of elements.
     pub fn elems(&self) -> Dim {
         self.shape.iter().fold(Dim::from(1), |n, d| n * d.clone())

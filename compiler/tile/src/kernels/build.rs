@@ -76,6 +76,11 @@ impl Build {
         self.push(Stmt::Var(v, first));
         v
     }
+    /// What a variable is here, whatever is assigned to it later.
+    pub fn now(&mut self, v: VarId) -> Expr {
+        let zero = Build::f(self.kernel.expr_dtype(&Expr::Var(v)), 0.0);
+        self.bind(Expr::Var(v) + zero)
+    }
     /// See [`Stmt::Assign`].
     pub fn assign(&mut self, v: VarId, e: Expr) {
         self.push(Stmt::Assign(v, e));
@@ -130,6 +135,27 @@ impl Build {
         let first = self.bind(self.block() * Expr::int(size));
         let last = self.bind(Expr::minimum(first.clone() + Expr::int(size), total));
         self.for_(first, last, LoopKind::Parallel, body);
+    }
+    /// `body` of what `load` has of each number from `first` to `end`, in order; so many are loaded before the first of them is used, so that they are
+    /// under way together.
+    pub fn at_once<T>(
+        &mut self,
+        [first, end]: [Expr; 2],
+        many: i64,
+        load: impl Fn(&mut Build, Expr) -> T,
+        body: impl Fn(&mut Build, T),
+    ) {
+        let groups = self.bind(Expr::floor_div(end.clone() - first.clone(), Expr::int(many)));
+        let rest = self.bind(first.clone() + groups.clone() * Expr::int(many));
+        self.range(groups, |b, g| {
+            let start = b.bind(first + g * Expr::int(many));
+            let loaded: Vec<T> = (0..many).map(|i| load(b, start.clone() + Expr::int(i))).collect();
+            loaded.into_iter().for_each(|x| body(b, x));
+        });
+        self.for_(rest, end, LoopKind::Serial, |b, i| {
+            let x = load(b, i);
+            body(b, x);
+        });
     }
     /// A reduction over `0..n` in lanes.
     pub fn reduce(&mut self, f: ReduceFn, first: Expr, n: Expr, term: impl FnOnce(&mut Build, Expr) -> Expr) -> VarId {

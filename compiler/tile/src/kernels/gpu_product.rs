@@ -442,7 +442,7 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
         b.assign(low, Expr::select(before.clone(), middle.clone(), v(low)));
         b.assign(high, Expr::select(before, v(high), middle - Expr::int(1)));
     });
-    let group = b.bind(v(low) + Expr::int(0));
+    let group = b.now(low);
     let start = b.bind(Expr::load(offsets, group.clone()).cast(DType::I64));
     let next = b.bind(Expr::minimum(group.clone() + Expr::int(1), groups.clone()));
     let end = Expr::load(offsets, next).cast(DType::I64);

@@ -12,10 +12,12 @@
 //!
 //! Buffers are those of `host_route`, and counts and starts i32 `[PARTS, groups]` between the kernels.
 
-use super::{build::Build, host_route::Route};
+use super::{
+    build::{Build, eq},
+    host_route::Route,
+};
 use crate::ir::{Expr, Kernel, Mem};
 use base::{DType, Dim};
-use graph::op::{MapFn, Scalar};
 
 /// Chunks of choices: as many as keep the processors of a GPU busy.
 pub const PARTS: i64 = 256;
@@ -30,11 +32,16 @@ pub fn gpu_route(p: &Route) -> [Kernel; 3] {
 }
 
 fn int(n: i64) -> Expr {
-    Expr::Const(Scalar::new(n as f64), DType::I32)
+    Build::f(DType::I32, n as f64)
 }
 
-fn is(a: Expr, b: Expr) -> Expr {
-    Expr::map2(MapFn::Eq, a, b)
+/// The first and one past the last of this block's chunk of so many.
+pub(super) fn chunk(b: &mut Build, all: &Dim) -> [Expr; 2] {
+    b.kernel.grid = Dim::from(PARTS);
+    let (size, all) = (b.dim(&all.ceil_div(&Dim::from(PARTS))), b.dim(all));
+    let first = b.bind(Expr::minimum(b.block() * size.clone(), all.clone()));
+    let last = b.bind(Expr::minimum(first.clone() + size, all));
+    [first, last]
 }
 
 /// For each piece of this block's chunk: its first choice's number, how many it has, and the choices in scratch, with -2, which is no choice, in
@@ -42,9 +49,7 @@ fn is(a: Expr, b: Expr) -> Expr {
 fn each_piece(b: &mut Build, p: &Route, choice: Mem, body: impl FnOnce(&mut Build, Expr, Expr, Mem)) {
     let piece = b.scratch("piece", DType::I32, PIECE);
     let choices = b.dim(&p.choices);
-    let size = b.dim(&p.choices.ceil_div(&Dim::from(PARTS)));
-    let first = b.bind(Expr::minimum(b.block() * size.clone(), choices.clone()));
-    let last = b.bind(Expr::minimum(first.clone() + size, choices.clone()));
+    let [first, last] = chunk(b, &p.choices);
     let pieces = b.bind(Expr::floor_div(last.clone() - first.clone() + Expr::int(PIECE - 1), Expr::int(PIECE)));
     b.range(pieces, |b, i| {
         let from = b.bind(first + i * Expr::int(PIECE));
@@ -66,12 +71,12 @@ fn equal(b: &mut Build, piece: Mem, wanted: &Expr, before: Option<&Expr>) -> Exp
         let first = b.bind(turn * Expr::int(STEP));
         let one = |j: i64| {
             let at = first.clone() + Expr::int(j);
-            let same = is(Expr::load(piece, at.clone()), wanted.clone());
+            let same = eq(Expr::load(piece, at.clone()), wanted.clone());
             before.map_or(same.clone(), |i| Expr::and(same, Expr::lt(at, i.clone()))).cast(DType::I32)
         };
         b.assign(found, (0..STEP).map(one).fold(Expr::Var(found), |n, one| n + one));
     });
-    b.bind(Expr::Var(found) + int(0))
+    b.now(found)
 }
 
 fn count(p: &Route) -> Kernel {
@@ -79,7 +84,6 @@ fn count(p: &Route) -> Kernel {
     let choice = b.read("choice", DType::I32, p.choices.clone());
     let counts = b.write("counts", DType::I32, Dim::from(PARTS * p.groups));
     let found = b.scratch("found", DType::I32, p.groups);
-    b.kernel.grid = Dim::from(PARTS);
     let groups = Expr::int(p.groups);
     let to = b.bind(b.block() * groups.clone());
     b.fill(found, groups.clone(), int(0));
@@ -140,7 +144,6 @@ fn place(p: &Route) -> Kernel {
     let source = b.write("source", DType::I32, p.choices.clone());
     let position = b.write("position", DType::I32, p.choices.clone());
     let next = b.scratch("next", DType::I32, p.groups);
-    b.kernel.grid = Dim::from(PARTS);
     let groups = Expr::int(p.groups);
     let row = b.bind(b.block() * groups.clone());
     b.each(groups.clone(), |b, g| b.store(next, g.clone(), Expr::load(offsets, g.clone()) + Expr::load(starts, row + g)));

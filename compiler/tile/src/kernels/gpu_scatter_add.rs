@@ -43,7 +43,7 @@ pub fn gpu_scatter_add(p: &Rows) -> Kernel {
         let to = b.bind(Expr::minimum(from.clone() + Expr::int(PIECE), picks));
         let (last, more) = (b.var(DType::I64, from.clone() - Expr::int(1)), b.var(DType::I64, Expr::int(1)));
         b.while_(Expr::lt(Expr::int(0), Expr::Var(more)), |b| {
-            let before = b.bind(Expr::Var(last) + Expr::int(0));
+            let before = b.now(last);
             let next = b.var(DType::I64, to.clone());
             b.for_(from.clone(), to.clone(), crate::ir::LoopKind::Vector, |b, i| {
                 let at = b.bind(Expr::load(index, start.clone() + i.clone()).cast(DType::I64));
@@ -51,7 +51,7 @@ pub fn gpu_scatter_add(p: &Rows) -> Kernel {
                 let follows = b.bind(Expr::and(own, Expr::lt(before.clone(), i.clone())));
                 b.accumulate(next, ReduceFn::Min, Expr::select(follows, i, to.clone()));
             });
-            let next = b.bind(Expr::Var(next) + Expr::int(0));
+            let next = b.now(next);
             b.assign(last, next.clone());
             b.assign(more, to.clone() - next.clone());
             b.if_(Expr::lt(next.clone(), to.clone()), |b| {

@@ -3,10 +3,13 @@
 //!
 //! Lanes are the elements of a result's row, and each looks at the whole list. Indices outside are dropped.
 
-use super::{build::Build, host_gather::Rows, host_scatter_add::sum_dtype};
+use super::{
+    build::{Build, eq},
+    host_gather::Rows,
+    host_scatter_add::sum_dtype,
+};
 use crate::ir::{Expr, Kernel};
 use base::{DType, Dim};
-use graph::op::Scalar;
 
 /// Rows of a block.
 const ROWS: i64 = 16;
@@ -31,10 +34,10 @@ pub fn gpu_scatter_few(p: &Rows) -> Kernel {
         let (list, to) = (b.bind(row.clone() * picks.clone()), b.bind(row * n.clone()));
         b.each(n, |b, i| {
             let own = b.bind(i.clone().cast(DType::I32));
-            let sum = b.var(dtype, Expr::Const(Scalar::new(0.0), dtype));
+            let sum = b.var(dtype, Build::f(dtype, 0.0));
             b.range(picks, |b, j| {
                 let at = b.bind(list + j);
-                let found = Expr::map2(graph::op::MapFn::Eq, Expr::load(index, at.clone()), own.clone());
+                let found = eq(Expr::load(index, at.clone()), own.clone());
                 b.if_(found, |b| b.assign(sum, Expr::Var(sum) + Expr::load(rows, at)));
             });
             b.store(sums, to + i, Expr::Var(sum));

@@ -146,32 +146,12 @@ impl Sorted {
         [row, key]
     }
     /// The rows at these places, in order, their loads some at a time.
-    fn each(&self, b: &mut Build, [first, end]: [Expr; 2], body: impl Fn(&mut Build, [Expr; 2])) {
-        let groups = b.bind(Expr::floor_div(end.clone() - first.clone(), Expr::int(AT_ONCE)));
-        let rest = b.bind(first.clone() + groups.clone() * Expr::int(AT_ONCE));
-        b.range(groups, |b, g| {
-            let start = b.bind(first + g * Expr::int(AT_ONCE));
-            let loaded: Vec<_> = (0..AT_ONCE).map(|i| self.row(b, start.clone() + Expr::int(i))).collect();
-            loaded.into_iter().for_each(|row| body(b, row));
-        });
-        b.for_(rest, end, LoopKind::Serial, |b, at| {
-            let row = self.row(b, at);
-            body(b, row);
-        });
+    fn each(&self, b: &mut Build, places: [Expr; 2], body: impl Fn(&mut Build, [Expr; 2])) {
+        b.at_once(places, AT_ONCE, |b, at| self.row(b, at), body);
     }
     fn digit(&self, key: Expr) -> Expr {
         Expr::rem(Expr::floor_div(key, Expr::int(self.shift)), Expr::int(DIGITS))
     }
-}
-
-/// The first and one past the last row of this block's chunk.
-fn chunk(b: &mut Build, p: &Rows) -> [Expr; 2] {
-    b.kernel.grid = Dim::from(gpu_route::PARTS);
-    let all = b.dim(&picks(p));
-    let size = b.dim(&picks(p).ceil_div(&Dim::from(gpu_route::PARTS)));
-    let first = b.bind(Expr::minimum(b.block() * size.clone(), all.clone()));
-    let last = b.bind(Expr::minimum(first.clone() + size, all));
-    [first, last]
 }
 
 /// How many rows of each chunk have each digit: a lane has a digit and walks the chunk.
@@ -179,7 +159,7 @@ fn count(p: &Rows, keys: i64, pass: usize) -> Kernel {
     let mut b = Build::new("scatter_count");
     let rows = Sorted::of(&mut b, p, keys, pass);
     let counts = b.write("counts", DType::I32, Dim::from(gpu_route::PARTS * DIGITS));
-    let [first, last] = chunk(&mut b, p);
+    let [first, last] = gpu_route::chunk(&mut b, &picks(p));
     let to = b.bind(b.block() * Expr::int(DIGITS));
     b.each(Expr::int(DIGITS), |b, digit| {
         let found = b.var(DType::I64, Expr::int(0));
@@ -199,7 +179,7 @@ fn place(p: &Rows, keys: i64, pass: usize, last: bool) -> Kernel {
     let offsets = b.read("offsets", DType::I32, Dim::from(DIGITS + 1));
     let order = b.write("order", DType::I32, picks(p));
     let sorted = last.then(|| b.write("keys", DType::I32, picks(p)));
-    let [first, end] = chunk(&mut b, p);
+    let [first, end] = gpu_route::chunk(&mut b, &picks(p));
     let from = b.bind(b.block() * Expr::int(DIGITS));
     b.each(Expr::int(DIGITS), |b, digit| {
         let start =
@@ -207,7 +187,7 @@ fn place(p: &Rows, keys: i64, pass: usize, last: bool) -> Kernel {
         let next = b.var(DType::I64, start);
         rows.each(b, [first, end], |b, [row, key]| {
             b.if_(eq(rows.digit(key.clone()), digit.clone()), |b| {
-                let to = b.bind(Expr::Var(next) + Expr::int(0));
+                let to = b.now(next);
                 b.store(order, to.clone(), row.cast(DType::I32));
                 if let Some(sorted) = sorted {
                     b.store(sorted, to, key.cast(DType::I32));
@@ -267,8 +247,6 @@ fn sum(p: &Rows, keys: i64) -> Kernel {
     let Tile { number, rows: [first, last], columns: [column, count], row, open: [front, back], ends } =
         Tile::of(&mut b, p, sorted);
     let part = b.bind(number * row.clone() + column.clone());
-    let groups = b.bind(Expr::floor_div(last.clone() - first.clone(), Expr::int(AT_ONCE)));
-    let rest = b.bind(first.clone() + groups.clone() * Expr::int(AT_ONCE));
     b.each(count, |b, c| {
         let so_far = b.var(dtype, Build::f(dtype, 0.0));
         let key = b.var(DType::I64, ends[0].clone());
@@ -299,15 +277,7 @@ fn sum(p: &Rows, keys: i64) -> Kernel {
             });
             b.assign(so_far, Expr::Var(so_far) + value);
         };
-        b.range(groups, |b, g| {
-            let start = b.bind(first + g * Expr::int(AT_ONCE));
-            let loaded: Vec<_> = (0..AT_ONCE).map(|i| load(b, start.clone() + Expr::int(i))).collect();
-            loaded.into_iter().for_each(|row| add(b, row));
-        });
-        b.for_(rest, last, LoopKind::Serial, |b, i| {
-            let row = load(b, i);
-            add(b, row);
-        });
+        b.at_once([first, last], AT_ONCE, load, add);
         let early = begins_before(b);
         b.if_(early.clone(), |b| b.store(firsts, part.clone() + c.clone(), Expr::Var(so_far)));
         let own = not(b, early);
@@ -346,22 +316,14 @@ fn join(p: &Rows, keys: i64) -> Kernel {
             b.assign(high, Expr::select(same, Expr::Var(high), middle));
         });
         let others = b.bind(Expr::floor_div(Expr::Var(low) - Expr::int(1), Expr::int(TILE)) - t.number.clone());
-        let groups = b.bind(Expr::floor_div(others.clone(), Expr::int(AT_ONCE)));
         let (row, number) = (t.row, t.number);
         b.each(count, |b, c| {
             let at = b.bind(column + c);
             let from = b.bind(number * row.clone() + at.clone());
             let so_far = b.var(dtype, Expr::load(lasts, from.clone()));
-            let load = |b: &mut Build, i: Expr| b.bind(Expr::load(firsts, from.clone() + i * row.clone()));
-            b.range(groups.clone(), |b, g| {
-                let start = b.bind(g * Expr::int(AT_ONCE));
-                let loaded: Vec<_> = (1..=AT_ONCE).map(|i| load(b, start.clone() + Expr::int(i))).collect();
-                loaded.into_iter().for_each(|x| b.assign(so_far, Expr::Var(so_far) + x));
-            });
-            b.for_(groups * Expr::int(AT_ONCE), others, LoopKind::Serial, |b, i| {
-                let x = load(b, i + Expr::int(1));
-                b.assign(so_far, Expr::Var(so_far) + x);
-            });
+            let load = |b: &mut Build, i: Expr| b.bind(Expr::load(firsts, from.clone() + (i + Expr::int(1)) * row.clone()));
+            let add = |b: &mut Build, x| b.assign(so_far, Expr::Var(so_far) + x);
+            b.at_once([Expr::int(0), others], AT_ONCE, load, add);
             b.store(sums, key * row.clone() + at, Expr::Var(so_far));
         });
     });

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::ir::{Expr, Kernel, compute_dtype};
 use base::{DType, Dim};
-use graph::op::{MapFn, ReduceFn, Scalar};
+use graph::op::{MapFn, ReduceFn};
 
 /// Rows of a block.
 const ROWS: i64 = 16;
@@ -25,7 +25,6 @@ pub fn gpu_topk(p: &TopK) -> Kernel {
     let mut b = Build::new("topk");
     let x = b.read("x", p.dtype, p.rows.clone() * p.n.clone());
     let indices = b.write("indices", DType::I32, p.rows.clone() * Dim::from(p.k));
-    let int = |n: f64| Expr::Const(Scalar::new(n), DType::I32);
     b.kernel.grid = p.rows.ceil_div(&Dim::from(ROWS));
     let (rows, n) = (b.dim(&p.rows), b.dim(&p.n));
     b.each_row(rows, ROWS, |b, row| {
@@ -34,9 +33,9 @@ pub fn gpu_topk(p: &TopK) -> Kernel {
         let none = b.bind(Build::f(DType::F32, f64::NEG_INFINITY).order());
         // The place before: its value in the order of all, and its index.
         let before = b.var(DType::I32, Build::f(DType::F32, f64::NAN).order());
-        let last = b.var(DType::I32, int(-1.0));
+        let last = b.var(DType::I32, Build::f(DType::I32, -1.0));
         b.range(Expr::int(p.k), |b, j| {
-            let [above, behind] = [before, last].map(|v| b.bind(Expr::Var(v) + int(0.0)));
+            let [above, behind] = [before, last].map(|v| b.now(v));
             let element = |b: &mut Build, i: Expr| {
                 let v = b.bind(Expr::load(x, start.clone() + i.clone()).order());
                 let i = b.bind(i.cast(DType::I32));
@@ -49,14 +48,18 @@ pub fn gpu_topk(p: &TopK) -> Kernel {
                 let [v, _, follows] = element(b, i);
                 b.accumulate(best, ReduceFn::Max, Expr::select(follows, v, none.clone()));
             });
-            let best = b.bind(Expr::Var(best) + int(0.0));
+            let best = b.now(best);
             b.each(n.clone(), |b, i| {
                 let [v, i, follows] = element(b, i);
                 let fits = Expr::and(eq(v, best.clone()), follows);
                 b.accumulate(found, ReduceFn::Min, Expr::select(fits, i, all.clone()));
             });
-            let found = b.bind(Expr::Var(found) + int(0.0));
-            b.store(indices, row * Expr::int(p.k) + j, Expr::select(Expr::lt(none, best.clone()), found.clone(), int(-1.0)));
+            let found = b.now(found);
+            b.store(
+                indices,
+                row * Expr::int(p.k) + j,
+                Expr::select(Expr::lt(none, best.clone()), found.clone(), Build::f(DType::I32, -1.0)),
+            );
             b.assign(before, best);
             b.assign(last, found);
         });

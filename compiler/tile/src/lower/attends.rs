@@ -1,10 +1,7 @@
 //! Regions of the form `attend` as one kernel, for a device on which attention is one: a map of its result at each element, which may read others' values
 //! there, as the gate of one branch of several and the sum of the others. See `kernels::gpu_attend::Ending`.
 
-use super::{
-    Body, Lowerer, is_aligned,
-    products::{Maps, span},
-};
+use super::{Body, Lowerer, is_aligned, products::Maps};
 use crate::{
     cost,
     ir::Expr,
@@ -143,7 +140,7 @@ impl Lowerer<'_> {
                 None => views.push(self.alloc(ty, false, b.depth).at),
             }
         }
-        let operands = a.operands.iter().zip(&seen).map(|(v, view)| (a.func.ty(*v).dtype, span(view))).collect();
+        let operands = a.operands.iter().zip(&seen).map(|(v, view)| (a.func.ty(*v).dtype, view.span())).collect();
         let (shape, axes, loops) = (&a.result().shape, [0, 1, 2, 3], [vec![0, 1, 2], vec![3]]);
         let map = |build: &mut Build, element: &Element| -> Expr {
             let (sums, known) = (&[sums(0)][..], Vec::new());

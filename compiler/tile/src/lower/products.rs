@@ -176,11 +176,6 @@ impl<'a> Products<'a> {
     }
 }
 
-/// Elements from the first to the last that a view sees.
-pub(super) fn span(view: &StridedView) -> Dim {
-    view.shape.iter().zip(&view.strides).fold(Dim::from(1), |n, (d, s)| n + (d.clone() - Dim::from(1)) * s.clone())
-}
-
 /// The maps at an element.
 pub(super) struct Maps<'a> {
     /// The body.
@@ -295,7 +290,7 @@ impl Lowerer<'_> {
         let sums: Vec<Value> = p.products.iter().map(|id| Value { node: *id, index: 0 }).collect();
         let source = |(v, view): (&Value, &StridedView)| match places.iter().position(|(place, _)| place == view) {
             Some(i) => Operand::Replaced(i),
-            None => Operand::Read(p.ty(*v).dtype, span(view)),
+            None => Operand::Read(p.ty(*v).dtype, view.span()),
         };
         let operands: Vec<Operand> = p.operands.iter().zip(&seen).map(source).collect();
         let read = seen.iter().zip(&operands).filter(|(_, of)| matches!(of, Operand::Read(..)));

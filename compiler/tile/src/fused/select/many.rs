@@ -375,7 +375,7 @@ impl Lists {
 }
 
 fn int(n: i64) -> Expr {
-    Expr::Const(Scalar::new(n as f64), DType::I32)
+    Build::f(DType::I32, n as f64)
 }
 
 /// Of a place where there is nothing: what -inf is in the order of all.
