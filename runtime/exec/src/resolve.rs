@@ -33,14 +33,29 @@ pub(crate) fn describe(step: &Resolved, manifest: &Manifest) -> String {
 
 /// Every step that is no loop, with the turns of the loops around it, in order.
 pub(crate) fn flatten(steps: &[Step]) -> Vec<(&Step, Vec<i64>)> {
-    fn add<'e>(steps: &'e [Step], turns: &mut Vec<i64>, out: &mut Vec<(&'e Step, Vec<i64>)>) {
+    let numbers = |turns: Vec<Turn>| turns.into_iter().map(|t| t.number).collect();
+    in_turns(steps).into_iter().map(|(s, turns)| (s, numbers(turns))).collect()
+}
+
+/// A turn of a loop.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Turn {
+    /// Which.
+    pub number: i64,
+    /// Of how many.
+    pub count: i64,
+}
+
+/// The same with how many turns there are.
+pub(crate) fn in_turns(steps: &[Step]) -> Vec<(&Step, Vec<Turn>)> {
+    fn add<'e>(steps: &'e [Step], turns: &mut Vec<Turn>, out: &mut Vec<(&'e Step, Vec<Turn>)>) {
         for s in steps {
             let Step::Loop { count, reverse, body } = s else {
                 out.push((s, turns.clone()));
                 continue;
             };
             for i in 0..*count {
-                turns.push(if *reverse { count - 1 - i } else { i });
+                turns.push(Turn { number: if *reverse { count - 1 - i } else { i }, count: *count });
                 add(body, turns, out);
                 turns.pop();
             }

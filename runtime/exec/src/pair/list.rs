@@ -4,7 +4,7 @@
 use crate::{
     ExecError,
     plan::{self, Plan, size},
-    resolve::flatten,
+    resolve::{Turn, flatten, in_turns},
 };
 use base::DimEnv;
 use device::Placed;
@@ -111,8 +111,8 @@ impl Steps {
         let (mut communicates, mut touches, mut starts) = (Vec::new(), Vec::new(), Vec::new());
         for (e, (plan, bases)) in entries.iter().zip(all) {
             starts.push(touches.len());
-            for ((s, turns), counts) in flatten(&e.steps).into_iter().zip(counts(&e.steps)) {
-                touches.push(touched(s, &turns, &counts, e, plan, bases));
+            for (s, turns) in in_turns(&e.steps) {
+                touches.push(touched(s, &turns, e, plan, bases));
                 communicates.push(matches!(s, Step::Exchange(_)));
             }
         }
@@ -294,11 +294,11 @@ fn weight_places(e: &Entry, layers: usize, touches: &[Vec<Touch>]) -> Vec<Place>
 }
 
 /// What a step reads and writes.
-fn touched(step: &Step, turns: &[i64], counts: &[i64], e: &Entry, plan: &Plan, bases: &[*mut u8]) -> Vec<Touch> {
+fn touched(step: &Step, turns: &[Turn], e: &Entry, plan: &Plan, bases: &[*mut u8]) -> Vec<Touch> {
     // Kernels do not say which buffers they write: an argument that is no output is read by all.
     let read = |b: usize| e.args.iter().any(|p| p.buffer == b) && !e.outputs.iter().any(|p| p.buffer == b);
     let touch = |v: &View, writes: bool| {
-        let (from, to) = reach(v, turns, counts, plan, e);
+        let (from, to) = reach(v, turns, plan, e);
         let bytes = e.buffers[v.buffer].dtype.bytes();
         let base = bases[v.buffer] as usize;
         Touch { from: base + from * bytes, to: base + to * bytes, writes }
@@ -319,38 +319,18 @@ fn touched(step: &Step, turns: &[i64], counts: &[i64], e: &Entry, plan: &Plan, b
     }
 }
 
-/// The turns of the loops around each step, in the order of `flatten`.
-fn counts(steps: &[Step]) -> Vec<Vec<i64>> {
-    fn add(steps: &[Step], around: &mut Vec<i64>, out: &mut Vec<Vec<i64>>) {
-        for s in steps {
-            let Step::Loop { count, body, .. } = s else {
-                out.push(around.clone());
-                continue;
-            };
-            for _ in 0..*count {
-                around.push(*count);
-                add(body, around, out);
-                around.pop();
-            }
-        }
-    }
-    let mut out = Vec::new();
-    add(steps, &mut Vec::new(), &mut out);
-    out
-}
-
 /// The elements of a buffer that a view may reach: what a loop's turn has of a stack that is nothing but the turns' parts, else all.
-fn reach(v: &View, turns: &[i64], counts: &[i64], plan: &Plan, e: &Entry) -> (usize, usize) {
+fn reach(v: &View, turns: &[Turn], plan: &Plan, e: &Entry) -> (usize, usize) {
     let dims = &plan.dims;
     let elems = size(&e.buffers[v.buffer].elems, dims).max(0);
     let by: Vec<i64> = v.turn.iter().map(|d| size(d, dims)).collect();
-    let moving = || by.iter().zip(counts).filter(|(n, _)| **n != 0);
+    let moving = || by.iter().zip(turns).filter(|(n, _)| **n != 0);
     let Some(part) = moving().map(|(n, _)| n.abs()).min() else { return (0, elems as usize) };
     // A stack along another axis than the first has parts that lie between each other.
-    if part.checked_mul(moving().map(|(_, count)| count).product()) != Some(elems) {
+    if part.checked_mul(moving().map(|(_, t)| t.count).product()) != Some(elems) {
         return (0, elems as usize);
     }
-    let start = size(&v.offset, dims) + by.iter().zip(turns).map(|(n, i)| n * i).sum::<i64>();
+    let start = size(&v.offset, dims) + by.iter().zip(turns).map(|(n, t)| n * t.number).sum::<i64>();
     let from = start.div_euclid(part) * part;
     (from.clamp(0, elems) as usize, (from + part).clamp(0, elems) as usize)
 }

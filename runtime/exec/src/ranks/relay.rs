@@ -51,7 +51,8 @@ pub(super) fn pack(parts: &[&[u8]], unit: usize) -> (Vec<u8>, usize) {
         }
     }
     let rows = rows.concat();
-    ([counts, list, rows.clone()].concat(), rows.len())
+    let length = rows.len();
+    ([counts, list, rows].concat(), length)
 }
 
 /// So many parts, of a message that [`pack`] made; none if it is damaged.
