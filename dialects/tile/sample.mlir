@@ -222,32 +222,46 @@
   %115 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %116 = "tile.const"() {value = 1.0 : f64} : () -> i64
   "tile.dot"(%b1, %b9, %s0, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116) {accumulate = false} : (!tile.buffer<f32, "2*T", "read">, !tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
-  %117 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %117 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %118 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %119 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %120 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %121 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy"(%b9, %s0, %117, %118, %v0, %119, %120, %121) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64) -> ()
-  %122 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %123 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %120 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %121 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %122 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %123 = "tile.const"() {value = 0.0 : f64} : () -> i64
   %124 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %125 = "tile.const"() {value = 1.0 : f64} : () -> i64
   %126 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy_rows"(%b9, %s0, %b10, %122, %123, %v0, %124, %125, %126) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, !tile.buffer<i32, "4", "read">, i64, i64, i64, i64, i64, i64) -> ()
-  %127 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %128 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %129 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %130 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %131 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy"(%s0, %b9, %127, %128, %v0, %129, %130, %131) {rows = 4 : i64, cols = 16 : i64} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write">, i64, i64, i64, i64, i64, i64) -> ()
-  %132 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %133 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %134 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %135 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %127 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %128 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %129 = "tile.dim"() {index = 0 : i64} : () -> i64
+  "tile.dot_rows"(%b1, %s0, %b9, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127, %128, %129) {accumulate = true} : (!tile.buffer<f32, "2*T", "read">, !tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write">, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  %130 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %131 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %132 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %133 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %134 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy"(%b9, %s0, %130, %131, %v0, %132, %133, %134) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64) -> ()
+  %135 = "tile.dim"() {index = 0 : i64} : () -> i64
   %136 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %137 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %138 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy_runs"(%b9, %s0, %132, %133, %v0, %134, %135, %v0, %136, %137, %138) {rows = 4 : i64, cols = 16 : i64, run = 2 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  %137 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %138 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %139 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy_rows"(%b9, %s0, %b10, %135, %136, %v0, %137, %138, %139) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, !tile.buffer<i32, "4", "read">, i64, i64, i64, i64, i64, i64) -> ()
+  %140 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %141 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %142 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %143 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %144 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy"(%s0, %b9, %140, %141, %v0, %142, %143, %144) {rows = 4 : i64, cols = 16 : i64} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write">, i64, i64, i64, i64, i64, i64) -> ()
+  %145 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %146 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %147 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %148 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %149 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %150 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %151 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy_runs"(%b9, %s0, %145, %146, %v0, %147, %148, %v0, %149, %150, %151) {rows = 4 : i64, cols = 16 : i64, run = 2 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
   "vector.yield"() : () -> ()
 }) {sym_name = "every_op", grid = "B*floordiv(T + 63, 64)", dims = ["T"], buffers = ["f64", "f32", "bf16", "f16", "e4m3", "i64", "i32", "bool", "odd \"name\"", "z", "by"], scratch = ["s"], vars = [i64, f64, f32, f32, f32, f32, i64, i32, i1, f32, f64, f32, f64, f32, f64, f32, f64, f32, f32, f32, f32, f32, i64, i64, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, i1, i1, i1, i1, i1, i1, i1, i1, f32, f64, f32, f32, f32, f32, i64, i32, i1, i32, f32, i64, i64, i64, i64, i64, i64]} : () -> ()
 "tile.kernel"() ({

@@ -310,4 +310,23 @@ irdl.dialect @tile {
       b_base: %i64, b_row: %i64, b_col: %i64, c_base: %i64, c_row: %i64, c_col: %i64)
     irdl.attributes {"accumulate" = %a_accumulate}
   }
+  // A product of tiles, of which only the first rows count.
+  irdl.operation @dot_rows {
+    %a_buffer = irdl.base @tile::@buffer
+    %a_scratch = irdl.base @tile::@scratch
+    %a = irdl.any_of(%a_buffer, %a_scratch)
+    %b_buffer = irdl.base @tile::@buffer
+    %b_scratch = irdl.base @tile::@scratch
+    %b = irdl.any_of(%b_buffer, %b_scratch)
+    %c_buffer = irdl.base @tile::@buffer
+    %c_scratch = irdl.base @tile::@scratch
+    %c = irdl.any_of(%c_buffer, %c_scratch)
+    %i64 = irdl.is i64
+    %true = irdl.is true
+    %false = irdl.is false
+    %a_accumulate = irdl.any_of(%true, %false)
+    irdl.operands(a: %a, b: %b, c: %c, m: %i64, n: %i64, k: %i64, a_base: %i64, a_row: %i64, a_col: %i64,
+      b_base: %i64, b_row: %i64, b_col: %i64, c_base: %i64, c_row: %i64, c_col: %i64, counted: %i64)
+    irdl.attributes {"accumulate" = %a_accumulate}
+  }
 }

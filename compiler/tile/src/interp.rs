@@ -493,9 +493,14 @@ impl Machine<'_> {
         let b = self.tile(&d.b, k, n)?;
         let [base, row, col] = self.place(&d.c)?;
         let dtype = compute_dtype(self.kernel.mem_dtype(d.c.mem));
+        let counted = d.counted.as_ref().map_or(Ok(m), |e| self.int(e))?;
         for i in 0..m {
             for j in 0..n {
                 let at = base + i * row + j * col;
+                if i >= counted {
+                    self.write(d.c.mem, at, f64::NAN)?;
+                    continue;
+                }
                 let mut sum = if d.accumulate { self.read(d.c.mem, at)? } else { 0.0 };
                 for l in 0..k {
                     sum = self.round(sum + a[(i * k + l) as usize] * b[(l * n + j) as usize], dtype);

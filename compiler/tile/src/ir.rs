@@ -214,6 +214,8 @@ pub struct Dot {
     pub c: TileRef,
     /// Whether to add to what is in `c`.
     pub accumulate: bool,
+    /// The rows from the first on that count, i64, if that may be fewer than `m`: what the others of `c` hold then is not defined.
+    pub counted: Option<Expr>,
 }
 
 /// A rectangle in memory: element `(r, c)` is at `base + r·row + c·col`.

@@ -203,7 +203,9 @@ impl Printer<'_> {
         for e in [&d.m, &d.n, &d.k].into_iter().chain(places.into_iter().flatten()) {
             operands.push(self.expr(e, ops));
         }
-        TextOp { operands, attrs: named([("accumulate", Attr::Bool(d.accumulate))]), ..TextOp::new("tile.dot") }
+        let name = if d.counted.is_some() { "tile.dot_rows" } else { "tile.dot" };
+        operands.extend(d.counted.as_ref().map(|e| self.expr(e, ops)));
+        TextOp { operands, attrs: named([("accumulate", Attr::Bool(d.accumulate))]), ..TextOp::new(name) }
     }
 
     /// Appends the ops of an expression.

@@ -207,7 +207,8 @@ impl Verifier<'_> {
         self.each_turn_its_own(c.to, &at);
     }
     fn dot(&mut self, d: &Dot) {
-        for e in [&d.m, &d.n, &d.k].into_iter().chain([&d.a, &d.b, &d.c].into_iter().flat_map(|t| [&t.base, &t.row, &t.col])) {
+        let places = [&d.a, &d.b, &d.c].into_iter().flat_map(|t| [&t.base, &t.row, &t.col]);
+        for e in [&d.m, &d.n, &d.k].into_iter().chain(places).chain(&d.counted) {
             self.expect("an extent of a product", e, Some(DType::I64));
         }
         let dtypes = [&d.a, &d.b, &d.c].map(|t| self.mem(t.mem).map(compute_dtype));

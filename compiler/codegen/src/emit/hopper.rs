@@ -11,7 +11,7 @@ use crate::{
 use base::DType;
 use std::collections::BTreeMap;
 use tile::{
-    LoopKind, Mem, Stmt,
+    Expr, LoopKind, Mem, Stmt,
     ir::{Axis, Copy, Dot},
 };
 
@@ -31,6 +31,8 @@ pub(super) struct Turn {
     gathers: Option<String>,
     /// Whether a loop is around.
     in_loop: bool,
+    /// Whether products are left out, because none of the warp group's rows counts.
+    idle: bool,
 }
 
 /// A product under way.
@@ -153,7 +155,7 @@ impl Emitter<'_> {
             self.store(&zero, p, "i32");
         }
         self.simt_mut().turn =
-            Turn { slots, current: BTreeMap::new(), under_way: None, pending: Vec::new(), gathers: None, in_loop: false };
+            Turn { slots, current: BTreeMap::new(), under_way: None, pending: Vec::new(), gathers: None, in_loop: false, idle: false };
     }
     /// Waits until the barrier's phase of this parity is over.
     fn wait_barrier(&mut self, at: &str, parity: &str) {
@@ -341,11 +343,11 @@ impl Emitter<'_> {
                 let start = self.stage_start(r, &slot);
                 self.clear_outside(&body[runs[run].clone()], r, &start);
                 self.simt_mut().turn.current.insert(*ring, [slot, start]);
-                if last_use(run).is_none() {
+                if last_use(run).is_none() || self.simt().turn.idle {
                     self.release(*ring, r);
                 }
             }
-            if is_load(s) {
+            if is_load(s) || self.simt().turn.idle && matches!(s, Stmt::Dot(_)) {
                 continue;
             }
             if let (Some((under_way, count)), Stmt::Dot(d)) = (self.simt().turn.under_way.clone(), s) {
@@ -494,13 +496,17 @@ impl Emitter<'_> {
         self.w.line("}");
     }
     /// A loop of copies and products of them: those of a turn run while the next is prepared.
-    pub(super) fn loop_of_products(&mut self, body: &[Stmt], emit: impl FnOnce(&mut Self)) {
+    pub(super) fn loop_of_products(&mut self, body: &[Stmt], emit: impl Fn(&mut Self)) {
         let dots = only_products(body);
         if dots.is_empty() {
             let outside = std::mem::replace(&mut self.simt_mut().turn.in_loop, true);
             emit(self);
             self.simt_mut().turn.in_loop = outside;
             return;
+        }
+        let busy = dots[0].counted.clone().map(|counted| self.counts(&counted));
+        if let Some(busy) = &busy {
+            self.w.line(&format!("scf.if {busy} {{"));
         }
         let (under_way, zero) = (self.slot("i32"), self.w.int(0, "i32"));
         self.store(&zero, &under_way, "i32");
@@ -509,6 +515,20 @@ impl Emitter<'_> {
         self.simt_mut().turn.under_way = None;
         dots.into_iter().for_each(|d| self.settle(d, 0, &[]));
         self.give_back(&under_way);
+        if busy.is_some() {
+            self.w.line("} else {");
+            self.simt_mut().turn.idle = true;
+            emit(self);
+            self.simt_mut().turn.idle = false;
+            self.w.line("}");
+        }
+    }
+    /// Whether one of this warp group's rows is among the first that count.
+    fn counts(&mut self, counted: &Expr) -> String {
+        let (counted, group, rows) = (self.expr(counted), self.group_number(), self.w.int(GROUP_ROWS, "i64"));
+        let group = self.w.op(&format!("arith.extui {group} : i32 to i64"));
+        let first = self.w.bin("muli", &group, &rows, "i64");
+        self.w.cmpi("slt", &first, &counted, "i64")
     }
     /// Waits until no more than `under_way` products are; the sums of `d` are there then. Registers that it read were `first`.
     fn settle(&mut self, d: &Dot, under_way: usize, first: &[String]) {

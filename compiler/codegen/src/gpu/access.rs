@@ -76,7 +76,7 @@ pub(crate) fn exprs<'s>(s: &'s Stmt, see: &mut dyn FnMut(&'s Expr)) {
         Stmt::While { cond, .. } | Stmt::If { cond, .. } => see(cond),
         Stmt::Dot(d) => {
             let places = [&d.a, &d.b, &d.c].into_iter().flat_map(|t| [&t.base, &t.row, &t.col]);
-            [&d.m, &d.n, &d.k].into_iter().chain(places).for_each(see);
+            [&d.m, &d.n, &d.k].into_iter().chain(places).chain(&d.counted).for_each(see);
         }
         Stmt::Copy(c) => c.exprs().for_each(see),
     }

@@ -172,7 +172,11 @@ impl Build {
     }
     /// `c (+)= a·b` with extents `m, n, k`.
     pub fn dot(&mut self, [m, n, k]: [Expr; 3], a: TileRef, b: TileRef, c: TileRef, accumulate: bool) {
-        self.push(Stmt::Dot(Dot { m, n, k, a, b, c, accumulate }));
+        self.push(Stmt::Dot(Dot { m, n, k, a, b, c, accumulate, counted: None }));
+    }
+    /// `c += a·b`, of which only the first rows count.
+    pub fn dot_rows(&mut self, [m, n, k]: [Expr; 3], a: TileRef, b: TileRef, c: TileRef, counted: Expr) {
+        self.push(Stmt::Dot(Dot { m, n, k, a, b, c, accumulate: true, counted: Some(counted) }));
     }
 }
 

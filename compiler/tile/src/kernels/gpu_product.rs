@@ -448,6 +448,7 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
     let end = Expr::load(offsets, next).cast(DType::I64);
     let limit = b.bind(Expr::select(Expr::lt(group.clone(), groups.clone()), end, total));
     let row = b.bind(start.clone() + (tile_row - tiles_before(start, group.clone())) * Expr::int(t.m));
+    let counted = b.bind(limit.clone() - row.clone());
     let work = b.bind(Expr::lt(row.clone(), limit.clone()));
     for y in results.iter_mut() {
         y.axes[0].0 = limit.clone();
@@ -475,7 +476,8 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
             }
             for ((w, bt), sums) in ws.iter().zip(&bts).zip(&sums) {
                 let extents = [t.m, t.n, t.k].map(Expr::int);
-                b.dot(extents, x.tile(at, [t.m, t.k]), w.tile(*bt, [t.k, t.n]), tile(*sums, Expr::int(0), t.n), true);
+                let (left, right, sums) = (x.tile(at, [t.m, t.k]), w.tile(*bt, [t.k, t.n]), tile(*sums, Expr::int(0), t.n));
+                b.dot_rows(extents, left, right, sums, counted.clone());
             }
         });
         let whole = [false, is_multiple(n, t.n)];

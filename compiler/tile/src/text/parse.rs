@@ -270,15 +270,19 @@ impl Parser {
                 let cond = self.value(op, cond)?;
                 Stmt::If { cond, then: self.body(op, 0, 2)?, otherwise: self.body(op, 1, 2)? }
             }
-            "tile.dot" => {
-                let [a, b, c, numbers @ ..] = operands::<15>(op)?;
+            "tile.dot" | "tile.dot_rows" => {
+                let (counted, operands) = match op.operands.split_last().filter(|_| op.name == "tile.dot_rows") {
+                    None => (None, &op.operands[..]),
+                    Some((counted, rest)) => (Some(self.value(op, counted)?), rest),
+                };
+                let [a, b, c, numbers @ ..] = operands else { return Err(op.error("expected three memories")) };
                 let [a, b, c] = [self.mem(op, a)?, self.mem(op, b)?, self.mem(op, c)?];
                 let numbers = numbers.iter().map(|v| self.value(op, v)).collect::<Parsed<Vec<Expr>>>()?;
                 let numbers: [Expr; 12] = numbers.try_into().map_err(|_| op.error("expected 12 numbers"))?;
                 let [m, n, k, a0, ar, ac, b0, br, bc, c0, cr, cc] = numbers;
                 let tile = |mem, base, row, col| TileRef { mem, base, row, col };
                 let (a, b, c) = (tile(a, a0, ar, ac), tile(b, b0, br, bc), tile(c, c0, cr, cc));
-                Stmt::Dot(Dot { m, n, k, a, b, c, accumulate: op.get_bool("accumulate")? })
+                Stmt::Dot(Dot { m, n, k, a, b, c, accumulate: op.get_bool("accumulate")?, counted })
             }
             "tile.copy" | "tile.copy_rows" | "tile.copy_runs" => {
                 let [from, to, numbers @ ..] = &op.operands[..] else { return Err(op.error("expected two memories")) };
