@@ -126,6 +126,13 @@ fn attention_spills_no_registers_and_its_products_run_on() {
 }
 
 #[test]
+fn sums_of_tensors_assemble() {
+    let Some(ptxas) = ptxas() else { return };
+    let told = assemble(&ptxas, "sums", &device::cuda::sums::ptx());
+    assert_eq!(told.matches(" 0 bytes spill stores").count(), 4, "{told}");
+}
+
+#[test]
 fn products_with_what_follows_them_spill_no_registers_and_run_on() {
     let Some(ptxas) = ptxas() else { return };
     let text = source("llama").replace("dims B, T", "dims B, T\nprecision { storage = f32, compute = bf16 }");

@@ -1,5 +1,6 @@
 //! Training over ranks: strata and deepseek_v3, tiny, with every schedule, over threads and TCP, against the model on one rank.
 
+use device::{Device, Host, KernelFn};
 use driver::{
     pipeline::{self, Options},
     stages::{self, Failed, Stages},
@@ -8,16 +9,18 @@ use exec::{
     ExecError,
     data::Text,
     plan::Peak,
-    ranks::{self, Engine, Job, Nodes, Silent, Traffic},
+    ranks::{self, Code, Engine, Job, Nodes, Silent, Traffic},
     train::{self, Figures, Report},
 };
-use fabric::{Timeouts, World, tcp};
+use fabric::{Direct, FabricError, Span, Staged, Tag, Timeouts, World, tcp, threads};
 use hir::Overrides;
 use schedule::{Plan, Policy, Size};
 use std::{
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     net::TcpListener,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -44,14 +47,21 @@ fn compile(model: (&str, &str), more: &str, layout: Option<&str>, num_stages: us
 
 /// The same, for so many ranks that divide experts.
 fn compile_for((model, set): (&str, &str), more: &str, layout: Option<&str>, size: (usize, usize)) -> Stages {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models").join(model).join("model.lode");
-    let text = std::fs::read_to_string(path).expect("the model is part of the source");
+    compile_with(model, layout, size, &set_options(set, more))
+}
+
+fn set_options(set: &str, more: &str) -> Options {
     let all = format!("{set} {more}");
     let set = all.split_whitespace().filter_map(|s| s.split_once('=')).map(|(n, v)| (n.to_string(), v.to_string())).collect();
-    let options = Options { overrides: Overrides { set, ..Overrides::default() }, ..Options::default() };
-    let front = pipeline::front("model.lode", &text, &mut |_| None, &options);
+    Options { overrides: Overrides { set, ..Overrides::default() }, ..Options::default() }
+}
+
+fn compile_with(model: &str, layout: Option<&str>, size: (usize, usize), options: &Options) -> Stages {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models").join(model).join("model.lode");
+    let text = std::fs::read_to_string(path).expect("the model is part of the source");
+    let front = pipeline::front("model.lode", &text, &mut |_| None, options);
     let program = front.program.as_ref().expect("the model is right");
-    match stages::compile(program, &front.sources, layout, size, &options) {
+    match stages::compile(program, &front.sources, layout, size, options) {
         Ok(stages) => stages,
         Err(Failed::Cut(e)) => panic!("{e}"),
         Err(Failed::Back(e)) => panic!("{e:?}"),
@@ -143,6 +153,7 @@ fn job<'a>(stages: &'a Stages, plan: &'a Plan, text: &'a Text, options: &'a trai
         text,
         options,
         threads: 1,
+        gpu: ranks::OnGpu::default(),
         checked: true,
         sharded: true,
     }
@@ -181,7 +192,7 @@ fn run_as(
                 let f = tcp::connect_at(&world, job.hash(1), TIMEOUTS, listener)?;
                 // A process knows its own machine alone.
                 let job = Job { nodes: Nodes::From(rank / 2 * 2), ..job };
-                ranks::train_rank(&job, &f, report)
+                ranks::train_rank(&job, &f, None, report)
             };
             std::thread::scope(|s| {
                 let one = &one;
@@ -405,6 +416,33 @@ fn an_update_of_experts_with_others_is_refused() {
     assert!(refused.contains("it updates experts together with what all ranks have"), "{refused}");
 }
 
+/// A stage with experts that two ranks divide compiles for a GPU: all stages and shares with one module of code, and the exchanges between its steps.
+#[test]
+fn stages_compile_for_a_gpu() {
+    let options = Options { gpu: true, ..set_options(QWEN.1, "num_hidden_layers=2") };
+    let stages = compile_with(QWEN.0, None, (2, 2), &options);
+    assert_eq!((stages.programs.len(), stages.programs[0].len()), (2, 2));
+    let Code::Gpu(code) = &stages.programs[0][0].code else { panic!("it is for the host") };
+    let text = String::from_utf8_lossy(&code[0]);
+    for p in stages.programs.iter().flatten() {
+        assert_eq!(p.manifest.target, library::SM_90A);
+        assert!(p.manifest.kernels.iter().all(|k| k.gpu.is_some() && text.contains(&k.symbol)));
+        let steps = p.manifest.entries.iter().flat_map(|e| exec::plan::steps(&e.steps));
+        let members = steps.filter_map(|s| match s {
+            library::Step::Exchange(library::Exchange::Offsets { members, .. } | library::Exchange::Rows { members, .. }) => {
+                Some(*members)
+            }
+            _ => None,
+        });
+        assert!(members.collect::<Vec<_>>().iter().all(|m| *m == 2));
+    }
+    let exchanges = |share: usize, stage: usize| {
+        let e = stages.programs[share][stage].manifest.entry("forward").expect("a stage has it");
+        exec::plan::steps(&e.steps).into_iter().filter(|s| matches!(s, library::Step::Exchange(_))).count()
+    };
+    assert_eq!([exchanges(0, 0), exchanges(0, 1), exchanges(1, 1)], [3; 3]);
+}
+
 /// Rows go there and back once in a forward, their gradients once in a backward; gradients of weights need no rows of others.
 #[test]
 fn rows_of_experts_are_sent_twice_each_way() {
@@ -451,6 +489,145 @@ fn experts_of_deepseek_are_divided() {
         let runs = [(OneFOneB, 1, 2, 2, Over::Threads)];
         experts_over_ranks(DEEPSEEK, "num_hidden_layers=2 fp8_block=8", "deepseek-fp8-experts", &runs);
         experts_over_ranks(QWEN, "num_hidden_layers=2", "qwen-experts", &runs);
+    }
+}
+
+/// No kernels.
+struct Nothing;
+
+impl device::Code for Nothing {
+    fn kernel(&self, _: &str) -> Option<KernelFn> {
+        None
+    }
+}
+
+/// Stands for NCCL on the host's memory: a message has left when it is looked whether it has, and until then its memory has to stay as it was; flows and
+/// sets are those that were told before.
+struct Apart<'a> {
+    staged: Staged<'a>,
+    flows: Vec<(usize, usize)>,
+    sets: Vec<Vec<usize>>,
+    under_way: RefCell<Vec<(usize, Span, Vec<u8>)>>,
+    looks: Cell<usize>,
+    swapped: RefCell<BTreeMap<[u8; 4], usize>>,
+}
+
+impl Apart<'_> {
+    fn bytes(s: &Span) -> Vec<u8> {
+        // SAFETY: the executor vouches for the memory.
+        unsafe { std::slice::from_raw_parts(s.at, s.bytes) }.to_vec()
+    }
+    /// What was sent to these ranks has left.
+    fn leave(&self, to: Option<usize>) {
+        let (gone, stays) = self.under_way.take().into_iter().partition(|(peer, ..)| to.is_none_or(|to| to == *peer));
+        self.under_way.replace(stays);
+        let gone: Vec<(usize, Span, Vec<u8>)> = gone;
+        gone.iter().for_each(|(_, s, bytes)| assert!(Self::bytes(s) == *bytes, "memory was used before it had left"));
+    }
+}
+
+impl Direct for Apart<'_> {
+    unsafe fn send_spans(&self, to: usize, tag: Tag, spans: &[Span]) -> Result<(), FabricError> {
+        assert!(self.flows.contains(&(self.staged.fabric.rank(), to)), "no flow to {to}");
+        self.under_way.borrow_mut().extend(spans.iter().map(|s| (to, *s, Self::bytes(s))));
+        // SAFETY: as the caller says.
+        unsafe { self.staged.send_spans(to, tag, spans) }
+    }
+    unsafe fn receive_spans(&self, from: usize, tag: Tag, spans: &[Span]) -> Result<(), FabricError> {
+        assert!(self.flows.contains(&(from, self.staged.fabric.rank())), "no flow from {from}");
+        // SAFETY: as above.
+        unsafe { self.staged.receive_spans(from, tag, spans) }
+    }
+    fn is_sent(&self, to: usize) -> Result<bool, FabricError> {
+        self.looks.set(self.looks.get() + 1);
+        let sent = self.looks.get().is_multiple_of(3);
+        if sent {
+            self.leave(Some(to));
+        }
+        Ok(sent)
+    }
+    fn flush(&self) -> Result<(), FabricError> {
+        self.leave(None);
+        Ok(())
+    }
+    unsafe fn swap(
+        &self,
+        members: &[usize],
+        tag: Tag,
+        sends: &[(usize, Span)],
+        receives: &[(usize, Span)],
+    ) -> Result<(), FabricError> {
+        assert!(self.sets.iter().any(|s| s == members), "no set {members:?}");
+        let word = [0, 1, 2, 3].map(|i| tag.head[i]);
+        *self.swapped.borrow_mut().entry(word).or_default() += sends.iter().map(|(_, s)| s.bytes).sum::<usize>();
+        // SAFETY: as above.
+        unsafe { self.staged.swap(members, tag, sends, receives) }
+    }
+}
+
+/// What goes from device to device, as over NCCL, makes the same bits as what goes over the host: activations, gradients and their sums, rows of experts,
+/// parameters, tied ones too.
+#[test]
+fn what_goes_from_device_to_device_is_the_same() {
+    use Policy::*;
+    let tied = "num_hidden_layers=4 tie_word_embeddings=true";
+    let cases = [
+        (LLAMA, tied, OneFOneB, 2, 2, 1, true),
+        (LLAMA, tied, Zbv, 2, 1, 1, true),
+        (DEEPSEEK, "num_hidden_layers=2", DualPipe, 2, 2, 2, true),
+        (DEEPSEEK, "num_hidden_layers=2", OneFOneB, 1, 4, 4, false),
+    ];
+    for (model, more, policy, ranks, copies, experts, sharded) in cases {
+        let micro = 2 * ranks * copies;
+        let plan = plan(policy, ranks, micro / copies, copies);
+        let stages = compile_for(model, more, None, (plan.num_stages(), experts));
+        let what = format!("{} {} on {ranks} ranks, {copies} copies, experts over {experts}", model.0, policy.name());
+        let o = options(folder(&format!("{what}-host").replace([' ', ','], "-")), micro, 2);
+        let (want, tensors) = run_as(&stages, &plan, Over::Threads, &o, sharded).expect("it trains");
+        let _ = std::fs::remove_dir_all(&o.out);
+        let (o, text) = (options(folder(&what.replace([' ', ','], "-")), micro, 2), text());
+        let job = Job { sharded, ..job(&stages, &plan, &text, &o) };
+        let one = |f: threads::Threads, report: &mut dyn Report| {
+            let device = Arc::new(Device::Host(Host::new(Box::new(Nothing), [], Some(1)).expect("no kernels")));
+            let staged = Staged { fabric: &f, device, checked: true };
+            let (flows, sets) = (job.flows(), job.sets());
+            let (under_way, looks, swapped) = (RefCell::default(), Cell::new(0), RefCell::default());
+            let apart = Apart { staged, flows, sets, under_way, looks, swapped };
+            ranks::train_rank(&job, &f, Some(&apart), report).expect("it trains");
+            assert!(apart.under_way.take().is_empty());
+            apart.swapped.take()
+        };
+        let mut log = Log::default();
+        let mut world = threads::world(plan.num_ranks(), TIMEOUTS).into_iter();
+        let first = world.next().expect("a rank");
+        let swapped = std::thread::scope(|s| {
+            let one = &one;
+            let others: Vec<_> = world.map(|f| s.spawn(move || one(f, &mut Silent))).collect();
+            let mut swapped = one(first, &mut log);
+            for (word, n) in others.into_iter().flat_map(|t| t.join().expect("no rank panics")) {
+                *swapped.entry(word).or_default() += n;
+            }
+            swapped
+        });
+        assert_eq!((&log.losses, &log.norms, &log.val), (&want.losses, &want.norms, &want.val), "{what}");
+        let newest = exec::checkpoint::list(&o.out).first().cloned().expect("a checkpoint");
+        let read = exec::checkpoint::read(&newest).expect("it reads");
+        let all = read.iter().flat_map(|(path, bytes)| exec::checkpoint::parse(bytes, path).expect("it is whole"));
+        let found: BTreeMap<String, Vec<f64>> = all.map(|(n, t)| (n, t.to_f64())).collect();
+        assert!(found == tensors, "{what}");
+        let _ = std::fs::remove_dir_all(&o.out);
+        // Each of these went so, where there is something of it: both ends of a V are on one rank.
+        let dirs = plan.placement.num_dirs();
+        for (word, expected) in [
+            (b"SUMS", dirs > 1),
+            (b"NEXT", dirs > 1 && sharded),
+            (b"TIED", more == tied && policy != Zbv),
+            (b"ROWS", experts > 1),
+        ] {
+            assert_eq!(swapped.get(word).is_some_and(|n| *n > 0), expected, "{what}: {swapped:?}");
+        }
+        let (sent, looked) = (log.sent.map(|t| (t.plain, t.across)), want.sent.map(|t| (t.plain, t.across)));
+        assert_eq!(sent, looked, "{what}");
     }
 }
 

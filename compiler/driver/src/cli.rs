@@ -209,7 +209,7 @@ pub struct On {
     /// What runs it.
     #[arg(long, value_enum, default_value_t = Machine::Host, env = "LODE_BACKEND")]
     pub backend: Machine,
-    /// Which GPU; `lode doctor` lists them.
+    /// Which GPU; `lode doctor` lists them. Of several processes on a machine each takes the next one, from this one on.
     #[arg(long, default_value_t = 0, env = "LODE_DEVICE")]
     pub device: usize,
 }
@@ -439,6 +439,8 @@ pub enum Carrier {
     Tcp,
     /// MPI, in a `lode` that was built with it.
     Mpi,
+    /// NCCL from GPU to GPU, a GPU for each process; what is small goes over connections of our own.
+    Nccl,
 }
 
 /// A model in stages. What is not given is what the model's `pipeline` says.

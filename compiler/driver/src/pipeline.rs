@@ -210,15 +210,22 @@ pub fn library(
     options: &Options,
 ) -> Result<Library, BackError> {
     let mut manifest = manifest(program, module, lowered, sources);
-    let code = if options.gpu {
-        let ptx = codegen::emit_ptx(&lowered.kernels, &codegen::GpuOptions::default())?;
-        manifest.target = library::SM_90A.into();
-        manifest.kernels.iter_mut().zip(&ptx.kernels).for_each(|(k, g)| k.gpu = Some(gpu_launch(g)));
-        vec![ptx.text.into_bytes()]
-    } else {
-        codegen::emit_objects(&lowered.kernels)?
-    };
+    let code = emit(&mut manifest, lowered, options)?;
     Library::new(manifest, code).map_err(|e| BackError::Internal(e.to_string()))
+}
+
+/// tile → the target's code, of which the manifest then knows.
+///
+/// # Errors
+/// E05: limits of the target.
+pub fn emit(manifest: &mut Manifest, lowered: &Lowered, options: &Options) -> Result<Vec<Vec<u8>>, BackError> {
+    if !options.gpu {
+        return Ok(codegen::emit_objects(&lowered.kernels)?);
+    }
+    let ptx = codegen::emit_ptx(&lowered.kernels, &codegen::GpuOptions::default())?;
+    manifest.target = library::SM_90A.into();
+    manifest.kernels.iter_mut().zip(&ptx.kernels).for_each(|(k, g)| k.gpu = Some(gpu_launch(g)));
+    Ok(vec![ptx.text.into_bytes()])
 }
 
 /// What it takes to launch a kernel, in the library's words.

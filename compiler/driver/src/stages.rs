@@ -4,7 +4,7 @@
 use crate::pipeline::{self, BackError, Options};
 use base::{Sources, TensorType};
 use codegen::Jit;
-use exec::ranks::Program as StageProgram;
+use exec::ranks::{Code, Program as StageProgram};
 use graph::{
     Func, Module, Op, Role, passes,
     stages::{self, Layout, StageError},
@@ -323,10 +323,12 @@ pub fn compile(
     }
     let all = pipeline::optimize(all, options)?.0;
     let lowered = pipeline::lower(&all, options)?;
-    let code = codegen::emit_objects(&lowered.kernels).map_err(BackError::from)?;
+    // One module of code for all stages.
     let shared = Module { params: Vec::new(), ..all };
-    let whole = pipeline::manifest(program, &program.module, &tile::Lowered::default(), sources);
-    let kernels = pipeline::manifest(program, &shared, &lowered, sources).kernels;
+    let mut common = pipeline::manifest(program, &shared, &lowered, sources);
+    let code = pipeline::emit(&mut common, &lowered, options)?;
+    let Manifest { kernels, target, .. } = common;
+    let whole = Manifest { target, ..pipeline::manifest(program, &program.module, &tile::Lowered::default(), sources) };
     let members = i64::try_from(experts.max(1)).unwrap_or(1);
     let mut libraries = Vec::new();
     for (i, m) in modules.iter().enumerate() {
@@ -343,8 +345,12 @@ pub fn compile(
     let shares = (0..members).map(|s| libraries.iter().map(|m| library(of_member(m.clone(), s))).collect::<Result<Vec<_>, _>>());
     let shares = shares.collect::<Result<Vec<_>, _>>()?;
     let checksum = library::file::checksum(&code.concat());
-    let code: Arc<dyn device::Code> =
-        Arc::new(crate::commands::common::Loaded(Jit::load(&code).unwrap_or_else(|e| base::bug!("{e}"))));
+    let code = if options.gpu {
+        Code::Gpu(Arc::new(code))
+    } else {
+        let jit = Jit::load(&code).unwrap_or_else(|e| base::bug!("{e}"));
+        Code::Host(Arc::new(crate::commands::common::Loaded(jit)))
+    };
     let loss = program.module.func("loss").expect("it was cut");
     let port = |(arg, _, ty): (&graph::Arg, graph::Value, &TensorType)| Port {
         name: arg.name.clone(),

@@ -70,10 +70,6 @@ pub enum TargetError {
         /// Its value.
         dim: Dim,
     },
-    /// Experts are divided over ranks of the host alone.
-    #[error("experts are not divided over ranks on this target")]
-    #[diagnostic(code(E0502), help("build for the host"))]
-    Exchange,
 }
 
 /// How to lower.
@@ -416,7 +412,6 @@ impl Lowerer<'_> {
                 b.steps.push(step);
                 self.finish(b, value(0), w, add);
             }
-            Op::Exchange { members, .. } if self.options.products && *members > 1 => return Err(TargetError::Exchange),
             Op::Exchange { what: graph::op::Exchange::Offsets, members } => {
                 let (all, add_all) = self.fresh_destination(b, value(0));
                 let (own, add_own) = self.fresh_destination(b, value(1));

@@ -9,11 +9,13 @@ mod mirror;
 mod module;
 pub mod nccl;
 mod program;
+pub mod sums;
 
 pub use context::{GpuInfo, driver_version, gpus};
 pub use lanes::Lanes;
 pub(crate) use mirror::Mirror;
 pub(crate) use program::Program;
+pub use sums::Sums;
 
 use crate::{DeviceError, Memory, Step};
 use context::Context;
@@ -152,6 +154,44 @@ impl Gpu {
         // SAFETY: the caller vouches for the memory.
         let copied = self.context.call(|| unsafe { result::memcpy_dtoh_sync(&mut to, from as CUdeviceptr) });
         copied.map(|()| to).map_err(|e| Context::error("a copy from the device", e))
+    }
+    /// Fills memory on the device, after all that was started.
+    ///
+    /// # Errors
+    /// E0443.
+    ///
+    /// # Safety
+    /// The memory has that many bytes.
+    pub unsafe fn write(&self, to: *mut u8, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.wait()?;
+        // SAFETY: the caller vouches for the memory.
+        let copied = self.context.call(|| unsafe { result::memcpy_htod_sync(to as CUdeviceptr, bytes) });
+        copied.map_err(|e| Context::error("a copy to the device", e))
+    }
+    /// Starts to copy memory on the device, after all that was started.
+    ///
+    /// # Errors
+    /// E0443.
+    ///
+    /// # Safety
+    /// Both have that many bytes until the device was waited for.
+    pub unsafe fn copy(&self, from: *const u8, to: *mut u8, bytes: usize) -> Result<(), DeviceError> {
+        let (from, to) = (from as CUdeviceptr, to as CUdeviceptr);
+        // SAFETY: the caller vouches for the memory.
+        let started = self.context.call(|| unsafe { result::memcpy_dtod_async(to, from, bytes, self.context.stream) });
+        started.map_err(|e| Context::error("a copy on the device", e))
+    }
+    /// Starts to zero memory on the device, after all that was started.
+    ///
+    /// # Errors
+    /// E0443.
+    ///
+    /// # Safety
+    /// It has that many bytes until the device was waited for.
+    pub unsafe fn zero(&self, at: *mut u8, bytes: usize) -> Result<(), DeviceError> {
+        // SAFETY: the caller vouches for the memory.
+        let started = self.context.call(|| unsafe { result::memset_d8_async(at as CUdeviceptr, 0, bytes, self.context.stream) });
+        started.map_err(|e| Context::error("zeroing memory", e))
     }
     /// For each tensor whether it is finite; `None` for a dtype that has to be looked at elsewhere.
     ///

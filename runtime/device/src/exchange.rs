@@ -133,6 +133,66 @@ impl Exchange {
         }
         to[filled..].fill(0);
     }
+    /// How long `from` and `to` are. # Units: bytes.
+    pub fn sizes(&self) -> [usize; 2] {
+        let (apart, together) = (self.rows * self.row, self.rows * self.members * self.row);
+        match self.what {
+            What::Offsets => [(self.groups + 1) * 4, (self.groups / self.members + 1) * 4],
+            What::There => [apart, together],
+            What::Back => [together, apart],
+        }
+    }
+    /// The table of offsets as its memory holds it. # Units: elements.
+    pub fn told(&self) -> usize {
+        self.members * (self.groups + 1)
+    }
+    /// What member `rank` sends, receives and keeps of rows, as places in the memory of `from` and `to`; `all` is the table of all members' offsets. What
+    /// a member gets of another comes in the order in which that one sends it.
+    ///
+    /// # Panics
+    /// If it is the offsets that are exchanged.
+    pub fn places(&self, rank: usize, all: &[i32]) -> Places {
+        let table = Table::of(self, all);
+        let bytes = |rows: Range<usize>| rows.start * self.row..rows.end * self.row;
+        let (mut out, mut filled) = (Places::default(), 0);
+        let arriving = table.arriving(rank);
+        match self.what {
+            What::Offsets => base::bug!("offsets have no rows"),
+            What::There => {
+                for to in (0..self.members).filter(|m| *m != rank) {
+                    let pieces = (0..table.own).map(|g| table.piece(rank, to * table.own + g));
+                    out.sends.extend(pieces.map(|rows| (to, bytes(rows))));
+                }
+                for (member, group, to) in arriving {
+                    filled = to.end;
+                    if member == rank {
+                        out.keeps.push((bytes(table.piece(rank, rank * table.own + group)), bytes(to)));
+                    } else {
+                        out.receives.push((member, bytes(to)));
+                    }
+                }
+                out.rest = bytes(filled..self.rows * self.members);
+            }
+            What::Back => {
+                for (member, group, from) in arriving {
+                    if member == rank {
+                        out.keeps.push((bytes(from), bytes(table.piece(rank, rank * table.own + group))));
+                    } else {
+                        out.sends.push((member, bytes(from)));
+                    }
+                }
+                for holder in 0..self.members {
+                    filled = table.span(rank, holder).end;
+                    let pieces = (0..table.own).map(|g| table.piece(rank, holder * table.own + g));
+                    out.receives.extend(pieces.filter(|_| holder != rank).map(|rows| (holder, bytes(rows))));
+                }
+                out.rest = bytes(filled..self.rows);
+            }
+        }
+        out.sends.retain(|(_, range)| !range.is_empty());
+        out.receives.retain(|(_, range)| !range.is_empty());
+        out
+    }
     /// Carries it out in a group of one.
     ///
     /// # Safety
@@ -144,10 +204,35 @@ impl Exchange {
     /// # Safety
     /// As [`Exchange::parts`].
     unsafe fn table(&self) -> Table {
-        let width = self.groups + 1;
         // SAFETY: the caller vouches for the memory.
-        let given = unsafe { std::slice::from_raw_parts(self.all, self.members * width) };
-        let limit = if self.what == What::Offsets { i32::MAX as usize / self.members } else { self.rows };
+        Table::of(self, unsafe { std::slice::from_raw_parts(self.all, self.told()) })
+    }
+}
+
+/// Where rows of an exchange lie. # Units: bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    /// To whom, and where in `from`.
+    pub sends: Vec<(usize, Range<usize>)>,
+    /// From whom, and where in `to`.
+    pub receives: Vec<(usize, Range<usize>)>,
+    /// From where to where, without leaving.
+    pub keeps: Vec<(Range<usize>, Range<usize>)>,
+    /// What of `to` is zeroed.
+    pub rest: Range<usize>,
+}
+
+/// The rows of every member, by group.
+struct Table {
+    offsets: Vec<Vec<usize>>,
+    /// Groups a member.
+    own: usize,
+}
+
+impl Table {
+    fn of(x: &Exchange, given: &[i32]) -> Table {
+        let width = x.groups + 1;
+        let limit = if x.what == What::Offsets { i32::MAX as usize / x.members } else { x.rows };
         // What they hold is data: kept within the rows, not decreasing, and all rows of one expert after those of the one before.
         let clamped = |row: &[i32]| {
             let mut low = 0;
@@ -159,18 +244,12 @@ impl Exchange {
         };
         let mut offsets: Vec<Vec<usize>> = given.chunks(width).map(clamped).collect();
         offsets.iter_mut().for_each(|o| o[0] = 0);
-        Table { offsets, own: self.groups / self.members }
+        Table { offsets, own: x.groups / x.members }
     }
-}
-
-/// The rows of every member, by group.
-struct Table {
-    offsets: Vec<Vec<usize>>,
-    /// Groups a member.
-    own: usize,
-}
-
-impl Table {
+    /// The rows of `member` for a group.
+    fn piece(&self, member: usize, group: usize) -> Range<usize> {
+        self.offsets[member][group]..self.offsets[member][group + 1]
+    }
     /// The rows of `member` that `holder` has the groups of.
     fn span(&self, member: usize, holder: usize) -> Range<usize> {
         self.offsets[member][holder * self.own]..self.offsets[member][(holder + 1) * self.own]

@@ -181,15 +181,22 @@ impl Device {
             (Device::Gpu(_), None) => base::bug!("a program for the host on a GPU"),
         }
     }
-    /// Runs some of the steps of a program for the host.
+    /// Runs some of the steps of a program; on a GPU they may still be under way.
+    ///
+    /// # Errors
+    /// E0443.
     ///
     /// # Safety
     /// As `run`.
-    pub unsafe fn run_part(&self, program: &Program, steps: std::ops::Range<usize>) {
+    pub unsafe fn run_part(&self, program: &Program, mut steps: std::ops::Range<usize>) -> Result<(), DeviceError> {
         match self {
-            // SAFETY: the caller vouches for the pointers.
-            Device::Host(h) => h.device.install(|| program.steps[steps].iter().for_each(|s| unsafe { h.execute(s) })),
-            Device::Gpu(_) => base::bug!("a part of a program on a GPU"),
+            Device::Host(h) => {
+                // SAFETY: the caller vouches for the pointers.
+                h.device.install(|| program.steps[steps].iter().for_each(|s| unsafe { h.execute(s) }));
+                Ok(())
+            }
+            // SAFETY: as above.
+            Device::Gpu(_) => steps.try_for_each(|i| unsafe { self.execute(program, i) }),
         }
     }
     /// Starts all steps one by one, also on a GPU.
@@ -268,6 +275,66 @@ impl Device {
             Device::Host(_) => Ok(unsafe { std::slice::from_raw_parts(from, bytes) }.to_vec()),
             // SAFETY: as above.
             Device::Gpu(g) => unsafe { g.read(from, bytes) },
+        }
+    }
+    /// Fills memory of the device, after all that was started.
+    ///
+    /// # Errors
+    /// E0443.
+    ///
+    /// # Safety
+    /// The memory is valid for the bytes.
+    pub unsafe fn write(&self, to: *mut u8, bytes: &[u8]) -> Result<(), DeviceError> {
+        match self {
+            // SAFETY: the caller vouches for the memory.
+            Device::Host(_) => unsafe { std::ptr::copy(bytes.as_ptr(), to, bytes.len()) },
+            // SAFETY: as above.
+            Device::Gpu(g) => unsafe { g.write(to, bytes) }?,
+        }
+        Ok(())
+    }
+    /// Copies memory of the device, after all that was started; on a GPU that may still be under way.
+    ///
+    /// # Errors
+    /// E0443.
+    ///
+    /// # Safety
+    /// Both are valid for so many bytes, and nothing else uses them until `wait` returns.
+    pub unsafe fn copy(&self, from: *const u8, to: *mut u8, bytes: usize) -> Result<(), DeviceError> {
+        match self {
+            _ if bytes == 0 || from == to.cast_const() => {}
+            // SAFETY: the caller vouches for the memory.
+            Device::Host(_) => unsafe { std::ptr::copy(from, to, bytes) },
+            // SAFETY: as above.
+            Device::Gpu(g) => unsafe { g.copy(from, to, bytes) }?,
+        }
+        Ok(())
+    }
+    /// Zeros memory of the device, as `copy`.
+    ///
+    /// # Errors
+    /// E0443.
+    ///
+    /// # Safety
+    /// As `copy`.
+    pub unsafe fn zero(&self, at: *mut u8, bytes: usize) -> Result<(), DeviceError> {
+        match self {
+            _ if bytes == 0 => {}
+            // SAFETY: the caller vouches for the memory.
+            Device::Host(_) => unsafe { at.write_bytes(0, bytes) },
+            // SAFETY: as above.
+            Device::Gpu(g) => unsafe { g.zero(at, bytes) }?,
+        }
+        Ok(())
+    }
+    /// Kernels that add up tensors where they lie; none on the host.
+    ///
+    /// # Errors
+    /// E0442.
+    pub fn sums(&self) -> Result<Option<cuda::Sums>, DeviceError> {
+        match self {
+            Device::Host(_) => Ok(None),
+            Device::Gpu(g) => g.sums().map(Some),
         }
     }
     /// Whether each tensor is finite, without a copy of it; none where this device does not know.

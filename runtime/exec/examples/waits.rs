@@ -5,7 +5,7 @@ use exec::{
     ExecError,
     ranks::{Compute, Follow, execute},
 };
-use fabric::{Fabric, Timeouts, threads};
+use fabric::{Fabric, Tag, Timeouts, direct::HEAD, threads};
 use schedule::{Action, Costs, Message, Plan, Policy, Size, Unit, simulate};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 struct Wait<'a> {
     plan: &'a Plan,
     costs: &'a Costs,
+    fabric: &'a dyn Fabric,
     unit: Duration,
     busy: Duration,
     end: Instant,
@@ -35,8 +36,15 @@ impl Wait<'_> {
 }
 
 impl Compute for Wait<'_> {
-    fn length(&self, _: Message) -> usize {
-        64
+    type Parcel = Vec<u8>;
+    fn send(&mut self, to: usize, tag: Tag, _: Message, parcel: Vec<u8>) -> Result<(), ExecError> {
+        Ok(self.fabric.send(to, tag.channel, &[&tag.head[..], &parcel].concat())?)
+    }
+    fn receive(&mut self, from: usize, tag: Tag, _: Message) -> Result<Vec<u8>, ExecError> {
+        let mut bytes = vec![0; HEAD + 64];
+        self.fabric.receive(from, tag.channel, &mut bytes)?;
+        tag.expect(self.fabric.rank(), from, &bytes[..HEAD])?;
+        Ok(bytes.split_off(HEAD))
     }
     fn forward(&mut self, u: Unit, _: Vec<u8>) -> Result<Vec<u8>, ExecError> {
         Ok(self.wait(Action::Forward(u)))
@@ -55,10 +63,10 @@ impl Compute for Wait<'_> {
         let made = self.wait(Action::Pair { forward: forward.0, backward: backward.0 });
         Ok([made.clone(), made])
     }
-    fn reduce(&mut self, _: u16, _: &dyn Fabric) -> Result<(), ExecError> {
+    fn reduce(&mut self, _: u16) -> Result<(), ExecError> {
         Ok(())
     }
-    fn update(&mut self, _: u16, _: &dyn Fabric) -> Result<(), ExecError> {
+    fn update(&mut self, _: u16) -> Result<(), ExecError> {
         Ok(())
     }
 }
@@ -82,8 +90,8 @@ fn main() {
                 s.spawn(move || {
                     barrier.wait();
                     let start = Instant::now();
-                    let mut wait = Wait { plan, costs, unit, busy: Duration::ZERO, end: start };
-                    execute(plan, &f, &mut wait, Follow { step: 1, checked: true, turns: None }).expect("the plan runs");
+                    let mut wait = Wait { plan, costs, fabric: &f, unit, busy: Duration::ZERO, end: start };
+                    execute(plan, f.rank(), &mut wait, Follow { step: 1, turns: None }).expect("the plan runs");
                     (start, wait.end, wait.busy)
                 })
             };

@@ -9,6 +9,7 @@ pub mod data;
 mod debug;
 pub mod error;
 pub mod generate;
+mod kept;
 pub mod measure;
 mod metrics;
 pub mod npy;

@@ -67,6 +67,7 @@ impl Session {
             all.push((plan, bases));
         }
         let program = self.device.prepare(steps, workspace.as_ptr())?;
+        crate::peers::check(&program, "a pair", None)?;
         arenas.push(workspace);
         let (dims, steps) = (dims.clone(), Steps::new(&entries, &all)?);
         Ok(Pair { session: self, dims, entries, program, steps, halves, arenas })

@@ -13,17 +13,18 @@ mod relay;
 mod save;
 mod shards;
 mod step;
+mod sums;
 
 pub use execute::{Compute, Follow, Turns, execute};
 pub use experts::Traffic;
 pub use model::{StageBytes, StageMemory, memory, stage_bytes};
 
 use crate::{ExecError, data::Text, train};
-use device::{Code, KernelFn};
-use fabric::{Fabric, Timeouts, threads};
+use device::KernelFn;
+use fabric::{Direct, Fabric, Timeouts, threads};
 use library::{Manifest, Port};
-use schedule::Plan;
-use std::sync::Arc;
+use schedule::{Action, Plan};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 /// A stage's program: its manifest with the entries `forward`, `backward_input`, `backward_weight`, `norm` and
 /// the update in parts, `update.0` and on.
@@ -31,14 +32,32 @@ use std::sync::Arc;
 pub struct Program {
     /// Parameters, kernels, entries.
     pub manifest: Manifest,
-    /// All stages may share one.
-    pub code: Arc<dyn Code>,
+    /// All stages of a rank share it.
+    pub code: Code,
+}
+
+/// What runs a program's kernels.
+#[derive(Clone)]
+pub enum Code {
+    /// The host.
+    Host(Arc<dyn device::Code>),
+    /// A GPU, by the code of a library.
+    Gpu(Arc<Vec<Vec<u8>>>),
+}
+
+/// Where programs for a GPU run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OnGpu<'a> {
+    /// The number of the GPU of this process's ranks.
+    pub ordinal: usize,
+    /// Assembles the code in the driver's place.
+    pub ptxas: Option<&'a Path>,
 }
 
 /// Code that stages share.
-struct Shared(Arc<dyn Code>);
+struct Shared(Arc<dyn device::Code>);
 
-impl Code for Shared {
+impl device::Code for Shared {
     fn kernel(&self, symbol: &str) -> Option<KernelFn> {
         self.0.kernel(symbol)
     }
@@ -83,8 +102,10 @@ pub struct Job<'a> {
     pub text: &'a Text,
     /// `micro_batches` are those of the plan, all directions together.
     pub options: &'a train::Options,
-    /// Threads that a rank computes on.
+    /// Threads that a rank computes on, on the host.
     pub threads: usize,
+    /// Where programs for a GPU run.
+    pub gpu: OnGpu<'a>,
     /// Whether every message says what it is, and that is checked.
     pub checked: bool,
     /// Whether a stage's copies share its optimiser (ZeRO-1): the same bits, less memory.
@@ -92,6 +113,25 @@ pub struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// From which rank to which messages of the plan go: all of them, the same on every rank.
+    pub fn flows(&self) -> Vec<(usize, usize)> {
+        let sent = self.plan.actions.iter().flatten();
+        let routes = sent.filter_map(|a| if let Action::Send(m) = a { self.plan.route(*m) } else { None });
+        routes.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+    /// The sets of ranks that share a stage, experts, or a tied parameter, or that divide experts: all of them, the same on every rank. A
+    /// rank's number in a set is its place there.
+    pub fn sets(&self) -> Vec<Vec<usize>> {
+        let mut sets = BTreeSet::new();
+        for (rank, stages) in self.plan.placement.stages_by_rank().iter().enumerate() {
+            sets.insert(self.group(rank));
+            for stage in stages {
+                sets.extend(shards::Held::new(self, *stage, rank).shards.into_iter().map(|s| s.members));
+            }
+        }
+        sets.extend(step::tied(self).into_iter().map(|t| t.members));
+        sets.into_iter().filter(|s| s.len() > 1).collect()
+    }
     /// A hash of all that ranks have to agree on: plan, parameters, run, and the given word for binary and model.
     pub fn hash(&self, binary: u64) -> u64 {
         let o = self.options;
@@ -127,8 +167,8 @@ pub fn train_here(
     let first = world.next().expect("a plan has a rank");
     let mut results = std::thread::scope(|s| {
         let turns = turns.as_ref();
-        let others: Vec<_> = world.map(|f| s.spawn(move || step::train(job, &f, turns, &mut Silent))).collect();
-        let mut results = vec![step::train(job, &first, turns, report)];
+        let others: Vec<_> = world.map(|f| s.spawn(move || step::train(job, &f, None, turns, &mut Silent))).collect();
+        let mut results = vec![step::train(job, &first, None, turns, report)];
         drop(first);
         results.extend(others.into_iter().map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e))));
         results
@@ -140,12 +180,18 @@ pub fn train_here(
     results.swap_remove(cause.or(any).unwrap_or(0))
 }
 
-/// Trains as one rank of several processes; the last validation loss.
+/// Trains as one rank of several processes; the last validation loss. Activations, gradients, rows of experts and parameters go by `direct` if there is one,
+/// with flows and sets as [`Job::flows`] and [`Job::sets`] say, else over the host by the fabric; what is small goes by the fabric.
 ///
 /// # Errors
 /// What went wrong here, or which rank gave up, and why.
-pub fn train_rank(job: &Job, fabric: &dyn Fabric, report: &mut dyn train::Report) -> Result<f64, ExecError> {
-    step::train(job, fabric, None, report)
+pub fn train_rank(
+    job: &Job,
+    fabric: &dyn Fabric,
+    direct: Option<&dyn Direct>,
+    report: &mut dyn train::Report,
+) -> Result<f64, ExecError> {
+    step::train(job, fabric, direct, None, report)
 }
 
 /// What ranks above 0 report: nothing.

@@ -2,6 +2,7 @@
 
 use crate::{
     ExecError, HostTensor,
+    kept::{Pool, Shelf},
     peers::{self, Peers},
     plan::{self, Peak, Plan, size},
     resolve::{Scene, describe, flatten},
@@ -43,7 +44,7 @@ pub(crate) type Key = (String, Vec<(String, i64)>);
 /// Where what kernels need besides their buffers begins. # Units: bytes. # Source: docs/ir/ptx.md, a kernel's workspace.
 const WORKSPACE_ALIGN: usize = 128;
 
-/// Resolved entries that are kept; generation makes one for each length of its text.
+/// Resolved entries that are kept, or twice as many as there are entries; generation makes one for each length of its text.
 const MAX_PREPARED: usize = 16;
 
 /// An entry resolved for its dims.
@@ -105,8 +106,11 @@ impl Session {
         Ok(Session::of(library.manifest, Device::Gpu(gpu)))
     }
     fn of(manifest: Manifest, device: Device) -> Session {
+        Session::on(manifest, Arc::new(device))
+    }
+    /// A session on a device that has the manifest's kernels, and may have other sessions.
+    pub(crate) fn on(manifest: Manifest, device: Arc<Device>) -> Session {
         let arena = Memory::new(0).expect("an empty arena");
-        let device = Arc::new(device);
         let store = Store::on(&device);
         Session {
             manifest,
@@ -258,14 +262,60 @@ impl Session {
         let key = self.prepare(entry, dims)?;
         peers::check(&self.prepared[&key].program, entry, peers)?;
         self.write_inputs(&key, entry, inputs)?;
+        self.go(&key, entry, peers)?;
+        self.read_outputs(&key, entry)
+    }
+    /// As `run_among`, for tensors that lie on this session's device and stay there: inputs are taken from the pool, which keeps them, and results are added
+    /// to it.
+    ///
+    /// # Errors
+    /// As `run_among`.
+    pub(crate) fn run_kept(
+        &mut self,
+        entry: &str,
+        dims: &DimEnv,
+        (pool, shelf): (&mut Pool, &mut Shelf),
+        peers: Option<&dyn Peers>,
+    ) -> Result<(), ExecError> {
+        let key = self.prepare(entry, dims)?;
+        peers::check(&self.prepared[&key].program, entry, peers)?;
+        let device = self.device.clone();
+        let e = self.manifest.variant(entry, &self.prepared[&key].plan.dims).expect("it was prepared").clone();
+        let wrong = |name: &str, why: String| ExecError::Input { name: name.into(), why };
+        let prepared = self.prepared.get_mut(&key).expect("prepared above");
+        for p in e.args.iter().filter(|p| !p.role.is_stored()) {
+            let t = pool.get_mut(&p.name).ok_or_else(|| wrong(&p.name, format!("{entry} takes it, and it is not there")))?;
+            let shape = shape(p, &prepared.plan.dims);
+            if (t.dtype, &t.shape) != (p.dtype, &shape) {
+                return Err(wrong(&p.name, format!("{}{:?} is not {}{shape:?}", t.dtype, t.shape, p.dtype)));
+            }
+            t.memory.send()?;
+            let own = prepared.own.get_mut(&p.buffer).expect("inputs have memory of their own");
+            // SAFETY: both have the bytes of the port's shape, on this device; what is copied is waited for below.
+            unsafe { device.copy(t.memory.as_ptr(), own.as_ptr(), own.len()) }?;
+            own.written();
+        }
+        self.go(&key, entry, peers)?;
+        let prepared = &self.prepared[&key];
+        for p in e.outputs.iter().filter(|p| !p.role.is_stored()) {
+            let (own, mut made) = (&prepared.own[&p.buffer], shelf.tensor(p.dtype, shape(p, &prepared.plan.dims))?);
+            // SAFETY: as above.
+            unsafe { device.copy(own.as_ptr(), made.memory.as_ptr(), own.len()) }?;
+            made.memory.written();
+            shelf.insert(pool, p.name.clone(), made);
+        }
+        Ok(device.wait()?)
+    }
+    /// Runs an entry whose inputs are in their places, and waits for it.
+    fn go(&mut self, key: &Key, entry: &str, peers: Option<&dyn Peers>) -> Result<(), ExecError> {
         if self.poison {
             self.arena.fill(0xff);
         }
         if self.profile.is_some() || self.trace.is_some() {
-            self.watch(&key, entry, peers)?;
+            self.watch(key, entry, peers)?;
         } else {
-            self.send(&key, entry)?;
-            let prepared = self.prepared.get_mut(&key).expect("prepared above");
+            self.send(key, entry)?;
+            let prepared = self.prepared.get_mut(key).expect("prepared above");
             // SAFETY: `prepare` resolved every pointer into memory of this session with the planned sizes; what runs is waited for.
             let ran = unsafe {
                 match peers {
@@ -273,10 +323,10 @@ impl Session {
                     None => self.device.run(&mut prepared.program).map_err(ExecError::from),
                 }
             };
-            self.written(&key, entry);
+            self.written(key, entry);
             ran.and(self.device.wait().map_err(ExecError::from))?;
         }
-        self.read_outputs(&key, entry)
+        Ok(())
     }
 
     /// As `run` without outputs, with the time of every step and of the copies before them.
@@ -290,7 +340,7 @@ impl Session {
             // SAFETY: as in `run`.
             unsafe {
                 match (&program.steps[i], peers) {
-                    (device::Step::Exchange(x), Some(peers)) => peers::carry(x, peers)?,
+                    (device::Step::Exchange(x), Some(peers)) => peers::carry(&device, x, peers)?,
                     _ => device.execute(program, i)?,
                 }
             }
@@ -402,7 +452,7 @@ impl Session {
         let e = self.variant(entry, dims)?.clone();
         let plan = plan::plan(&e, dims)?;
         let room = self.room(&e, &plan);
-        if room > self.arena.len() || self.prepared.len() >= MAX_PREPARED {
+        if room > self.arena.len() || self.prepared.len() >= MAX_PREPARED.max(2 * self.manifest.entries.len()) {
             self.prepared.clear();
         }
         if room > self.arena.len() {
@@ -411,6 +461,21 @@ impl Session {
         self.resolve(&e, plan)
     }
 
+    /// Plans and resolves these entries, so that running them later allocates nothing.
+    ///
+    /// # Errors
+    /// E0702, E0703.
+    pub(crate) fn prepare_all(&mut self, entries: &[(String, &DimEnv)]) -> Result<(), ExecError> {
+        let mut room = self.arena.len();
+        for (name, dims) in entries {
+            let e = self.variant(name, dims)?;
+            room = room.max(self.room(e, &plan::plan(e, dims)?));
+        }
+        if room > self.arena.len() {
+            self.replace_arena(room)?;
+        }
+        entries.iter().try_for_each(|(name, dims)| self.prepare(name, dims).map(drop))
+    }
     /// Forgets all that was resolved, and the arena.
     pub(crate) fn forget(&mut self) {
         self.prepared.clear();

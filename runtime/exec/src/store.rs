@@ -75,6 +75,10 @@ impl Store {
     pub fn iter(&self) -> impl Iterator<Item = ((Role, &str), &Slot)> {
         self.slots.iter().map(|((role, name), slot)| ((*role, name.as_str()), slot))
     }
+    /// The same, to be changed.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = ((Role, &str), &mut Slot)> {
+        self.slots.iter_mut().map(|((role, name), slot)| ((*role, name.as_str()), slot))
+    }
     /// All tensors of a role, by name.
     pub fn of_role(&mut self, role: Role) -> impl Iterator<Item = (&str, &mut Slot)> {
         self.slots.iter_mut().filter(move |((r, _), _)| *r == role).map(|((_, n), s)| (n.as_str(), s))

@@ -10,7 +10,7 @@
 use base::DType;
 use device::cuda::nccl::{Call, Comm, Gate, Id, Nccl, Operation, State};
 use fabric::{
-    Fabric, FabricError, Timeouts, discover,
+    Channel, Direct, Fabric, FabricError, Span, Tag, Timeouts, discover,
     nccl::{Engine, Flow, Links},
     tcp, threads,
 };
@@ -107,6 +107,11 @@ fn flows(size: usize) -> Vec<Flow> {
     (1..size).flat_map(|r| [(r - 1, r), (r, r - 1)]).collect()
 }
 
+/// All ranks, the last one first.
+fn sets(size: usize) -> Vec<Vec<usize>> {
+    vec![(0..size).rev().collect()]
+}
+
 /// The number that rank `rank` has at element `i`: small whole ones, so that sums are exact in every dtype.
 fn value(rank: usize, i: usize) -> f32 {
     ((i * 7 + rank * 3) % 11) as f32
@@ -129,12 +134,13 @@ fn calls(nccl: Nccl, store: &dyn Fabric, timeouts: Timeouts) -> Result<bool, Fab
     let mine: Vec<u8> = bytes((0..N * size).map(|i| value(rank, i)));
     let (from, to) = (upload(&nccl, rank, &mine)?, upload(&nccl, rank, &vec![0xff; mine.len()])?);
     // SAFETY: the memory is that long, and freed by nobody.
-    let links = unsafe { Links::connect(Keep(&nccl), store, &flows(size), scratch, timeouts)? };
+    let links = unsafe { Links::connect(Keep(&nccl), store, (&flows(size), &sets(size)), scratch, timeouts)? };
     let mut good = true;
+    let blank = vec![0xff; mine.len()];
     let mut check = |what: &str, want: &[u8]| {
-        // SAFETY: what was enqueued has run.
-        let got = unsafe { nccl.download(to, want.len()) };
-        let fine = got.is_ok_and(|g| g == want);
+        // SAFETY: what was enqueued has run. The memory is blank again after it: a call that does nothing shows.
+        let (got, blanked) = unsafe { (nccl.download(to, want.len()), nccl.write(to, &blank)) };
+        let fine = got.is_ok_and(|g| g == want) && blanked.is_ok();
         good &= fine;
         println!("rank {rank}: {what}: {}", if fine { "good" } else { "WRONG" });
     };
@@ -171,6 +177,31 @@ fn calls(nccl: Nccl, store: &dyn Fabric, timeouts: Timeouts) -> Result<bool, Fab
             check(&format!("from rank {}", flow.0), &bytes(part(flow.0)));
         }
     }
+    // As the executor does: messages with names, and pieces among a set.
+    let span = |at: u64, r: usize| Span { at: (at + 4 * (N * r) as u64) as *mut u8, bytes: 4 * N };
+    let tag = Tag { channel: Channel(7), head: [7; 24], number: 0 };
+    for flow in flows(size) {
+        // SAFETY: as above.
+        unsafe {
+            match flow {
+                (a, b) if a == rank => links.send_spans(b, tag, &[span(from, 0)])?,
+                (a, b) if b == rank => {
+                    links.receive_spans(a, tag, &[span(to, 0)])?;
+                    check(&format!("a named message from rank {a}"), &bytes(part(a)));
+                }
+                _ => continue,
+            }
+        }
+    }
+    links.flush()?;
+    let members = sets(size).remove(0);
+    let others = || members.iter().enumerate().filter(|(_, r)| **r != rank);
+    let sends: Vec<_> = others().map(|(peer, r)| (peer, span(from, *r))).collect();
+    let receives: Vec<_> = others().map(|(peer, r)| (peer, span(to, *r))).collect();
+    // SAFETY: as above.
+    unsafe { links.swap(&members, tag, &sends, &receives)? };
+    let none = |r: usize| if r == rank { vec![0xff; 4 * N] } else { bytes((rank * N..(rank + 1) * N).map(move |i| value(r, i))) };
+    check("pieces among a set", &(0..size).flat_map(none).collect::<Vec<u8>>());
     links.finish()?;
     println!("rank {rank}: all communicators ended in good order");
     Ok(good)
@@ -182,7 +213,7 @@ fn stalls(nccl: Holding, store: &dyn Fabric) -> Result<bool, FabricError> {
     let (rank, size, gate) = (store.rank(), store.size(), nccl.gate);
     let scratch = upload(&nccl.nccl, rank, &vec![0; 8 * size])?;
     // SAFETY: the memory is that long.
-    let links = unsafe { Links::connect(nccl, store, &flows(size), scratch, SHORT)? };
+    let links = unsafe { Links::connect(nccl, store, (&flows(size), &[]), scratch, SHORT)? };
     links.engine().hold.set(true);
     let op = Operation { call: Call::AllReduce, from: scratch, to: scratch + 4 * size as u64, elems: 1, dtype: DType::F32 };
     let first = std::thread::scope(|s| {
@@ -207,7 +238,7 @@ fn gives_up(nccl: Nccl, store: &dyn Fabric) -> Result<bool, FabricError> {
     let (rank, size) = (store.rank(), store.size());
     let scratch = upload(&nccl, rank, &vec![0; 8 * size])?;
     // SAFETY: the memory is that long.
-    let links = unsafe { Links::connect(nccl, store, &flows(size), scratch, PATIENT)? };
+    let links = unsafe { Links::connect(nccl, store, (&flows(size), &[]), scratch, PATIENT)? };
     if rank + 1 == size {
         // The others are in the collective by then.
         std::thread::sleep(Duration::from_secs(1));

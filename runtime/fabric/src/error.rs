@@ -65,6 +65,15 @@ pub enum FabricError {
         /// In NCCL's words.
         why: String,
     },
+    /// A device failed while its memory was copied.
+    #[error("rank {rank}: {why}")]
+    #[diagnostic(code(E0443))]
+    Device {
+        /// Whose.
+        rank: usize,
+        /// In the device's words.
+        why: String,
+    },
     /// Some rank gave up.
     #[error("rank {peer} gave up: {why}")]
     #[diagnostic(code(E0424))]

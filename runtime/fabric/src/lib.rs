@@ -1,12 +1,13 @@
-//! Moves bytes between ranks. One trait: [`threads`] of one process, [`tcp`] between processes, and with the feature `mpi` MPI; [`nccl`]
-//! is for memory of GPUs. Collectives are functions over
-//! both, with a fixed order of sums. Who a rank is comes from [`discover`].
+//! Moves bytes between ranks. One trait: [`threads`] of one process, [`tcp`] between processes, and with the feature `mpi` MPI. Collectives are
+//! functions over these, with a fixed order of sums. Memory of devices goes by [`direct`]: over the host and any of them, or over [`nccl`] from GPU to
+//! GPU. Who a rank is comes from [`discover`].
 //!
 //! What always holds: every wait is bounded and ends with an error that names the action, the peer and the message's number; messages of one
 //! channel from one peer arrive in order and whole; a message of another length or number than expected is an error and never data; when a
 //! rank gives up, all others learn why.
 
 pub mod collective;
+pub mod direct;
 pub mod discover;
 mod error;
 pub mod group;
@@ -17,6 +18,7 @@ pub mod nccl;
 pub mod tcp;
 pub mod threads;
 
+pub use direct::{Direct, Span, Staged, Tag};
 pub use discover::{World, discover};
 pub use error::FabricError;
 pub use group::Group;

@@ -1,12 +1,12 @@
 //! Ranks as GPUs: messages and collectives in device memory over NCCL.
 //!
 //! Each edge and flow (from one rank to another) has a communicator of two ranks and a stream of its own, so that no flow waits behind another;
-//! collectives have one of all ranks. All are made in the same order on all ranks and used once before the first step: what is connected at first
+//! each set of ranks that share a stage or divide experts has one, and collectives have one of all ranks. All are made in the same order on all ranks and used once before the first step: what is connected at first
 //! use hangs pipelines (pytorch #160210). No call blocks the host: [`Links`] polls, looks for asynchronous errors and ranks that are gone, gives up after the time-out
 //! with the peer and the message's number, and then aborts every communicator, once. One thread owns it.
 //! What ranks tell each other to meet goes over another fabric, as a store.
 
-use crate::{Channel, Fabric, FabricError, Timeouts, collective};
+use crate::{Channel, Direct, Fabric, FabricError, Span, Tag, Timeouts, collective, direct::HEAD};
 pub use device::cuda::nccl::{Call, Id, Operation, State};
 use std::{
     cell::{Cell, RefCell},
@@ -81,6 +81,8 @@ pub struct Links<'s, E: Engine> {
     size: usize,
     timeouts: Timeouts,
     flows: BTreeMap<Flow, Link<E::Comm>>,
+    /// Of the sets that this rank is in.
+    sets: Vec<(Vec<usize>, Link<E::Comm>)>,
     all: Option<Link<E::Comm>>,
     /// Why all communicators were aborted.
     aborted: RefCell<Option<FabricError>>,
@@ -90,12 +92,14 @@ pub struct Links<'s, E: Engine> {
 #[derive(Clone, Copy)]
 enum Which {
     Flow(Flow),
+    /// By its place in the list.
+    Set(usize),
     All,
 }
 
 impl<'s, E: Engine> Links<'s, E> {
-    /// Makes and warms the communicators: of each flow that this rank has an end of, and of all ranks. `flows` are those of all ranks, the same
-    /// everywhere. `scratch` is device memory of at least two f32 for each rank, which is overwritten.
+    /// Makes and warms the communicators: of each flow that this rank has an end of, of each set of ranks that it is in, and of all ranks. `flows` and
+    /// `sets` are those of all ranks, the same everywhere; a rank's number in a set is its place there. `scratch` is device memory of at least two f32 for each rank, which is overwritten.
     ///
     /// # Errors
     /// E0425 if the ranks do not meet in time, E0427 if NCCL refuses something; then all communicators were aborted.
@@ -105,19 +109,19 @@ impl<'s, E: Engine> Links<'s, E> {
     pub unsafe fn connect(
         engine: E,
         store: &'s dyn Fabric,
-        flows: &[Flow],
+        (flows, sets): (&[Flow], &[Vec<usize>]),
         scratch: u64,
         timeouts: Timeouts,
     ) -> Result<Links<'s, E>, FabricError> {
         let (rank, size) = (store.rank(), store.size());
-        let (no_flows, aborted) = (BTreeMap::new(), RefCell::new(None));
-        let mut links = Links { engine, store, rank, size, timeouts, flows: no_flows, all: None, aborted };
+        let (no_flows, no_sets, aborted) = (BTreeMap::new(), Vec::new(), RefCell::new(None));
+        let mut links = Links { engine, store, rank, size, timeouts, flows: no_flows, sets: no_sets, all: None, aborted };
         // SAFETY: the caller vouches for the memory.
-        let made = unsafe { links.make(flows, scratch) };
+        let made = unsafe { links.make(flows, sets, scratch) };
         made.inspect_err(|e| links.abort(e))?;
         Ok(links)
     }
-    unsafe fn make(&mut self, flows: &[Flow], scratch: u64) -> Result<(), FabricError> {
+    unsafe fn make(&mut self, flows: &[Flow], sets: &[Vec<usize>], scratch: u64) -> Result<(), FabricError> {
         let mut flows = flows.to_vec();
         flows.sort_unstable();
         flows.dedup();
@@ -127,6 +131,16 @@ impl<'s, E: Engine> Links<'s, E> {
             let comm = self.engine.start(2, usize::from(self.rank == to), &id).map_err(|what| self.refused("a flow", what))?;
             self.flows.insert(flow, Link { comm, number: Cell::new(0) });
             self.settle(Which::Flow(flow), self.timeouts.start)?;
+        }
+        let mut sets: Vec<&Vec<usize>> = sets.iter().filter(|s| s.len() > 1).collect();
+        sets.sort_unstable();
+        sets.dedup();
+        for set in sets {
+            let Some(own) = set.iter().position(|r| *r == self.rank) else { continue };
+            let id = self.share(set[0], set)?;
+            let comm = self.engine.start(set.len(), own, &id).map_err(|what| self.refused("a set of ranks", what))?;
+            self.sets.push((set.clone(), Link { comm, number: Cell::new(0) }));
+            self.settle(Which::Set(self.sets.len() - 1), self.timeouts.start)?;
         }
         let others: Vec<usize> = (1..self.size).collect();
         let id = self.share(0, &others)?;
@@ -144,6 +158,17 @@ impl<'s, E: Engine> Links<'s, E> {
                 }
             }
             self.wait_for(Which::Flow((from, to)), self.timeouts.start)?;
+        }
+        for set in 0..self.sets.len() {
+            let peers = 0..self.sets[set].0.len();
+            let op = |call, at| Operation { call, from: at, to: at, elems: 1, dtype: base::DType::F32 };
+            let others = peers.filter(|p| self.sets[set].0[*p] != self.rank);
+            let ops: Vec<Operation> = others
+                .flat_map(|peer| [op(Call::Send { peer }, scratch), op(Call::Receive { peer }, scratch + 4 * (1 + peer) as u64)])
+                .collect();
+            // SAFETY: as above: there are two elements for each rank.
+            unsafe { self.run(Which::Set(set), &ops)? };
+            self.wait_for(Which::Set(set), self.timeouts.start)?;
         }
         let sum = Operation {
             call: Call::AllReduce,
@@ -250,7 +275,7 @@ impl<'s, E: Engine> Links<'s, E> {
     }
     /// How many communicators there are.
     pub fn num_comms(&self) -> usize {
-        self.flows.len() + usize::from(self.all.is_some())
+        self.flows.len() + self.sets.len() + usize::from(self.all.is_some())
     }
 
     fn link(&self, which: Which) -> &Link<E::Comm> {
@@ -258,6 +283,7 @@ impl<'s, E: Engine> Links<'s, E> {
             Which::Flow(flow) => {
                 self.flows.get(&flow).unwrap_or_else(|| panic!("there is no flow from {} to {}", flow.0, flow.1))
             }
+            Which::Set(set) => &self.sets[set].1,
             Which::All => self.all.as_ref().expect("it is made before it is used"),
         }
     }
@@ -267,6 +293,9 @@ impl<'s, E: Engine> Links<'s, E> {
     /// Enqueues calls as one group, and polls until NCCL has taken them.
     unsafe fn run(&self, which: Which, ops: &[Operation]) -> Result<(), FabricError> {
         self.check()?;
+        if ops.is_empty() {
+            return Ok(());
+        }
         let link = self.link(which);
         let mut states = Vec::new();
         if ops.len() > 1 {
@@ -330,7 +359,7 @@ impl<'s, E: Engine> Links<'s, E> {
         match which {
             Which::Flow((from, to)) if from == self.rank => ("send", to, Channel((from * self.size + to) as u32), number),
             Which::Flow((from, to)) => ("receive", from, Channel((from * self.size + to) as u32), number),
-            Which::All => ("collective", self.rank, Channel::COLLECTIVE, number),
+            Which::Set(_) | Which::All => ("collective", self.rank, Channel::COLLECTIVE, number),
         }
     }
     fn refused(&self, what: &str, why: String) -> FabricError {
@@ -350,7 +379,7 @@ impl<'s, E: Engine> Links<'s, E> {
             return;
         }
         *aborted = Some(why.clone());
-        for link in self.flows.values().chain(&self.all) {
+        for link in self.flows.values().chain(self.sets.iter().map(|(_, link)| link)).chain(&self.all) {
             // SAFETY: `aborted` was none, and nothing uses a communicator once it is set.
             unsafe { self.engine.abort(&link.comm) };
         }
@@ -365,14 +394,16 @@ impl<'s, E: Engine> Links<'s, E> {
     /// As [`Links::wait`].
     pub fn finish(mut self) -> Result<(), FabricError> {
         self.check()?;
-        let keys = self.flows.keys().map(|f| Which::Flow(*f)).chain([Which::All]).collect::<Vec<_>>();
+        let sets = (0..self.sets.len()).map(Which::Set);
+        let keys = self.flows.keys().map(|f| Which::Flow(*f)).chain(sets).chain([Which::All]).collect::<Vec<_>>();
         for which in &keys {
             if let State::Failed(what) = self.engine.finalize(&self.link(*which).comm) {
                 return Err(self.give_up(*which, what));
             }
             self.settle(*which, self.timeouts.message)?;
         }
-        for link in std::mem::take(&mut self.flows).into_values().chain(self.all.take()) {
+        let sets = std::mem::take(&mut self.sets).into_iter().map(|(_, link)| link);
+        for link in std::mem::take(&mut self.flows).into_values().chain(sets).chain(self.all.take()) {
             // SAFETY: it was finalised, and is here used for the last time.
             unsafe { self.engine.destroy(&link.comm) };
         }
@@ -383,13 +414,80 @@ impl<'s, E: Engine> Links<'s, E> {
 
 impl<E: Engine> Drop for Links<'_, E> {
     fn drop(&mut self) {
-        if self.flows.is_empty() && self.all.is_none() {
+        if self.flows.is_empty() && self.sets.is_empty() && self.all.is_none() {
             return;
         }
         // What was not ended in good order is not waited for.
         let (rank, what, why) = (self.rank, "its end".to_string(), "the rank ended before its communicators".to_string());
         self.abort(&FabricError::Nccl { rank, what, number: 0, why });
     }
+}
+
+/// NCCL's messages have no names, so each is announced over the store: who receives it waits there, sees what it is, and only then asks NCCL for it. What fails
+/// fails as it would over the store, and no kernel spins for what may not come.
+impl<E: Engine> Direct for Links<'_, E> {
+    unsafe fn send_spans(&self, to: usize, tag: Tag, spans: &[Span]) -> Result<(), FabricError> {
+        self.check()?;
+        self.store.send(to, tag.channel, &tag.head)?;
+        // In a communicator of two the sender is 0.
+        let ops: Vec<Operation> = filled(spans).map(|s| bytes(Call::Send { peer: 1 }, s)).collect();
+        // SAFETY: the caller vouches for the memory.
+        unsafe { self.run(Which::Flow((self.rank, to)), &ops) }
+    }
+    unsafe fn receive_spans(&self, from: usize, tag: Tag, spans: &[Span]) -> Result<(), FabricError> {
+        self.check()?;
+        let mut head = [0; HEAD];
+        self.store.receive(from, tag.channel, &mut head)?;
+        tag.expect(self.rank, from, &head)?;
+        let ops: Vec<Operation> = filled(spans).map(|s| bytes(Call::Receive { peer: 0 }, s)).collect();
+        // SAFETY: as above.
+        unsafe { self.run(Which::Flow((from, self.rank)), &ops)? };
+        self.wait_for(Which::Flow((from, self.rank)), self.timeouts.message)
+    }
+    fn is_sent(&self, to: usize) -> Result<bool, FabricError> {
+        self.check()?;
+        let which = Which::Flow((self.rank, to));
+        self.engine.is_idle(&self.link(which).comm).map_err(|what| self.give_up(which, what))
+    }
+    fn flush(&self) -> Result<(), FabricError> {
+        let own = self.flows.keys().filter(|(from, _)| *from == self.rank);
+        own.copied().try_for_each(|flow| self.wait_for(Which::Flow(flow), self.timeouts.message))
+    }
+    unsafe fn swap(
+        &self,
+        members: &[usize],
+        tag: Tag,
+        sends: &[(usize, Span)],
+        receives: &[(usize, Span)],
+    ) -> Result<(), FabricError> {
+        self.check()?;
+        // All members are there, and do the same: what follows does not wait for long.
+        let others = || members.iter().copied().filter(|m| *m != self.rank);
+        others().try_for_each(|to| self.store.send(to, tag.channel, &tag.head))?;
+        for from in others() {
+            let mut head = [0; HEAD];
+            self.store.receive(from, tag.channel, &mut head)?;
+            tag.expect(self.rank, from, &head)?;
+        }
+        let mut ops: Vec<Operation> = sends.iter().map(|(peer, s)| bytes(Call::Send { peer: *peer }, *s)).collect();
+        ops.extend(receives.iter().map(|(peer, s)| bytes(Call::Receive { peer: *peer }, *s)));
+        let set = self.sets.iter().position(|(set, _)| set == members);
+        let which = Which::Set(set.unwrap_or_else(|| panic!("there is no set of the ranks {members:?}")));
+        // SAFETY: the caller vouches for the memory.
+        unsafe { self.run(which, &ops)? };
+        self.wait_for(which, self.timeouts.message)
+    }
+}
+
+/// Those that are not empty: NCCL is not asked for nothing.
+fn filled(spans: &[Span]) -> impl Iterator<Item = Span> {
+    spans.iter().copied().filter(|s| s.bytes > 0)
+}
+
+/// A call on a span, as bytes.
+fn bytes(call: Call, s: Span) -> Operation {
+    // A dtype of one byte of which NCCL has no sums goes as bytes.
+    Operation { call, from: s.at as u64, to: s.at as u64, elems: s.bytes, dtype: base::DType::Bool }
 }
 
 impl Engine for device::cuda::nccl::Nccl {

@@ -239,11 +239,6 @@ impl Check<'_> {
                     }
                     extents.iter().try_for_each(|d| self.dim(d))?;
                 }
-                Step::Exchange(Exchange::Offsets { members, .. } | Exchange::Rows { members, .. })
-                    if self.m.target != HOST && *members != 1 =>
-                {
-                    return Err(format!("an exchange among {members} members, for {}", self.m.target));
-                }
                 Step::Exchange(Exchange::Offsets { offsets, all, own, members, groups }) => {
                     self.views([offsets, all, own].into_iter(), depth)?;
                     self.members(*members, *groups, &[offsets, all, own])?;

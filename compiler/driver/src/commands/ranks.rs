@@ -6,13 +6,14 @@ use crate::{
     pipeline::{Front, Options},
     stages::{self, Failed, Stages},
 };
+use device::cuda::nccl::Nccl;
 use exec::{
     ExecError,
     data::Text,
-    ranks::{self, Job, Nodes},
+    ranks::{self, Job, Nodes, OnGpu},
     train,
 };
-use fabric::{FabricError, Timeouts, World, discover, tcp};
+use fabric::{Fabric, FabricError, Timeouts, World, discover, nccl::Links, tcp, threads};
 use hir::Pipeline;
 use schedule::{Plan, Policy, Size};
 use std::time::Duration;
@@ -167,6 +168,8 @@ pub fn train(
     let here = if world.size > 1 { 1 } else { plan.num_ranks() };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = args.threads.unwrap_or((cores / here).max(1));
+    let ptxas = std::env::var_os("LODE_PTXAS").map(std::path::PathBuf::from);
+    let gpu = OnGpu { ordinal: ordinal(args, world)?, ptxas: ptxas.as_deref() };
     let job = Job {
         plan: &plan,
         programs: &stages.programs,
@@ -177,6 +180,7 @@ pub fn train(
         text: &text,
         options: o,
         threads,
+        gpu,
         checked: r.check_messages,
         sharded: !r.whole_updates,
     };
@@ -187,11 +191,17 @@ pub fn train(
     let hash = job.hash(library::file::checksum(word.as_bytes()));
     #[cfg(feature = "mpi")]
     if let Some(mpi) = &process.mpi {
-        let result = mpi.agree(hash).map_err(ExecError::from).and_then(|()| ranks::train_rank(&job, mpi, report));
+        let result = mpi.agree(hash).map_err(ExecError::from).and_then(|()| ranks::train_rank(&job, mpi, None, report));
         return result.map_err(|e| told(world, &e));
     }
-    let result = if world.size > 1 {
-        tcp::connect(world, hash, timeouts).map_err(ExecError::from).and_then(|f| ranks::train_rank(&job, &f, report))
+    let result = if r.fabric == Carrier::Nccl {
+        if plan.num_ranks() != world.size {
+            let n = plan.num_ranks();
+            return Err(usage(format!("NCCL takes a process for each rank: `lode launch -n {n}` or the like, for {n} ranks")));
+        }
+        over_nccl(&job, world, hash, timeouts, report)
+    } else if world.size > 1 {
+        tcp::connect(world, hash, timeouts).map_err(ExecError::from).and_then(|f| ranks::train_rank(&job, &f, None, report))
     } else {
         let engine = match r.engine {
             Engine::Threads => ranks::Engine::Threads,
@@ -200,6 +210,31 @@ pub fn train(
         ranks::train_here(&job, engine, timeouts, report)
     };
     result.map_err(|e| told(world, &e))
+}
+
+/// The GPU of this process: those of a machine one after the other, from the one that was named on.
+fn ordinal(args: &Train, world: &World) -> Result<usize, u8> {
+    if !args.on.is_gpu() {
+        return Ok(0);
+    }
+    let count = device::gpus().map_err(|e| common::fail_with(&e))?.len();
+    Ok(if world.size > 1 { (args.on.device + world.local_rank) % count } else { args.on.device })
+}
+
+/// As one rank with a GPU of its own: what is large goes over NCCL, what is small over connections.
+fn over_nccl(job: &Job, world: &World, hash: u64, timeouts: Timeouts, report: &mut dyn train::Report) -> Result<f64, ExecError> {
+    let store: Box<dyn Fabric> = if world.size > 1 {
+        Box::new(tcp::connect(world, hash, timeouts)?)
+    } else {
+        Box::new(threads::world(1, timeouts).remove(0))
+    };
+    let nccl = Nccl::open(job.gpu.ordinal)?;
+    let scratch = nccl.upload(&vec![0; 8 * world.size])?;
+    // SAFETY: there are two f32 for each rank, which nothing else uses.
+    let links = unsafe { Links::connect(nccl, &*store, (&job.flows(), &job.sets()), scratch, timeouts) }?;
+    let done = ranks::train_rank(job, &*store, Some(&links), report)?;
+    links.finish()?;
+    Ok(done)
 }
 
 /// Tells what went wrong; what another rank said, it says itself.

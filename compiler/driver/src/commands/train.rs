@@ -6,7 +6,7 @@ use super::{
 };
 use crate::putln;
 use crate::{
-    cli::{MessageFormat, Train},
+    cli::{Carrier, MessageFormat, Train},
     pipeline::{Front, Options},
 };
 use exec::{
@@ -138,9 +138,9 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
     let process = ranks::process(&args.ranks)?;
     let r = &args.ranks;
     let several = [r.replicas, r.expert_parallel].into_iter().flatten().any(|n| n != 1);
-    let asked = process.world.size > 1 || r.cut.ranks.is_some() || several;
-    if asked && args.on.is_gpu() {
-        eprintln!("training over ranks is for the host; one GPU trains without --ranks and --replicas");
+    let asked = process.world.size > 1 || r.cut.ranks.is_some() || several || r.fabric == Carrier::Nccl;
+    if r.fabric == Carrier::Nccl && !args.on.is_gpu() {
+        eprintln!("--fabric nccl is for GPUs: --backend cuda");
         return Err(common::USAGE);
     }
     let is_built = args.model.file.extension().is_some_and(|x| x == library::file::EXTENSION);
@@ -163,7 +163,9 @@ fn start(args: &Train, format: MessageFormat) -> Result<(), u8> {
             return over_ranks(args, &process, &front, &options, clock);
         }
         if says {
-            eprintln!("note: the model's pipeline is for the host; it is trained on one GPU");
+            eprintln!(
+                "note: the model's pipeline is left out: it is trained in one piece on one GPU, unless --ranks or a launcher asks for ranks"
+            );
         }
         let library = common::compile(&front, &options)?;
         return whole(args, library, clock);

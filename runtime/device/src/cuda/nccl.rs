@@ -247,6 +247,17 @@ impl Nccl {
             }
         })
     }
+    /// Fills device memory.
+    ///
+    /// # Errors
+    /// E0443.
+    ///
+    /// # Safety
+    /// So many bytes are there, and nothing uses them.
+    pub unsafe fn write(&self, at: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        // SAFETY: the caller vouches for the memory.
+        self.call("memory", || unsafe { driver::memcpy_htod_sync(at, bytes) })
+    }
     /// What is at a device address.
     ///
     /// # Errors

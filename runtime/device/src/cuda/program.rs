@@ -31,6 +31,8 @@ enum Ready {
     },
     /// Bytes of an exchange in a group of one: from, to, how many.
     Exchange(Vec<(CUdeviceptr, CUdeviceptr, usize)>),
+    /// Among several members: who runs the other steps carries it out between two of them.
+    Among,
     /// There is nothing to do.
     Nothing,
 }
@@ -98,6 +100,7 @@ impl Program {
             Step::Zero { at, bytes } if *bytes > 0 => Ok(Ready::Zero { at: *at as CUdeviceptr, bytes: *bytes }),
             Step::Copy { .. } | Step::Zero { .. } => Ok(Ready::Nothing),
             Step::Product(_) | Step::Grouped(_) => base::bug!("a product that is no kernel, on a GPU"),
+            Step::Exchange(x) if x.members != 1 => Ok(Ready::Among),
             Step::Exchange(x) => Ok(Ready::Exchange(moves(x))),
         };
         let steps = steps.iter().map(pack).collect::<Result<_, _>>()?;
@@ -188,6 +191,7 @@ impl Program {
                 // SAFETY: as above.
                 unsafe { result::memcpy_dtod_async(*to, *from, *bytes, stream) }
             }),
+            Ready::Among => base::bug!("an exchange among several members, without them"),
             Ready::Nothing => Ok(()),
         }
     }
@@ -196,7 +200,9 @@ impl Program {
         match &self.steps[i] {
             Ready::Exchange(moves) => moves.clone(),
             Ready::Nothing => Vec::new(),
-            Ready::Launch { .. } | Ready::Copy { .. } | Ready::Zero { .. } => base::bug!("{} is no exchange", self.name(i)),
+            Ready::Launch { .. } | Ready::Copy { .. } | Ready::Zero { .. } | Ready::Among => {
+                base::bug!("{} is no exchange in a group of one", self.name(i))
+            }
         }
     }
 
@@ -231,7 +237,7 @@ impl Program {
             Ready::Launch { function, .. } => format!("kernel {}", self.loaded.functions[*function].name),
             Ready::Copy { .. } => "a copy".into(),
             Ready::Zero { .. } => "zeroing memory".into(),
-            Ready::Exchange(_) => "an exchange".into(),
+            Ready::Exchange(_) | Ready::Among => "an exchange".into(),
             Ready::Nothing => "nothing".into(),
         }
     }
@@ -239,9 +245,6 @@ impl Program {
 
 /// What an exchange in a group of one moves. All rows go, also those behind the last group's: nothing reads them.
 fn moves(x: &Exchange) -> Vec<(CUdeviceptr, CUdeviceptr, usize)> {
-    if x.members != 1 {
-        base::bug!("an exchange among {} members, on a GPU", x.members);
-    }
     let (from, to) = (x.from as CUdeviceptr, x.to as CUdeviceptr);
     let moves = match x.what {
         What::Offsets => {

@@ -1,36 +1,46 @@
 //! Follows a rank's list of a plan: the one executor, for every schedule, every fabric, and whatever computes.
 //!
-//! What is computed is bytes in, bytes out; see [`Compute`]. A receive is only noted where it stands in the list; the action that reads the
-//! message waits for it, so that computing goes on while it is under way. Each flow of messages over a boundary between stages has a channel
-//! of its own, on which messages keep their order.
+//! What is computed is a parcel in, a parcel out; see [`Compute`], which also says how parcels travel. A receive is only noted where it stands in the list; the action that reads the
+//! message waits for it, so that computing goes on while it is under way. Messages from one rank to another are taken in the order in which they are sent, which
+//! the plan proves to be that of the receives (rule 3).
 
 use crate::ExecError;
-use fabric::{Channel, Fabric, FabricError};
+use fabric::{Channel, FabricError, Tag, direct::HEAD};
 use schedule::{Action, Message, Payload, Plan, Unit, text::cell};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Condvar, Mutex, PoisonError},
 };
 
-/// What a rank computes.
+/// What a rank computes, and how what it makes goes to other ranks.
 pub trait Compute {
-    /// How long a message is that this rank reads. # Units: bytes.
-    fn length(&self, message: Message) -> usize;
+    /// What stages hand each other; what an end of the model reads is the default.
+    type Parcel: Default;
+    /// Hands a parcel to another rank; does not wait for it.
+    ///
+    /// # Errors
+    /// What the fabric says.
+    fn send(&mut self, to: usize, tag: Tag, message: Message, parcel: Self::Parcel) -> Result<(), ExecError>;
+    /// Waits for a parcel of another rank.
+    ///
+    /// # Errors
+    /// What the fabric says.
+    fn receive(&mut self, from: usize, tag: Tag, message: Message) -> Result<Self::Parcel, ExecError>;
     /// The forward of a unit, from what the stage before handed over: what the next one reads.
     ///
     /// # Errors
     /// What computing it says.
-    fn forward(&mut self, unit: Unit, input: Vec<u8>) -> Result<Vec<u8>, ExecError>;
+    fn forward(&mut self, unit: Unit, input: Self::Parcel) -> Result<Self::Parcel, ExecError>;
     /// The whole backward, from the gradient of what the forward made: that of what it read.
     ///
     /// # Errors
     /// As above.
-    fn backward(&mut self, unit: Unit, gradient: Vec<u8>) -> Result<Vec<u8>, ExecError>;
+    fn backward(&mut self, unit: Unit, gradient: Self::Parcel) -> Result<Self::Parcel, ExecError>;
     /// The backward without the gradients of weights.
     ///
     /// # Errors
     /// As above.
-    fn backward_input(&mut self, unit: Unit, gradient: Vec<u8>) -> Result<Vec<u8>, ExecError>;
+    fn backward_input(&mut self, unit: Unit, gradient: Self::Parcel) -> Result<Self::Parcel, ExecError>;
     /// The gradients of weights that `backward_input` left.
     ///
     /// # Errors
@@ -40,19 +50,19 @@ pub trait Compute {
     ///
     /// # Errors
     /// As above.
-    fn pair(&mut self, forward: (Unit, Vec<u8>), backward: (Unit, Vec<u8>)) -> Result<[Vec<u8>; 2], ExecError> {
+    fn pair(&mut self, forward: (Unit, Self::Parcel), backward: (Unit, Self::Parcel)) -> Result<[Self::Parcel; 2], ExecError> {
         Ok([self.forward(forward.0, forward.1)?, self.backward(backward.0, backward.1)?])
     }
     /// Sums a stage's gradients over the ranks that hold it.
     ///
     /// # Errors
     /// As above, and what the fabric says.
-    fn reduce(&mut self, stage: u16, fabric: &dyn Fabric) -> Result<(), ExecError>;
+    fn reduce(&mut self, stage: u16) -> Result<(), ExecError>;
     /// The optimiser's step on a stage.
     ///
     /// # Errors
     /// As above, and what the fabric says.
-    fn update(&mut self, stage: u16, fabric: &dyn Fabric) -> Result<(), ExecError>;
+    fn update(&mut self, stage: u16) -> Result<(), ExecError>;
 }
 
 /// How a rank follows its list.
@@ -60,8 +70,6 @@ pub trait Compute {
 pub struct Follow<'a> {
     /// The step, in messages' headers and in errors.
     pub step: u64,
-    /// Whether each message says what it is, and that is checked.
-    pub checked: bool,
     /// Where all ranks compute in one order.
     pub turns: Option<&'a Turns>,
 }
@@ -73,26 +81,28 @@ fn channel(plan: &Plan, m: Message) -> Channel {
     Channel(lane)
 }
 
-/// Bytes of a header: what the message is, and of which step.
-const HEADER: usize = 24;
+/// What a message says of itself: what it is, and of which step.
+pub(super) fn tag(word: &[u8; 4], channel: Channel, (dir, stage, number): (u16, u16, u32), step: u64) -> Tag {
+    let mut head = [0; HEAD];
+    head[..4].copy_from_slice(word);
+    head[4..6].copy_from_slice(&dir.to_le_bytes());
+    head[6..8].copy_from_slice(&stage.to_le_bytes());
+    head[8..12].copy_from_slice(&number.to_le_bytes());
+    head[16..].copy_from_slice(&step.to_le_bytes());
+    Tag { channel, head, number: u64::from(number) }
+}
 
-fn header(m: Message, step: u64) -> [u8; HEADER] {
-    let mut out = [0; HEADER];
-    out[..4].copy_from_slice(if m.payload == Payload::Gradient { b"GRAD" } else { b"ACTI" });
-    out[4..6].copy_from_slice(&m.unit.dir.to_le_bytes());
-    out[6..8].copy_from_slice(&m.unit.stage.to_le_bytes());
-    out[8..12].copy_from_slice(&m.unit.micro.to_le_bytes());
-    out[16..].copy_from_slice(&step.to_le_bytes());
-    out
+fn message_tag(plan: &Plan, m: Message, step: u64) -> Tag {
+    let word = if m.payload == Payload::Gradient { b"GRAD" } else { b"ACTI" };
+    tag(word, channel(plan, m), (m.unit.dir, m.unit.stage, m.unit.micro), step)
 }
 
 /// Runs a rank's list of one step.
 ///
 /// # Errors
 /// What computing says, and E0421 to E0424 of the fabric, with the action that was under way.
-pub fn execute(plan: &Plan, fabric: &dyn Fabric, compute: &mut dyn Compute, follow: Follow) -> Result<(), ExecError> {
-    let rank = fabric.rank();
-    let mut post = Post { plan, fabric, follow, made: BTreeMap::new(), noted: BTreeMap::new() };
+pub fn execute<C: Compute>(plan: &Plan, rank: usize, compute: &mut C, follow: Follow) -> Result<(), ExecError> {
+    let mut post = Post { plan, follow, made: BTreeMap::new(), noted: BTreeMap::new() };
     for (position, action) in plan.actions[rank].iter().enumerate() {
         let mut run = || post.act(*action, compute);
         let done = match follow.turns.filter(|_| is_turn(*action)) {
@@ -110,22 +120,21 @@ pub fn execute(plan: &Plan, fabric: &dyn Fabric, compute: &mut dyn Compute, foll
 }
 
 /// Messages on their way.
-struct Post<'a> {
+struct Post<'a, P> {
     plan: &'a Plan,
-    fabric: &'a dyn Fabric,
     follow: Follow<'a>,
     /// Made here or arrived, and not yet read or sent.
-    made: BTreeMap<Message, Vec<u8>>,
-    /// Receives that the list has passed, by channel.
-    noted: BTreeMap<Channel, VecDeque<Message>>,
+    made: BTreeMap<Message, P>,
+    /// Receives that the list has passed, by who sends.
+    noted: BTreeMap<usize, VecDeque<Message>>,
 }
 
-impl Post<'_> {
-    fn act(&mut self, action: Action, compute: &mut dyn Compute) -> Result<(), ExecError> {
+impl<P: Default> Post<'_, P> {
+    fn act<C: Compute<Parcel = P>>(&mut self, action: Action, compute: &mut C) -> Result<(), ExecError> {
         let num_stages = self.plan.num_stages();
         let mut read = Vec::new();
         for m in action.reads(num_stages) {
-            read.push(self.take(m, compute.length(m))?);
+            read.push(self.take(m, compute)?);
         }
         // The first stage's forward and the last one's backward read nothing.
         let starts = |u: Unit, payload| match payload {
@@ -133,7 +142,7 @@ impl Post<'_> {
             Payload::Gradient => usize::from(u.stage) + 1 == num_stages,
         };
         let mut read = read.into_iter();
-        let mut next = |u: Unit, payload| if starts(u, payload) { Vec::new() } else { read.next().expect("it was read") };
+        let mut next = |u: Unit, payload| if starts(u, payload) { P::default() } else { read.next().expect("it was read") };
         let mut made = Vec::new();
         match action {
             Action::Forward(u) => made.push(compute.forward(u, next(u, Payload::Activation))?),
@@ -146,56 +155,37 @@ impl Post<'_> {
             }
             // A backward computes again what it needs.
             Action::Recompute(_) => {}
-            Action::Send(m) => self.send(m)?,
-            Action::Receive(m) => self.noted.entry(channel(self.plan, m)).or_default().push_back(m),
-            // A send hands over a copy: its buffer is free.
+            Action::Send(m) => {
+                let (_, to) = self.plan.route(m).expect("a plan sends what is read");
+                let parcel = self.made.remove(&m).expect("a plan sends what was made");
+                compute.send(to, message_tag(self.plan, m, self.follow.step), m, parcel)?;
+            }
+            Action::Receive(m) => {
+                let (from, _) = self.plan.route(m).expect("a plan receives what is made");
+                self.noted.entry(from).or_default().push_back(m);
+            }
+            // What is sent has memory of its own until it has left.
             Action::WaitSend(_) => {}
-            Action::ReduceGrad { stage } => compute.reduce(stage, self.fabric)?,
-            Action::Update { stage } => compute.update(stage, self.fabric)?,
+            Action::ReduceGrad { stage } => compute.reduce(stage)?,
+            Action::Update { stage } => compute.update(stage)?,
         }
-        for (m, bytes) in action.makes().zip(made) {
+        for (m, parcel) in action.makes().zip(made) {
             if self.plan.route(m).is_some() {
-                self.made.insert(m, bytes);
+                self.made.insert(m, parcel);
             }
         }
         Ok(())
     }
-    fn send(&mut self, m: Message) -> Result<(), ExecError> {
-        let (_, to) = self.plan.route(m).expect("a plan sends what is read");
-        let bytes = self.made.remove(&m).expect("a plan sends what was made");
-        let channel = channel(self.plan, m);
-        if self.follow.checked {
-            let whole = [&header(m, self.follow.step)[..], &bytes].concat();
-            return Ok(self.fabric.send(to, channel, &whole)?);
-        }
-        Ok(self.fabric.send(to, channel, &bytes)?)
-    }
-    /// The bytes of a message that an action reads: made here, or received after those that were noted before it.
-    fn take(&mut self, m: Message, length: usize) -> Result<Vec<u8>, ExecError> {
+    /// What an action reads of a message: made here, or received after what its sender sent before.
+    fn take<C: Compute<Parcel = P>>(&mut self, m: Message, compute: &mut C) -> Result<P, ExecError> {
         let (from, to) = self.plan.route(m).expect("what is read is made");
         if from == to {
             return Ok(self.made.remove(&m).expect("a plan reads what was made"));
         }
-        let channel = channel(self.plan, m);
         while !self.made.contains_key(&m) {
-            let next = self.noted.get_mut(&channel).and_then(VecDeque::pop_front).expect("a plan receives what is read");
-            let head = if self.follow.checked { HEADER } else { 0 };
-            let mut bytes = vec![0; head + length];
-            self.fabric.receive(from, channel, &mut bytes)?;
-            if self.follow.checked {
-                let (want, rank) = (header(next, self.follow.step), self.fabric.rank());
-                if bytes[..HEADER] != want {
-                    let what = format!(
-                        "its header is {:02x?}, that of {next:?} at step {} is {want:02x?}",
-                        &bytes[..HEADER],
-                        self.follow.step
-                    );
-                    let number = u64::from(next.unit.micro);
-                    return Err(ExecError::Fabric(FabricError::Mismatch { rank, peer: from, channel, number, what }));
-                }
-                bytes.drain(..HEADER);
-            }
-            self.made.insert(next, bytes);
+            let next = self.noted.get_mut(&from).and_then(VecDeque::pop_front).expect("a plan receives what is read");
+            let parcel = compute.receive(from, message_tag(self.plan, next, self.follow.step), next)?;
+            self.made.insert(next, parcel);
         }
         Ok(self.made.remove(&m).expect("it arrived"))
     }

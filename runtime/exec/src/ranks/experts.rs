@@ -8,7 +8,7 @@ use super::{
     shards,
 };
 use crate::{ExecError, Peers};
-use fabric::{Channel, Fabric, FabricError};
+use fabric::{Channel, Direct, Fabric, FabricError, Span, Tag, direct::HEAD};
 use std::{cell::Cell, collections::BTreeSet};
 
 /// Rows of experts, among the members of a group.
@@ -17,8 +17,6 @@ const ROWS: Channel = Channel(0x4800_0000);
 const FORWARDED: Channel = Channel(0x4900_0000);
 /// A packed message that says it is longer is damaged. # Units: bytes.
 const MAX_PACKED: u64 = 1 << 36;
-/// Bytes of a header: what the message is, its step, and which exchange of the step it belongs to.
-const HEADER: usize = 24;
 
 impl Job<'_> {
     /// How many ranks divide a stage's experts.
@@ -71,7 +69,7 @@ impl Job<'_> {
 pub struct Traffic {
     /// A row once for each of its experts: so they go inside a node.
     pub plain: u64,
-    /// If equal rows went once to a node.
+    /// If equal rows went once to a node; 0 if nothing looked which are equal, as where they go from device to device.
     pub once: u64,
     /// What of it goes to another node.
     pub across: u64,
@@ -95,6 +93,15 @@ impl Traffic {
             }
         }
     }
+    /// With what member `own` sends as it is: nothing looks which rows are equal.
+    fn with_sent(mut self, sends: &[(usize, Span)], own: usize, nodes: &[usize]) -> Traffic {
+        for (to, span) in sends {
+            let (bytes, over) = (span.bytes as u64, u64::from(nodes[*to] != nodes[own]));
+            (self.plain, self.across, self.crossed) =
+                (self.plain + bytes, self.across + bytes * over, self.crossed + bytes * over);
+        }
+        self
+    }
     fn numbers(self) -> [u64; 5] {
         [self.plain, self.once, self.across, self.across_once, self.crossed]
     }
@@ -113,6 +120,8 @@ impl Traffic {
 /// A rank's way to the other members of its group.
 pub(super) struct Carry<'a> {
     pub fabric: &'a dyn Fabric,
+    /// What rows go by from device to device, if something does that.
+    pub direct: Option<&'a dyn Direct>,
     pub members: Vec<usize>,
     /// Where all ranks compute in one order.
     pub turns: Option<&'a Turns>,
@@ -128,8 +137,9 @@ pub(super) struct Carry<'a> {
 }
 
 impl Carry<'_> {
-    fn header(&self) -> [u8; HEADER] {
-        let mut out = [0; HEADER];
+    /// What the message is, its step, and which exchange of the step it belongs to.
+    fn header(&self) -> [u8; HEAD] {
+        let mut out = [0; HEAD];
         out[..4].copy_from_slice(b"ROWS");
         out[8..16].copy_from_slice(&self.step.to_le_bytes());
         out[16..].copy_from_slice(&self.count.get().to_le_bytes());
@@ -203,6 +213,20 @@ impl Peers for Carry<'_> {
         }
         self.count.set(self.count.get() + 1);
         Ok(arrived.into_iter().flatten().collect())
+    }
+    fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+    unsafe fn swap(&self, sends: &[(usize, Span)], receives: &[(usize, Span)]) -> Result<(), ExecError> {
+        let Some(direct) = self.direct else { base::bug!("nothing carries rows from device to device") };
+        if let Some(traffic) = self.traffic {
+            traffic.set(traffic.get().with_sent(sends, self.rank(), &self.ways.0));
+        }
+        let tag = Tag { channel: ROWS, head: self.header(), number: self.count.get() };
+        // SAFETY: the caller vouches for the memory.
+        unsafe { direct.swap(&self.members, tag, sends, receives) }?;
+        self.count.set(self.count.get() + 1);
+        Ok(())
     }
 }
 

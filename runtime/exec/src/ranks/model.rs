@@ -1,25 +1,30 @@
 //! A rank's stages as what computes: sessions, and what each unit keeps between its forward and its backward.
 
 use super::{
-    Job, Shared, Traffic,
-    execute::{Compute, Turns},
+    Code, Job, Shared, Traffic,
+    execute::{Compute, Turns, tag},
     experts::Carry,
     relay::Ways,
     shards::Held,
     step,
+    sums::Sums,
 };
-use crate::{ExecError, HostTensor, Peers, Session, plan::size};
+use crate::{
+    ExecError, HostTensor, Peers, Session,
+    kept::{self, Pool, Shelf},
+    plan::size,
+    store::Slot,
+};
 use base::{DType, Dim, DimEnv};
-use fabric::Fabric;
-use library::{Entry, Port, Role};
+use device::{Device, Gpu, Host, Memory};
+use fabric::{Direct, Fabric, Span, Staged, Tag};
+use library::{Entry, Library, Port, Role};
 use schedule::{Message, Payload, Unit};
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
 };
-
-/// Tensors by name.
-type Pool = BTreeMap<String, HostTensor>;
 
 /// A rank's part of the model.
 pub(super) struct Model<'a> {
@@ -35,16 +40,61 @@ pub(super) struct Model<'a> {
     pub losses: BTreeMap<usize, f64>,
     /// What the step's `update` is told, once all gradients are there.
     pub agreed: Option<step::Agreed>,
+    /// Where the stages' tensors lie.
+    pub device: Arc<Device>,
+    /// What tensors go to other ranks by.
+    pub lent: Lent<'a>,
+    /// What gradients are added up with.
+    pub sums: Sums,
     /// What went to other ranks with experts, in the steps that count it.
     pub traffic: Cell<Traffic>,
     pub counts_traffic: bool,
     /// By rank; none if no experts are divided.
     nodes: Vec<usize>,
     kept: BTreeMap<Unit, Pool>,
+    /// Memory of tensors that are done with.
+    shelf: Shelf,
+    /// What was sent to a rank and may not have left yet.
+    sent: Vec<(usize, Vec<Memory>)>,
     fabric: &'a dyn Fabric,
     /// Where all ranks compute in one order.
     turns: Option<&'a Turns>,
     exchanges: Cell<u64>,
+}
+
+/// What tensors go to other ranks by: from device to device if something does that, else over the host.
+pub(super) struct Lent<'a> {
+    direct: Option<&'a dyn Direct>,
+    staged: Staged<'a>,
+}
+
+impl Lent<'_> {
+    pub fn way(&self) -> &dyn Direct {
+        self.direct.unwrap_or(&self.staged)
+    }
+}
+
+/// What runs a rank's stages: all of them share it.
+fn device(job: &Job, rank: usize) -> Result<Arc<Device>, ExecError> {
+    let stages = &job.plan.placement.stages_by_rank()[rank];
+    let mut programs = stages.iter().map(|s| job.program(rank, *s));
+    let first =
+        programs.next().ok_or_else(|| ExecError::Input { name: format!("rank {rank}"), why: "it has no stage".into() })?;
+    if programs.any(|p| p.manifest.kernels != first.manifest.kernels) {
+        base::bug!("stages with kernels of their own");
+    }
+    let kernels = &first.manifest.kernels;
+    let target = if matches!(first.code, Code::Host(_)) { library::HOST } else { library::SM_90A };
+    Library { manifest: first.manifest.clone(), code: Vec::new() }.expect_target(target)?;
+    let device = match &first.code {
+        Code::Host(code) => {
+            let symbols = kernels.iter().map(|k| k.symbol.as_str());
+            let host = Host::new(Box::new(Shared(code.clone())), symbols, Some(job.threads));
+            Device::Host(host.map_err(|symbol| library::LibraryError::Symbol { symbol })?)
+        }
+        Code::Gpu(code) => Device::Gpu(Gpu::new(job.gpu.ordinal, kernels, code, job.gpu.ptxas)?),
+    };
+    Ok(Arc::new(device))
 }
 
 /// What depends on the number of rows.
@@ -110,17 +160,22 @@ fn check_messages(job: &Job) -> Result<(), ExecError> {
 }
 
 impl<'a> Model<'a> {
-    pub fn new(job: Job<'a>, fabric: &'a dyn Fabric, turns: Option<&'a Turns>) -> Result<Model<'a>, ExecError> {
+    pub fn new(
+        job: Job<'a>,
+        fabric: &'a dyn Fabric,
+        direct: Option<&'a dyn Direct>,
+        turns: Option<&'a Turns>,
+    ) -> Result<Model<'a>, ExecError> {
         let rank = fabric.rank();
         check_messages(&job)?;
         job.check_members()?;
+        let device = device(&job, rank)?;
         let mut sessions = BTreeMap::new();
         for stage in &job.plan.placement.stages_by_rank()[rank] {
             let program = &job.programs[job.member(rank)][usize::from(*stage)];
-            let code = Box::new(Shared(program.code.clone()));
             let mut manifest = program.manifest.clone();
             manifest.entries = entries(&job, *stage, rank).cloned().collect();
-            let mut session = Session::new(manifest, code, Some(job.threads))?;
+            let mut session = Session::on(manifest, device.clone());
             // Whatever rows other ranks have, a row has the same bits.
             session.fixed = true;
             session.store.initialise(&program.manifest, job.options.seed)?;
@@ -130,13 +185,26 @@ impl<'a> Model<'a> {
         let eval_rows = o.eval_rows.clamp(1, o.batch);
         let parts = [(o.batch / o.micro_batches, o.micro_batches), (eval_rows, o.eval_rows.div_ceil(eval_rows).max(1))];
         let [a, b] = parts.map(|(rows, parts)| shapes(&job, rows, parts));
+        let (a, b) = (a?, b?);
+        // Nothing is allocated once messages are under way.
+        for session in sessions.values_mut() {
+            let names = session.manifest.entries.iter().filter(|e| !e.is_variant()).map(|e| e.name.clone());
+            let mut all: Vec<(String, &DimEnv)> = names.map(|n| (n, &a.dims)).collect();
+            all.push(("forward".into(), &b.dims));
+            session.prepare_all(&all)?;
+        }
+        let staged = Staged { fabric, device: device.clone(), checked: job.checked };
+        let (lent, sums, shelf) = (Lent { direct, staged }, Sums::new(device.clone())?, Shelf::new(device.clone()));
         let (losses, kept) = (BTreeMap::new(), BTreeMap::new());
         let nodes = if job.members() > 1 { nodes(&job, fabric)? } else { Vec::new() };
         Ok(Model {
             job,
             rank,
             sessions,
-            shapes: [a?, b?],
+            shapes: [a, b],
+            device,
+            lent,
+            sums,
             step: 0,
             losses,
             agreed: None,
@@ -144,6 +212,8 @@ impl<'a> Model<'a> {
             counts_traffic: false,
             nodes,
             kept,
+            shelf,
+            sent: Vec::new(),
             fabric,
             turns,
             exchanges: Cell::new(0),
@@ -164,44 +234,64 @@ impl<'a> Model<'a> {
         let outputs = entry_of(&self.job, stage, entry).map_or(&[][..], |e| &e.outputs);
         outputs.iter().filter(move |p| p.role == Role::Inner && p.name.starts_with(prefix))
     }
-    /// Bytes of a message for these dims.
-    fn bytes(&self, stage: u16, payload: Payload, dims: &DimEnv) -> usize {
-        self.layout(stage, payload).map(|p| elems(p, dims) * p.dtype.bytes()).sum()
+    /// Memory for the tensors of a message.
+    fn blank(&mut self, stage: u16, payload: Payload, which: usize) -> Result<Vec<Memory>, ExecError> {
+        let dims = &self.shapes[which].dims;
+        let sizes: Vec<usize> = self.layout(stage, payload).map(|p| elems(p, dims) * p.dtype.bytes()).collect();
+        sizes.into_iter().map(|n| self.shelf.take(n)).collect()
     }
-    /// A message's tensors, under the names its reader has for them.
-    fn decode(&self, from: u16, payload: Payload, bytes: &[u8], dims: &DimEnv, pool: &mut Pool) {
-        let mut at = 0;
-        for p in self.layout(from, payload) {
-            let n = elems(p, dims) * p.dtype.bytes();
+    /// Puts a message's tensors in a pool, under the names its reader has for them.
+    fn decode(&mut self, from: u16, payload: Payload, parcel: Vec<Memory>, which: usize, pool: &mut Pool) {
+        let dims = &self.shapes[which].dims;
+        let named = self.layout(from, payload).zip(parcel).map(|(p, memory)| {
             let name = match payload {
                 Payload::Activation => p.name.replacen("out.", "in.", 1),
                 Payload::Gradient => p.name.replacen("d_in.", "d_out.", 1),
             };
-            let shape = p.shape.iter().map(|d| size(d, dims)).collect();
-            pool.insert(name, HostTensor { dtype: p.dtype, shape, bytes: bytes[at..at + n].to_vec() });
-            at += n;
+            (name, Slot { dtype: p.dtype, shape: p.shape.iter().map(|d| size(d, dims)).collect(), memory })
+        });
+        for (name, slot) in named.collect::<Vec<_>>() {
+            self.shelf.insert(pool, name, slot);
         }
     }
     /// Takes what a message holds out of an entry's results.
-    fn encode(&self, stage: u16, payload: Payload, pool: &mut Pool) -> Vec<u8> {
-        let names: Vec<String> = self.layout(stage, payload).map(|p| p.name.clone()).collect();
-        names.iter().flat_map(|n| pool.remove(n).expect("the entry makes it").bytes).collect()
+    fn encode(&self, stage: u16, payload: Payload, pool: &mut Pool) -> Vec<Memory> {
+        self.layout(stage, payload).map(|p| pool.remove(&p.name).expect("the entry makes it").memory).collect()
+    }
+    /// Sends a message's tensors; what has left is free.
+    fn give(&mut self, to: usize, tag: Tag, mut parcel: Vec<Memory>) -> Result<(), ExecError> {
+        for (to, parcel) in std::mem::take(&mut self.sent) {
+            if self.lent.way().is_sent(to)? {
+                parcel.into_iter().for_each(|m| self.shelf.give(m));
+            } else {
+                self.sent.push((to, parcel));
+            }
+        }
+        let spans = spans(&mut parcel)?;
+        // SAFETY: the memory is this device's, and stays in `sent` until it has left.
+        let started = unsafe { self.lent.way().send_spans(to, tag, &spans) };
+        self.sent.push((to, parcel));
+        Ok(started?)
+    }
+    /// Waits for a message.
+    fn get(&mut self, from: usize, tag: Tag, (stage, payload): (u16, Payload), which: usize) -> Result<Vec<Memory>, ExecError> {
+        let mut parcel = self.blank(stage, payload, which)?;
+        let spans = spans(&mut parcel)?;
+        // Memory that is new is being zeroed.
+        self.device.wait()?;
+        // SAFETY: the memory is this device's, and nothing else has it.
+        unsafe { self.lent.way().receive_spans(from, tag, &spans) }?;
+        parcel.iter_mut().for_each(Memory::written);
+        Ok(parcel)
     }
 
     /// Runs an entry on what it takes from the pool, and adds its results.
     fn run(&mut self, stage: u16, entry: &str, which: usize, pool: &mut Pool) -> Result<(), ExecError> {
         let session = self.sessions.get_mut(&stage).expect("a stage of this rank");
-        let names: Vec<String> =
-            session.entry(entry)?.args.iter().filter(|p| !p.role.is_stored()).map(|p| p.name.clone()).collect();
-        let mut inputs: Vec<(&str, &HostTensor)> = Vec::new();
-        for n in &names {
-            let why = || format!("stage {stage} does not have it for {entry}");
-            let t = pool.get(n).ok_or_else(|| ExecError::Input { name: n.clone(), why: why() })?;
-            inputs.push((n, t));
-        }
         let members = self.job.group(self.rank);
         let carry = Carry {
             fabric: self.fabric,
+            direct: self.lent.direct,
             turns: self.turns,
             checked: self.job.checked,
             step: self.step,
@@ -211,13 +301,17 @@ impl<'a> Model<'a> {
             members,
         };
         let peers: Option<&dyn Peers> = if self.job.members() > 1 { Some(&carry) } else { None };
-        let results = session.run_among(entry, &self.shapes[which].dims, &inputs, peers)?;
-        pool.extend(results);
-        Ok(())
+        session.run_kept(entry, &self.shapes[which].dims, (pool, &mut self.shelf), peers)
     }
 
     /// The forward of a stage: from what the stage before made and the batch to what the next reads, and all results.
-    fn forward_of(&mut self, stage: u16, which: usize, first_row: usize, input: &[u8]) -> Result<(Vec<u8>, Pool), ExecError> {
+    fn forward_of(
+        &mut self,
+        stage: u16,
+        which: usize,
+        first_row: usize,
+        input: Vec<Memory>,
+    ) -> Result<(Vec<Memory>, Pool), ExecError> {
         let (job, shapes) = (self.job, &self.shapes[which]);
         let o = job.options;
         let mut pool = Pool::new();
@@ -227,11 +321,15 @@ impl<'a> Model<'a> {
             let total = o.eval_rows.div_ceil(shapes.rows).max(1) * shapes.rows;
             job.text.validation(first_row, shapes.rows, total, o.seq)
         };
-        let text = job.inputs.iter().filter(|p| p.name != "weights").zip([batch.tokens, batch.targets]);
-        pool.extend(text.map(|(p, t)| (p.name.clone(), t)));
-        pool.insert("weights".into(), shapes.weights.clone());
+        let mut text = [batch.tokens, batch.targets].into_iter();
+        for p in job.inputs {
+            let of_text = if p.name == "weights" { None } else { text.next() };
+            let t = of_text.map_or_else(|| shapes.weights.cast(p.dtype), |t| t.cast(p.dtype));
+            let t = self.shelf.put(&t)?;
+            self.shelf.insert(&mut pool, p.name.clone(), t);
+        }
         if stage > 0 {
-            self.decode(stage - 1, Payload::Activation, input, &shapes.dims, &mut pool);
+            self.decode(stage - 1, Payload::Activation, input, which, &mut pool);
         }
         self.run(stage, "forward", which, &mut pool)?;
         let made = self.encode(stage, Payload::Activation, &mut pool);
@@ -249,33 +347,33 @@ impl<'a> Model<'a> {
         let dir = self.job.evaluates(self.rank);
         let rank_of = |stage: u16| dir.and_then(|d| plan.placement.rank(d, stage)).unwrap_or(first(stage));
         let mut loss = 0.0;
-        let mut here: BTreeMap<u16, Vec<Vec<u8>>> = BTreeMap::new();
+        let mut here: BTreeMap<u16, Vec<Vec<Memory>>> = BTreeMap::new();
         let own: Vec<u16> = (0..num_stages).filter(|s| rank_of(*s) == self.rank).collect();
+        let of = |stage: u16, round: usize, step: u64| {
+            tag(b"EVAL", fabric::Channel(step::EVALUATION | u32::from(stage)), (0, stage, round as u32), step)
+        };
         for stage in own {
             let before = stage.checked_sub(1).map(rank_of);
-            let channel = |stage: u16| fabric::Channel(step::EVALUATION | u32::from(stage));
             let mut handed = here.remove(&stage).unwrap_or_default().into_iter();
             for round in 0..rounds {
                 let input = match before {
                     None => Vec::new(),
                     Some(from) if from == self.rank => handed.next().expect("the stage before made it"),
-                    Some(from) => {
-                        let mut bytes = vec![0; self.bytes(stage - 1, Payload::Activation, &self.shapes[1].dims)];
-                        fabric.receive(from, channel(stage), &mut bytes)?;
-                        bytes
-                    }
+                    Some(from) => self.get(from, of(stage, round, self.step), (stage - 1, Payload::Activation), 1)?,
                 };
                 let first_row = round * self.shapes[1].rows;
-                let (made, pool) = self.forward_of(stage, 1, first_row, &input)?;
+                let (made, mut pool) = self.forward_of(stage, 1, first_row, input)?;
                 if stage + 1 == num_stages {
-                    loss += loss_of(&pool);
+                    loss += loss_of(&pool)?;
                 } else if rank_of(stage + 1) == self.rank {
                     here.entry(stage + 1).or_default().push(made);
                 } else {
-                    fabric.send(rank_of(stage + 1), channel(stage + 1), &made)?;
+                    self.give(rank_of(stage + 1), of(stage + 1, round, self.step), made)?;
                 }
+                self.shelf.retain(&mut pool, |_| false);
             }
         }
+        self.lent.way().flush()?;
         let mut bytes = loss.to_le_bytes();
         fabric::collective::broadcast(fabric, first(num_stages - 1), &mut bytes)?;
         self.turns = turns;
@@ -359,8 +457,17 @@ fn elems(p: &Port, dims: &DimEnv) -> usize {
     p.shape.iter().map(|d| size(d, dims)).product::<i64>().max(0) as usize
 }
 
-fn loss_of(pool: &Pool) -> f64 {
-    pool.get("loss").and_then(|t| t.to_f64().first().copied()).unwrap_or(f64::NAN)
+fn loss_of(pool: &Pool) -> Result<f64, ExecError> {
+    Ok(kept::number(pool, "loss")?.unwrap_or(f64::NAN))
+}
+
+/// Where tensors lie.
+fn spans(parcel: &mut [Memory]) -> Result<Vec<Span>, ExecError> {
+    let span = |m: &mut Memory| {
+        m.send()?;
+        Ok(Span { at: m.as_ptr(), bytes: m.len() })
+    };
+    parcel.iter_mut().map(span).collect()
 }
 
 /// Dims and weights for so many rows; each token's loss weighs 1 / (tokens of `parts` such parts).
@@ -384,14 +491,18 @@ fn shapes(job: &Job, rows: usize, parts: usize) -> Result<Shapes, ExecError> {
 }
 
 impl Compute for Model<'_> {
-    fn length(&self, m: Message) -> usize {
-        self.bytes(m.unit.stage, m.payload, &self.shapes[0].dims)
+    type Parcel = Vec<Memory>;
+    fn send(&mut self, to: usize, tag: Tag, _: Message, parcel: Vec<Memory>) -> Result<(), ExecError> {
+        self.give(to, tag, parcel)
     }
-    fn forward(&mut self, u: Unit, input: Vec<u8>) -> Result<Vec<u8>, ExecError> {
+    fn receive(&mut self, from: usize, tag: Tag, m: Message) -> Result<Vec<Memory>, ExecError> {
+        self.get(from, tag, (m.unit.stage, m.payload), 0)
+    }
+    fn forward(&mut self, u: Unit, input: Vec<Memory>) -> Result<Vec<Memory>, ExecError> {
         let number = self.number(u);
-        let (made, mut pool) = self.forward_of(u.stage, 0, number * self.shapes[0].rows, &input)?;
+        let (made, mut pool) = self.forward_of(u.stage, 0, number * self.shapes[0].rows, input)?;
         if usize::from(u.stage) + 1 == self.job.plan.num_stages() {
-            let loss = loss_of(&pool);
+            let loss = loss_of(&pool)?;
             if !loss.is_finite() {
                 let at = format!("stage {}, micro-batch {number}", u.stage);
                 return Err(step::not_finite(&self.job, self.step, "the loss", loss, at));
@@ -399,34 +510,36 @@ impl Compute for Model<'_> {
             self.losses.insert(number, loss);
         }
         let wanted = wanted(self.job.program(self.rank, u.stage).manifest.entries.iter());
-        pool.retain(|name, _| wanted.contains(name.as_str()));
+        self.shelf.retain(&mut pool, |name| wanted.contains(name));
         self.kept.insert(u, pool);
         Ok(made)
     }
-    fn backward(&mut self, u: Unit, gradient: Vec<u8>) -> Result<Vec<u8>, ExecError> {
+    fn backward(&mut self, u: Unit, gradient: Vec<Memory>) -> Result<Vec<Memory>, ExecError> {
         // In its two parts: a kernel of both would contract a·b + c elsewhere, and schedules that split would have other bits.
         let made = self.backward_input(u, gradient)?;
         self.backward_weight(u)?;
         Ok(made)
     }
-    fn backward_input(&mut self, u: Unit, gradient: Vec<u8>) -> Result<Vec<u8>, ExecError> {
+    fn backward_input(&mut self, u: Unit, gradient: Vec<Memory>) -> Result<Vec<Memory>, ExecError> {
         let mut pool = self.kept.remove(&u).expect("a plan's forward comes first");
-        self.decode(u.stage + 1, Payload::Gradient, &gradient, &self.shapes[0].dims, &mut pool);
+        self.decode(u.stage + 1, Payload::Gradient, gradient, 0, &mut pool);
         self.run(u.stage, "backward_input", 0, &mut pool)?;
         let made = self.encode(u.stage, Payload::Gradient, &mut pool);
         let later = entry_of(&self.job, u.stage, "backward_weight");
-        pool.retain(|name, _| later.is_some_and(|e| e.args.iter().any(|p| p.name == *name)));
+        self.shelf.retain(&mut pool, |name| later.is_some_and(|e| e.args.iter().any(|p| p.name == name)));
         self.kept.insert(u, pool);
         Ok(made)
     }
     fn backward_weight(&mut self, u: Unit) -> Result<(), ExecError> {
         let mut pool = self.kept.remove(&u).expect("a plan's backward of inputs comes first");
-        self.run(u.stage, "backward_weight", 0, &mut pool)
+        self.run(u.stage, "backward_weight", 0, &mut pool)?;
+        self.shelf.retain(&mut pool, |_| false);
+        Ok(())
     }
-    fn reduce(&mut self, stage: u16, fabric: &dyn Fabric) -> Result<(), ExecError> {
-        step::reduce(self, stage, fabric)
+    fn reduce(&mut self, stage: u16) -> Result<(), ExecError> {
+        step::reduce(self, stage)
     }
-    fn update(&mut self, stage: u16, fabric: &dyn Fabric) -> Result<(), ExecError> {
-        step::update(self, stage, fabric)
+    fn update(&mut self, stage: u16) -> Result<(), ExecError> {
+        step::update(self, stage, self.fabric)
     }
 }

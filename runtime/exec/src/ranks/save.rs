@@ -22,6 +22,7 @@ pub(super) fn save(model: &mut Model, f: &dyn Fabric, step: u64, identity: &Iden
     // Every rank tells the checksums of what its stages share with their copies, and of its own parts; that also says that these are on the disk.
     let mut own: Vec<u8> = Vec::new();
     for (stage, s) in &model.sessions {
+        s.store.refresh()?;
         let held = Held::new(&job, *stage, model.rank);
         let copy = held.shards[0].member(model.rank).expect("a stage of this rank");
         let sum = |shards: &Shards| checkpoint::checksum_of(&s.store, &shards.part_of(&s.manifest), !shards.is_sharded());

@@ -3,18 +3,17 @@
 //! the owner updates, and tells the others the new parameters. So the bits are those of copies that each do all of it.
 //! # Source: Rajbhandari et al., ZeRO, 2020, P_os; by whole tensors in place of elements, as an optimiser may look at a whole matrix.
 
-use super::{Job, model::Model, step};
-use crate::{ExecError, store::Slot, train::is_update};
-use base::DType;
-use fabric::{
-    Channel, Fabric, Group,
-    collective::{self, Number},
+use super::{
+    Job,
+    execute::tag,
+    model::Model,
+    step,
+    sums::{Among, spread},
 };
+use crate::{ExecError, train::is_update};
+use fabric::{Channel, Direct, Tag};
 use library::{Entry, Manifest, Port, Role};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Range,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// New parameters, by stage.
 const UPDATED: u32 = 0x7000_0000;
@@ -168,86 +167,37 @@ impl Held {
 }
 
 impl Shards {
+    fn among<'m>(&'m self, way: &'m dyn Direct, rank: usize, tag: Tag) -> Among<'m> {
+        Among { way, members: &self.members, own: self.member(rank).expect("a stage of this rank"), tag }
+    }
     /// Sums a stage's gradients, each where its owner is, and its tallies everywhere.
-    pub fn reduce(&self, model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<(), ExecError> {
+    pub fn reduce(&self, model: &mut Model, stage: u16) -> Result<(), ExecError> {
         if self.members.len() < 2 {
             return Ok(());
         }
-        let group = Group::new(f, self.members.clone(), self.channel(step::COPIES, stage));
-        let store = &mut model.sessions.get_mut(&stage).expect("a stage of this rank").store;
-        for role in [Role::Grad, Role::Tally] {
+        let step = model.step;
+        let Model { sessions, sums, lent, .. } = model;
+        let store = &mut sessions.get_mut(&stage).expect("a stage of this rank").store;
+        for (number, role) in [Role::Grad, Role::Tally].into_iter().enumerate() {
             let owned = role == Role::Grad && self.is_sharded();
-            let (wide, narrow) =
-                store.of_role(role).filter(|(n, _)| self.covers(n)).partition::<Vec<_>, _>(|(_, s)| s.dtype == DType::F64);
-            self.sum::<f32>(&group, narrow, owned)?;
-            self.sum::<f64>(&group, wide, owned)?;
+            // What all get is added up by each in turn.
+            let owner = |i: usize, name: &str| if owned { self.owner(name) } else { i % self.members.len() };
+            let slots = store.of_role(role).filter(|(n, _)| self.covers(n)).enumerate();
+            let slots = slots.map(|(i, (name, slot))| (owner(i, name), slot)).collect();
+            let tag = tag(b"SUMS", self.channel(step::COPIES, stage), (0, stage, number as u32), step);
+            sums.reduce(&self.among(lent.way(), model.rank, tag), slots, !owned)?;
         }
         Ok(())
     }
-    /// Sums tensors, each where its owner is if that is asked for, else everywhere.
-    fn sum<N: Number>(&self, group: &Group, mut slots: Vec<(&str, &mut Slot)>, owned: bool) -> Result<(), ExecError> {
-        let owner = |name: &str| if owned { self.owner(name) } else { 0 };
-        // What one copy owns lies together.
-        slots.sort_by_key(|(name, _)| owner(name));
-        let mut all: Vec<N> = Vec::new();
-        let mut ends = vec![0; self.members.len()];
-        for (name, s) in &slots {
-            all.extend(step::numbers::<N>(s.dtype, s.memory.bytes()));
-            ends[owner(name)..].fill(all.len());
+    /// Tells the other copies what this one has updated, and takes what they have.
+    pub fn share_updates(&self, model: &mut Model, stage: u16) -> Result<(), ExecError> {
+        if self.members.len() < 2 || !self.is_sharded() {
+            return Ok(());
         }
-        if owned {
-            let ranges: Vec<Range<usize>> = (0..ends.len()).map(|m| if m == 0 { 0 } else { ends[m - 1] }..ends[m]).collect();
-            let sum = collective::reduce_ranges(group, &all, &ranges)?;
-            all[ranges[group.rank()].clone()].copy_from_slice(&sum);
-        } else {
-            collective::all_reduce(group, &mut all)?;
-        }
-        let mut rest = &all[..];
-        for (_, slot) in slots {
-            let (own, after) = rest.split_at(slot.memory.len() / slot.dtype.bytes());
-            step::write(slot.dtype, own, slot.memory.bytes_mut());
-            rest = after;
-        }
-        Ok(())
-    }
-    /// Tells the other copies what this one has updated. [`Shards::receive`] takes it: copies may update their stages in different orders.
-    pub fn send(&self, model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<(), ExecError> {
-        let own = self.member(model.rank).expect("a stage of this rank");
-        let mut bytes = Vec::new();
-        for role in [Role::Param, Role::State] {
-            let store = &mut model.sessions.get_mut(&stage).expect("a stage of this rank").store;
-            let slots = store.of_role(role).filter(|(n, _)| self.names.get(*n) == Some(&own));
-            slots.for_each(|(_, s)| bytes.extend_from_slice(s.memory.bytes()));
-        }
-        if !bytes.is_empty() {
-            self.members
-                .iter()
-                .filter(|m| **m != model.rank)
-                .try_for_each(|to| f.send(*to, self.channel(UPDATED, stage), &bytes))?;
-        }
-        Ok(())
-    }
-    /// Takes what the other copies have updated.
-    pub fn receive(&self, model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<(), ExecError> {
-        for (member, from) in self.members.iter().enumerate().filter(|(_, from)| **from != model.rank) {
-            let store = &mut model.sessions.get_mut(&stage).expect("a stage of this rank").store;
-            let owned = |n: &str| self.names.get(n) == Some(&member);
-            let length = [Role::Param, Role::State]
-                .map(|role| store.of_role(role).filter(|(n, _)| owned(n)).map(|(_, s)| s.memory.len()).sum::<usize>());
-            let mut bytes = vec![0; length.iter().sum()];
-            if bytes.is_empty() {
-                continue;
-            }
-            f.receive(*from, self.channel(UPDATED, stage), &mut bytes)?;
-            let mut rest = &bytes[..];
-            for role in [Role::Param, Role::State] {
-                for (_, slot) in store.of_role(role).filter(|(n, _)| owned(n)) {
-                    let (new, after) = rest.split_at(slot.memory.len());
-                    slot.memory.bytes_mut().copy_from_slice(new);
-                    rest = after;
-                }
-            }
-        }
-        Ok(())
+        let tag = tag(b"NEXT", self.channel(UPDATED, stage), (0, stage, 0), model.step);
+        let store = &mut model.sessions.get_mut(&stage).expect("a stage of this rank").store;
+        let slots = store.iter_mut().filter(|((role, _), _)| matches!(role, Role::Param | Role::State));
+        let mut slots: Vec<_> = slots.filter_map(|((_, name), slot)| Some((*self.names.get(name)?, slot))).collect();
+        spread(&model.device, &self.among(model.lent.way(), model.rank, tag), &mut slots)
     }
 }

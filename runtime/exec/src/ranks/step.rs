@@ -2,10 +2,11 @@
 
 use super::{
     Job, Program,
-    execute::{Follow, Turns, execute},
+    execute::{Follow, Turns, execute, tag},
     model::{Model, memory},
     save,
     shards::{Held, Shards},
+    sums::Among,
 };
 use crate::{
     ExecError, checkpoint,
@@ -16,7 +17,7 @@ use crate::{
 };
 use base::DType;
 use fabric::{
-    Channel, Fabric, Group,
+    Channel, Direct, Fabric,
     collective::{self, Number},
 };
 use library::{Role, names};
@@ -41,10 +42,16 @@ pub(super) struct Agreed {
 }
 
 /// Trains as one rank.
-pub(super) fn train(job: &Job, f: &dyn Fabric, turns: Option<&Turns>, report: &mut dyn Report) -> Result<f64, ExecError> {
+pub(super) fn train(
+    job: &Job,
+    f: &dyn Fabric,
+    direct: Option<&dyn Direct>,
+    turns: Option<&Turns>,
+    report: &mut dyn Report,
+) -> Result<f64, ExecError> {
     // A panic of ours must not leave the others waiting.
     let guard = Guard { fabric: f, turns, finished: std::cell::Cell::new(false) };
-    let result = run(job, f, turns, report);
+    let result = run(job, f, (direct, turns), report);
     guard.finished.set(true);
     if let Err(e) = &result {
         if !matches!(e.fabric(), Some(fabric::FabricError::Aborted { .. })) {
@@ -72,11 +79,16 @@ impl Drop for Guard<'_> {
     }
 }
 
-fn run(job: &Job, f: &dyn Fabric, turns: Option<&Turns>, report: &mut dyn Report) -> Result<f64, ExecError> {
+fn run(
+    job: &Job,
+    f: &dyn Fabric,
+    (direct, turns): (Option<&dyn Direct>, Option<&Turns>),
+    report: &mut dyn Report,
+) -> Result<f64, ExecError> {
     let o = job.options;
     train::check(o)?;
     let rank = f.rank();
-    let mut model = Model::new(*job, f, turns)?;
+    let mut model = Model::new(*job, f, direct, turns)?;
     let peak = peak(&model)?;
     for session in model.sessions.values().take(1) {
         session.admit(&peak, o.memory_limit)?;
@@ -100,16 +112,17 @@ fn run(job: &Job, f: &dyn Fabric, turns: Option<&Turns>, report: &mut dyn Report
                 other => other,
             }
         };
-        let follow = Follow { step, checked: job.checked, turns };
+        let follow = Follow { step, turns };
         model.counts_traffic = job.members() > 1 && step == first + 1;
-        execute(job.plan, f, &mut model, follow)?;
+        execute(job.plan, rank, &mut model, follow)?;
+        model.lent.way().flush().map_err(ExecError::from).map_err(during("what was sent"))?;
         if model.counts_traffic {
             model.counts_traffic = false;
             report.traffic(&model.traffic.get().sum(f)?);
         }
         for stage in model.sessions.keys().copied().collect::<Vec<_>>() {
             for shards in Held::new(job, stage, rank).shards {
-                shards.receive(&mut model, stage, f).map_err(during("the parameters that another copy updated"))?;
+                shards.share_updates(&mut model, stage).map_err(during("the parameters that copies updated"))?;
             }
         }
         let agreed = model.agreed.take().expect("a plan ends with updates");
@@ -192,8 +205,8 @@ pub(super) fn copies(job: &Job, stage: u16) -> Vec<usize> {
 }
 
 /// Sums a stage's gradients and tallies over its copies.
-pub(super) fn reduce(model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<(), ExecError> {
-    Held::new(&model.job, stage, model.rank).shards.iter().try_for_each(|s| s.reduce(model, stage, f))
+pub(super) fn reduce(model: &mut Model, stage: u16) -> Result<(), ExecError> {
+    Held::new(&model.job, stage, model.rank).shards.iter().try_for_each(|s| s.reduce(model, stage))
 }
 
 /// Elements, to be summed: in f64 those of f64, in f32 all others.
@@ -215,12 +228,11 @@ pub(super) fn update(model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<()
     let grad_norm = model.agreed.as_ref().expect("set above").grad_norm;
     let (o, step) = (model.job.options, model.step);
     let session = model.sessions.get_mut(&stage).expect("a stage of this rank");
-    train::update(session, &model.shapes[0].dims, o, step, grad_norm)?;
-    Held::new(&model.job, stage, model.rank).shards.iter().try_for_each(|s| s.send(model, stage, f))
+    train::update(session, &model.shapes[0].dims, o, step, grad_norm)
 }
 
 /// The sum of tensors, in order.
-fn sum<N: Number>(dtype: DType, parts: &[Vec<u8>]) -> Vec<u8> {
+pub(super) fn sum<N: Number>(dtype: DType, parts: &[Vec<u8>]) -> Vec<u8> {
     let mut sum: Vec<N> = numbers(dtype, &parts[0]);
     for part in &parts[1..] {
         sum.iter_mut().zip(numbers(dtype, part)).for_each(|(s, x)| *s += x);
@@ -230,44 +242,51 @@ fn sum<N: Number>(dtype: DType, parts: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-/// Sums the gradients of parameters that several stages have, over these stages.
-fn sum_tied(model: &mut Model, f: &dyn Fabric) -> Result<(), ExecError> {
-    let job = model.job;
+/// A parameter that several stages have.
+pub(super) struct Tied {
+    name: String,
+    /// In order.
+    stages: Vec<u16>,
+    /// All ranks that have one of them, in order.
+    pub members: Vec<usize>,
+}
+
+/// The parameters that several stages have, by name.
+pub(super) fn tied(job: &Job) -> Vec<Tied> {
     let mut stages_of: BTreeMap<&str, Vec<u16>> = BTreeMap::new();
     for (stage, program) in job.programs[0].iter().enumerate() {
         for p in program.manifest.params.iter().filter(|p| p.role == Role::Param) {
             stages_of.entry(&p.name).or_default().push(stage as u16);
         }
     }
-    for (number, (name, stages)) in stages_of.into_iter().filter(|(_, s)| s.len() > 1).enumerate() {
-        let members: BTreeSet<usize> = stages.iter().flat_map(|s| copies(&job, *s)).collect();
-        if !members.contains(&model.rank) {
-            continue;
-        }
-        let members: Vec<usize> = members.into_iter().collect();
-        let group = Group::new(f, members.clone(), Channel(TIED | number as u32));
-        let mut parts: Vec<Vec<u8>> = Vec::new();
-        let here = stages.iter().find(|s| model.sessions.contains_key(s)).expect("a member has one of the stages");
-        let slot = model.sessions[here].store.get(Role::Grad, name).expect("trained parameters have gradients");
-        let (dtype, len) = (slot.dtype, slot.memory.len());
-        for stage in &stages {
+    let several = stages_of.into_iter().filter(|(_, s)| s.len() > 1);
+    let tied = several.map(|(name, stages)| {
+        let members: BTreeSet<usize> = stages.iter().flat_map(|s| copies(job, *s)).collect();
+        Tied { name: name.into(), stages, members: members.into_iter().collect() }
+    });
+    tied.collect()
+}
+
+/// Sums the gradients of parameters that several stages have, over these stages.
+fn sum_tied(model: &mut Model) -> Result<(), ExecError> {
+    let job = model.job;
+    for (number, Tied { name, stages, members }) in tied(&job).into_iter().enumerate() {
+        let Some(own) = members.iter().position(|m| *m == model.rank) else { continue };
+        let owner = |stage: &u16| {
             let shards = Shards::common(&job, *stage);
-            let from = shards.members[shards.owner(name)];
-            let mut bytes = vec![0; len];
-            if from == model.rank {
-                let slot = model.sessions[stage].store.get(Role::Grad, name).expect("trained parameters have gradients");
-                bytes.copy_from_slice(slot.memory.bytes());
-            }
-            let root = members.iter().position(|m| *m == from).expect("it is a member");
-            collective::broadcast(&group, root, &mut bytes)?;
-            parts.push(bytes);
-        }
-        let sum = if dtype == DType::F64 { sum::<f64>(dtype, &parts) } else { sum::<f32>(dtype, &parts) };
-        for stage in stages.iter().filter(|s| model.sessions.contains_key(s)).copied().collect::<Vec<_>>() {
-            let store = &mut model.sessions.get_mut(&stage).expect("filtered").store;
-            let (_, slot) = store.of_role(Role::Grad).find(|(n, _)| *n == name).expect("trained parameters have gradients");
-            slot.memory.bytes_mut().copy_from_slice(&sum);
-        }
+            let rank = shards.members[shards.owner(&name)];
+            members.iter().position(|m| *m == rank).expect("it is a member")
+        };
+        let owners: Vec<usize> = stages.iter().map(owner).collect();
+        let Model { sessions, sums, lent, step, .. } = model;
+        let here = sessions.iter_mut().filter_map(|(stage, session)| {
+            let place = stages.iter().position(|s| s == stage)?;
+            let slot = session.store.get_mut(Role::Grad, &name).expect("trained parameters have gradients");
+            Some((place, slot))
+        });
+        let tag = tag(b"TIED", Channel(TIED | number as u32), (0, 0, number as u32), *step);
+        let among = Among { way: lent.way(), members: &members, own, tag };
+        sums.reduce_stages(&among, &owners, &mut here.collect::<Vec<_>>())?;
     }
     Ok(())
 }
@@ -315,7 +334,7 @@ fn items(job: &Job, rank: usize) -> Vec<Item> {
 
 /// All ranks tell each other what they have; all come to the same.
 fn agree(model: &mut Model, f: &dyn Fabric) -> Result<Agreed, ExecError> {
-    sum_tied(model, f)?;
+    sum_tied(model)?;
     let (job, rank) = (model.job, model.rank);
     let mut own: Vec<f64> = Vec::new();
     for stage in model.sessions.keys().copied().collect::<Vec<_>>() {

@@ -21,8 +21,8 @@ enum Fault {
 
 #[derive(Default)]
 struct World {
-    /// Messages under way, by communicator.
-    wires: BTreeMap<u64, VecDeque<Vec<u8>>>,
+    /// Messages under way, by communicator, from whom to whom in it.
+    wires: BTreeMap<(u64, usize, usize), VecDeque<Vec<u8>>>,
     next_id: u64,
     /// How many ranks have started a communicator.
     met: BTreeMap<u64, usize>,
@@ -66,12 +66,12 @@ impl Fake {
         let mut pending = c.pending.borrow_mut();
         while let Some(op) = pending.front().copied() {
             match op.call {
-                Call::Send { .. } => {
+                Call::Send { peer } => {
                     let bytes = memory[self.bytes(op.from, &op)].to_vec();
-                    world.wires.entry(c.id).or_default().push_back(bytes);
+                    world.wires.entry((c.id, c.rank, peer)).or_default().push_back(bytes);
                 }
-                Call::Receive { .. } => {
-                    let Some(bytes) = world.wires.get_mut(&c.id).and_then(VecDeque::pop_front) else { return };
+                Call::Receive { peer } => {
+                    let Some(bytes) = world.wires.get_mut(&(c.id, peer, c.rank)).and_then(VecDeque::pop_front) else { return };
                     memory[self.bytes(op.to, &op)].copy_from_slice(&bytes);
                 }
                 // Of one rank: what leaves arrives.
@@ -164,6 +164,17 @@ fn chain<R: Send>(
     fault: Option<(usize, (usize, usize, Fault))>,
     program: impl Fn(Links<'_, Fake>) -> R + Sync,
 ) -> Vec<(Result<R, FabricError>, Log)> {
+    chain_with(size, &[], timeouts, fault, program)
+}
+
+/// The same, with sets of ranks beside.
+fn chain_with<R: Send>(
+    size: usize,
+    sets: &[Vec<usize>],
+    timeouts: Timeouts,
+    fault: Option<(usize, (usize, usize, Fault))>,
+    program: impl Fn(Links<'_, Fake>) -> R + Sync,
+) -> Vec<(Result<R, FabricError>, Log)> {
     let world = Arc::new(Mutex::new(World::default()));
     let flows: Vec<Flow> = (1..size).flat_map(|r| [(r, r - 1), (r - 1, r)]).collect();
     std::thread::scope(|s| {
@@ -179,7 +190,7 @@ fn chain<R: Send>(
                     let fault = fault.filter(|(r, _)| *r == rank).map(|(_, f)| f);
                     let fake = Fake { world, memory, log: log.clone(), fault, started: Cell::new(0) };
                     // SAFETY: the fake's addresses are of its own vector, with room for that.
-                    let links = unsafe { Links::connect(fake, &store, flows, BASE, timeouts) };
+                    let links = unsafe { Links::connect(fake, &store, (flows, sets), BASE, timeouts) };
                     let done = links.map(program);
                     let log = log.lock().expect("no panic").clone();
                     (done, log)
@@ -231,6 +242,60 @@ fn flows_keep_their_order_and_do_not_mix() {
         let first = ((1 - rank) * 64) as u8 + 16;
         assert_eq!(done.expect("they meet"), (first..first + 16).collect::<Vec<u8>>());
     }
+}
+
+fn tag(channel: u32, head: u8) -> Tag {
+    Tag { channel: Channel(channel), head: [head; HEAD], number: 7 }
+}
+
+fn span(offset: u64, bytes: usize) -> Span {
+    Span { at: (BASE + offset) as *mut u8, bytes }
+}
+
+#[test]
+fn sets_swap_in_their_own_order_and_messages_are_announced() {
+    // The members' order is not that of ranks; rank 1 is in neither.
+    let sets = [vec![2, 0], vec![2, 0], vec![1]];
+    let ranks = chain_with(3, &sets, PATIENT, None, |links| {
+        assert_eq!(links.num_comms(), [4, 5, 4][links.rank]);
+        if links.rank == 1 {
+            return Vec::new();
+        }
+        let peer = usize::from(links.rank == 2);
+        // Two pieces each way, the second of another length; nothing is empty for NCCL.
+        let (sends, receives) = ([(peer, span(20, 2)), (peer, span(24, 3))], [(peer, span(40, 2)), (peer, span(42, 3))]);
+        // SAFETY: 64 bytes are there.
+        unsafe { links.swap(&[2, 0], tag(9, 1), &sends, &receives) }.expect("both swap");
+        links.engine.memory.borrow()[40..45].to_vec()
+    });
+    let got: Vec<Vec<u8>> = ranks.iter().map(|(done, _)| done.as_ref().expect("they meet").clone()).collect();
+    let of = |rank: u8| [20, 21, 24, 25, 26].map(|i| rank * 64 + i).to_vec();
+    assert_eq!(got, [of(2), Vec::new(), of(0)]);
+    // A set is warmed once, and swaps in one group, sends first.
+    let log = ranks[0].1.join("\n");
+    let group = |n: [usize; 2]| n.map(|n| format!("2/1 Send {{ peer: 0 }} {n}")).join("\n");
+    assert!(log.contains(&format!("group\n{}\n2/1 Receive", group([2, 3]))), "{log}");
+
+    let ranks = chain(2, PATIENT, None, |links| {
+        // SAFETY: 64 bytes are there.
+        let run = |links: &Links<Fake>| unsafe {
+            if links.rank == 0 {
+                links.send_spans(1, tag(3, 1), &[span(16, 4), span(30, 0), span(24, 4)])?;
+                links.flush()?;
+                assert!(links.is_sent(1)?);
+                links.send_spans(1, tag(3, 2), &[span(16, 4)])?;
+                return links.store.receive(1, Channel(4), &mut [0]);
+            }
+            links.receive_spans(0, tag(3, 1), &[span(40, 4), span(63, 0), span(44, 4)])?;
+            assert_eq!(links.engine.memory.borrow()[40..48], [16, 17, 18, 19, 24, 25, 26, 27]);
+            // What it says it is, is not what is expected.
+            links.receive_spans(0, tag(3, 3), &[span(40, 4)]).inspect_err(|e| links.abort(e))
+        };
+        run(&links).expect_err("they disagree").to_string()
+    });
+    let told: Vec<&String> = ranks.iter().map(|(done, _)| done.as_ref().expect("they meet")).collect();
+    assert!(told[1].starts_with("rank 1: message 7 on channel 3 from rank 0: its header is [02"), "{}", told[1]);
+    assert_eq!(*told[0], format!("rank 1 gave up: {}", told[1]));
 }
 
 #[test]
