@@ -18,6 +18,7 @@ use std::{
     cell::Cell,
     net::TcpListener,
     process::{Command, ExitCode},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -27,8 +28,10 @@ const N: usize = 1 << 20;
 const SHORT: Timeouts = Timeouts { start: Duration::from_secs(120), message: Duration::from_secs(2) };
 const PATIENT: Timeouts = Timeouts { start: Duration::from_secs(120), message: Duration::from_secs(60) };
 
+/// More than all checks of a rank take together, after it has met the others.
+const WATCH: Duration = Duration::from_secs(45);
 /// More than all checks take together.
-const ALL: Duration = Duration::from_secs(240);
+const ALL: Duration = Duration::from_secs(90);
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -48,6 +51,23 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Where this rank stands: what a check that hangs was in.
+static PLACE: Mutex<String> = Mutex::new(String::new());
+
+fn at(place: impl Into<String>) {
+    *PLACE.lock().unwrap_or_else(PoisonError::into_inner) = place.into();
+}
+
+/// Ends the process, and says where it stood, if it takes longer than all checks should.
+fn watch(rank: usize) {
+    std::thread::spawn(move || {
+        std::thread::sleep(WATCH);
+        println!("rank {rank}: HANGS: {}", PLACE.lock().unwrap_or_else(PoisonError::into_inner));
+        // Nothing of the driver's is asked: it may be what hangs.
+        std::process::abort();
+    });
 }
 
 /// This program as so many ranks; whether all end well.
@@ -94,9 +114,13 @@ fn run() -> Result<bool, String> {
     let open = || Nccl::open(world.local_rank).map_err(|e| e.to_string());
     let nccl = open()?;
     println!("rank {} of {}: NCCL {}", world.rank, world.size, nccl.version().map_err(|e| e.to_string())?);
+    watch(world.rank);
+    at("every call");
     let mut good = calls(nccl, &*store(1)?, PATIENT).map_err(|e| e.to_string())?;
+    at("a call that stalls");
     good &= stalls(Holding::new(open()?)?, &*store(2)?).map_err(|e| e.to_string())?;
     if world.size > 1 {
+        at("a rank that gives up");
         good &= gives_up(open()?, &*store(3)?).map_err(|e| e.to_string())?;
     }
     Ok(good)
@@ -238,7 +262,8 @@ fn gives_up(nccl: Nccl, store: &dyn Fabric) -> Result<bool, FabricError> {
     let (rank, size) = (store.rank(), store.size());
     let scratch = upload(&nccl, rank, &vec![0; 8 * size])?;
     // SAFETY: the memory is that long.
-    let links = unsafe { Links::connect(nccl, store, (&flows(size), &[]), scratch, PATIENT)? };
+    let links = unsafe { Links::connect(Telling(nccl), store, (&flows(size), &[]), scratch, PATIENT)? };
+    at("connected, to give up or to learn it");
     if rank + 1 == size {
         // The others are in the collective by then.
         std::thread::sleep(Duration::from_secs(1));
@@ -254,7 +279,10 @@ fn gives_up(nccl: Nccl, store: &dyn Fabric) -> Result<bool, FabricError> {
     let op = Operation { call: Call::AllReduce, from: scratch, to: scratch + 4 * size as u64, elems: 1, dtype: DType::F32 };
     let begin = Instant::now();
     // SAFETY: as above.
-    let ended = unsafe { links.collective(&op) }.and_then(|()| links.wait_collectives());
+    let begun = unsafe { links.collective(&op) };
+    at("in a collective that the last rank does not join");
+    let ended = begun.and_then(|()| links.wait_collectives());
+    at("it ended");
     let seconds = begin.elapsed().as_secs_f64();
     let learnt = matches!(ended, Err(FabricError::Aborted { .. } | FabricError::Lost { .. }));
     let fine = learnt && seconds < PATIENT.message.as_secs_f64() / 2.0;
@@ -264,6 +292,9 @@ fn gives_up(nccl: Nccl, store: &dyn Fabric) -> Result<bool, FabricError> {
 
 /// The library, lent.
 struct Keep<'a>(&'a Nccl);
+
+/// The library, which says where it stands.
+struct Telling(Nccl);
 
 /// The library with a gate before a call.
 struct Holding {
@@ -309,9 +340,11 @@ macro_rules! delegate {
             fn is_idle(&$self, comm: &Comm) -> Result<bool, String> {
                 Engine::is_idle($nccl, comm)
             }
-            unsafe fn abort(&$self, comm: &Comm) {
+            unsafe fn abort(&$self, comms: &[&Comm]) {
+                at(format!("aborting {} communicators", comms.len()));
                 // SAFETY: as the caller says.
-                unsafe { Engine::abort($nccl, comm) }
+                unsafe { Engine::abort($nccl, comms) }
+                at("aborted");
             }
             fn finalize(&$self, comm: &Comm) -> State {
                 Engine::finalize($nccl, comm)
@@ -324,6 +357,7 @@ macro_rules! delegate {
     };
 }
 delegate!(Keep<'_>, self => self.0, |_: &Comm| Ok::<(), String>(()));
+delegate!(Telling, self => &self.0, |_: &Comm| Ok::<(), String>(()));
 delegate!(Holding, self => &self.nccl, |comm: &Comm| {
     if self.hold.replace(false) {
         self.nccl.hold(comm, &self.gate).map_err(|e| e.to_string())?;

@@ -44,11 +44,11 @@ pub trait Engine {
     /// # Errors
     /// What the device says.
     fn is_idle(&self, comm: &Self::Comm) -> Result<bool, String>;
-    /// Ends it at once.
+    /// Ends them at once.
     ///
     /// # Safety
     /// Once for a communicator, which is used no more.
-    unsafe fn abort(&self, comm: &Self::Comm);
+    unsafe fn abort(&self, comms: &[&Self::Comm]);
     /// Begins to end it in good order.
     fn finalize(&self, comm: &Self::Comm) -> State;
     /// Frees it.
@@ -379,14 +379,13 @@ impl<'s, E: Engine> Links<'s, E> {
             return;
         }
         *aborted = Some(why.clone());
-        for link in self.flows.values().chain(self.sets.iter().map(|(_, link)| link)).chain(&self.all) {
-            // SAFETY: `aborted` was none, and nothing uses a communicator once it is set.
-            unsafe { self.engine.abort(&link.comm) };
-        }
         // Who only learnt it has nothing to tell.
         if !matches!(why, FabricError::Aborted { .. } | FabricError::Lost { .. }) {
             self.store.abort(&why.to_string());
         }
+        let links = self.flows.values().chain(self.sets.iter().map(|(_, link)| link)).chain(&self.all);
+        // SAFETY: `aborted` was none, and nothing uses a communicator once it is set.
+        unsafe { self.engine.abort(&links.map(|l| &l.comm).collect::<Vec<_>>()) };
     }
     /// Ends all communicators in good order, the same on all ranks.
     ///
@@ -514,9 +513,9 @@ impl Engine for device::cuda::nccl::Nccl {
     fn is_idle(&self, comm: &Self::Comm) -> Result<bool, String> {
         self.is_idle(comm).map_err(|e| e.to_string())
     }
-    unsafe fn abort(&self, comm: &Self::Comm) {
-        // SAFETY: as the caller says.
-        unsafe { self.abort(comm) }
+    unsafe fn abort(&self, comms: &[&Self::Comm]) {
+        // SAFETY: as the caller says. What did not end is left to the end of the process.
+        let _ = unsafe { self.abort(comms) };
     }
     fn finalize(&self, comm: &Self::Comm) -> State {
         self.finalize(comm)

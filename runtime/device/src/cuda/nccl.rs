@@ -13,7 +13,11 @@ use cudarc::{
 use std::{
     ffi::{CStr, c_int},
     sync::Arc,
+    time::{Duration, Instant},
 };
+
+/// How long communicators may take to end at once. # Source: they take milliseconds; a process that ends with some left is no worse off.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What ranks have to share to meet in a communicator.
 pub type Id = [u8; 128];
@@ -209,13 +213,24 @@ impl Nccl {
             Err(e) => Err(Context::error("a message", e)),
         }
     }
-    /// Ends a communicator at once, whatever it does. It is used no more.
+    /// Ends communicators at once, whatever they do; they are used no more. Each by a thread of its own: ending one frees memory, which waits for all that
+    /// runs on the device, also for another one's call that waits for a rank that is gone and ends only when that one is told to. Whether all ended in time.
     ///
     /// # Safety
     /// It is called once for a communicator.
-    pub unsafe fn abort(&self, comm: &Comm) {
-        // SAFETY: the caller vouches that it lives.
-        unsafe { sys::ncclCommAbort(comm.handle) };
+    pub unsafe fn abort(&self, comms: &[&Comm]) -> bool {
+        let (done, ended) = std::sync::mpsc::channel();
+        for comm in comms {
+            let (handle, done) = (comm.handle as usize, done.clone());
+            std::thread::spawn(move || {
+                // SAFETY: the caller vouches that it lives; aborts may be called by any thread.
+                unsafe { sys::ncclCommAbort(handle as sys::ncclComm_t) };
+                // Nobody listens any more if it took too long.
+                let _ = done.send(());
+            });
+        }
+        let end = Instant::now() + PATIENCE;
+        comms.iter().all(|_| ended.recv_timeout(end.saturating_duration_since(Instant::now())).is_ok())
     }
     /// Begins to end a communicator in good order; [`Nccl::state`] says when it is done, then [`Nccl::destroy`].
     pub fn finalize(&self, comm: &Comm) -> State {

@@ -139,8 +139,8 @@ impl Engine for Fake {
         self.progress(c);
         Ok(c.pending.borrow().is_empty())
     }
-    unsafe fn abort(&self, c: &FakeComm) {
-        self.note(format!("abort {}", c.number));
+    unsafe fn abort(&self, comms: &[&FakeComm]) {
+        comms.iter().for_each(|c| self.note(format!("abort {}", c.number)));
     }
     fn finalize(&self, c: &FakeComm) -> State {
         c.works.set(true);
