@@ -17,20 +17,28 @@ pub type Pool = BTreeMap<String, Slot>;
 pub struct Shelf {
     device: Arc<Device>,
     free: BTreeMap<usize, Vec<Memory>>,
+    made: u64,
 }
 
 impl Shelf {
     /// An empty one.
     pub fn new(device: Arc<Device>) -> Shelf {
-        Shelf { device, free: BTreeMap::new() }
+        Shelf { device, free: BTreeMap::new(), made: 0 }
     }
     /// Memory with anything in it.
     ///
     /// # Errors
     /// E0703 if there is none.
     pub fn take(&mut self, bytes: usize) -> Result<Memory, ExecError> {
-        let used = self.free.get_mut(&bytes).and_then(Vec::pop);
-        used.map_or_else(|| allocate(Some(&self.device), bytes, "tensors between entries", false), Ok)
+        if let Some(used) = self.free.get_mut(&bytes).and_then(Vec::pop) {
+            return Ok(used);
+        }
+        self.made += bytes as u64;
+        allocate(Some(&self.device), bytes, "tensors between entries", false)
+    }
+    /// All memory that was made. # Units: bytes.
+    pub fn made(&self) -> u64 {
+        self.made
     }
     /// A tensor with anything in it.
     ///

@@ -8,6 +8,7 @@
 
 mod execute;
 mod experts;
+mod measured;
 mod model;
 mod relay;
 mod save;
@@ -17,6 +18,7 @@ mod sums;
 
 pub use execute::{Compute, Follow, Turns, execute};
 pub use experts::Traffic;
+pub use measured::{Measured, Part, RankMemory, StageTimes};
 pub use model::{StageBytes, StageMemory, memory, stage_bytes};
 
 use crate::{ExecError, data::Text, train};

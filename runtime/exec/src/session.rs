@@ -235,6 +235,10 @@ impl Session {
         }
     }
 
+    /// What its entries use while they run. # Units: bytes.
+    pub(crate) fn arena_bytes(&self) -> u64 {
+        self.arena.len() as u64
+    }
     /// Runs an entry; its results and scalars by name. Parameters, states, gradients, moments and tallies are read from the store and
     /// written there.
     ///

@@ -81,6 +81,8 @@ pub trait Report {
     fn micro_losses(&mut self, _losses: &[f64]) {}
     /// What all ranks sent each other for experts in the first step, if they divide them.
     fn traffic(&mut self, _sent: &crate::ranks::Traffic) {}
+    /// What a run over ranks measured of itself, at its end.
+    fn measured(&mut self, _measured: &crate::ranks::Measured) {}
     /// Something worth a line.
     fn warn(&mut self, text: String);
     /// Asked after each step: whether to save and stop before the last one.

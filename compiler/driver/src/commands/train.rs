@@ -74,11 +74,37 @@ impl Report for Progress {
         let mib = |bytes: u64| format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20));
         let across = match sent.across {
             0 => String::new(),
-            n => format!("; {} of it are for other nodes, where {} go, equal rows once", mib(n), mib(sent.crossed)),
+            n => format!("; {} of it are for other nodes, where {} go", mib(n), mib(sent.crossed)),
         };
-        let text =
-            format!("experts: ranks send {} a step, {} if equal rows went once a node{across}", mib(sent.plain), mib(sent.once));
+        let once = match sent.once {
+            0 => String::new(),
+            n => format!(", {} if equal rows went once a node", mib(n)),
+        };
+        let text = format!("experts: ranks send {} a step{once}{across}", mib(sent.plain));
         self.bar.suspend(|| eprintln!("{text}"));
+    }
+    fn measured(&mut self, m: &exec::ranks::Measured) {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let mut lines = Vec::new();
+        for (stage, s) in m.stages.iter().enumerate() {
+            let [forward, input, weight, update] = s.ms;
+            let exchange = if s.exchange_ms > 0.0 { format!(", exchanges {:.3}", s.exchange_ms) } else { String::new() };
+            lines.push(format!(
+                "stage {stage:<3} measured, in ms: forward {forward:.3}, gradients of inputs {input:.3}, of weights {weight:.3}{exchange}; update {update:.3}"
+            ));
+        }
+        for (rank, r) in m.ranks.iter().enumerate() {
+            let [stored, arenas, between] = [r.stored, r.arenas, r.between].map(mib);
+            lines.push(format!(
+                "rank {rank:<4} measured, in MiB: {stored:.2} stored, {arenas:.2} while entries run, {between:.2} between them"
+            ));
+        }
+        if !m.sent.is_empty() {
+            let all: u64 = m.sent.iter().map(|(_, n)| n).sum();
+            let parts: Vec<String> = m.sent.iter().map(|(name, n)| format!("{name} {:.3}", mib(*n))).collect();
+            lines.push(format!("ranks send {:.3} MiB a step: {}", mib(all), parts.join(", ")));
+        }
+        self.bar.suspend(|| eprintln!("{}", lines.join("\n")));
     }
     fn warn(&mut self, text: String) {
         self.bar.suspend(|| eprintln!("warning: {text}"));

@@ -9,7 +9,11 @@ use super::{
 };
 use crate::{ExecError, Peers};
 use fabric::{Channel, Direct, Fabric, FabricError, Span, Tag, direct::HEAD};
-use std::{cell::Cell, collections::BTreeSet};
+use std::{
+    cell::Cell,
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 /// Rows of experts, among the members of a group.
 const ROWS: Channel = Channel(0x4800_0000);
@@ -132,6 +136,8 @@ pub(super) struct Carry<'a> {
     pub count: &'a Cell<u64>,
     /// The node of each member.
     pub ways: Ways,
+    /// How long exchanges took.
+    pub waited: &'a Cell<Duration>,
     /// What is sent is counted here, if that is wanted.
     pub traffic: Option<&'a Cell<Traffic>>,
 }
@@ -155,7 +161,7 @@ impl Peers for Carry<'_> {
         self.members.len()
     }
     fn all_to_all(&self, parts: Vec<Vec<u8>>, row: usize, lengths: &[usize]) -> Result<Vec<Vec<u8>>, ExecError> {
-        let (rank, size) = (self.rank(), self.size());
+        let (rank, size, since) = (self.rank(), self.size(), Instant::now());
         let head = if self.checked { &self.header()[..] } else { &[] };
         // What has no rows is the same for all, so it is one.
         let unit = if row > 0 { row } else { parts[rank].len().max(1) };
@@ -212,6 +218,7 @@ impl Peers for Carry<'_> {
             }
         }
         self.count.set(self.count.get() + 1);
+        self.waited.set(self.waited.get() + since.elapsed());
         Ok(arrived.into_iter().flatten().collect())
     }
     fn is_direct(&self) -> bool {
@@ -219,6 +226,7 @@ impl Peers for Carry<'_> {
     }
     unsafe fn swap(&self, sends: &[(usize, Span)], receives: &[(usize, Span)]) -> Result<(), ExecError> {
         let Some(direct) = self.direct else { base::bug!("nothing carries rows from device to device") };
+        let since = Instant::now();
         if let Some(traffic) = self.traffic {
             traffic.set(traffic.get().with_sent(sends, self.rank(), &self.ways.0));
         }
@@ -226,6 +234,7 @@ impl Peers for Carry<'_> {
         // SAFETY: the caller vouches for the memory.
         unsafe { direct.swap(&self.members, tag, sends, receives) }?;
         self.count.set(self.count.get() + 1);
+        self.waited.set(self.waited.get() + since.elapsed());
         Ok(())
     }
 }

@@ -4,6 +4,7 @@ use super::{
     Code, Job, Shared, Traffic,
     execute::{Compute, Turns, tag},
     experts::Carry,
+    measured::{Counts, Lent, Part},
     relay::Ways,
     shards::Held,
     step,
@@ -24,6 +25,7 @@ use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Instant,
 };
 
 /// A rank's part of the model.
@@ -44,6 +46,8 @@ pub(super) struct Model<'a> {
     pub device: Arc<Device>,
     /// What tensors go to other ranks by.
     pub lent: Lent<'a>,
+    /// What is measured.
+    pub counts: Counts,
     /// What gradients are added up with.
     pub sums: Sums,
     /// What went to other ranks with experts, in the steps that count it.
@@ -53,25 +57,13 @@ pub(super) struct Model<'a> {
     nodes: Vec<usize>,
     kept: BTreeMap<Unit, Pool>,
     /// Memory of tensors that are done with.
-    shelf: Shelf,
+    pub shelf: Shelf,
     /// What was sent to a rank and may not have left yet.
     sent: Vec<(usize, Vec<Memory>)>,
     fabric: &'a dyn Fabric,
     /// Where all ranks compute in one order.
     turns: Option<&'a Turns>,
     exchanges: Cell<u64>,
-}
-
-/// What tensors go to other ranks by: from device to device if something does that, else over the host.
-pub(super) struct Lent<'a> {
-    direct: Option<&'a dyn Direct>,
-    staged: Staged<'a>,
-}
-
-impl Lent<'_> {
-    pub fn way(&self) -> &dyn Direct {
-        self.direct.unwrap_or(&self.staged)
-    }
 }
 
 /// What runs a rank's stages: all of them share it.
@@ -194,7 +186,7 @@ impl<'a> Model<'a> {
             session.prepare_all(&all)?;
         }
         let staged = Staged { fabric, device: device.clone(), checked: job.checked };
-        let (lent, sums, shelf) = (Lent { direct, staged }, Sums::new(device.clone())?, Shelf::new(device.clone()));
+        let (lent, sums, shelf) = (Lent::new(direct, staged), Sums::new(device.clone())?, Shelf::new(device.clone()));
         let (losses, kept) = (BTreeMap::new(), BTreeMap::new());
         let nodes = if job.members() > 1 { nodes(&job, fabric)? } else { Vec::new() };
         Ok(Model {
@@ -204,6 +196,7 @@ impl<'a> Model<'a> {
             shapes: [a, b],
             device,
             lent,
+            counts: Counts::default(),
             sums,
             step: 0,
             losses,
@@ -261,7 +254,7 @@ impl<'a> Model<'a> {
     /// Sends a message's tensors; what has left is free.
     fn give(&mut self, to: usize, tag: Tag, mut parcel: Vec<Memory>) -> Result<(), ExecError> {
         for (to, parcel) in std::mem::take(&mut self.sent) {
-            if self.lent.way().is_sent(to)? {
+            if self.lent.is_sent(to)? {
                 parcel.into_iter().for_each(|m| self.shelf.give(m));
             } else {
                 self.sent.push((to, parcel));
@@ -269,7 +262,7 @@ impl<'a> Model<'a> {
         }
         let spans = spans(&mut parcel)?;
         // SAFETY: the memory is this device's, and stays in `sent` until it has left.
-        let started = unsafe { self.lent.way().send_spans(to, tag, &spans) };
+        let started = unsafe { self.lent.send_spans(to, tag, &spans) };
         self.sent.push((to, parcel));
         Ok(started?)
     }
@@ -280,7 +273,7 @@ impl<'a> Model<'a> {
         // Memory that is new is being zeroed.
         self.device.wait()?;
         // SAFETY: the memory is this device's, and nothing else has it.
-        unsafe { self.lent.way().receive_spans(from, tag, &spans) }?;
+        unsafe { self.lent.receive_spans(from, tag, &spans) }?;
         parcel.iter_mut().for_each(Memory::written);
         Ok(parcel)
     }
@@ -288,10 +281,11 @@ impl<'a> Model<'a> {
     /// Runs an entry on what it takes from the pool, and adds its results.
     fn run(&mut self, stage: u16, entry: &str, which: usize, pool: &mut Pool) -> Result<(), ExecError> {
         let session = self.sessions.get_mut(&stage).expect("a stage of this rank");
-        let members = self.job.group(self.rank);
+        let (members, since, waited) = (self.job.group(self.rank), Instant::now(), Cell::default());
         let carry = Carry {
             fabric: self.fabric,
-            direct: self.lent.direct,
+            direct: self.lent.direct.map(|_| &self.lent as &dyn Direct),
+            waited: &waited,
             turns: self.turns,
             checked: self.job.checked,
             step: self.step,
@@ -301,7 +295,11 @@ impl<'a> Model<'a> {
             members,
         };
         let peers: Option<&dyn Peers> = if self.job.members() > 1 { Some(&carry) } else { None };
-        session.run_kept(entry, &self.shapes[which].dims, (pool, &mut self.shelf), peers)
+        session.run_kept(entry, &self.shapes[which].dims, (pool, &mut self.shelf), peers)?;
+        if let Some(part) = Part::of_entry(entry).filter(|_| which == 0) {
+            self.counts.add(stage, part, since, waited.get());
+        }
+        Ok(())
     }
 
     /// The forward of a stage: from what the stage before made and the batch to what the next reads, and all results.
@@ -373,7 +371,7 @@ impl<'a> Model<'a> {
                 self.shelf.retain(&mut pool, |_| false);
             }
         }
-        self.lent.way().flush()?;
+        self.lent.flush()?;
         let mut bytes = loss.to_le_bytes();
         fabric::collective::broadcast(fabric, first(num_stages - 1), &mut bytes)?;
         self.turns = turns;

@@ -185,7 +185,7 @@ impl Shards {
             let slots = store.of_role(role).filter(|(n, _)| self.covers(n)).enumerate();
             let slots = slots.map(|(i, (name, slot))| (owner(i, name), slot)).collect();
             let tag = tag(b"SUMS", self.channel(step::COPIES, stage), (0, stage, number as u32), step);
-            sums.reduce(&self.among(lent.way(), model.rank, tag), slots, !owned)?;
+            sums.reduce(&self.among(lent, model.rank, tag), slots, !owned)?;
         }
         Ok(())
     }
@@ -198,6 +198,6 @@ impl Shards {
         let store = &mut model.sessions.get_mut(&stage).expect("a stage of this rank").store;
         let slots = store.iter_mut().filter(|((role, _), _)| matches!(role, Role::Param | Role::State));
         let mut slots: Vec<_> = slots.filter_map(|((_, name), slot)| Some((*self.names.get(name)?, slot))).collect();
-        spread(&model.device, &self.among(model.lent.way(), model.rank, tag), &mut slots)
+        spread(&model.device, &self.among(&model.lent, model.rank, tag), &mut slots)
     }
 }

@@ -3,6 +3,7 @@
 use super::{
     Job, Program,
     execute::{Follow, Turns, execute, tag},
+    measured::{self, Part},
     model::{Model, memory},
     save,
     shards::{Held, Shards},
@@ -112,10 +113,14 @@ fn run(
                 other => other,
             }
         };
+        if step == first + 2 {
+            model.counts.restart();
+        }
+        model.lent.sent.borrow_mut().clear();
         let follow = Follow { step, turns };
         model.counts_traffic = job.members() > 1 && step == first + 1;
         execute(job.plan, rank, &mut model, follow)?;
-        model.lent.way().flush().map_err(ExecError::from).map_err(during("what was sent"))?;
+        model.lent.flush().map_err(ExecError::from).map_err(during("what was sent"))?;
         if model.counts_traffic {
             model.counts_traffic = false;
             report.traffic(&model.traffic.get().sum(f)?);
@@ -164,6 +169,14 @@ fn run(
     }
     if first >= o.steps {
         val_loss = model.evaluate(f)?;
+    }
+    if first < o.steps {
+        let measured = measured::measured(&model, f)?;
+        if rank == 0 {
+            let (path, text) = (o.out.join("costs.json"), serde_json::to_string_pretty(&measured.costs(job)).expect("numbers"));
+            std::fs::write(&path, text + "\n").map_err(|e| ExecError::io(&path, &e))?;
+            report.measured(&measured);
+        }
     }
     // Nobody goes before all have what they need.
     collective::barrier(f)?;
@@ -228,7 +241,10 @@ pub(super) fn update(model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<()
     let grad_norm = model.agreed.as_ref().expect("set above").grad_norm;
     let (o, step) = (model.job.options, model.step);
     let session = model.sessions.get_mut(&stage).expect("a stage of this rank");
-    train::update(session, &model.shapes[0].dims, o, step, grad_norm)
+    let since = Instant::now();
+    train::update(session, &model.shapes[0].dims, o, step, grad_norm)?;
+    model.counts.add(stage, Part::Update, since, std::time::Duration::ZERO);
+    Ok(())
 }
 
 /// The sum of tensors, in order.
@@ -285,7 +301,7 @@ fn sum_tied(model: &mut Model) -> Result<(), ExecError> {
             Some((place, slot))
         });
         let tag = tag(b"TIED", Channel(TIED | number as u32), (0, 0, number as u32), *step);
-        let among = Among { way: lent.way(), members: &members, own, tag };
+        let among = Among { way: &*lent, members: &members, own, tag };
         sums.reduce_stages(&among, &owners, &mut here.collect::<Vec<_>>())?;
     }
     Ok(())
