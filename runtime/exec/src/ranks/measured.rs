@@ -171,7 +171,8 @@ pub(super) fn measured(model: &Model, f: &dyn Fabric) -> Result<Measured, ExecEr
     own.extend(KINDS.map(|(word, _)| sent.get(word).copied().unwrap_or(0)));
     let bytes: Vec<u8> = own.iter().flat_map(|n| n.to_le_bytes()).collect();
     let told = collective::all_gather(f, &bytes)?;
-    let told: Vec<Vec<u64>> = told.iter().map(|b| b.as_chunks::<8>().0.iter().map(|n| u64::from_le_bytes(*n)).collect()).collect();
+    let told: Vec<Vec<u64>> =
+        told.iter().map(|b| b.as_chunks::<8>().0.iter().map(|n| u64::from_le_bytes(*n)).collect()).collect();
     let total = |i: usize| told.iter().map(|t| t[i]).sum::<u64>();
     let width = 2 * (PARTS.len() + 1);
     let mean = |stage: usize, k: usize| {
