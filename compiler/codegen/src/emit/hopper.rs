@@ -154,15 +154,8 @@ impl Emitter<'_> {
         for p in slots.iter().flatten() {
             self.store(&zero, p, "i32");
         }
-        self.simt_mut().turn = Turn {
-            slots,
-            current: BTreeMap::new(),
-            under_way: None,
-            pending: Vec::new(),
-            gathers: None,
-            in_loop: false,
-            idle: false,
-        };
+        self.simt_mut().turn =
+            Turn { slots, current: BTreeMap::new(), under_way: None, pending: Vec::new(), gathers: None, in_loop: false, idle: false };
     }
     /// Waits until the barrier's phase of this parity is over.
     fn wait_barrier(&mut self, at: &str, parity: &str) {
