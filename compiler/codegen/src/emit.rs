@@ -7,6 +7,7 @@
 mod convert;
 mod float;
 mod gather;
+mod groups;
 mod hopper;
 mod math;
 mod product;

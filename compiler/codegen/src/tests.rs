@@ -261,8 +261,16 @@ fn tile_products_of_any_shape() {
             };
             let (br, bc) = if unit { (n, 1) } else { (1, k) };
             let [em, en, ek] = [m, n, k].map(|x| Expr::int(x as i64));
-            kernel.body =
-                vec![Stmt::Dot(Dot { m: em, n: en, k: ek, a: tile(a, k, 1), b: tile(b, br, bc), c: tile(c, n, 1), accumulate, counted: None })];
+            kernel.body = vec![Stmt::Dot(Dot {
+                m: em,
+                n: en,
+                k: ek,
+                a: tile(a, k, 1),
+                b: tile(b, br, bc),
+                c: tile(c, n, 1),
+                accumulate,
+                counted: None,
+            })];
             let fill = |count: usize, s: usize| (0..count).map(|i| ((i * s) % 13) as f32 - 6.0).collect::<Vec<f32>>();
             let (mut a, mut b, mut c) = (fill(m * k, 5), fill(k * n, 7), fill(m * n, 3));
             let old = c.clone();

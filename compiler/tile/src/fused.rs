@@ -175,6 +175,7 @@ impl<'a> Fuser<'a> {
             others: Vec::new(),
             piece: None,
             tiles: Vec::new(),
+            given: None,
         }
     }
     fn finish(mut self) -> Fused {
@@ -209,6 +210,8 @@ struct Fuser<'a> {
     piece: Option<(VarId, i64)>,
     /// Values in scratch.
     tiles: Vec<select::Tile>,
+    /// A truth value that is the same everywhere, where that is known.
+    given: Option<(Value, bool)>,
 }
 
 impl Fuser<'_> {
@@ -271,6 +274,9 @@ impl Fuser<'_> {
         }
         if let Some(e) = self.in_scratch(v, idx) {
             return e;
+        }
+        if let Some((_, known)) = self.given.filter(|(given, _)| *given == v) {
+            return Expr::Const(Scalar::new(f64::from(u8::from(known))), DType::Bool);
         }
         for scope in &self.scopes {
             if let Some((_, _, e)) = scope.memo.iter().find(|(w, i, _)| *w == v && i == idx) {

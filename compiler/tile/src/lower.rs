@@ -397,18 +397,30 @@ impl Lowerer<'_> {
                 let (dtype, transposed) = (xs.dtype, *transposed);
                 let step =
                     GroupedGemm::Rows { dtype, x: x.at, w: w.at, offsets: offsets.at, y: y.at.clone(), extents, transposed };
-                let step = self.grouped(step, node.origin);
+                let step = self.grouped(step, false, node.origin);
                 b.steps.push(step);
                 self.finish(b, value(0), y, add);
             }
             Op::GroupedOuter => {
-                let (w, add) = self.fresh_destination(b, value(0));
+                // Kernels add to what is there, if they are to.
+                let (w, adds, add) = if self.options.products {
+                    match self.absorbs(b, value(0)) {
+                        Some(w) => (w, true, None),
+                        None => {
+                            let (w, adds) = self.destination(b, value(0), false);
+                            (w, adds, None)
+                        }
+                    }
+                } else {
+                    let (w, add) = self.fresh_destination(b, value(0));
+                    (w, false, add)
+                };
                 let [x, y, offsets] = [0, 1, 2].map(|i| self.dense(b, node.inputs[i]));
                 let (xs, ws) = (b.func.ty(node.inputs[0]), b.func.ty(value(0)));
                 let extents = [ws.shape[0].clone(), xs.shape[0].clone(), ws.shape[1].clone(), ws.shape[2].clone()];
                 let dtype = xs.dtype;
                 let step = GroupedGemm::Outer { dtype, x: x.at, y: y.at, offsets: offsets.at, w: w.at.clone(), extents };
-                let step = self.grouped(step, node.origin);
+                let step = self.grouped(step, adds, node.origin);
                 b.steps.push(step);
                 self.finish(b, value(0), w, add);
             }
@@ -699,8 +711,8 @@ impl Lowerer<'_> {
         let last = self.join_parts(graph::op::ReduceFn::Sum, (aside, of_parts), (&to, result), accumulate, origin);
         vec![first, last]
     }
-    /// The step of a product over ragged rows.
-    fn grouped(&mut self, g: GroupedGemm, origin: Option<base::Span>) -> Step {
+    /// The step of a product over ragged rows; outer products may be added to what is there.
+    fn grouped(&mut self, g: GroupedGemm, accumulate: bool, origin: Option<base::Span>) -> Step {
         if !self.options.products {
             return Step::GroupedGemm(g);
         }
@@ -714,7 +726,7 @@ impl Lowerer<'_> {
         let class = if rows.is_some() { Class::GroupedProduct } else { Class::GroupedOuter };
         let [groups, all, k, n] = extents.clone();
         let work = Work { class, dtype, shape: vec![groups, all, n, k] };
-        self.launch(gpu_grouped(&Grouped { dtype, extents, rows, aligned }, None), views, origin, work)
+        self.launch(gpu_grouped(&Grouped { dtype, extents, rows, accumulate, aligned }, None), views, origin, work)
     }
     /// A contiguous copy with its axes in another order.
     fn reorder(&mut self, b: &mut Body, view: &StridedView, from: &[char], to: &[char], dtype: DType) -> StridedView {

@@ -2,31 +2,80 @@
 //! carry them, sixteen bytes each, past their registers.
 //!
 //! Eight lanes take a row of a strip, 128 neighbouring bytes. What is outside becomes 0. A stage's barrier is told by the copies themselves when they are
-//! done, so that a thread never waits for them; a consumer makes what the generic proxy wrote visible to the asynchronous one.
+//! done, so that a thread never waits for them; a consumer makes what the generic proxy wrote visible to the asynchronous one. Where rows are is found
+//! before a loop whose turns all have the same: a turn that waited for its indices was as long as the products.
 //!
 //! # Source: PTX ISA 8.6, sections 9.7.9.25 (cp.async), 9.7.13.15.17 (cp.async.mbarrier.arrive), 8.6 (proxies).
 
 use super::{Emitter, convert::memory_type, pointer};
 use crate::{
     copy::length,
-    gpu::hopper::{GROUP, Ring, STRIP, STRIP_BYTES},
+    gpu::{
+        access::expr_uses,
+        hopper::{GROUP, Ring, STRIP, STRIP_BYTES, is_load},
+    },
 };
 use base::DType;
-use tile::{Mem, ir::Copy};
+use std::collections::BTreeSet;
+use tile::{Expr, Mem, Stmt, VarId, ir::Copy};
+
+/// Rows from one of a thread's to the next: eight lanes have one.
+const ROWS_APART: i64 = GROUP as i64 / 8;
 
 impl Emitter<'_> {
+    /// Where a thread's rows of a copy begin, in elements; -1 of what is outside.
+    fn places_of_rows(&mut self, c: &Copy) -> Vec<String> {
+        let (Some(by), [rows, _]) = (c.index, c.axes.as_slice()) else { base::bug!("rows by index of two axes") };
+        let length = length(self.k, by);
+        let [length, extent, stride, at] = [&length, &rows.extent, &rows.stride, &rows.at].map(|e| self.expr(e));
+        let [zero, none] = [0, -1].map(|n| self.w.int(n, "i64"));
+        let row = self.row_of_gather();
+        let place = |e: &mut Self, i: i64| {
+            let r = e.plus(&row, i * ROWS_APART);
+            let r = e.w.bin("addi", &at, &r, "i64");
+            let inside = e.w.cmpi("slt", &r, &length, "i64");
+            let known = e.w.select(&inside, &r, &zero, "i64");
+            let p = e.address(Mem::Buffer(by), &known, DType::I32);
+            let index = e.w.op(&format!("llvm.load {p} : !llvm.ptr<1> -> i32"));
+            let index = e.w.op(&format!("arith.extsi {index} : i32 to i64"));
+            let index = e.w.select(&inside, &index, &none, "i64");
+            // As if without a sign, what is negative is beyond.
+            let there = e.w.cmpi("ult", &index, &extent, "i64");
+            let element = e.w.bin("muli", &index, &stride, "i64");
+            e.w.select(&there, &element, &none, "i64")
+        };
+        (0..c.rows / ROWS_APART).map(|i| place(self, i)).collect()
+    }
+    /// The first of a thread's rows; the others are [`ROWS_APART`].
+    fn row_of_gather(&mut self) -> String {
+        let (threads, eight) = (self.w.int(i64::from(self.simt().plan.threads), "i64"), self.w.int(8, "i64"));
+        let own = self.w.bin("subi", "%tid", &threads, "i64");
+        self.w.bin("divui", &own, &eight, "i64")
+    }
+    /// Before a loop: the places of the rows of those copies in it whose rows are the same in every turn.
+    pub(super) fn find_rows(&mut self, var: VarId, body: &[Stmt]) {
+        let set: BTreeSet<VarId> = body.iter().filter_map(|s| if let Stmt::Let(v, _) = s { Some(*v) } else { None }).collect();
+        let turns = |e: &Expr| expr_uses(e, &|v| v == var || set.contains(&v));
+        for s in body {
+            let (Stmt::Copy(c), true) = (s, is_load(s)) else { continue };
+            let (Some(_), [rows, _], Mem::Scratch(to)) = (c.index, c.axes.as_slice(), c.to) else { continue };
+            if ![&rows.extent, &rows.stride, &rows.at].into_iter().any(turns) {
+                let places = self.places_of_rows(c);
+                self.simt_mut().turn.rows.insert(to, places);
+            }
+        }
+    }
     /// Starts a thread's part of a copy to `start`, the first byte of its scratch (i32).
     pub(super) fn gather_rows(&mut self, c: &Copy, start: &str) {
-        let (Some(by), [rows, cols]) = (c.index, c.axes.as_slice()) else { base::bug!("rows by index of two axes") };
-        let Mem::Buffer(from) = c.from else { base::bug!("rows of a buffer") };
-        let length = length(self.k, by);
-        let exprs = [&length, &rows.extent, &rows.stride, &rows.at, &cols.extent, &cols.at];
-        let [length, extent, stride, at, width, first] = exprs.map(|e| self.expr(e));
-        let [zero, none, seven, eight] = [0, -1, 7, 8].map(|n| self.w.int(n, "i64"));
-        let threads = self.w.int(i64::from(self.simt().plan.threads), "i64");
-        let own = self.w.bin("subi", "%tid", &threads, "i64");
-        let (chunk, row) = (self.w.bin("andi", &own, &seven, "i64"), self.w.bin("divui", &own, &eight, "i64"));
-        // Rows of a thread are 16 apart, so all its pieces have one place in their rows of 128 bytes.
+        let [_, cols] = c.axes.as_slice() else { base::bug!("rows by index of two axes") };
+        let (Mem::Buffer(from), Mem::Scratch(to)) = (c.from, c.to) else { base::bug!("rows of a buffer to scratch") };
+        let places = self.simt().turn.rows.get(&to).cloned();
+        let places = places.unwrap_or_else(|| self.places_of_rows(c));
+        let [width, first] = [&cols.extent, &cols.at].map(|e| self.expr(e));
+        let [zero, seven, eight] = [0, 7, 8].map(|n| self.w.int(n, "i64"));
+        let row = self.row_of_gather();
+        let chunk = self.w.bin("andi", "%tid", &seven, "i64");
+        // All pieces of a thread have one place in their rows of 128 bytes.
         let turned = self.w.bin("andi", &row, &seven, "i64");
         let turned = self.w.bin("xori", &turned, &chunk, "i64");
         let (sixteen, row_bytes) = (self.w.int(16, "i64"), self.w.int(STRIP_BYTES, "i64"));
@@ -37,34 +86,19 @@ impl Emitter<'_> {
         let start = self.w.bin("addi", start, &place, "i32");
         let col = self.w.bin("muli", &chunk, &eight, "i64");
         let col = self.w.bin("addi", &first, &col, "i64");
-        let apart = i64::from(GROUP) / 8;
-        for i in 0..c.rows / apart {
-            let further = self.w.int(i * apart, "i64");
-            let r = self.w.bin("addi", &row, &further, "i64");
-            let r = self.w.bin("addi", &at, &r, "i64");
-            let inside = self.w.cmpi("slt", &r, &length, "i64");
-            let known = self.w.select(&inside, &r, &zero, "i64");
-            let p = self.address(Mem::Buffer(by), &known, DType::I32);
-            let index = self.w.op(&format!("llvm.load {p} : !llvm.ptr<1> -> i32"));
-            let index = self.w.op(&format!("arith.extsi {index} : i32 to i64"));
-            let index = self.w.select(&inside, &index, &none, "i64");
-            // As if without a sign, what is negative is beyond.
-            let there = self.w.cmpi("ult", &index, &extent, "i64");
-            let index = self.w.select(&there, &index, &zero, "i64");
-            let element = self.w.bin("muli", &index, &stride, "i64");
-            let element = self.w.bin("addi", &element, &col, "i64");
-            for strip in 0..c.cols / STRIP {
-                let further = self.w.int(strip * STRIP, "i64");
-                let col = self.w.bin("addi", &col, &further, "i64");
-                let within = self.w.cmpi("slt", &col, &width, "i64");
-                let within = self.w.bin("andi", &within, &there, "i1");
-                let element = self.w.bin("addi", &element, &further, "i64");
-                let element = self.w.select(&within, &element, &zero, "i64");
+        for strip in 0..c.cols / STRIP {
+            let col = self.plus(&col, strip * STRIP);
+            let within = self.w.cmpi("slt", &col, &width, "i64");
+            for (i, element) in places.iter().enumerate() {
+                let there = self.w.cmpi("sge", element, &zero, "i64");
+                let there = self.w.bin("andi", &within, &there, "i1");
+                let element = self.w.bin("addi", element, &col, "i64");
+                let element = self.w.select(&there, &element, &zero, "i64");
                 let (buffer, ty) = (pointer(Mem::Buffer(from)), memory_type(self.k.buffers[from].dtype));
                 let p = self.w.op(&format!("llvm.getelementptr {buffer}[{element}] : (!llvm.ptr<1>, i64) -> !llvm.ptr<1>, {ty}"));
                 let (all, nothing) = (self.w.int(16, "i32"), self.w.int(0, "i32"));
-                let size = self.w.select(&within, &all, &nothing, "i32");
-                let to = self.plus32(&start, strip * c.rows * STRIP_BYTES + i * apart * STRIP_BYTES);
+                let size = self.w.select(&there, &all, &nothing, "i32");
+                let to = self.plus32(&start, (strip * c.rows + i as i64 * ROWS_APART) * STRIP_BYTES);
                 self.asm(
                     "cp.async.cg.shared.global [$0], [$1], 16, $2;",
                     "r,l,r",

@@ -29,6 +29,8 @@ pub(super) struct Turn {
     pending: Vec<Pending>,
     /// Where all threads of the producer's warp group work: which of them starts the copies of rectangles.
     gathers: Option<String>,
+    /// Where the rows begin that a thread copies by index, by scratch, if that is known before a loop.
+    pub(super) rows: BTreeMap<usize, Vec<String>>,
     /// Whether a loop is around.
     in_loop: bool,
     /// Whether products are left out, because none of the warp group's rows counts.
@@ -50,6 +52,7 @@ struct Pending {
 /// Registers that producers keep and consumers get, by the number of consumers and of blocks that share a processor.
 fn registers(h: &Hopper) -> Option<[u32; 2]> {
     match (h.consumers, h.neighbours, h.gathers()) {
+        (1, 4, false) => Some([40, 88]),
         (1, 3, false) => Some([40, 120]),
         (1, 2, false) if h.heavy => Some([24, 232]),
         (1, 2, false) => Some([40, 216]),
@@ -154,8 +157,7 @@ impl Emitter<'_> {
         for p in slots.iter().flatten() {
             self.store(&zero, p, "i32");
         }
-        self.simt_mut().turn =
-            Turn { slots, current: BTreeMap::new(), under_way: None, pending: Vec::new(), gathers: None, in_loop: false, idle: false };
+        self.simt_mut().turn = Turn { slots, ..Turn::default() };
     }
     /// Waits until the barrier's phase of this parity is over.
     fn wait_barrier(&mut self, at: &str, parity: &str) {
@@ -215,10 +217,13 @@ impl Emitter<'_> {
                     self.natural[var.0 as usize] = self.not_negative(lo);
                     let (lo, hi) = (self.expr(lo), self.expr(hi));
                     let (i, one) = (self.w.fresh(), self.w.int(1, "i64"));
+                    let outside = self.simt().turn.rows.clone();
+                    self.find_rows(*var, body);
                     self.vars[var.0 as usize] = super::Slot::Value(i.clone());
                     self.w.line(&format!("scf.for {i} = {lo} to {hi} step {one} : i64 {{"));
                     self.inside(|e| e.produce(body));
                     self.w.line("}");
+                    self.simt_mut().turn.rows = outside;
                 }
                 Stmt::While { cond, body } if has_loads(body) => {
                     self.w.line("scf.while : () -> () {");
@@ -332,6 +337,7 @@ impl Emitter<'_> {
         };
         let before = self.simt().turn.pending.len();
         let taken = if self.simt().turn.in_loop { taken_in_turns(body, h.consumers) } else { None };
+        let mut together: Vec<&Stmt> = Vec::new();
         for (i, s) in body.iter().enumerate() {
             for (run, ring) in rings.iter().enumerate().filter(|(run, _)| runs[*run].start == i) {
                 let r = &h.rings[*ring];
@@ -350,12 +356,18 @@ impl Emitter<'_> {
             if is_load(s) || self.simt().turn.idle && matches!(s, Stmt::Dot(_)) {
                 continue;
             }
-            if let (Some((under_way, count)), Stmt::Dot(d)) = (self.simt().turn.under_way.clone(), s) {
-                if i + 1 < body.len() {
-                    self.wgmma(d, None);
+            if let (Some((under_way, count)), Stmt::Dot(_)) = (self.simt().turn.under_way.clone(), s) {
+                together.push(s);
+                let next = body.get(i + 1);
+                if next.is_some_and(|next| self.lies_behind(&together, next)) {
                     continue;
                 }
-                self.wgmma(d, Some(count));
+                let dots: Vec<&Dot> = dots_of(&std::mem::take(&mut together));
+                if next.is_some() {
+                    self.wgmma(&dots, None);
+                    continue;
+                }
+                self.wgmma(&dots, Some(count));
                 // The products before are done, and what they read is free.
                 self.give_back(&under_way);
                 let [ring] = rings[..] else { base::bug!("one run of copies") };
@@ -375,7 +387,7 @@ impl Emitter<'_> {
                 if taken.is_some_and(|[begin, _]| begin == i) {
                     self.await_turn();
                 }
-                let first = self.wgmma(d, None);
+                let first = self.wgmma(&[d], None);
                 if taken.is_some_and(|[_, end]| end == i) {
                     self.pass_turn();
                 }
@@ -510,7 +522,7 @@ impl Emitter<'_> {
         }
         let (under_way, zero) = (self.slot("i32"), self.w.int(0, "i32"));
         self.store(&zero, &under_way, "i32");
-        self.simt_mut().turn.under_way = Some((under_way.clone(), dots.len() as u32));
+        self.simt_mut().turn.under_way = Some((under_way.clone(), self.num_together(body)));
         emit(self);
         self.simt_mut().turn.under_way = None;
         dots.into_iter().for_each(|d| self.settle(d, 0, &[]));
@@ -530,9 +542,41 @@ impl Emitter<'_> {
         let first = self.w.bin("muli", &group, &rows, "i64");
         self.w.cmpi("slt", &first, &counted, "i64")
     }
+    fn tiled(&self, d: &Dot) -> Tiled {
+        Tiled::new(self.k, d).unwrap_or_else(|| base::bug!("a product in {} is not expanded", self.k.name))
+    }
+    /// Whether a product goes on where those before end: the same first operand, and a second one that lies behind theirs, so that the hardware reads the
+    /// first once for all columns.
+    fn lies_behind(&self, before: &[&Stmt], next: &Stmt) -> bool {
+        let (before, Stmt::Dot(next)) = (dots_of(before), next) else { return false };
+        let (Some(last), t) = (before.last(), self.tiled(next)) else { return false };
+        let (h, other) = (self.hopper(), self.tiled(last));
+        let columns: i64 = before.iter().map(|d| self.tiled(d).extents[1]).sum::<i64>() + t.extents[1];
+        let alike = last.a == next.a && last.accumulate == next.accumulate && t.extents == other.extents;
+        // Rows of 64 terms follow each other, as do strips of 64 columns.
+        let [_, n, terms] = t.extents;
+        let inside = t.b.row == 1;
+        let follow = (t.b.row, t.b.col) == (other.b.row, other.b.col) && if inside { terms == STRIP } else { n % STRIP == 0 };
+        let place = |t: &Tiled| h.ring_of.get(&t.b.scratch).map(|ring| (*ring, h.rings[*ring].offsets[&t.b.scratch] as i64));
+        let bytes = n * terms * self.k.scratch[t.b.scratch].dtype.bytes() as i64;
+        let (Some((ring, at)), Some((first, before))) = (place(&t), place(&other)) else { return false };
+        alike && columns <= MAX_COLUMNS && follow && ring == first && at == before + bytes
+    }
+    /// How many products the hardware does in a turn of such a loop.
+    fn num_together(&self, body: &[Stmt]) -> u32 {
+        let (mut count, mut together): (u32, Vec<&Stmt>) = (0, Vec::new());
+        for s in body.iter().filter(|s| matches!(s, Stmt::Dot(_))) {
+            if !self.lies_behind(&together, s) {
+                together.clear();
+                count += 1;
+            }
+            together.push(s);
+        }
+        count
+    }
     /// Waits until no more than `under_way` products are; the sums of `d` are there then. Registers that it read were `first`.
     fn settle(&mut self, d: &Dot, under_way: usize, first: &[String]) {
-        let t = Tiled::new(self.k, d).unwrap_or_else(|| base::bug!("a product in {} is not expanded", self.k.name));
+        let t = self.tiled(d);
         let count = usize::try_from(t.extents[1] / 2).expect("it is small");
         let places: Vec<String> = (0..count).map(|slot| self.held_address(t.c.scratch, slot)).collect();
         let sums: Vec<String> = places.iter().map(|p| self.load(p, "f32")).collect();
@@ -617,15 +661,22 @@ impl Emitter<'_> {
         Operand { first: self.w.bin("ori", &start, &rest, "i64"), steps, turned: !terms_inside }
     }
     /// A product of the warp groups; then waits until no more than `under_way` are, if that is said. The registers that are its first operand.
-    pub(super) fn wgmma(&mut self, d: &Dot, under_way: Option<u32>) -> Vec<String> {
-        let t = Tiled::new(self.k, d).unwrap_or_else(|| base::bug!("a product in {} is not expanded", self.k.name));
-        let [m, n, terms] = t.extents;
+    /// Several have one first operand, and their second ones lie behind each other: they are one, of all their columns.
+    fn wgmma(&mut self, dots: &[&Dot], under_way: Option<u32>) -> Vec<String> {
+        let d = dots[0];
+        let all: Vec<Tiled> = dots.iter().map(|d| self.tiled(d)).collect();
+        let t = all[0];
+        let [m, _, terms] = t.extents;
+        let n: i64 = all.iter().map(|t| t.extents[1]).sum();
         let held = self.simt().plan.held.tiles[t.a.scratch].is_some();
         let a = (!held).then(|| self.operand(&t.a, m, terms, t.a.col == 1, true));
         let b = self.operand(&t.b, n, terms, t.b.row == 1, false);
         let dtype = if self.k.scratch[t.b.scratch].dtype == DType::BF16 { "bf16" } else { "f16" };
         let count = usize::try_from(n / 2).expect("it is small");
-        let places: Vec<String> = (0..count).map(|slot| self.held_address(t.c.scratch, slot)).collect();
+        let mut places = Vec::new();
+        for t in &all {
+            places.extend((0..t.extents[1] / 2).map(|slot| self.held_address(t.c.scratch, slot as usize)));
+        }
         // What is not added to may be anything.
         let any = if d.accumulate { String::new() } else { self.w.op("llvm.mlir.undef : f32") };
         let sums: Vec<String> = places.iter().map(|p| if d.accumulate { self.load(p, "f32") } else { any.clone() }).collect();
@@ -684,6 +735,13 @@ impl Emitter<'_> {
         }
         first
     }
+}
+
+/// Columns of a product, at most.
+const MAX_COLUMNS: i64 = 256;
+
+fn dots_of<'s>(stmts: &[&'s Stmt]) -> Vec<&'s Dot> {
+    stmts.iter().filter_map(|s| if let Stmt::Dot(d) = s { Some(d) } else { None }).collect()
 }
 
 /// A matrix as the hardware takes it.

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::gpu::{
     access::{Access, expr_uses, exprs},
-    plan::{Place, Plan, Team, is_row_loop, widest},
+    plan::{GroupSum, Place, Plan, Team, is_row_loop, widest},
     unit::Units,
 };
 use graph::op::{MapFn, ReduceFn};
@@ -452,6 +452,13 @@ impl Emitter<'_> {
                         access.join(&Access::of(body));
                         self.wait_before(&access);
                         return self.each_row_held(*var, rows, body);
+                    }
+                    if self.simt().team == Team::Block
+                        && let Some(g) = GroupSum::of(&self.simt().plan.held, *var, hi, body)
+                    {
+                        access.join(&Access::of(body));
+                        self.wait_before(&access);
+                        return self.each_group_held(*var, &g, body);
                     }
                     if self.simt().team == Team::Block
                         && let Some(extents) = self.held_by(body)

@@ -316,7 +316,7 @@ impl Emitter<'_> {
         });
         [(row, 0), (col, 0), (String::new(), tall), (String::new(), wide)]
     }
-    fn plus(&mut self, a: &str, n: i64) -> String {
+    pub(super) fn plus(&mut self, a: &str, n: i64) -> String {
         if n == 0 {
             return a.to_string();
         }
@@ -441,7 +441,7 @@ impl Emitter<'_> {
             }
         });
     }
-    /// What a loop over elements loads by sixteen bytes: operands of bf16 or f16 that are only read, whose neighbours along a row are neighbours. On tensor cores.
+    /// What a loop over elements loads by sixteen bytes: operands of bf16 or f16 that the loop does not write, whose neighbours along a row are neighbours. On tensor cores.
     fn pieces(&self, var: VarId, columns: i64, shares: &[(String, String)], body: &[Stmt]) -> Vec<Piece> {
         let whole = shares.len().is_multiple_of(16) && shares.chunks(16).all(|x| (0..4).all(|j| x[4 * j].0 == x[0].0));
         if !self.simt().on_tensor_cores() || columns % 32 != 0 || !whole {
@@ -454,7 +454,9 @@ impl Emitter<'_> {
             let Expr::Load(Mem::Buffer(buffer), index) = e else { return None };
             let of = &self.k.buffers[*buffer];
             let narrow = matches!(of.dtype, DType::BF16 | DType::F16);
-            let first = along.start(index).filter(|_| narrow && of.access == BufferAccess::Read)?;
+            // What other blocks write of it, this one does not look at.
+            let stays = of.access != BufferAccess::Write && !Access::of(body).written.contains(&Mem::Buffer(*buffer));
+            let first = along.start(index).filter(|_| narrow && stays)?;
             let by = CHUNK as i64 / of.dtype.bytes() as i64;
             let aligned = first.iter().all(|e| along.multiple(self, e) % by == 0);
             let mut needs = Vec::new();
@@ -841,7 +843,7 @@ impl Emitter<'_> {
         self.w.op(&format!("llvm.bitcast {v} : vector<2x{ty}> to i32"))
     }
     /// What the lane whose number differs by this bit has.
-    fn swap(&mut self, x: &str, bit: usize) -> String {
+    pub(super) fn swap(&mut self, x: &str, bit: usize) -> String {
         let [all, bit, last] = [-1, bit as i64, 31].map(|n| self.w.int(n, "i32"));
         self.w.op(&format!(
             "llvm.call_intrinsic \"llvm.nvvm.shfl.sync.bfly.i32\"({all}, {x}, {bit}, {last}) : (i32, i32, i32, i32) -> i32"

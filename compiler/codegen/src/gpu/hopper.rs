@@ -33,7 +33,7 @@ const ALIGN: usize = 1024;
 const SCRATCH_ALIGN: usize = super::plan::ALIGN;
 /// Turns of a ring.
 const MAX_STAGES: usize = 8;
-/// Elements that a warp group may hold, if three share a processor.
+/// Elements that a warp group may hold, if three or four share a processor.
 const LIGHT: usize = 64 * 64;
 /// Elements that a warp group holds, of which on there are no registers to spare.
 const HEAVY: usize = 192 * GROUP as usize;
@@ -134,8 +134,8 @@ impl Hopper {
             }
             Some(Hopper { neighbours: n, heavy: elems >= HEAVY, ..h })
         };
-        let three = if light { shared(3) } else { None };
-        three.or_else(|| shared(2)).or_else(|| Hopper::within(k, held, limit))
+        let many = if light { shared(4).or_else(|| shared(3)) } else { None };
+        many.or_else(|| shared(2)).or_else(|| Hopper::within(k, held, limit))
     }
     fn within(k: &Kernel, held: &[bool], limit: usize) -> Option<Hopper> {
         let mut found = Found::default();

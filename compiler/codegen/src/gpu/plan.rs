@@ -15,7 +15,7 @@ use crate::{
     dot::{Matrix, Tiled, spread_dot},
 };
 use base::{DType, Dim};
-use graph::op::MapFn;
+use graph::op::{MapFn, ReduceFn};
 use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId, ir::Copy};
 
 /// The threads that run a statement together.
@@ -404,8 +404,42 @@ pub(crate) struct HeldMemories {
     pub row_loops: Option<i64>,
 }
 
+/// A vector loop over the columns of groups of a held tile's rows, which sums each over the group's rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GroupSum {
+    /// The tile, and its columns.
+    pub scratch: usize,
+    pub columns: i64,
+    /// Rows of a group: a power of two, all of one warp.
+    pub rows: i64,
+    /// The statement of the body that sums, and the variable that it adds to.
+    pub at: usize,
+    pub sum: VarId,
+}
+
+impl GroupSum {
+    /// `for e in 0..groups·n: q = e / n, c = e % n, …, for h in 0..rows: sum += tile[(q·rows + h)·n + c], …`, if the loop is one. Each of a warp's lanes
+    /// that share columns ends with as many of the sums as the others, which are two neighbours or more.
+    pub(crate) fn of(h: &HeldMemories, var: VarId, hi: &Expr, body: &[Stmt]) -> Option<GroupSum> {
+        let part = |f: MapFn, n: i64| {
+            let want = Expr::Map(f, vec![Expr::Var(var), Expr::int(n)]);
+            body.iter().find_map(|s| if let Stmt::Let(v, e) = s { (*e == want).then_some(*v) } else { None })
+        };
+        body.iter().enumerate().find_map(|(at, s)| {
+            let Stmt::For { var: turn, lo, hi: rows, kind: LoopKind::Serial, body } = s else { return None };
+            let [Stmt::Accumulate(sum, ReduceFn::Sum, Expr::Load(Mem::Scratch(scratch), index))] = &body[..] else { return None };
+            let (rows, Held { extents: [m, n] }) = (rows.known()?, h.tiles[*scratch]?);
+            let [q, c] = [part(MapFn::FloorDiv, n)?, part(MapFn::Rem, n)?].map(Expr::Var);
+            let place = (q * Expr::int(rows) + Expr::Var(*turn)) * Expr::int(n) + c;
+            let even = [2, 4, 8, 16].contains(&rows) && n % (8 * rows.min(8)) == 0;
+            let whole = lo.known() == Some(0) && even && hi.known() == Some(m / rows * n);
+            (whole && **index == place).then_some(GroupSum { scratch: *scratch, columns: n, rows, at, sum: *sum })
+        })
+    }
+}
+
 /// The scratch memories that threads can hold: sums of products, if `first` is set also first operands of others, else only touched at element `e` by
-/// vector loops over all elements `e`, or at column `c` of row `r` by vector loops over `c` in vector loops over `r`.
+/// vector loops over all elements `e`, or at column `c` of row `r` by vector loops over `c` in vector loops over `r`; with `first`, also by [`GroupSum`].
 fn held(k: &Kernel, body: &[Stmt], products: &[Tiled], first: bool) -> HeldMemories {
     let none = || HeldMemories { tiles: vec![None; k.scratch.len()], rows: vec![false; k.scratch.len()], row_loops: None };
     let mut h = none();
@@ -435,7 +469,7 @@ fn held(k: &Kernel, body: &[Stmt], products: &[Tiled], first: bool) -> HeldMemor
     let is_row = |i: usize| h.tiles[i].is_none() && k.scratch[i].dtype == DType::F32 && rows == Some(k.scratch[i].elems as i64);
     h.rows = (0..k.scratch.len()).map(|i| is_row(i) && !refused[i]).collect();
     let scan = |h: &HeldMemories, refused: Vec<bool>| {
-        let mut scan = Scan { held: h, rows, refused, row_loops: false };
+        let mut scan = Scan { held: h, rows, refused, row_loops: false, groups: first };
         scan.stmts(body, At::Outside);
         (scan.refused, scan.row_loops)
     };
@@ -513,6 +547,8 @@ struct Scan<'a> {
     rows: Option<i64>,
     refused: Vec<bool>,
     row_loops: bool,
+    /// Whether warps may sum over groups of rows.
+    groups: bool,
 }
 
 impl Scan<'_> {
@@ -531,6 +567,8 @@ impl Scan<'_> {
                     if is_row_loop(self.held, self.rows, hi, body) {
                         self.row_loops = true;
                         self.stmts(body, At::Row(*var));
+                    } else if let Some(g) = GroupSum::of(self.held, *var, hi, body).filter(|_| self.groups) {
+                        [&body[..g.at], &body[g.at + 1..]].into_iter().for_each(|b| self.stmts(b, At::Elems(*var, -1)));
                     } else {
                         self.stmts(body, At::Elems(*var, hi.known().unwrap_or(-1)));
                         self.alike(body);

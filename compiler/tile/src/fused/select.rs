@@ -88,6 +88,13 @@ pub struct Select<'a> {
     last: Option<(Value, Vec<Option<usize>>)>,
 }
 
+/// A mask of the product: `keys <= rows`, each with the axes of the product that its own are.
+struct Mask {
+    value: Value,
+    keys: (Value, Vec<Option<usize>>),
+    rows: (Value, Vec<Option<usize>>),
+}
+
 /// Candidates of a chunk, when `mul` keys belong to each.
 fn chunk(mul: i64) -> i64 {
     (CHUNK / mul).clamp(8, CHUNK)
@@ -383,6 +390,36 @@ impl<'a> Select<'a> {
         let (j, of_j) = self.spread(*j, axes.clone());
         let is_index = matches!(self.func.def(j).op, Op::Iota(_)) && of_j == [Some(rank - 1)];
         (is_index && self.is_free_of(*last, &axes, rank - 1)).then_some((*last, axes))
+    }
+    /// Looks for `select(a <= b, x, y)` of the product's shape, where `a` grows with the key and `b` with the row.
+    fn mask(&self) -> Option<Mask> {
+        let shape = &self.ty(self.product).shape;
+        let axis = |is: &dyn Fn(&Need) -> bool| self.need.iter().position(is);
+        let key = axis(&|n| matches!(n, Need::Range { .. }))?;
+        let row = axis(&|n| matches!(n, Need::Row(a) if Some(*a) == self.along))?;
+        self.func.nodes.values().filter(|n| matches!(n.op, Op::Map(MapFn::Select)) && n.types[0].shape == *shape).find_map(|n| {
+            let (v, axes) = self.spread(n.inputs[0], (0..shape.len()).map(Some).collect());
+            let (Op::Map(MapFn::Le), [a, b]) = (&self.func.def(v).op, &self.func.def(v).inputs[..]) else { return None };
+            let others = |v: Value, own: usize| (0..shape.len()).all(|o| o == own || self.is_free_of(v, &axes, o));
+            let grows = |v: Value| self.grows(v, &axes);
+            let found = others(*a, key) && others(*b, row) && grows(*a) && grows(*b);
+            found.then(|| Mask { value: n.inputs[0], keys: (*a, axes.clone()), rows: (*b, axes) })
+        })
+    }
+    /// Whether a value whose axes are these is no less where an index is greater, for certain.
+    fn grows(&self, v: Value, axes: &[Option<usize>]) -> bool {
+        if let Some((x, below)) = self.spread_once(v, axes) {
+            return self.grows(x, &below);
+        }
+        let node = self.func.def(v);
+        let positive = |v: Value| matches!(&self.func.def(self.spread(v, axes.to_vec()).0).op, Op::Const(c, _) if c.get() > 0.0);
+        match (&node.op, &node.inputs[..]) {
+            (Op::Const(..) | Op::Extent(..) | Op::Iota(_), _) => true,
+            (Op::Map(MapFn::Add | MapFn::Min | MapFn::Max), [a, b]) => self.grows(*a, axes) && self.grows(*b, axes),
+            (Op::Map(MapFn::Mul | MapFn::FloorDiv), [a, b]) => self.grows(*a, axes) && positive(*b),
+            (Op::Map(MapFn::Sub), [a, b]) => self.grows(*a, axes) && axes.iter().flatten().all(|x| self.is_free_of(*b, axes, *x)),
+            _ => false,
+        }
     }
     /// What is spread along axes, by broadcasts and by axes of one index that come and go, and which axes its own are.
     fn spread(&self, mut v: Value, mut axes: Vec<Option<usize>>) -> (Value, Vec<Option<usize>>) {
@@ -689,6 +726,10 @@ impl<'a> Emit<'a> {
         (v, if left { &s.spec.lhs } else { &s.spec.rhs })
     }
 
+    /// Whether heads are summed.
+    fn is_sum(&self) -> bool {
+        matches!(self.s.fold, Fold::Reduce(ReduceFn::Sum) | Fold::Weighted(..))
+    }
     /// Whether the maps after the product read something that lies along the keys.
     fn reads_by_key(&self) -> bool {
         let s = self.s;

@@ -58,6 +58,8 @@ pub struct Grouped {
     pub extents: [Dim; 4],
     /// Rows into y `[rows, n]`, w being `[groups, n, k]` if that is `Some(true)`; else outer products into w.
     pub rows: Option<bool>,
+    /// Whether outer products are added to w.
+    pub accumulate: bool,
     /// Whether all begin at multiples of [`COPY_ALIGN`].
     pub aligned: bool,
 }
@@ -355,21 +357,13 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
             b.dot(extents, a.tile(at, [t.m, t.k]), bb.tile(*bt, [t.k, t.n]), tile(*sums, Expr::int(0), t.n), true);
         }
     });
-    if p.accumulate {
-        let (c, sums) = (&results[0], sums[0]);
-        b.each(elems, |b, e| {
-            let (inside, at) = c.element(b, &e, [t.m, t.n], [&row, &col], &index);
-            // The tile's first element is this block's in any case.
-            let (_, first) = c.element(b, &Expr::int(0), [t.m, t.n], [&row, &col], &index);
-            let from = b.bind(Expr::select(inside.clone(), at, first));
-            let old = Expr::select(inside, Expr::load(c.mem, from), zero);
-            b.store(sums, e.clone(), Expr::load(sums, e) + old);
-        });
-    }
     let extents = [m, n].map(|d| b.dim(d));
     let held = epilogue.hold(&mut b, &sums, t.m * t.n);
-    Tile { t, sums: &sums, held: &held, dtype: p.result, at: [&row, &col], batch: &index, extents, whole }
-        .end(&mut b, epilogue, &operands, &results);
+    let tile = Tile { t, sums: &sums, held: &held, dtype: p.result, at: [&row, &col], batch: &index, extents, whole };
+    if p.accumulate {
+        tile.add(&mut b, &results[0]);
+    }
+    tile.end(&mut b, epilogue, &operands, &results);
     b.finish()
 }
 
@@ -501,7 +495,7 @@ fn outer(p: &Grouped, tiling: Option<Tiling>) -> Kernel {
     let t = tiling.unwrap_or_else(|| Tiling::choose(p.dtype, k, n, copies));
     let (xm, ym) = (b.read("x", p.dtype, x.elems()), b.read("y", p.dtype, y.elems()));
     let offsets = b.read("offsets", DType::I32, groups.clone() + Dim::from(1));
-    let wm = b.write("w", p.dtype, w.elems());
+    let wm = if p.accumulate { b.update("w", p.dtype, w.elems()) } else { b.write("w", p.dtype, w.elems()) };
     let (mut x, mut y) = (x.matrix(&mut b, xm, copies), y.matrix(&mut b, ym, copies));
     let store = w.copies(p.dtype);
     let w = w.matrix(&mut b, wm, store);
@@ -529,6 +523,11 @@ fn outer(p: &Grouped, tiling: Option<Tiling>) -> Kernel {
         let extents = [t.m, t.n, t.k].map(Expr::int);
         b.dot(extents, x.tile(at, [t.m, t.k]), y.tile(bt, [t.k, t.n]), tile(sums, Expr::int(0), t.n), true);
     });
+    if p.accumulate {
+        let whole = [is_multiple(k, t.m), is_multiple(n, t.n)];
+        let (extents, batch) = ([k, n].map(|d| b.dim(d)), [group.clone()]);
+        Tile { t, sums: &[sums], held: &[], dtype: p.dtype, at: [&row, &col], batch: &batch, extents, whole }.add(&mut b, &w);
+    }
     w.copy(&mut b, sums, [t.m, t.n], [&row, &col], &[group], true);
     b.finish()
 }

@@ -342,7 +342,8 @@ impl Lowerer<'_> {
                 epilogue.taken = index.map(|_| p.ty(p.x).shape[0].clone());
                 let map = maps(vec![vec![0], vec![1]]);
                 epilogue.map = Some(&map);
-                let grouped = Grouped { dtype: p.dtype(), extents: p.ragged_extents(), rows: Some(transposed), aligned };
+                let grouped =
+                    Grouped { dtype: p.dtype(), extents: p.ragged_extents(), rows: Some(transposed), accumulate: false, aligned };
                 (gpu_grouped_map(&grouped, &epilogue, None), views)
             }
         };

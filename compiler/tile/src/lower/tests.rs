@@ -611,6 +611,24 @@ fn mapped_products_are_added_where_a_gradient_is() {
 }
 
 #[test]
+fn outer_products_of_experts_are_added_where_a_gradient_is() {
+    let mut f = Func::new("f");
+    let g = f.arg("g", Role::Grad, ty("bf16[3, 16, 24]"));
+    let args = [("x", "bf16[N, 16]"), ("y", "bf16[N, 24]"), ("choice", "i32[N, 1]")];
+    let [x, y, choice] = args.map(|(n, t)| f.arg(n, Role::Input, ty(t)));
+    let mut b = Builder::new(&mut f);
+    let route = b.node(Op::Route { groups: 3 }, &[choice]);
+    let dw = b.op(Op::GroupedOuter, &[x, y, route[0]]);
+    let next = b.add(g, dw);
+    f.output("g", Role::Grad, next);
+    compare(f.clone(), &[("N", 21)]);
+    let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f] };
+    let lowered = lower::lower(&module, lower::Options { fuse: true, parts: true, products: true }).expect("it lowers");
+    let outer: Vec<_> = lowered.kernels.iter().filter(|k| names(k) == ["x", "y", "offsets", "w"]).collect();
+    assert!(matches!(&outer[..], [k] if k.buffers[3].access == crate::Access::ReadWrite), "{outer:?}");
+}
+
+#[test]
 fn dense_products_of_views_and_of_nothing_are_mapped() {
     let d = |s: &str| s.parse::<Dim>().expect("a dim");
     // Rows of a part of the positions, matrices that lie in two ways: one is copied, or both.

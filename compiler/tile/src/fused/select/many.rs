@@ -6,7 +6,8 @@
 //! for each chunk of candidates: K = keys[chunk], S = Q·Kᵀ, P = map(S), F[q, i] = fold of P over the heads of q, line[q, j] = score(F), each q keeps its best
 //! ```
 //!
-//! Rows are queries, each with its heads. Scratch: Q [rows, d], K [keys, d], S [rows, keys], of which each thread may hold its part, P as S, F
+//! Rows are queries, each with its heads. Where a warp has all heads of a query and F is a sum, P takes the place of S, which threads hold, and the heads are
+//! summed from there. Scratch: Q [rows, d], K [keys, d], S [rows, keys], of which each thread may hold its part, P as S, F
 //! [queries, keys], each query's list of its best with a chunk's candidates behind them, in the order of all f32 as integers. A list grows by a merge: a
 //! lane for each that counts those that come before it, of a long list by halving.
 
@@ -30,6 +31,8 @@ use graph::{
 const BANK_ELEMS: i64 = 8;
 /// Neighbouring keys that a lane folds; widths are multiples.
 const KEYS_OF_LANE: i64 = 2;
+/// Heads that a warp sums between its lanes.
+const HEADS_OF_WARP: [i64; 4] = [2, 4, 8, 16];
 /// The places of a list that are all looked at for a candidate's.
 const SHORT_LIST: i64 = 32;
 /// Keys of a candidate, at most, so that a chunk's are one rectangle.
@@ -57,6 +60,8 @@ struct Many<'a> {
     /// P, and the elements from row to row.
     mapped: Mem,
     stride: i64,
+    /// Whether heads are summed between the lanes of a warp.
+    warp: bool,
     lists: Lists,
 }
 
@@ -114,11 +119,16 @@ impl<'a> Many<'a> {
             return None;
         }
         let emit = Emit::new(s, f, Some(queries.dtype));
-        // Rows that are summed lie so that what a group of lanes stores is in different banks.
-        let stride = emit.width + if let Fold::No = s.fold { 0 } else { BANK_ELEMS };
-        let mapped = f.kernel.scratch("mapped", emit.dtype, (TILE * stride) as usize);
+        let (sum, heads) = (emit.is_sum(), emit.heads);
+        let warp = sum && HEADS_OF_WARP.contains(&heads) && emit.width % (8 * heads.min(8)) == 0;
+        // Rows that are summed from shared memory lie so that what a group of lanes stores is in different banks.
+        let stride = emit.width + if warp || s.fold == Fold::No { 0 } else { BANK_ELEMS };
+        let mapped = match warp {
+            true => emit.mem.scores,
+            false => f.kernel.scratch("mapped", emit.dtype, (TILE * stride) as usize),
+        };
         let lists = Lists::new(&emit, f);
-        Some(Many { emit, queries, keys, mapped, stride, lists })
+        Some(Many { emit, queries, keys, mapped, stride, warp, lists })
     }
 
     fn block(&self, f: &mut Fuser) {
@@ -138,12 +148,7 @@ impl<'a> Many<'a> {
         let c = f.open(Expr::int(0), chunks.clone(), LoopKind::Serial, &mut outer);
         let side = f.bind(Expr::rem(c.clone(), Expr::int(2)));
         let chunk = e.chunk_at(f, c, end);
-        self.copy(f, &self.keys, &at, &chunk.key, [e.width, 1], e.mem.keys);
-        let (zero, depth) = (Expr::int(0), e.depth);
-        f.by_hand(|b| {
-            let (q, k) = (tile(e.mem.queries, zero.clone(), depth), transposed(e.mem.keys, zero.clone(), depth));
-            b.dot([TILE, e.width, depth].map(Expr::int), q, k, tile(e.mem.scores, zero, e.width), false);
-        });
+        self.product(f, &at, &chunk.key);
         let last = f.bind(rows.clone() - Expr::int(1));
         self.map(f, &at, &chunk, &last);
         let key = self.fold(f, &at, &chunk, &last);
@@ -157,6 +162,15 @@ impl<'a> Many<'a> {
         self.write(f, &at, &rows, &side);
     }
 
+    /// S of a chunk.
+    fn product(&self, f: &mut Fuser, at: &[Expr], key: &Expr) {
+        let (e, zero, depth) = (&self.emit, Expr::int(0), self.emit.depth);
+        self.copy(f, &self.keys, at, key, [e.width, 1], e.mem.keys);
+        f.by_hand(|b| {
+            let (q, k) = (tile(e.mem.queries, zero.clone(), depth), transposed(e.mem.keys, zero.clone(), depth));
+            b.dot([TILE, e.width, depth].map(Expr::int), q, k, tile(e.mem.scores, zero, e.width), false);
+        });
+    }
     /// A rectangle of an operand: rows from `at` or keys from `key`.
     fn copy(&self, f: &mut Fuser, o: &Operand, at: &[Expr], key: &Expr, [rows, heads]: [i64; 2], to: Mem) {
         let s = self.emit.s;
@@ -183,15 +197,35 @@ impl<'a> Many<'a> {
     }
     /// P = map(S). Rows past the last are computed as the last is; nothing looks at them.
     fn map(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr) {
-        let (e, s) = (&self.emit, self.emit.s);
         // Without keys there is nothing to look at.
+        let any = f.bind(Expr::minimum(chunk.to.clone() - chunk.from.clone(), Expr::int(1)));
+        let Some(mask) = self.emit.s.mask() else { return self.map_if(f, any, at, chunk, last) };
+        // Most chunks lie before all rows: there the mask lets everything through.
+        let key = f.bind(chunk.key.clone() + chunk.to.clone() - Expr::int(1));
+        let [a, b] = [&mask.keys, &mask.rows].map(|(v, axes)| {
+            let of = |axis: &Option<usize>| match axis.map(|a| &self.emit.s.need[a]) {
+                Some(Need::Row(r)) => at[*r].clone(),
+                Some(Need::Range { .. }) => key.clone(),
+                Some(Need::Whole(_)) | None => Expr::int(0),
+            };
+            let idx: Vec<Expr> = axes.iter().map(of).collect();
+            f.eval(*v, &idx)
+        });
+        let all = f.bind(Expr::minimum(Expr::le(a, b).cast(DType::I64), any.clone()));
+        f.given = Some((mask.value, true));
+        self.map_if(f, all.clone(), at, chunk, last);
+        f.given = None;
+        self.map_if(f, any - all, at, chunk, last);
+    }
+    /// The same if `turns` is 1, not 0.
+    fn map_if(&self, f: &mut Fuser, turns: Expr, at: &[Expr], chunk: &Chunk, last: &Expr) {
+        let (e, s) = (&self.emit, self.emit.s);
         let mut loops = Vec::new();
-        let any = Expr::minimum(chunk.to.clone() - chunk.from.clone(), Expr::int(1));
-        f.open(Expr::int(0), any, LoopKind::Serial, &mut loops);
+        f.open(Expr::int(0), turns, LoopKind::Serial, &mut loops);
         let [element, row, i] = self.pairs(f, TILE, e.width, &mut loops);
         let query = f.bind(Expr::minimum(Expr::floor_div(row.clone(), Expr::int(e.heads)), last.clone()));
         let heads = e.inside_at(f, Expr::rem(row.clone(), Expr::int(e.heads)));
-        let to = row * Expr::int(self.stride) + i.clone();
+        let to = if self.warp { element.clone() } else { row * Expr::int(self.stride) + i.clone() };
         // What lies along the keys is only read where there are some.
         let i = if e.reads_by_key() {
             Expr::maximum(chunk.from.clone(), Expr::minimum(i, chunk.to.clone() - Expr::int(1)))
@@ -204,6 +238,8 @@ impl<'a> Many<'a> {
         f.tiles = vec![super::Tile { own: Some((idx.clone(), element.clone())), ..product }];
         let value = f.eval(s.mapped, &idx);
         let value = if f.kernel.expr_dtype(&value) == e.dtype { value } else { value.cast(e.dtype) };
+        let weight = if self.warp { e.weight(f, at, &query, &heads) } else { None };
+        let value = weight.map_or(value.clone(), |w| value * w);
         f.here(Stmt::Store { mem: self.mapped, index: to, value });
         f.close_loops(loops);
     }
@@ -215,8 +251,22 @@ impl<'a> Many<'a> {
             Fold::Reduce(r) => *r,
             Fold::Weighted(..) => ReduceFn::Sum,
         };
-        // A lane has neighbouring keys, which are loaded at once.
         let mut loops = Vec::new();
+        if self.warp {
+            let [_, q, i] = self.pairs(f, e.queries, e.width, &mut loops);
+            let level = f.scopes.len() - 1;
+            let sum = f.new_var(e.dtype, level);
+            f.here(Stmt::Var(sum, neutral(how, e.dtype)));
+            let mut inner = Vec::new();
+            let head = f.open(Expr::int(0), Expr::int(e.heads), LoopKind::Serial, &mut inner);
+            let index = (q.clone() * Expr::int(e.heads) + head) * Expr::int(e.width) + i.clone();
+            f.here(Stmt::Accumulate(sum, how, Expr::load(self.mapped, index)));
+            f.close_loops(inner);
+            self.store_sum(f, chunk, how, sum, [&q, &i]);
+            f.close_loops(loops);
+            return e.folded(f, at, &chunk.key);
+        }
+        // A lane has neighbouring keys, which are loaded at once.
         let [_, q, first] = self.pairs(f, e.queries, e.width / KEYS_OF_LANE, &mut loops);
         let first = f.bind(first * Expr::int(KEYS_OF_LANE));
         let query = f.bind(Expr::minimum(q.clone(), last.clone()));
@@ -235,12 +285,17 @@ impl<'a> Many<'a> {
         f.close_loops(inner);
         for (i, sum) in sums.into_iter().enumerate() {
             let i = f.bind(first.clone() + Expr::int(i as i64));
-            let inside = Expr::and(Expr::le(chunk.from.clone(), i.clone()), Expr::lt(i.clone(), chunk.to.clone()));
-            let value = Expr::select(inside, Expr::Var(sum), neutral(how, e.dtype));
-            f.here(Stmt::Store { mem: e.mem.sums, index: q.clone() * Expr::int(e.width) + i, value });
+            self.store_sum(f, chunk, how, sum, [&q, &i]);
         }
         f.close_loops(loops);
         e.folded(f, at, &chunk.key)
+    }
+    /// A sum of F; of keys that there are none of, nothing.
+    fn store_sum(&self, f: &mut Fuser, chunk: &Chunk, how: ReduceFn, sum: VarId, [q, i]: [&Expr; 2]) {
+        let e = &self.emit;
+        let inside = Expr::and(Expr::le(chunk.from.clone(), i.clone()), Expr::lt(i.clone(), chunk.to.clone()));
+        let value = Expr::select(inside, Expr::Var(sum), neutral(how, e.dtype));
+        f.here(Stmt::Store { mem: e.mem.sums, index: q.clone() * Expr::int(e.width) + i.clone(), value });
     }
     /// The scores of the chunk's candidates, behind each query's list; those past its last are never chosen.
     fn line(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr, side: &Expr) {

@@ -130,6 +130,26 @@ pub(super) struct Tile<'a> {
 }
 
 impl Tile<'_> {
+    /// Where the element is that belongs to number `e` of the tile, by rows. Neighbours are there for neighbours: a place is moved inside along each axis by
+    /// itself, and only where it may be outside.
+    fn place(&self, b: &mut Build, e: &Expr) -> [Expr; 2] {
+        let width = Expr::int(self.t.n);
+        let by = [Expr::floor_div(e.clone(), width.clone()), Expr::rem(e.clone(), width)];
+        let at: Vec<Expr> = self.at.into_iter().zip(by).map(|(first, by)| b.bind(first.clone() + by)).collect();
+        [0, 1].map(|i| {
+            let last = self.extents[i].clone() - Expr::int(1);
+            if self.whole[i] { at[i].clone() } else { b.bind(Expr::minimum(at[i].clone(), last)) }
+        })
+    }
+    /// Adds what the result holds to the first sums.
+    pub fn add(&self, b: &mut Build, result: &Matrix) {
+        let sums = self.sums[0];
+        b.each(Expr::int(self.t.m * self.t.n), |b, e| {
+            let within = self.place(b, &e);
+            let old = b.bind(Expr::load(result.mem, result.place(&within, self.batch)));
+            b.store(sums, e.clone(), Expr::load(sums, e) + old);
+        });
+    }
     /// Maps the sums, and stores the results.
     pub fn end(&self, b: &mut Build, epilogue: &Epilogue, operands: &[Mem], results: &[Matrix]) {
         let (sizes, held) = ([self.t.m, self.t.n], self.held);
@@ -145,15 +165,7 @@ impl Tile<'_> {
         let Some(map) = epilogue.map else { return };
         b.each(Expr::int(self.t.m * self.t.n), |b, e| {
             let products = self.sums.iter().map(|s| b.bind(Expr::load(*s, e.clone()).cast(self.dtype))).collect();
-            let width = Expr::int(self.t.n);
-            let place = [Expr::floor_div(e.clone(), width.clone()), Expr::rem(e.clone(), width)];
-            // Neighbours are read as such: a place is moved inside along each axis by itself, and only where it may be outside.
-            let at: Vec<Expr> = self.at.into_iter().zip(place).map(|(first, by)| b.bind(first.clone() + by)).collect();
-            let within = |b: &mut Build, i: usize| {
-                let last = self.extents[i].clone() - Expr::int(1);
-                if self.whole[i] { at[i].clone() } else { b.bind(Expr::minimum(at[i].clone(), last)) }
-            };
-            let within = [within(b, 0), within(b, 1)];
+            let within = self.place(b, &e);
             let known: Vec<Expr> = self.batch.iter().chain(&within).cloned().collect();
             let values = map(b, &Element { products, operands: operands.to_vec(), at: known });
             let sum = |(v, (y, adds)): (Expr, &(&Matrix, bool))| {

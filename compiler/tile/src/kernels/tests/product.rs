@@ -144,6 +144,7 @@ fn ragged_rows_with_empty_groups_and_all_in_one() {
                 dtype,
                 extents: [Dim::from(groups as i64), Dim::sym("R"), Dim::from(k), Dim::from(n)],
                 rows: Some(transposed),
+                accumulate: false,
                 aligned: true,
             };
             let dims: DimEnv = [("R".into(), rows)].into_iter().collect();
@@ -170,10 +171,15 @@ fn ragged_rows_with_empty_groups_and_all_in_one() {
             let kernel = gpu_grouped(&p, None);
             let got = last(&kernel, vec![x.clone(), w.clone(), at.clone(), vec![f64::NAN; want.len()]], &dims);
             assert_near("y", &got, &want, near);
-            let kernel = gpu_grouped(&Grouped { rows: None, ..p }, None);
-            let sums: Vec<f64> = sums.into_iter().map(|x| dtype.round(x)).collect();
-            let got = last(&kernel, vec![x, y, at, vec![f64::NAN; sums.len()]], &dims);
-            assert_near("w", &got, &sums, near);
+            let kernel = gpu_grouped(&Grouped { rows: None, ..p.clone() }, None);
+            let rounded: Vec<f64> = sums.iter().map(|x| dtype.round(*x)).collect();
+            let got = last(&kernel, vec![x.clone(), y.clone(), at.clone(), vec![f64::NAN; sums.len()]], &dims);
+            assert_near("w", &got, &rounded, near);
+            let kernel = gpu_grouped(&Grouped { rows: None, accumulate: true, ..p }, None);
+            let before = fill(sums.len() as i64);
+            let added: Vec<f64> = before.iter().zip(&sums).map(|(a, b)| dtype.round(a + b)).collect();
+            let got = last(&kernel, vec![x, y, at, before], &dims);
+            assert_near("w, added", &got, &added, near);
         }
     }
 }
@@ -189,6 +195,7 @@ fn gated_products_of_ragged_rows() {
             dtype,
             extents: [Dim::from(4), Dim::sym("R"), Dim::from(k), Dim::from(n)],
             rows: Some(transposed),
+            accumulate: false,
             aligned: true,
         };
         let gate = |_: &mut Build, at: &Element| vec![Expr::Map(MapFn::Swiglu, at.products.clone())];
