@@ -191,7 +191,7 @@ fn run_as(
                 let world = World { rank, size, local_rank: rank, rendezvous: Some(place.clone()), source: "test" };
                 let f = tcp::connect_at(&world, job.hash(1), TIMEOUTS, listener)?;
                 // A process knows its own machine alone.
-                let job = Job { nodes: Nodes::From(rank / 2 * 2), ..job };
+                let job = Job { nodes: Nodes::Machine(rank as u64 / 2), ..job };
                 ranks::train_rank(&job, &f, None, report)
             };
             std::thread::scope(|s| {

@@ -117,8 +117,8 @@ pub struct Build {
     #[command(flatten)]
     /// With `--ranks`: a library for each stage of the model, and what each costs and needs.
     pub cut: Cut,
-    /// With `--ranks`: the stages of the first of so many members that divide the experts. 1 is a group of one, whose rows go nowhere: the one
-    /// number that a GPU takes, where `pair_gpu` runs such stages.
+    /// With `--ranks`: the stages of the first of so many members that divide the experts; without it as the model's `pipeline` says. 1 is a group of one,
+    /// whose rows go nowhere, as `pair_gpu` runs it; 0 divides nothing.
     #[arg(long, value_name = "E", requires = "ranks")]
     pub expert_parallel: Option<usize>,
     /// Take the graph as written: attention by its definition, a kernel for each op.

@@ -201,6 +201,26 @@ fn processes_divide_experts() {
     args.extend(["--expert-parallel", "1", "--replicas", "2"].map(String::from));
     let (_, err) = declared(&args);
     assert!(err.contains("1f1b on 2 ranks (2 replicas), 1 stages"), "{err}");
+    // One replica has nobody to divide experts with.
+    let last = args.len() - 4;
+    let mut args: Vec<String> = args[..last].iter().map(|a| a.replace("/overridden", "/alone")).collect();
+    args[1] = file.display().to_string();
+    args.extend(["--replicas", "1"].map(String::from));
+    let (_, err) = declared(&args);
+    assert!(err.contains("1f1b on 1 ranks, 1 stages"), "{err}");
+    // A build of stages divides them as the model says, unless a flag says otherwise.
+    let build = |experts: &[&str]| {
+        let mut args: Vec<String> = ["build", "--ranks", "1", "--lib", "none", "-o"].map(String::from).to_vec();
+        args.extend([folder.0.join("built").display().to_string(), file.display().to_string()]);
+        args.extend(strata.1.split_whitespace().flat_map(|s| ["--set".into(), s.to_string()]));
+        args.extend(experts.iter().map(|s| s.to_string()));
+        declared(&args);
+        let library = library::Library::read(&folder.0.join("built/declared.0.lodelib")).expect("it was written");
+        library.manifest.params.iter().filter(|p| p.name.contains("experts")).map(|p| p.shape[1]).collect::<Vec<_>>()
+    };
+    let (two, one, none) = (build(&[]), build(&["--expert-parallel", "4"]), build(&["--expert-parallel", "0"]));
+    assert!(!two.is_empty() && two.iter().all(|n| *n == 2), "{two:?}");
+    assert!(one.iter().all(|n| *n == 1) && none.iter().all(|n| *n == 4), "{one:?} {none:?}");
     let (code, _, err) = run("none", 2, 1, &["--replicas", "3", "--expert-parallel", "2"]);
     assert!(code == 2 && err.contains("--expert-parallel 2 does not divide 3 replicas; the nearest that does is 1"), "{err}");
     let (code, _, err) = run("none", 2, 1, &["--expert-parallel", "8"]);

@@ -68,18 +68,18 @@ impl device::Code for Shared {
 /// Which ranks share a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nodes {
-    /// This rank's is the one that begins with this rank; the others say theirs.
-    From(usize),
+    /// This rank's has this number, which no other machine has; the others say theirs.
+    Machine(u64),
     /// Every so many ranks share one: for ranks of one process, as if they were on several.
     Each(usize),
 }
 
 impl Nodes {
-    /// The first rank of the machine that a rank is on.
-    fn first(self, rank: usize) -> usize {
+    /// The number of the machine that a rank is on.
+    fn of(self, rank: usize) -> u64 {
         match self {
-            Nodes::From(first) => first,
-            Nodes::Each(n) => rank / n.max(1) * n.max(1),
+            Nodes::Machine(number) => number,
+            Nodes::Each(n) => (rank / n.max(1)) as u64,
         }
     }
 }

@@ -160,16 +160,16 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
 /// Writes a library for each stage, and says what each costs and needs.
 fn build_stages(args: &Build, front: &Front, options: &Options, stem: &str) -> Result<(), u8> {
     let program = front.program.as_ref().expect("checked by `front`");
-    let settled = ranks::settle(&args.cut, (None, None), &program.pipeline)?;
+    // A stage is the same in any number of replicas.
+    let settled = ranks::settle(&args.cut, (Some(1), Some(1)), &program.pipeline)?;
     // How many stages there are does not depend on the micro-batches, and this number suits every policy.
     let ranks = settled.ranks.unwrap_or(1);
     let size = schedule::Size { ranks, micro: 4 * ranks, chunks: settled.chunks };
     let plan = schedule::plan(settled.policy, size).map_err(|e| common::fail_with(&e))?;
-    if args.expert_parallel == Some(0) {
-        eprintln!("--expert-parallel takes the number of members, from 1 on");
-        return Err(USAGE);
-    }
-    let size = (plan.num_stages(), args.expert_parallel);
+    // 0 is none, whatever the model says; a group of one has its exchanges, too.
+    let declared = program.pipeline.expert_parallel.filter(|n| *n > 1);
+    let experts = args.expert_parallel.or(declared).filter(|n| *n > 0);
+    let size = (plan.num_stages(), experts);
     let stages = stages::build(program, &front.sources, settled.layout.as_deref(), size, options);
     let stages = stages.map_err(|e| match e {
         Failed::Cut(e) => common::fail_with(&e),

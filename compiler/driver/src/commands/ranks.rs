@@ -98,7 +98,9 @@ pub fn settle(cut: &Cut, (replicas, experts): (Option<usize>, Option<usize>), de
     };
     // A layout is of as many stages as the model says, a flag may change these.
     let declared_layout = if cut.ranks.is_none() && cut.schedule.is_none() { declared.layout.clone() } else { None };
-    let experts = experts.or(declared.expert_parallel);
+    // One replica has nobody to divide experts with: asked for, it overrides what the model says.
+    let declared_experts = declared.expert_parallel.filter(|_| replicas != Some(1));
+    let experts = experts.or(declared_experts);
     let replicas = replicas.or(declared.replicas).or(experts).unwrap_or(1).max(1);
     let experts = experts.unwrap_or(1);
     if experts == 0 || !replicas.is_multiple_of(experts) {
@@ -174,7 +176,7 @@ pub fn train(
         plan: &plan,
         programs: &stages.programs,
         replicas: settled.replicas,
-        nodes: Nodes::From(world.rank.saturating_sub(world.local_rank)),
+        nodes: Nodes::Machine(discover::machine()),
         whole: &stages.whole,
         inputs: &stages.inputs,
         text: &text,

@@ -28,10 +28,9 @@ pub struct Lanes {
     bytes: usize,
 }
 
-// SAFETY: the driver's handles may be used from any thread with the context current; the host's memory is the driver's to write.
+// SAFETY: the driver's handles may be used from any thread with the context current; the host's memory is the driver's to write. One thread at a time: two lists
+// would share that memory.
 unsafe impl Send for Lanes {}
-// SAFETY: as above.
-unsafe impl Sync for Lanes {}
 
 impl Drop for Lanes {
     fn drop(&mut self) {
@@ -81,6 +80,12 @@ impl Lanes {
             Link::Host => self.back,
             Link::Device { .. } => self.out,
         }
+    }
+    /// Waits for all that was started on both.
+    fn wait_all(&self) -> Result<(), DriverError> {
+        // SAFETY: both live as long as `self`.
+        let wait = |stream| self.context.call(|| unsafe { result::stream::synchronize(stream) });
+        wait(self.out).and(wait(self.back))
     }
     fn event(&self) -> Result<Event, DriverError> {
         let handle = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)?;
@@ -142,8 +147,11 @@ impl Program {
         let failed = |e| Context::error("a list over two streams", e);
         let context = self.context.clone();
         // SAFETY: the caller vouches for the memory.
-        let (begin, marks) = context.call(|| unsafe { self.start_list(list, lanes, timed) }).map_err(failed)?;
-        context.wait().map_err(failed)?;
+        let started = context.call(|| unsafe { self.start_list(list, lanes, timed) });
+        // Whatever was started is over when this returns, also if the rest could not be: its memory is the caller's again.
+        let over = lanes.wait_all().and(context.wait());
+        let (begin, marks) = started.map_err(failed)?;
+        over.map_err(failed)?;
         let since = |e: &Event| {
             // SAFETY: both were recorded, and are over.
             context.call(|| unsafe { result::event::elapsed(begin.handle, e.handle) }).map(|ms| f64::from(ms) * 1e6)

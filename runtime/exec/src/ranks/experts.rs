@@ -176,7 +176,7 @@ impl Peers for Carry<'_> {
             let to = self.members[self.ways.relay(rank, &node)];
             // Who takes it in does not know how many rows are equal.
             self.fabric.send(to, ROWS, &[head, &(packed.len() as u64).to_le_bytes()].concat())?;
-            self.fabric.send(to, ROWS, &packed)?;
+            self.fabric.send(to, ROWS, &[head, &packed].concat())?;
             crossed += rows as u64;
         }
         if let Some(traffic) = self.traffic {
@@ -268,8 +268,7 @@ impl Carry<'_> {
         if length > MAX_PACKED {
             return Err(damaged());
         }
-        let mut packed = vec![0; length as usize];
-        self.fabric.receive(self.members[from], ROWS, &mut packed)?;
+        let packed = self.receive(from, ROWS, length as usize, head)?;
         relay::unpack(&packed, members, unit).ok_or_else(damaged)
     }
 }

@@ -111,11 +111,11 @@ fn ports(job: &Job, stage: u16, entry: &str, prefix: &str, taken: bool) -> Vec<S
     out
 }
 
-/// The node of each rank, as they tell each other.
-fn nodes(job: &Job, fabric: &dyn Fabric) -> Result<Vec<usize>, ExecError> {
-    let own = job.nodes.first(fabric.rank()) as u64;
-    let told = fabric::collective::all_gather(fabric, &own.to_le_bytes())?;
-    Ok(told.iter().map(|bytes| u64::from_le_bytes(bytes.as_chunks::<8>().0[0]) as usize).collect())
+/// The node of each rank, as they tell each other: the first rank of the same machine. Ranks may be placed on machines in any order.
+fn nodes(machine: u64, fabric: &dyn Fabric) -> Result<Vec<usize>, ExecError> {
+    let told = fabric::collective::all_gather(fabric, &machine.to_le_bytes())?;
+    let first = |machine: &Vec<u8>| told.iter().position(|other| other == machine).expect("it is one of them");
+    Ok(told.iter().map(first).collect())
 }
 
 /// Whether both ends of every message have the same tensors.
@@ -188,7 +188,7 @@ impl<'a> Model<'a> {
         let staged = Staged { fabric, device: device.clone(), checked: job.checked };
         let (lent, sums, shelf) = (Lent::new(direct, staged), Sums::new(device.clone())?, Shelf::new(device.clone()));
         let (losses, kept) = (BTreeMap::new(), BTreeMap::new());
-        let nodes = if job.members() > 1 { nodes(&job, fabric)? } else { Vec::new() };
+        let nodes = if job.members() > 1 { nodes(job.nodes.of(rank), fabric)? } else { Vec::new() };
         Ok(Model {
             job,
             rank,
@@ -539,5 +539,26 @@ impl Compute for Model<'_> {
     }
     fn update(&mut self, stage: u16) -> Result<(), ExecError> {
         step::update(self, stage, self.fabric)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fabric::{Timeouts, threads};
+
+    #[test]
+    fn nodes_are_machines_however_ranks_are_placed() {
+        let machines = [7, 9, 7, 9, 8];
+        let told: Vec<Vec<usize>> = std::thread::scope(|s| {
+            let world = threads::world(machines.len(), Timeouts::default()).into_iter().zip(machines);
+            let ranks: Vec<_> = world.map(|(f, machine)| s.spawn(move || nodes(machine, &f).expect("all are there"))).collect();
+            ranks.into_iter().map(|r| r.join().expect("no rank panics")).collect()
+        });
+        assert!(told.iter().all(|nodes| *nodes == [0, 1, 0, 1, 4]), "{told:?}");
+        // In a group of the first four each takes in for its like on the other machine.
+        let ways = Ways(told[0][..4].to_vec());
+        assert_eq!(ways.beside(2), [0, 2]);
+        assert_eq!([0, 1, 2, 3].map(|from| ways.relay(from, &ways.elsewhere(from)[0])), [1, 0, 3, 2]);
     }
 }
