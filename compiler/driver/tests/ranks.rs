@@ -225,6 +225,8 @@ fn processes_divide_experts() {
     assert!(code == 2 && err.contains("--expert-parallel 2 does not divide 3 replicas; the nearest that does is 1"), "{err}");
     let (code, _, err) = run("none", 2, 1, &["--expert-parallel", "8"]);
     assert!(code == 1 && err.contains("E0433") && err.contains("4 experts are not shared evenly by 8 ranks"), "{err}");
+    let (code, _, err) = run("none", 2, 1, &["--fabric", "nccl"]);
+    assert!(code == 2 && err.contains("--fabric nccl is for GPUs: --backend cuda"), "{err}");
     let mut args = train(&folder, "none", 2);
     args.extend(["--expert-parallel", "2"].map(String::from));
     let err = String::from_utf8_lossy(&lode(&args).output().expect("it starts").stderr).into_owned();

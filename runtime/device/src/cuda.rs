@@ -11,7 +11,7 @@ pub mod nccl;
 mod program;
 pub mod sums;
 
-pub use context::{GpuInfo, driver_version, gpus};
+pub use context::{GpuInfo, driver_version, gpus, identity};
 pub use lanes::Lanes;
 pub(crate) use mirror::Mirror;
 pub(crate) use program::Program;

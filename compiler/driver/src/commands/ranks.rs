@@ -13,7 +13,7 @@ use exec::{
     ranks::{self, Job, Nodes, OnGpu},
     train,
 };
-use fabric::{Fabric, FabricError, Timeouts, World, discover, nccl::Links, tcp, threads};
+use fabric::{Fabric, FabricError, Timeouts, World, collective, discover, nccl::Links, tcp, threads};
 use hir::Pipeline;
 use schedule::{Plan, Policy, Size};
 use std::time::Duration;
@@ -230,6 +230,13 @@ fn over_nccl(job: &Job, world: &World, hash: u64, timeouts: Timeouts, report: &m
     } else {
         Box::new(threads::world(1, timeouts).remove(0))
     };
+    // NCCL would say this later, and only one of the ranks.
+    let own = device::cuda::identity(job.gpu.ordinal)?;
+    let all = collective::all_gather(&*store, &own)?;
+    if let Some(other) = (0..world.size).find(|r| *r != world.rank && all[*r] == own) {
+        let why = format!("rank {other} has the same one; take as many processes as there are GPUs, or --fabric tcp");
+        return Err(FabricError::Nccl { rank: world.rank, what: format!("GPU {}", job.gpu.ordinal), number: 0, why }.into());
+    }
     let nccl = Nccl::open(job.gpu.ordinal)?;
     let scratch = nccl.upload(&vec![0; 8 * world.size])?;
     // SAFETY: there are two f32 for each rank, which nothing else uses.

@@ -80,6 +80,16 @@ fn info(ordinal: c_int) -> Result<GpuInfo, DriverError> {
     })
 }
 
+/// What tells a GPU from all others, whatever number a process has for it.
+///
+/// # Errors
+/// E0441.
+pub fn identity(ordinal: usize) -> Result<[u8; 16], DeviceError> {
+    start()?;
+    let uuid = result::device::get(ordinal as c_int).and_then(result::device::get_uuid);
+    uuid.map(|u| u.bytes.map(|b| b as u8)).map_err(|e| DeviceError::None { why: why(e) })
+}
+
 /// The driver's own version where the system tells it, and the CUDA version that it brings.
 pub fn driver_version() -> Option<String> {
     start().ok()?;
