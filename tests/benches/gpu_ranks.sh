@@ -1,7 +1,7 @@
 #!/bin/sh
 # Training over GPUs: strata and deepseek_v3, small, on one process and one GPU, and over NCCL on N processes with a GPU each. Says a line a run: whether the
 # losses of the micro-batches have the bits of the one process (of all steps where each stage lives once, else of the first, whose parameters are the same), how
-# long a step takes, and what ranks send each other. Ends with 1 if one differs that may not.
+# long a step takes, and what ranks send each other; and that a run whose rank is killed ends and goes on. Ends with 1 if one differs that may not.
 # Usage: tests/benches/gpu_ranks.sh TEXT STEPS OUT; LODE names the binary. N=2 (ranks), FABRIC=nccl, BACKEND=cuda, MODELS="strata deepseek_v3" can be set: FABRIC=tcp takes
 # every message over the host, also with one GPU for all; BACKEND=host FABRIC=tcp needs no GPU.
 set -u
@@ -23,7 +23,7 @@ run() {
   name=$1 same=$2
   shift 2
   rm -rf "${out:?}/$name"
-  if ! timeout "${LIMIT:-100}" "$@" --out "$out/$name" >"$out/$name.log" 2>&1; then
+  if ! timeout "${LIMIT:-100}" "$@" --steps "$steps" --out "$out/$name" >"$out/$name.log" 2>&1; then
     echo "$model $name: FAILED"
     tail -n 5 "$out/$name.log"
     bad=1
@@ -39,11 +39,36 @@ run() {
   step=$(awk -v t="$(pace "$name")" -v n="$tokens" 'BEGIN { printf "%.2f", t * n * 1e3 }')
   echo "$model $name: $told; $step ms a step; $(sed -n 's/^\(experts: \)*ranks send/ranks send/p' "$out/$name.log" | tr '\n' ';')"
 }
+# The processes whose parent is $1.
+children() { for p in /proc/[0-9]*; do awk -v of="$1" '$4 == of { print $1 }' "$p/stat" 2>/dev/null; done; }
+# killed COMMAND…: one rank is killed in the middle; the others have to end and say so, and another start goes on from the last checkpoint.
+killed() {
+  rm -rf "${out:?}/killed"
+  "$@" --steps 1000000 --save-every 5 --timeout 60 --out "$out/killed" >"$out/killed.log" 2>&1 &
+  pid=$!
+  for _ in $(seq 600); do
+    done=$(grep -c step "$out/killed/metrics.jsonl" 2>/dev/null)
+    [ "${done:-0}" -gt 12 ] && break
+    sleep 0.1
+  done
+  rank=$(children "$pid" | tail -n 1)
+  begin=$(date +%s)
+  kill -KILL "${rank:-$pid}"
+  wait "$pid"
+  code=$?
+  told=$(grep -c "is gone, before\|gave up" "$out/killed.log")
+  at=$(wc -l <"$out/killed/metrics.jsonl")
+  [ "$code" = 1 ] && [ "$told" -gt 0 ] && good="the others end after $(($(date +%s) - begin)) s and say why" || good="WRONG: code $code, $(tail -n 2 "$out/killed.log")"
+  timeout "${LIMIT:-100}" "$@" --steps "$((at + 5))" --resume --out "$out/killed" >"$out/resumed.log" 2>&1 &&
+    from=$(grep "going on from step" "$out/resumed.log") || from="WRONG: $(tail -n 2 "$out/resumed.log")"
+  echo "$model killed at step $at: $good; $from"
+  case $good$from in *WRONG*) bad=1 ;; esac
+}
 mkdir -p "$out"
 tokens=$(echo "$size" | awk '{ for (i = 1; i < NF; i++) { if ($i == "--batch") b = $(i + 1); if ($i == "--seq") s = $(i + 1) } print b * s }')
 for model in ${MODELS:-strata deepseek_v3}; do
   eval "source=\$$model"
-  args="train $source --data $text $size --steps $steps --sample 0 --backend $backend"
+  args="train $source --data $text $size --sample 0 --backend $backend"
   over="$lode launch -n $n $lode $args --fabric $fabric"
   run one 1 $lode $args --ranks 1
   [ "$backend" = cuda ] && [ "$fabric" = nccl ] && run nccl-alone "$steps" $lode $args --ranks 1 --fabric nccl
@@ -54,14 +79,15 @@ for model in ${MODELS:-strata deepseek_v3}; do
   run replicas 1 $over --ranks 1 --replicas "$n"
   run whole-updates 1 $over --ranks 1 --replicas "$n" --whole-updates
   run experts 0 $over --ranks 1 --expert-parallel "$n"
+  killed $over --schedule 1f1b
   # Copies whose updates are shared or whole, and the same over the host, have one way to sum.
   [ "$(losses replicas "$steps")" = "$(losses whole-updates "$steps")" ] || { echo "$model: shared and whole updates DIFFER"; bad=1; }
   if [ "$fabric" = nccl ]; then
     tcp="$lode launch -n $n $lode $args --fabric tcp"
     run tcp-pipeline "$steps" $tcp --schedule 1f1b
     run tcp-experts 0 $tcp --ranks 1 --expert-parallel "$n"
+    run tcp-replicas 1 $tcp --ranks 1 --replicas "$n"
     for way in replicas experts; do
-      [ $way = experts ] || run tcp-replicas 1 $tcp --ranks 1 --replicas "$n"
       [ "$(losses $way "$steps")" = "$(losses tcp-$way "$steps")" ] && echo "$model $way: all steps alike over NCCL and TCP" || { echo "$model $way: NCCL and TCP DIFFER"; bad=1; }
     done
   fi
