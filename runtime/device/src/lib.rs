@@ -15,7 +15,7 @@ pub mod streams;
 pub use code::{Code, KernelFn, SharedObject};
 pub use cuda::{Gpu, GpuInfo, driver_version, gpus};
 pub use error::DeviceError;
-pub use exchange::{Exchange, What};
+pub use exchange::{Exchange, Places, What};
 pub use memory::Memory;
 pub use product::{Grouped, Product};
 pub use step::{Device, Host, Launch, Mark, Program, Step};

@@ -328,3 +328,57 @@ fn an_exchange_stays_within_its_rows() {
         assert!(to[..3].iter().all(|x| x.is_finite()) && to[3].is_nan(), "{offsets:?} {to:?}");
     }
 }
+
+#[test]
+fn rows_go_piece_by_piece_where_parts_put_them() {
+    let (members, groups, rows, row) = (3, 6, 7, 2);
+    for seed in 0..50u64 {
+        let mut state = seed;
+        let mut next = |n: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % n
+        };
+        // Offsets that do not decrease, of fewer rows than there is room for.
+        let mut all: Vec<i32> = Vec::new();
+        for _ in 0..members {
+            let mut ends: Vec<i32> = (0..groups).map(|_| next(rows as u64 + 1) as i32).collect();
+            ends.sort_unstable();
+            all.push(0);
+            all.extend(ends);
+        }
+        for what in [What::There, What::Back] {
+            let [given, made] = if what == What::There { [rows, rows * members] } else { [rows * members, rows] };
+            let from: Vec<Vec<u8>> = (0..members).map(|_| (0..given * row).map(|_| next(256) as u8).collect()).collect();
+            let mut to = vec![vec![0xee; made * row]; members];
+            let mut table = all.clone();
+            let exchanges: Vec<Exchange> = (0..members)
+                .map(|m| {
+                    let (from, to, all) = (from[m].as_ptr(), to[m].as_mut_ptr(), table.as_mut_ptr());
+                    Exchange { what, from, all, to, members, groups, rows, row }
+                })
+                .collect();
+            // SAFETY: the memory has the exchange's extents.
+            let parts: Vec<Vec<Vec<u8>>> = exchanges.iter().enumerate().map(|(m, x)| unsafe { x.parts(m) }).collect();
+            for (m, x) in exchanges.iter().enumerate() {
+                // SAFETY: as above.
+                unsafe { x.put(m, &parts.iter().map(|p| p[m].clone()).collect::<Vec<_>>()) };
+            }
+            let places: Vec<Places> = exchanges.iter().enumerate().map(|(m, x)| x.places(m, &all)).collect();
+            let mut got = vec![vec![0xdd; made * row]; members];
+            for (m, p) in places.iter().enumerate() {
+                for (other, q) in places.iter().enumerate().filter(|(other, _)| *other != m) {
+                    let sends = q.sends.iter().filter(|(to, _)| *to == m).map(|(_, r)| r);
+                    let receives = p.receives.iter().filter(|(from, _)| *from == other).map(|(_, r)| r);
+                    assert_eq!(
+                        sends.clone().map(|r| r.len()).collect::<Vec<_>>(),
+                        receives.clone().map(|r| r.len()).collect::<Vec<_>>()
+                    );
+                    sends.zip(receives).for_each(|(a, b)| got[m][b.clone()].copy_from_slice(&from[other][a.clone()]));
+                }
+                p.keeps.iter().for_each(|(a, b)| got[m][b.clone()].copy_from_slice(&from[m][a.clone()]));
+                got[m][p.rest.clone()].fill(0);
+            }
+            assert_eq!(got, to, "seed {seed}, {what:?}");
+        }
+    }
+}

@@ -1,5 +1,5 @@
 //! Moves bytes between ranks. One trait: [`threads`] of one process, [`tcp`] between processes, and with the feature `mpi` MPI. Collectives are
-//! functions over these, with a fixed order of sums. Memory of devices goes by [`direct`]: over the host and any of them, or over [`nccl`] from GPU to
+//! functions over these. Memory of devices goes by [`direct`]: over the host and any of them, or over [`nccl`] from GPU to
 //! GPU. Who a rank is comes from [`discover`].
 //!
 //! What always holds: every wait is bounded and ends with an error that names the action, the peer and the message's number; messages of one
@@ -10,7 +10,6 @@ pub mod collective;
 pub mod direct;
 pub mod discover;
 mod error;
-pub mod group;
 mod mailbox;
 #[cfg(feature = "mpi")]
 pub mod mpi;
@@ -21,7 +20,6 @@ pub mod threads;
 pub use direct::{Direct, Span, Staged, Tag};
 pub use discover::{World, discover};
 pub use error::FabricError;
-pub use group::Group;
 
 use std::time::Duration;
 

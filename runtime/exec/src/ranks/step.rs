@@ -13,14 +13,9 @@ use crate::{
     ExecError, checkpoint,
     metrics::Metrics,
     plan::Peak,
-    tensor,
     train::{self, Figures, Report},
 };
-use base::DType;
-use fabric::{
-    Channel, Direct, Fabric,
-    collective::{self, Number},
-};
+use fabric::{Channel, Direct, Fabric, collective};
 use library::{Role, names};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -222,17 +217,6 @@ pub(super) fn reduce(model: &mut Model, stage: u16) -> Result<(), ExecError> {
     Held::new(&model.job, stage, model.rank).shards.iter().try_for_each(|s| s.reduce(model, stage))
 }
 
-/// Elements, to be summed: in f64 those of f64, in f32 all others.
-pub(super) fn numbers<N: Number>(dtype: DType, bytes: &[u8]) -> Vec<N> {
-    tensor::read(dtype, bytes).into_iter().map(N::of).collect()
-}
-
-pub(super) fn write<N: Number>(dtype: DType, numbers: &[N], to: &mut [u8]) {
-    let mut bytes = Vec::with_capacity(to.len());
-    numbers.iter().for_each(|x| tensor::push(dtype, x.wide(), &mut bytes));
-    to.copy_from_slice(&bytes);
-}
-
 /// The optimiser's step on a stage; before the first of a step, all ranks agree on the gradient's norm.
 pub(super) fn update(model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<(), ExecError> {
     if model.agreed.is_none() {
@@ -245,17 +229,6 @@ pub(super) fn update(model: &mut Model, stage: u16, f: &dyn Fabric) -> Result<()
     train::update(session, &model.shapes[0].dims, o, step, grad_norm)?;
     model.counts.add(stage, Part::Update, since, std::time::Duration::ZERO);
     Ok(())
-}
-
-/// The sum of tensors, in order.
-pub(super) fn sum<N: Number>(dtype: DType, parts: &[Vec<u8>]) -> Vec<u8> {
-    let mut sum: Vec<N> = numbers(dtype, &parts[0]);
-    for part in &parts[1..] {
-        sum.iter_mut().zip(numbers(dtype, part)).for_each(|(s, x)| *s += x);
-    }
-    let mut bytes = vec![0; parts[0].len()];
-    write(dtype, &sum, &mut bytes);
-    bytes
 }
 
 /// A parameter that several stages have.

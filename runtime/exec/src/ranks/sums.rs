@@ -1,10 +1,10 @@
 //! Tensors that several ranks have alike, summed element by element in order of the ranks, where they lie: each part goes to who adds it up, and from there to
 //! who wants it. So the bits are the same whatever carries the parts, and on a host as on a GPU.
 
-use super::step;
 use crate::{
     ExecError,
     store::{Slot, allocate},
+    tensor,
 };
 use base::DType;
 use device::{Device, Memory, cuda};
@@ -108,7 +108,7 @@ impl Sums {
         // SAFETY: as above.
         let read = |k: usize| unsafe { self.device.read(parts.wrapping_add(k * bytes), bytes) };
         let all = (0..count).map(read).collect::<Result<Vec<_>, _>>()?;
-        let sum = if dtype == DType::F64 { step::sum::<f64>(dtype, &all) } else { step::sum::<f32>(dtype, &all) };
+        let sum = sum(dtype, &all);
         // SAFETY: as above.
         Ok(unsafe { self.device.write(to, &sum) }?)
     }
@@ -189,5 +189,79 @@ impl Sums {
             slot.memory.written();
         }
         Ok(self.device.wait()?)
+    }
+}
+
+/// The sum of tensors, in order: of f64 in f64, of all others in f32, rounded once.
+fn sum(dtype: DType, parts: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(parts[0].len());
+    let mut push = |x: f64| tensor::push(dtype, x, &mut bytes);
+    let numbers = |part: &Vec<u8>| tensor::read(dtype, part);
+    if dtype == DType::F64 {
+        let mut sum = numbers(&parts[0]);
+        parts[1..].iter().for_each(|part| sum.iter_mut().zip(numbers(part)).for_each(|(s, x)| *s += x));
+        sum.into_iter().for_each(&mut push);
+    } else {
+        let mut sum: Vec<f32> = numbers(&parts[0]).into_iter().map(|x| x as f32).collect();
+        parts[1..].iter().for_each(|part| sum.iter_mut().zip(numbers(part)).for_each(|(s, x)| *s += x as f32));
+        sum.into_iter().for_each(|x| push(f64::from(x)));
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{HostTensor, ranks::execute::tag};
+    use device::{Code, Host, KernelFn};
+    use fabric::{Channel, Fabric, Staged, Timeouts, threads};
+
+    struct Nothing;
+
+    impl Code for Nothing {
+        fn kernel(&self, _: &str) -> Option<KernelFn> {
+            None
+        }
+    }
+
+    fn slot(dtype: DType, x: f64, elems: usize) -> Slot {
+        let t = HostTensor::from_f64(dtype, &[elems as i64], vec![x; elems]);
+        let mut memory = Memory::new(t.bytes.len()).expect("there is that much");
+        memory.bytes_mut().copy_from_slice(&t.bytes);
+        Slot { dtype, shape: t.shape, memory }
+    }
+
+    #[test]
+    fn sums_are_taken_in_the_members_order_at_the_owner_or_everywhere() {
+        // In the order 4, 0, 2: (1e8 + 1) - 1e8 is 0 in f32 and 1 in f64; in bf16 the sum is rounded once.
+        let own = [1.0, 5.0, -1e8, 6.0, 1e8];
+        let of = |f: &threads::Threads, everywhere: bool| {
+            let device = Arc::new(Device::Host(Host::new(Box::new(Nothing), [], Some(1)).expect("no kernels")));
+            let members = if f.rank().is_multiple_of(2) { vec![4, 0, 2] } else { vec![3, 1] };
+            let place = members.iter().position(|m| *m == f.rank()).expect("a rank is in its set");
+            let staged = Staged { fabric: f, device: device.clone(), checked: true };
+            let tag = tag(b"SUMS", Channel(3 + u32::from(everywhere)), (0, 0, 0), 1);
+            let among = Among { way: &staged, members: &members, own: place, tag };
+            let x = own[f.rank()];
+            // The last is empty, and none but the third is owned by the first member.
+            let mut tensors = [slot(DType::F32, x, 3), slot(DType::F64, x, 2), slot(DType::BF16, x, 5), slot(DType::F32, x, 0)];
+            let owned = tensors.iter_mut().zip([1, 1, 0, 1]).map(|(slot, owner)| (owner, slot)).collect();
+            Sums::new(device).expect("the host needs none").reduce(&among, owned, everywhere).expect("all are there");
+            tensors.map(|t| tensor::read(t.dtype, t.memory.bytes()))
+        };
+        for everywhere in [false, true] {
+            let got: Vec<_> = std::thread::scope(|s| {
+                let world = threads::world(5, Timeouts::default()).into_iter();
+                let of = &of;
+                let ranks: Vec<_> = world.map(|f| s.spawn(move || of(&f, everywhere))).collect();
+                ranks.into_iter().map(|r| r.join().expect("no rank panics")).collect()
+            });
+            // Member 1 of each set owns the first two: ranks 0 and 1.
+            assert_eq!(got[0][..2], [vec![0.0; 3], vec![1.0; 2]]);
+            assert_eq!(got[1][..2], [vec![11.0; 3], vec![11.0; 2]]);
+            assert_eq!((&got[4][2], &got[3][2]), (&vec![0.0; 5], &vec![11.0; 5]));
+            let others = if everywhere { [vec![0.0; 3], vec![1.0; 2]] } else { [vec![-1e8; 3], vec![-1e8; 2]] };
+            assert_eq!(got[2][..2], others, "{everywhere}");
+        }
     }
 }
