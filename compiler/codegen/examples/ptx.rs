@@ -170,7 +170,7 @@ fn mapped(way: Way, dtype: DType, m: Dim, [n, k]: [i64; 2], turned: [bool; 2], t
         parts: 1,
         aligned: [true; 3],
     };
-    gpu_product_map(&p, &Epilogue { taken: None, matrices, operands, results, map: Some(&map) }, t)
+    gpu_product_map(&p, &Epilogue { taken: None, matrices, operands, results, map: Some(&map), units: None }, t)
 }
 
 const ORDERS: [[bool; 2]; 4] = [[false, false], [false, true], [true, false], [true, true]];
@@ -258,7 +258,7 @@ fn gated(groups: Dim, [k, n]: [i64; 2], kept: bool, taken: Option<Dim>) -> Kerne
         .collect();
     let extents = [groups, Dim::sym("R"), Dim::from(k), Dim::from(n)];
     let p = Grouped { dtype: DType::BF16, extents, rows: Some(true), accumulate: false, aligned: true };
-    gpu_grouped_map(&p, &Epilogue { taken, matrices: 2, operands: Vec::new(), results, map: Some(&gate) }, None)
+    gpu_grouped_map(&p, &Epilogue { taken, matrices: 2, operands: Vec::new(), results, map: Some(&gate), units: None }, None)
 }
 
 /// Routing, choice and sums by index as a mixture of 128 experts and an embedding of 32000 tokens have them.

@@ -28,6 +28,7 @@ use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId, ir::compute_dtype};
 
 pub(crate) use product::is_blocked;
 pub(crate) use simt::{Machine, block_module};
+pub(crate) use tiles::loads_first;
 
 /// The module of some kernels.
 pub(crate) fn module(kernels: &[Kernel]) -> String {
@@ -260,6 +261,7 @@ impl<'k> Emitter<'k> {
                 let v = self.expr(value);
                 let at = self.expr(index);
                 let dtype = self.k.mem_dtype(*mem);
+                self.go_to_unit(index);
                 let p = self.address(*mem, &at, dtype);
                 let stored = self.w.narrow(v, dtype);
                 let (ty, pointer, aligned) = (memory_type(dtype), self.pointer_type(*mem), self.alignment(*mem, index));
@@ -363,6 +365,7 @@ impl<'k> Emitter<'k> {
             Expr::Load(mem, index) => {
                 let at = self.expr(index);
                 let dtype = self.k.mem_dtype(*mem);
+                self.go_to_unit(index);
                 let p = self.address(*mem, &at, dtype);
                 let (ty, pointer, aligned) = (memory_type(dtype), self.pointer_type(*mem), self.alignment(*mem, index));
                 let v = self.w.op(&format!("llvm.load {p}{aligned} : {pointer} -> {ty}"));

@@ -266,6 +266,23 @@ impl Expr {
     pub fn load(mem: Mem, index: Expr) -> Expr {
         Expr::Load(mem, Box::new(index))
     }
+    /// Columns lie in periods, and periods in units; a loop over `v` is over the columns of all first units. The element `k` units further on.
+    pub fn in_unit(v: Expr, [unit, period]: [i64; 2], k: i64) -> Expr {
+        let first = Expr::floor_div(v.clone(), Expr::int(unit)) * Expr::int(period) + Expr::rem(v, Expr::int(unit));
+        first + Expr::int(k * unit)
+    }
+    /// If it is such an element: the loop's variable, unit and period, and how many units further on.
+    pub fn as_in_unit(&self) -> Option<(VarId, [i64; 2], i64)> {
+        let Expr::Map(MapFn::Add, sum) = self else { return None };
+        let (first, by) = match sum[1].known() {
+            Some(by) => (&sum[0], by),
+            None => (self, 0),
+        };
+        let Expr::Map(MapFn::Add, sum) = first else { return None };
+        let (Expr::Map(MapFn::Mul, start), Expr::Map(MapFn::Rem, place)) = (&sum[0], &sum[1]) else { return None };
+        let (Expr::Var(v), unit, period) = (&place[0], place[1].known()?, start[1].known()?) else { return None };
+        (*self == Expr::in_unit(Expr::Var(*v), [unit, period], by / unit)).then_some((*v, [unit, period], by / unit))
+    }
     /// A conversion.
     pub fn cast(self, dtype: DType) -> Expr {
         Expr::Cast(dtype, Box::new(self))

@@ -104,11 +104,21 @@ impl Simt {
         if self.plan.held.rows[scratch] {
             return self.elem.as_ref().map(|e| e.row_slot).or(self.row.as_ref().map(|r| r.slot));
         }
-        self.plan.held.tiles[scratch].and(self.elem.as_ref()).map(|e| e.slot)
+        self.plan.held.tiles[scratch].and(self.elem.as_ref()).map(|e| e.slot + e.unit.as_ref().map_or(0, |u| u.further))
     }
     /// The row or the column of the element at hand, where that is asked for.
     pub(super) fn part_of_elem(&self, f: MapFn, args: &[Expr]) -> Option<String> {
         let e = self.elem.as_ref()?;
+        if let (Some(u), [of, by]) = (&e.unit, args)
+            && by.known() == Some(u.columns)
+        {
+            let period = *of == Expr::rem(Expr::Var(e.var), Expr::int(e.columns));
+            match f {
+                MapFn::Rem if *of == Expr::Var(e.var) => return Some(u.place.clone()),
+                MapFn::FloorDiv if period => return Some(u.period.clone()),
+                _ => {}
+            }
+        }
         let asked = args.first() == Some(&Expr::Var(e.var)) && args.get(1)?.known() == Some(e.columns);
         match f {
             MapFn::FloorDiv if asked => Some(e.row.clone()),

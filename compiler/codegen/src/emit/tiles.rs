@@ -21,7 +21,7 @@ use crate::{
     dot::{Matrix, Tiled},
     gpu::{
         access::{Access, expr_uses, exprs, visit},
-        plan::{Team, warp_grid},
+        plan::{Team, units_of, warp_grid},
     },
 };
 use base::DType;
@@ -47,6 +47,21 @@ pub(super) struct Elem {
     pub slot: usize,
     /// Its row's place among the thread's rows.
     pub row_slot: usize,
+    /// If a loop is over the columns of first units: where it is among those of all.
+    pub unit: Option<Unit>,
+}
+
+/// Where an element is among columns that lie in periods of units (see [`Expr::in_unit`]).
+#[derive(Clone, Debug)]
+pub(super) struct Unit {
+    /// Columns of a unit.
+    pub columns: i64,
+    /// The number of its period.
+    pub period: String,
+    /// Its place in the unit.
+    pub place: String,
+    /// How many of a thread's elements further on the one is that is asked for.
+    pub further: usize,
 }
 
 /// What an element stores.
@@ -349,6 +364,10 @@ impl Emitter<'_> {
         };
         let shares = self.shares_of(&lane, extents);
         self.natural[var.0 as usize] = true;
+        if let Some(units) = units_of(body) {
+            self.each_unit_held(var, (extents[1], units), shares, body);
+            return self.gather(partial);
+        }
         let columns = extents[1];
         let apart = loads_first(body);
         let row_slots = row_slots(&shares);
@@ -379,6 +398,68 @@ impl Emitter<'_> {
         self.inside(|e| e.each_held_elem(var, columns, (shares, row_slots), body, (apart, &[])));
         self.w.line("}");
         self.gather(partial);
+    }
+    /// A loop over the columns of first units: warp groups have all of a row, and a thread the same columns of each eight.
+    fn each_unit_held(
+        &mut self,
+        var: VarId,
+        (columns, [unit, period]): (i64, [i64; 2]),
+        shares: Vec<(String, String)>,
+        body: &[Stmt],
+    ) {
+        let across = columns * unit / period;
+        let width = self.w.int(across, "i64");
+        // Of the elements four, two of each of two rows, are of the same eight columns.
+        let eight = |slot: usize| (slot as i64 / 4 * 8) % columns;
+        let row_slots = row_slots(&shares);
+        let own: Vec<usize> = (0..shares.len()).filter(|slot| eight(*slot) % period < unit).collect();
+        self.alone(|e| {
+            for some in own.chunks(LOADED_AT_ONCE) {
+                let mut stores: Vec<Vec<HeldStore>> = Vec::new();
+                for slot in some {
+                    let (row, col) = shares[*slot].clone();
+                    let before = eight(*slot) / period;
+                    let (place, col) = (e.plus(&col, -before * period), e.plus(&col, -before * (period - unit)));
+                    let first = e.w.bin("muli", &row, &width, "i64");
+                    let at = e.w.bin("addi", &first, &col, "i64");
+                    e.vars[var.0 as usize] = Slot::Value(at);
+                    let number = e.w.int(before, "i64");
+                    let of_unit = Some(Unit { columns: unit, period: number, place, further: 0 });
+                    let elem = Elem { var, columns: across, row, col, slot: *slot, row_slot: row_slots[*slot], unit: of_unit };
+                    e.simt_mut().elem = Some(elem);
+                    stores.push(e.held_elem(body));
+                }
+                e.simt_mut().elem = None;
+                e.store_held(&stores, some.len() < own.len());
+            }
+        });
+    }
+    /// The statements of the element at hand; what it stores, in order.
+    fn held_elem(&mut self, body: &[Stmt]) -> Vec<HeldStore> {
+        let mut own = Vec::new();
+        for s in body {
+            match s {
+                Stmt::Store { mem, index, value } => own.push(self.held_store(*mem, index, value)),
+                s => self.stmt(s, LoopKind::Serial),
+            }
+        }
+        own
+    }
+    /// What an element stores.
+    fn held_store(&mut self, mem: Mem, index: &Expr, value: &Expr) -> HeldStore {
+        let dtype = self.k.mem_dtype(mem);
+        let (value, at) = (self.expr(value), self.expr(index));
+        self.go_to_unit(index);
+        let held = matches!(mem, Mem::Scratch(i) if self.simt().held_slot(i).is_some());
+        let to = self.address(mem, &at, dtype);
+        HeldStore { value, to, dtype, space: self.pointer_type(mem), held }
+    }
+    /// Goes to the element of the unit that an index names.
+    pub(super) fn go_to_unit(&mut self, index: &Expr) {
+        let unit = self.simt.as_mut().and_then(|s| s.elem.as_mut()).and_then(|e| e.unit.as_mut());
+        if let Some(unit) = unit {
+            unit.further = index.as_in_unit().map_or(0, |(_, [columns, _], k)| (k * columns / 8 * 4) as usize);
+        }
     }
     /// The elements of a thread, one after the other.
     fn each_held_elem(
@@ -415,7 +496,7 @@ impl Emitter<'_> {
                     let at = e.w.bin("addi", &first, col, "i64");
                     e.vars[var.0 as usize] = Slot::Value(at);
                     let (row, col, row_slot) = (row.clone(), col.clone(), row_slots[*slot]);
-                    e.simt_mut().elem = Some(Elem { var, columns, row, col, slot: *slot, row_slot });
+                    e.simt_mut().elem = Some(Elem { var, columns, row, col, slot: *slot, row_slot, unit: None });
                     let mut own = Vec::new();
                     for s in body {
                         let piece = pieces.iter().position(|p| matches!(s, Stmt::Let(v, _) if *v == p.value));
@@ -424,13 +505,7 @@ impl Emitter<'_> {
                                 let loaded = &loaded[piece.expect("it is some")];
                                 e.vars[v.0 as usize] = Slot::Value(loaded[slot - some[0].0].clone());
                             }
-                            Stmt::Store { mem, index, value } if apart => {
-                                let dtype = e.k.mem_dtype(*mem);
-                                let (value, index) = (e.expr(value), e.expr(index));
-                                let held = matches!(mem, Mem::Scratch(i) if e.simt().held_slot(*i).is_some());
-                                let to = e.address(*mem, &index, dtype);
-                                own.push(HeldStore { value, to, dtype, space: e.pointer_type(*mem), held });
-                            }
+                            Stmt::Store { mem, index, value } if apart => own.push(e.held_store(*mem, index, value)),
                             s => e.stmt(s, LoopKind::Serial),
                         }
                     }
@@ -483,7 +558,8 @@ impl Emitter<'_> {
                 let (start, three, six) = (self.w.bin("muli", row, width, "i64"), self.w.int(3, "i64"), self.w.int(6, "i64"));
                 let at = self.w.bin("addi", &start, col, "i64");
                 self.vars[var.0 as usize] = Slot::Value(at);
-                let elem = Elem { var, columns, row: row.clone(), col: col.clone(), slot: *slot, row_slot: row_slots[*slot] };
+                let row_slot = row_slots[*slot];
+                let elem = Elem { var, columns, row: row.clone(), col: col.clone(), slot: *slot, row_slot, unit: None };
                 self.simt_mut().elem = Some(elem);
                 for s in body.iter().filter(|s| matches!(s, Stmt::Let(v, _) if p.needs.contains(v))) {
                     self.stmt(s, LoopKind::Serial);
@@ -620,7 +696,8 @@ impl Emitter<'_> {
                     e.vars[v.0 as usize] = Slot::Memory(places[i % CHAINS].clone());
                 }
                 e.vars[var.0 as usize] = Slot::Value(col.clone());
-                e.simt_mut().elem = Some(Elem { var: VarId(u32::MAX), columns, row: value, col, slot, row_slot: row.slot });
+                let (var, row_slot) = (VarId(u32::MAX), row.slot);
+                e.simt_mut().elem = Some(Elem { var, columns, row: value, col, slot, row_slot, unit: None });
                 body.iter().for_each(|s| e.stmt(s, LoopKind::Serial));
             }
             e.simt_mut().elem = None;
@@ -1018,7 +1095,7 @@ fn row_slots(shares: &[(String, String)]) -> Vec<usize> {
 }
 
 /// Whether all that turns load may be loaded before any of them stores: simple statements, none of which reads what one before stored.
-fn loads_first(body: &[Stmt]) -> bool {
+pub(crate) fn loads_first(body: &[Stmt]) -> bool {
     let mut stored = Vec::new();
     body.iter().all(|s| {
         let mut fits = true;

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     copy::expand_copies,
     dot::{Matrix, Tiled, spread_dot},
+    emit::loads_first,
 };
 use base::{DType, Dim};
 use graph::op::{MapFn, ReduceFn};
@@ -469,7 +470,7 @@ fn held(k: &Kernel, body: &[Stmt], products: &[Tiled], first: bool) -> HeldMemor
     let is_row = |i: usize| h.tiles[i].is_none() && k.scratch[i].dtype == DType::F32 && rows == Some(k.scratch[i].elems as i64);
     h.rows = (0..k.scratch.len()).map(|i| is_row(i) && !refused[i]).collect();
     let scan = |h: &HeldMemories, refused: Vec<bool>| {
-        let mut scan = Scan { held: h, rows, refused, row_loops: false, groups: first };
+        let mut scan = Scan { held: h, rows, refused, row_loops: false, groups: first, warp_groups: first };
         scan.stmts(body, At::Outside);
         (scan.refused, scan.row_loops)
     };
@@ -535,6 +536,8 @@ enum At {
     Outside,
     /// Elements, and how many.
     Elems(VarId, i64),
+    /// Elements of first units, how many, and these.
+    Units(VarId, i64, [i64; 2]),
     /// A row.
     Row(VarId),
     /// A row, a column, and how many columns.
@@ -549,6 +552,17 @@ struct Scan<'a> {
     row_loops: bool,
     /// Whether warps may sum over groups of rows.
     groups: bool,
+    /// Whether warp groups hold tiles: then a thread has the same columns of each eight of a row.
+    warp_groups: bool,
+}
+
+/// The unit and the period of a loop over the columns of first units.
+pub(crate) fn units_of(body: &[Stmt]) -> Option<[i64; 2]> {
+    let mut found = None;
+    body.iter().for_each(|s| {
+        exprs(s, &mut |e| visit(e, &mut |e| found = found.or(e.as_in_unit().map(|(_, units, _)| units))));
+    });
+    found
 }
 
 impl Scan<'_> {
@@ -570,7 +584,8 @@ impl Scan<'_> {
                     } else if let Some(g) = GroupSum::of(self.held, *var, hi, body).filter(|_| self.groups) {
                         [&body[..g.at], &body[g.at + 1..]].into_iter().for_each(|b| self.stmts(b, At::Elems(*var, -1)));
                     } else {
-                        self.stmts(body, At::Elems(*var, hi.known().unwrap_or(-1)));
+                        let count = hi.known().unwrap_or(-1);
+                        self.stmts(body, units_of(body).filter(|_| loads_first(body)).map_or(At::Elems(*var, count), |u| At::Units(*var, count, u)));
                         self.alike(body);
                     }
                 }
@@ -597,6 +612,11 @@ impl Scan<'_> {
             match at {
                 At::Elems(v, count) => *index == Expr::Var(v) && count == m * n,
                 At::Column(r, c, count) => count == n && *index == Expr::Var(r) * Expr::int(n) + Expr::Var(c),
+                At::Units(v, count, [unit, period]) => {
+                    let whole = period % unit == 0 && n % period == 0 && count * period == m * n * unit;
+                    let is_place = |(w, units, k)| w == v && units == [unit, period] && k * unit < period;
+                    self.warp_groups && unit % 8 == 0 && whole && index.as_in_unit().is_some_and(is_place)
+                }
                 At::Outside | At::Row(_) => false,
             }
         } else if self.held.rows[i] {

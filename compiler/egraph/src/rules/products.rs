@@ -7,10 +7,10 @@ use super::{
     regions::{Inside, dependents, region, region_with},
 };
 use crate::rewrite::{Site, Term};
-use base::DType;
+use base::{DType, TensorType};
 use egg::Id;
 use graph::{Op, op::Form};
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 /// The table.
 pub fn rules() -> Vec<Rule> {
@@ -18,6 +18,12 @@ pub fn rules() -> Vec<Rule> {
     vec![
         rule("map-of-contracts", Family::Fusion, "contract"),
         rule("map-of-grouped-contracts", Family::Experts, "grouped_contract"),
+        Rule {
+            name: "map-of-contract-columns",
+            family: Family::Attention,
+            class: Class::Exact,
+            how: How::Outline("contract", map_of_columns),
+        },
         Rule {
             name: "map-of-attend",
             family: Family::Attention,
@@ -38,6 +44,17 @@ type Products = Vec<(Id, Vec<Id>)>;
 /// Whether an op computes an element from those at the same place.
 fn is_map(op: &Op) -> bool {
     matches!(op, Op::Map(_) | Op::Cast(_))
+}
+
+/// Whether an op takes some columns of a value, or joins columns of some; all of them known.
+fn is_of_last_axis(op: &Op, result: &TensorType) -> bool {
+    match op {
+        Op::Slice { axis, start, len, step } => {
+            *axis + 1 == result.rank() && *step == 1 && start.known().is_some() && len.known().is_some()
+        }
+        Op::Concat(axis) => *axis + 1 == result.rank() && result.shape[*axis].known().is_some(),
+        _ => false,
+    }
 }
 
 /// Whether the columns of a dense product's matrix lie as one: not if it is some columns of each of several, as a half of each head. A tile would have
@@ -68,8 +85,12 @@ fn products(site: &Site) -> Products {
 
 /// What maps of products end in: values that something other than a map reads, or nothing.
 fn ends(site: &Site, products: &Products) -> Vec<Id> {
-    let (mut seen, mut ends) = (BTreeSet::new(), Vec::new());
-    let mut open: Vec<Id> = products.iter().map(|(c, _)| *c).collect();
+    ends_from(site, products.iter().map(|(c, _)| *c).collect(), products)
+}
+
+/// The same of maps of these classes, which may be ends themselves unless they are products.
+fn ends_from(site: &Site, mut open: Vec<Id>, products: &Products) -> Vec<Id> {
+    let (mut seen, mut ends) = (open.iter().copied().collect::<BTreeSet<Id>>(), Vec::new());
     while let Some(class) = open.pop() {
         let (mut is_end, mut read) = (is_output(site, class), false);
         for user in site.egraph[class].parents() {
@@ -104,11 +125,13 @@ struct Cone<'a> {
     order: Vec<Inside>,
     open: BTreeSet<Id>,
     num_ops: usize,
+    /// Classes that may be some columns of others, or columns joined.
+    columns: BTreeSet<Id>,
 }
 
 impl<'a> Cone<'a> {
     fn new(site: &'a Site<'a>, products: &'a Products) -> Cone<'a> {
-        Cone { site, products, order: Vec::new(), open: BTreeSet::new(), num_ops: 0 }
+        Cone { site, products, order: Vec::new(), open: BTreeSet::new(), num_ops: 0, columns: BTreeSet::new() }
     }
     /// Takes a class in: with what it is mapped from, or as it is.
     fn take(&mut self, class: Id) {
@@ -121,9 +144,14 @@ impl<'a> Cone<'a> {
         let fits = |op: &Op, of: &[Id]| match op {
             Op::Const(..) => true,
             Op::Broadcast { .. } => self.site.ty_of(of[0]).rank() < rank,
+            Op::Slice { .. } | Op::Concat(_) => self.is_of_columns(class, op, of),
             op => is_map(op) && !of.iter().any(|c| self.open.contains(&self.site.egraph.find(*c))),
         };
-        let def = self.site.defs(class).find(|(op, of)| fits(op, of)).map(|(op, of)| (op.into_owned(), of.to_vec()));
+        // Some columns of what was summed are there; what else is equal to them is not.
+        let of_columns = |(op, _): &(Cow<Op>, &[Id])| !matches!(**op, Op::Slice { .. });
+        let mut defs: Vec<_> = self.site.defs(class).filter(|(op, of)| fits(op, of)).collect();
+        defs.sort_by_key(of_columns);
+        let def = defs.into_iter().next().map(|(op, of)| (op.into_owned(), of.to_vec()));
         let def = def.filter(|_| self.num_ops < MOST_OPS && !self.site.egraph[class].data.whole_arg);
         if let Some((_, of)) = &def {
             self.num_ops += 1;
@@ -131,6 +159,14 @@ impl<'a> Cone<'a> {
         }
         self.open.remove(&class);
         self.order.push((class, def));
+    }
+    /// Whether a slice or a join is one along the last axis, of what is computed from the products.
+    fn is_of_columns(&self, class: Id, op: &Op, of: &[Id]) -> bool {
+        let computed = |c: &Id| {
+            let c = self.site.egraph.find(*c);
+            (self.columns.contains(&c) || self.products.iter().any(|(p, _)| *p == c)) && !self.open.contains(&c)
+        };
+        self.columns.contains(&class) && is_of_last_axis(op, self.site.ty_of(class)) && of.iter().all(computed)
     }
     /// Takes what is computed at an element of the products from them and from what does not need them; `false`, and nothing, if that is not so.
     fn take_end(&mut self, end: Id, above: &BTreeSet<Id>) -> bool {
@@ -202,8 +238,12 @@ fn regions_to(site: &Site, all: &Products, above: &BTreeSet<Id>, ends: &[Id]) ->
         }
     }
     let used: Products = cone.read().into_iter().map(|i| all[i].clone()).collect();
+    regions_of(site, &used, cone.order, &results)
+}
+
+/// The regions of these products and of these maps of them that give some results.
+fn regions_of(site: &Site, used: &Products, maps: Vec<Inside>, results: &[Id]) -> Vec<(Id, Term)> {
     let Some((_, first)) = used.first() else { return Vec::new() };
-    let maps = cone.order;
     let is_inside = |user: Id| maps.iter().any(|(c, op)| op.is_some() && site.same(*c, user));
     let is_wanted = |class: Id| is_output(site, class) || site.egraph[class].parents().any(|user| !is_inside(user));
     let ragged = matches!(site.op, Op::GroupedContract { .. });
@@ -237,7 +277,7 @@ fn regions_to(site: &Site, all: &Products, above: &BTreeSet<Id>, ends: &[Id]) ->
                 order.push((class, Some(cast)));
             }
         }
-        for (class, of) in &used {
+        for (class, of) in used {
             of[1..].iter().for_each(|c| take(&mut order, *c));
             order.push((*class, Some((site.op.clone(), of.clone()))));
         }
@@ -251,6 +291,47 @@ fn regions_to(site: &Site, all: &Products, above: &BTreeSet<Id>, ends: &[Id]) ->
             let products = used.iter().map(|(c, _)| *c).filter(|_| kept);
             let results: Vec<Id> = results.iter().copied().chain(products).collect();
             found.extend(region(site, Form::Product, &order, &results).terms());
+        }
+    }
+    found
+}
+
+// [f(x·w₁, x·w₂, …) g(x·w₁, x·w₂, …)] = one product with [w₁ w₂], mapped where it is summed: maps of some columns of each of several, as of each head,
+// with others of the same, joined again, as rotary positions are. What the maps read besides must not depend on the product.
+fn map_of_columns(site: &Site) -> Vec<(Id, Term)> {
+    let Op::Contract(spec) = site.op else { return Vec::new() };
+    let last_is_column = spec.out.last().is_some_and(|l| !spec.lhs.contains(l));
+    if site.ty.rank() == 0 || !last_is_column || !lies_whole(site, site.children[1]) {
+        return Vec::new();
+    }
+    // What has rows as the product does, and is computed of its columns.
+    let (mut columns, mut joined) = (BTreeSet::new(), Vec::new());
+    let mut open = vec![site.class];
+    while let Some(class) = open.pop() {
+        for user in site.egraph[class].parents() {
+            let Some(op) = site.egraph.analysis.op(site.egraph.id_to_node(user).head) else { continue };
+            let user = site.egraph.find(user);
+            let ty = site.ty_of(user);
+            let alike = ty.rank() == site.ty.rank() && ty.shape.iter().rev().skip(1).eq(site.ty.shape.iter().rev().skip(1));
+            if alike && (is_map(&op) || is_of_last_axis(&op, ty)) && columns.insert(user) {
+                open.push(user);
+            }
+            if alike && matches!(*op, Op::Concat(_)) && ty.shape == site.ty.shape && !joined.contains(&user) {
+                joined.push(user);
+            }
+        }
+    }
+    if joined.is_empty() {
+        return Vec::new();
+    }
+    joined.sort();
+    let products: Products = vec![(site.class, site.children.to_vec())];
+    let above = dependents(site, [site.class].into_iter());
+    let mut found = Vec::new();
+    for end in ends_from(site, joined, &products) {
+        let mut cone = Cone { columns: columns.clone(), ..Cone::new(site, &products) };
+        if cone.take_end(end, &above) && !cone.read().is_empty() {
+            found.extend(regions_of(site, &products, cone.order, &[end]));
         }
     }
     found

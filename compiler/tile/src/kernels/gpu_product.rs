@@ -21,7 +21,7 @@
 
 mod epilogue;
 
-pub use epilogue::{Element, Epilogue, Given, Operand};
+pub use epilogue::{Element, Epilogue, Given, Operand, Units};
 
 use super::build::{Build, tile, transposed};
 use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, LoopKind, Mem, Stmt, TileRef};
@@ -109,6 +109,13 @@ impl Tiling {
 }
 
 impl Tiling {
+    /// The same of whole periods of columns, if there is one.
+    pub fn of_periods(dtype: DType, m: &Dim, n: &Dim, copies: bool, period: i64) -> Option<Tiling> {
+        let chosen = Tiling::choose(dtype, m, n, copies);
+        let covered = |d: &Dim, by: i64| d.known().map_or(0, |d| (d + by - 1) / by * by);
+        let waste = |t: &Tiling| (t.m != chosen.m, t.k != chosen.k, covered(n, t.n), -t.n);
+        [chosen].into_iter().chain(Tiling::LEGAL).filter(|t| t.n % period == 0).min_by_key(waste)
+    }
     /// The same with its columns shared out among some matrices.
     fn beside(self, matrices: usize) -> Tiling {
         let n = self.n / matrices as i64;
@@ -297,7 +304,11 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
     let bb = Shape { extents: [k, n], strides: strides(1), batch: batch(1), aligned: p.aligned[1] };
     let c = Shape { extents: [m, n], strides: strides(2), batch: batch(2), aligned: p.aligned[2] };
     let copies = a.copies(p.dtype) && bb.copies(p.dtype);
-    let t = tiling.unwrap_or_else(|| Tiling::choose(p.dtype, m, n, copies).beside(epilogue.matrices));
+    let choose = || match epilogue.units {
+        Some(u) => Tiling::of_periods(p.dtype, m, n, copies, u.period).expect("whole periods have a tiling"),
+        None => Tiling::choose(p.dtype, m, n, copies).beside(epilogue.matrices),
+    };
+    let t = tiling.unwrap_or_else(choose);
     let am = b.read("a", p.dtype, a.elems());
     let bms: Vec<Mem> = (0..epilogue.matrices).map(|i| b.read(&epilogue.name("b", i), p.dtype, bb.elems())).collect();
     let [operands, cms] = match p.accumulate {

@@ -144,8 +144,9 @@ impl Lowerer<'_> {
         let (shape, axes, loops) = (&a.result().shape, [0, 1, 2, 3], [vec![0, 1, 2], vec![3]]);
         let map = |build: &mut Build, element: &Element| -> Expr {
             let (sums, known) = (&[sums(0)][..], Vec::new());
-            let mut maps = Maps { func: a.func, sums, operands: &a.operands, views: &seen, shape, loops: &loops, element, known };
-            maps.eval(build, a.mapped, &axes)
+            let (func, operands) = (a.func, &a.operands);
+            let mut maps = Maps { func, sums, operands, views: &seen, shape, loops: &loops, element, units: None, known };
+            maps.eval(build, a.mapped, &axes, 0)
         };
         let ending = Ending { operands, keeps, dtype: a.func.ty(a.mapped).dtype, map: &map };
         let step = self.launch(gpu_attend_map(p, tiling, &ending), views, node.origin, work);

@@ -12,7 +12,7 @@ use crate::{
     ir::Expr,
     kernels::{
         build::Build,
-        gpu_product::{Element, Epilogue, Given, Grouped, Operand, Product, gpu_grouped_map, gpu_product_map},
+        gpu_product::{Element, Epilogue, Given, Grouped, Operand, Product, Tiling, Units, gpu_grouped_map, gpu_product_map},
     },
     view::StridedView,
 };
@@ -35,6 +35,8 @@ pub(crate) struct Products<'a> {
     matrices: Vec<Value>,
     /// What the maps read beside the products: arguments.
     operands: Vec<Value>,
+    /// If maps are of some columns with others: how these lie.
+    units: Option<Units>,
 }
 
 /// What products of a region have in common beside their rows.
@@ -44,6 +46,45 @@ enum Kind<'a> {
     Dense(&'a Contract),
     /// The orientation of the matrices, and arguments: the indices that rows are taken by, and where groups begin.
     Ragged { transposed: bool, index: Option<Value>, offsets: Value },
+}
+
+/// Whether an op takes some columns of a value, or joins columns of some.
+fn is_of_columns(op: &Op, result: &TensorType) -> bool {
+    match op {
+        Op::Slice { axis, step, .. } => *axis + 1 == result.rank() && *step == 1,
+        Op::Concat(axis) => *axis + 1 == result.rank(),
+        _ => false,
+    }
+}
+
+/// The units in which columns of a dense product are taken and joined, if there is a kernel for them: operands of tensor cores, whose sums threads hold by
+/// eights of columns, and tiles of whole periods.
+fn units(func: &Func, products: &[NodeId], kind: &Kind) -> Option<Units> {
+    let ([product], Kind::Dense(spec)) = (products, kind) else { return None };
+    let ty = &func.nodes[*product].types[0];
+    let is_column = spec.out.last().is_some_and(|l| !spec.lhs.contains(l));
+    let period = ty.shape.last()?.known().filter(|_| is_column)?;
+    let mut unit = period;
+    for node in func.nodes.values().filter(|n| is_of_columns(&n.op, &n.types[0])) {
+        match &node.op {
+            Op::Slice { start, len, .. } => [start, len].into_iter().try_for_each(|d| {
+                unit = common(unit, d.known()?);
+                Some(())
+            })?,
+            Op::Concat(axis) => node.inputs.iter().try_for_each(|v| {
+                unit = common(unit, func.ty(*v).shape[*axis].known()?);
+                Some(())
+            })?,
+            _ => {}
+        }
+    }
+    let has_tiling = Tiling::LEGAL.iter().any(|t| t.n % period == 0);
+    (unit % 8 == 0 && has_tiling).then_some(Units { unit, period })
+}
+
+/// The greatest common divisor.
+fn common(a: i64, b: i64) -> i64 {
+    if b == 0 { a } else { common(b, a % b) }
 }
 
 impl<'a> Products<'a> {
@@ -100,6 +141,7 @@ impl<'a> Products<'a> {
                 _ if inside.iter().any(|v| v.node == id) => false,
                 Op::Map(_) | Op::Cast(_) if !private => below,
                 Op::Broadcast { .. } if !private && !below => false,
+                op if is_of_columns(op, &node.types[0]) && node.inputs.iter().all(|v| above[v.node.0 as usize]) => true,
                 _ => return None,
             };
             if matches!(node.op, Op::Map(_) | Op::Cast(_) | Op::Broadcast { .. }) && !inside.iter().any(|v| v.node == id) {
@@ -117,7 +159,10 @@ impl<'a> Products<'a> {
         let held = Epilogue::fits(func.ty(x).dtype, products.len(), &mapped);
         let fits =
             held && products.len() <= MOST_MATRICES && ty.dtype != DType::E4M3 && func.outputs.iter().all(|o| given(o.value));
-        let found = Products { func, products, kind, x, matrices, operands };
+        let by_columns = func.nodes.values().any(|n| is_of_columns(&n.op, &n.types[0]));
+        let narrow = matches!(func.ty(x).dtype, DType::BF16 | DType::F16);
+        let units = if by_columns { Some(units(func, &products, &kind).filter(|_| narrow && mapped.len() == 1)?) } else { None };
+        let found = Products { func, products, kind, x, matrices, operands, units };
         // What is summed in parts is whole nowhere to be mapped.
         (fits && found.dense_extents().is_none_or(|(_, e)| Product::parts_of(found.dtype(), &e) == 1)).then_some(found)
     }
@@ -192,49 +237,63 @@ pub(super) struct Maps<'a> {
     pub loops: &'a [Vec<usize>],
     /// Where it is, and what is there.
     pub element: &'a Element,
-    /// What was computed there, its axes being these of the result.
-    pub known: Vec<(Value, Vec<usize>, Expr)>,
+    /// If columns are mapped with others: how they lie.
+    pub units: Option<Units>,
+    /// What was computed there, its axes being these of the result, so many units further on.
+    pub known: Vec<(Value, Vec<usize>, i64, Expr)>,
 }
 
 impl Maps<'_> {
-    /// The value at the element, its axes being these of the result.
-    pub(super) fn eval(&mut self, b: &mut Build, v: Value, axes: &[usize]) -> Expr {
-        if let Some((.., e)) = self.known.iter().find(|(x, of, _)| *x == v && of == axes) {
+    /// The value at the element, its axes being these of the result; by units, at the `k`th of its own.
+    pub(super) fn eval(&mut self, b: &mut Build, v: Value, axes: &[usize], k: i64) -> Expr {
+        if let Some((.., e)) = self.known.iter().find(|(x, of, at, _)| *x == v && of == axes && *at == k) {
             return e.clone();
         }
         let (func, node) = (self.func, self.func.def(v));
+        let units = |d: &Dim| d.known().zip(self.units).map_or(0, |(n, u)| n / u.unit);
         let e = match &node.op {
             Op::Contract(_) | Op::GroupedContract { .. } | Op::Attend(_) => {
                 let i = self.sums.iter().position(|p| *p == v).expect("what the kernel sums");
-                self.element.products[i].clone()
+                self.element.products[i + k as usize].clone()
             }
             Op::Arg(_) => {
                 let i = self.operands.iter().position(|o| *o == v).expect("an operand of the maps");
-                let index = self.index(b, i, axes);
+                let index = self.index(b, i, axes, k);
                 Expr::load(self.element.operands[i], index)
             }
             Op::Const(c, dtype) => constant(*c, *dtype),
-            Op::Map(f) => Expr::Map(*f, node.inputs.iter().map(|x| self.eval(b, *x, axes)).collect()),
+            Op::Map(f) => Expr::Map(*f, node.inputs.iter().map(|x| self.eval(b, *x, axes, k)).collect()),
             Op::Cast(to) => {
-                let x = self.eval(b, node.inputs[0], axes);
+                let x = self.eval(b, node.inputs[0], axes, k);
                 if func.ty(node.inputs[0]).dtype == *to { x } else { x.cast(*to) }
             }
             Op::Broadcast { axes: of, .. } => {
                 let inner: Vec<usize> = of.iter().map(|a| axes[*a]).collect();
-                self.eval(b, node.inputs[0], &inner)
+                let same = inner.last() != axes.last();
+                self.eval(b, node.inputs[0], &inner, if same { 0 } else { k })
+            }
+            Op::Slice { start, .. } => self.eval(b, node.inputs[0], axes, k + units(start)),
+            Op::Concat(axis) => {
+                let (mut part, mut rest) = (0, k);
+                while rest >= units(&func.ty(node.inputs[part]).shape[*axis]) {
+                    rest -= units(&func.ty(node.inputs[part]).shape[*axis]);
+                    part += 1;
+                }
+                self.eval(b, node.inputs[part], axes, rest)
             }
             op => base::bug!("{} is no map", op.name()),
         };
         let e = b.bind(e);
-        self.known.push((v, axes.to_vec(), e.clone()));
+        self.known.push((v, axes.to_vec(), k, e.clone()));
         e
     }
-    /// Where operand `i` has the element, its axes being these of the result.
-    fn index(&self, b: &mut Build, i: usize, axes: &[usize]) -> Expr {
+    /// Where operand `i` has the element, its axes being these of the result, `k` units further on.
+    fn index(&self, b: &mut Build, i: usize, axes: &[usize], k: i64) -> Expr {
         let (view, shape) = (&self.views[i], self.shape);
         let stride = |axis: &usize| axes.iter().position(|a| a == axis).map_or(Dim::from(0), |at| view.strides[at].clone());
         let mut index = Expr::int(0);
-        for (through, at) in self.loops.iter().zip(&self.element.at) {
+        let further = |place: usize| if place + 1 == self.loops.len() { self.units.map_or(0, |u| k * u.unit) } else { 0 };
+        for (place, (through, at)) in self.loops.iter().zip(&self.element.at).enumerate() {
             // Neighbouring axes that are one in the operand are not told apart.
             let mut parts: Vec<(Dim, Dim)> = Vec::new();
             for (extent, stride) in through.iter().map(|axis| (shape[*axis].clone(), stride(axis))) {
@@ -243,15 +302,15 @@ impl Maps<'_> {
                     None => parts.push((extent, stride)),
                 }
             }
-            let mut rest = at.clone();
-            for (k, (extent, stride)) in parts.iter().enumerate().rev() {
+            let mut rest = at.clone() + Expr::int(further(place));
+            for (outer, (extent, stride)) in parts.iter().enumerate().rev() {
                 let extent = b.dim(extent);
-                let part = if k == 0 { rest.clone() } else { Expr::rem(rest.clone(), extent.clone()) };
+                let part = if outer == 0 { rest.clone() } else { Expr::rem(rest.clone(), extent.clone()) };
                 if !stride.is(0) {
                     let stride = b.dim(stride);
                     index = index + b.bind(part) * stride;
                 }
-                if k > 0 {
+                if outer > 0 {
                     rest = b.bind(Expr::floor_div(rest, extent));
                 }
             }
@@ -295,7 +354,8 @@ impl Lowerer<'_> {
         let operands: Vec<Operand> = p.operands.iter().zip(&seen).map(source).collect();
         let read = seen.iter().zip(&operands).filter(|(_, of)| matches!(of, Operand::Read(..)));
         let read: Vec<library::View> = read.map(|(v, _)| v.at.clone()).collect();
-        let mut epilogue = Epilogue { taken: None, matrices: p.products.len(), operands, results, map: None };
+        let mut epilogue =
+            Epilogue { taken: None, matrices: p.products.len(), operands, results, map: None, units: p.units };
         let maps = |loops: Vec<Vec<usize>>| {
             let (seen, mapped, all, sums) = (&seen, &mapped, &all, &sums);
             move |build: &mut Build, element: &Element| {
@@ -307,9 +367,11 @@ impl Lowerer<'_> {
                     shape: &p.result().shape,
                     loops: &loops,
                     element,
+                    units: p.units,
                     known: Vec::new(),
                 };
-                mapped.iter().map(|v| maps.eval(build, *v, all)).collect::<Vec<Expr>>()
+                let units = p.units.map_or(1, Units::count);
+                mapped.iter().flat_map(|v| (0..units).map(|k| maps.eval(build, *v, all, k)).collect::<Vec<_>>()).collect::<Vec<Expr>>()
             }
         };
         let (kernel, mut views) = match p.kind {
@@ -319,7 +381,12 @@ impl Lowerer<'_> {
                 let at = |of: &Vec<char>| {
                     of.iter().map(|l| spec.out.iter().position(|o| o == l).expect("a letter of the result")).collect()
                 };
-                let loops = letters.batch.iter().chain([&letters.rows, &letters.cols]).map(at).collect();
+                let mut loops: Vec<Vec<usize>> = letters.batch.iter().chain([&letters.rows, &letters.cols]).map(at).collect();
+                if p.units.is_some() {
+                    let columns = loops.last_mut().expect("columns");
+                    let last = columns.pop();
+                    loops.push(last.into_iter().collect());
+                }
                 let map = maps(loops);
                 epilogue.map = Some(&map);
                 let mut views = vec![gemms[0].a.clone()];
@@ -389,6 +456,10 @@ impl Lowerer<'_> {
         let of = |spec: &Contract, views: &[StridedView]| {
             let all =
                 views[1..].iter().map(|w| gemm_of(spec, p.dtype(), [&views[0], w, c], false)).collect::<Option<Vec<_>>>()?;
+            // Periods are of neighbouring columns.
+            if p.units.is_some() && all[0].1.cols.last() != spec.out.last() {
+                return None;
+            }
             let lie = |(g, letters): &(Gemm, Letters)| (g.strides.clone(), g.batch.clone(), letters.clone());
             let letters = all[0].1.clone();
             all.iter().all(|x| lie(x) == lie(&all[0])).then(|| (all.into_iter().map(|(g, _)| g).collect(), letters))

@@ -564,6 +564,88 @@ fn maps_of_dense_products_are_one_kernel() {
     });
 }
 
+/// Rotary positions of the last columns of each head, after `kept` others: halves of f32 with tables of angles, joined and rounded.
+fn rotated(b: &mut Builder, q: Value, [cos, sin]: [Value; 2], kept: i64) -> Value {
+    let shape = b.func.ty(q).shape.clone();
+    let (axis, width) = (shape.len() - 1, shape[shape.len() - 1].known().expect("a number"));
+    let half = (width - kept) / 2;
+    let columns = |b: &mut Builder, start: i64, len: i64| {
+        b.op(Op::Slice { axis, start: Dim::from(start), len: Dim::from(len), step: 1 }, &[q])
+    };
+    let [x, y] = [kept, kept + half].map(|start| {
+        let part = columns(b, start, half);
+        b.cast(part, F32)
+    });
+    let of_half = b.func.ty(x).shape.clone();
+    let [c, s] = [cos, sin].map(|table| b.broadcast(table, &of_half, &[1, axis]));
+    let [xc, ys, yc, xs] = [(x, c), (y, s), (y, c), (x, s)].map(|(a, z)| b.mul(a, z));
+    let (first, second) = (b.map(MapFn::Sub, &[xc, ys]), b.add(yc, xs));
+    let dtype = b.func.ty(q).dtype;
+    if kept == 0 {
+        let both = b.op(Op::Concat(axis), &[first, second]);
+        return b.cast(both, dtype);
+    }
+    let parts = [first, second].map(|v| b.cast(v, dtype));
+    let before = columns(b, 0, kept);
+    b.op(Op::Concat(axis), &[before, parts[0], parts[1]])
+}
+
+#[test]
+fn columns_are_mapped_with_others_of_their_head() {
+    // Positions rotated after a bias; matrices that lie either way, heads that fill a tile, and that do not; rows for several tiles.
+    let tables = |half: i64| [format!("f32[T, {half}]"), format!("f32[T, {half}]")];
+    for (heads, width, kept, transposed, t) in [(3, 16, 0, true, 67), (2, 64, 0, false, 5), (5, 64, 32, true, 3), (3, 32, 16, false, 4)] {
+        let w = if transposed { format!("bf16[{heads}, {width}, 16]") } else { format!("bf16[16, {heads}, {width}]") };
+        let [c, s] = tables((width - kept) / 2);
+        let args = ["bf16[B, T, 16]", &w, &c, &s, &format!("bf16[{heads}, {width}]")];
+        let build = |b: &mut Builder, a: &[Value]| {
+            let q = b.contract(if transposed { "btd,hkd->bthk" } else { "btd,dhk->bthk" }, a[0], a[1]);
+            let shape = b.func.ty(q).shape.clone();
+            let bias = b.broadcast(a[4], &shape, &[2, 3]);
+            let q = b.add(q, bias);
+            (Vec::new(), vec![rotated(b, q, [a[2], a[3]], kept)])
+        };
+        let kernels = of_products(&args, &[("B", 2), ("T", t)], &build).expect("it has a kernel");
+        assert_eq!(kernels.iter().map(names).collect::<Vec<_>>(), [["a", "b", "z0", "z1", "z2", "y"]], "{args:?}");
+    }
+    // The product is wanted besides, and what is widened is multiplied as it is; heads that each have rows of their own.
+    let args = ["bf16[B, T, 3, 16]", "bf16[3, 16, 32]", "f32[T, 16]", "f32[T, 16]"];
+    let build = |b: &mut Builder, a: &[Value]| {
+        let (x, w) = (b.cast(a[0], F32), b.cast(a[1], F32));
+        let q = b.contract("bthd,hdk->bthk", x, w);
+        let y = rotated(b, q, [a[2], a[3]], 0);
+        (Vec::new(), vec![b.cast(y, BF16), q])
+    };
+    let kernels = of_products(&args, BT, &build).expect("it has a kernel");
+    assert_eq!(kernels.iter().map(names).collect::<Vec<_>>(), [["a", "b", "z0", "z1", "y0", "y1"]]);
+}
+
+#[test]
+fn columns_that_no_kernel_maps_with_others_are_taken_apart() {
+    // Halves of four columns, heads of which no tile has whole ones, operands without tensor cores, rows for columns, and a slice of what is not computed.
+    for (way, (dtype, width)) in [("bf16", 8), ("bf16", 80), ("f32", 16), ("bf16", 16), ("bf16", 16)].into_iter().enumerate() {
+        let rows = if way == 3 { format!("{dtype}[3, {width}, 16]") } else { format!("{dtype}[16, 3, {width}]") };
+        let half = format!("f32[T, {}]", width / 2);
+        let args = [&format!("{dtype}[B, T, 16]"), &rows, &half, &half, &format!("f32[B, T, 3, {}]", width)];
+        let kernels = of_products(&args.map(|s| s.as_str()), BT, &|b, a| {
+            let q = match way {
+                3 => b.contract("hkd,btd->bthk", a[1], a[0]),
+                _ => b.contract("btd,dhk->bthk", a[0], a[1]),
+            };
+            let y = rotated(b, q, [a[2], a[3]], 0);
+            if way < 4 {
+                return (Vec::new(), vec![y]);
+            }
+            let columns = |start: i64| Op::Slice { axis: 3, start: Dim::from(start), len: Dim::from(8), step: 1 };
+            let [low, high] = [0, 8].map(|start| b.op(columns(start), &[a[4]]));
+            let turned = b.op(Op::Concat(3), &[high, low]);
+            let turned = b.cast(turned, BF16);
+            (Vec::new(), vec![b.add(y, turned)])
+        });
+        assert!(kernels.is_none(), "{way}");
+    }
+}
+
 #[test]
 fn mapped_products_are_added_where_a_gradient_is() {
     // Of so few terms that no product is taken in parts. In a loop the turn's part of a stack is added to; a sum that replaces an argument is computed in its place, if nothing else reads that there.

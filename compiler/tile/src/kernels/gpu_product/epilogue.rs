@@ -31,6 +31,22 @@ pub enum Operand {
     Replaced(usize),
 }
 
+/// How columns that are mapped with others lie: in periods, as of a head, of units of as many each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Units {
+    /// Columns of a unit.
+    pub unit: i64,
+    /// Columns of a period, a multiple of that.
+    pub period: i64,
+}
+
+impl Units {
+    /// Units of a period.
+    pub fn count(self) -> i64 {
+        self.period / self.unit
+    }
+}
+
 /// How products begin and end.
 pub struct Epilogue<'a> {
     /// If rows of x are taken by index: how many x has. Of ragged rows alone.
@@ -41,24 +57,28 @@ pub struct Epilogue<'a> {
     pub operands: Vec<Operand>,
     /// What is stored, and as what.
     pub results: Vec<(Given, DType)>,
-    /// What is computed at an element.
+    /// What is computed at an element; by units, the one mapped result in each.
     pub map: Option<&'a dyn Fn(&mut Build, &Element) -> Vec<Expr>>,
+    /// If columns of the one dense product are mapped with others. Tiles are of whole periods then.
+    pub units: Option<Units>,
 }
 
 /// Where a map is.
 pub struct Element {
-    /// The products there, each rounded to the dtype.
+    /// The products there, each rounded to the dtype; by units, the one in each.
     pub products: Vec<Expr>,
     /// What else it may read.
     pub operands: Vec<Mem>,
-    /// Its place in each axis of the batch, then the row and the column; of an element outside of the result, others that are inside.
+    /// Its place in each axis of the batch, then the row and the column; of an element outside of the result, others that are inside. By units in place of
+    /// the column that of the period, and the place in the first unit.
     pub at: Vec<Expr>,
 }
 
 impl Epilogue<'_> {
     /// One product, stored as it is.
     pub(super) fn none(result: DType) -> Epilogue<'static> {
-        Epilogue { taken: None, matrices: 1, operands: Vec::new(), results: vec![(Given::Product(0), result)], map: None }
+        let results = vec![(Given::Product(0), result)];
+        Epilogue { taken: None, matrices: 1, operands: Vec::new(), results, map: None, units: None }
     }
     /// Scratch of so many elements for the mapped results: where the sums were, if those are as many, else of their own, narrow if all are: two in a
     /// register.
@@ -163,6 +183,11 @@ impl Tile<'_> {
             }
         }
         let Some(map) = epilogue.map else { return };
+        if let Some(units) = epilogue.units {
+            let [(y, adds)] = mapped[..] else { base::bug!("columns are mapped to one result") };
+            self.map_units(b, units, &|b, element| map(b, element), operands, (y, adds));
+            return y.copy(b, held[0], sizes, self.at, self.batch, true);
+        }
         b.each(Expr::int(self.t.m * self.t.n), |b, e| {
             let products = self.sums.iter().map(|s| b.bind(Expr::load(*s, e.clone()).cast(self.dtype))).collect();
             let within = self.place(b, &e);
@@ -180,5 +205,40 @@ impl Tile<'_> {
         for ((y, _), held) in mapped.into_iter().zip(held) {
             y.copy(b, *held, sizes, self.at, self.batch, true);
         }
+    }    /// Maps columns with others of their period: a turn takes the same column of each unit, and leaves the results where the sums were.
+    fn map_units(
+        &self,
+        b: &mut Build,
+        units: Units,
+        map: &dyn Fn(&mut Build, &Element) -> Vec<Expr>,
+        operands: &[Mem],
+        (y, adds): (&Matrix, bool),
+    ) {
+        let (sums, across) = (self.sums[0], Expr::int(self.t.n / units.count()));
+        let [unit, period] = [units.unit, units.period].map(Expr::int);
+        b.each(Expr::int(self.t.m) * across.clone(), |b, e| {
+            let place = |k: i64| Expr::in_unit(e.clone(), [units.unit, units.period], k);
+            let products = (0..units.count()).map(|k| b.bind(Expr::load(sums, place(k)).cast(self.dtype))).collect();
+            let row = b.bind(self.at[0].clone() + Expr::floor_div(e.clone(), across.clone()));
+            let first = b.bind(Expr::floor_div(self.at[1].clone(), period.clone()));
+            let number = b.bind(first + Expr::floor_div(Expr::rem(e.clone(), across.clone()), unit.clone()));
+            let within = |b: &mut Build, i: usize, at: &Expr, end: Expr| {
+                if self.whole[i] { at.clone() } else { b.bind(Expr::minimum(at.clone(), end - Expr::int(1))) }
+            };
+            let row = within(b, 0, &row, self.extents[0].clone());
+            let number = within(b, 1, &number, Expr::floor_div(self.extents[1].clone(), period.clone()));
+            let column = b.bind(Expr::rem(e.clone(), unit));
+            let at = self.batch.iter().chain([&row, &number, &column]).cloned().collect();
+            let values = map(b, &Element { products, operands: operands.to_vec(), at });
+            let sum = |(k, v): (usize, Expr)| {
+                let column = number.clone() * period.clone() + column.clone() + Expr::int(k as i64 * units.unit);
+                if adds { Expr::load(y.mem, y.place(&[row.clone(), column], self.batch)) + v } else { v }
+            };
+            let values: Vec<Expr> = values.into_iter().enumerate().map(sum).collect();
+            let values: Vec<Expr> = values.into_iter().map(|v| b.bind(v)).collect();
+            for (k, v) in values.into_iter().enumerate() {
+                b.store(sums, place(k as i64), v);
+            }
+        });
     }
 }

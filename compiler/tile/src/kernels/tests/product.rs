@@ -202,7 +202,7 @@ fn gated_products_of_ragged_rows() {
         let results = [Given::Map, Given::Product(0), Given::Product(1)].map(|r| (r, dtype));
         let results = results[..if kept { 3 } else { 1 }].to_vec();
         let taken_of = taken.map(Dim::from);
-        let epilogue = Epilogue { taken: taken_of, matrices: 2, operands: Vec::new(), results, map: Some(&gate) };
+        let epilogue = Epilogue { taken: taken_of, matrices: 2, operands: Vec::new(), results, map: Some(&gate), units: None };
         let kernel = gpu_grouped_map(&p, &epilogue, None);
         assert_eq!(verify(&kernel), Vec::<String>::new());
         let dims: DimEnv = [("R".into(), rows)].into_iter().collect();
