@@ -585,7 +585,12 @@ impl Scan<'_> {
                         [&body[..g.at], &body[g.at + 1..]].into_iter().for_each(|b| self.stmts(b, At::Elems(*var, -1)));
                     } else {
                         let count = hi.known().unwrap_or(-1);
-                        self.stmts(body, units_of(body).filter(|_| loads_first(body)).map_or(At::Elems(*var, count), |u| At::Units(*var, count, u)));
+                        self.stmts(
+                            body,
+                            units_of(body)
+                                .filter(|_| loads_first(body))
+                                .map_or(At::Elems(*var, count), |u| At::Units(*var, count, u)),
+                        );
                         self.alike(body);
                     }
                 }

@@ -11,7 +11,7 @@ use tile::{
         domain::Problem,
         gpu_attend::{self, Ending, gpu_attend, gpu_attend_map},
         gpu_attend_grad::{self, gpu_attend_grad_keys},
-        gpu_product::{Element, Product, gpu_product},
+        gpu_product::{Element, Epilogue, Given, Operand, Product, Units, gpu_product, gpu_product_map},
     },
 };
 
@@ -204,6 +204,35 @@ fn large_products_run_on_warp_groups() {
     assert!(launch.maps.is_empty());
     let (text, _) = ptx(&dense(DType::F32, [64, 64, 64], true));
     check(&text, "check: cp.async.cg\ncheck: fma.rn.f32\nnot: mma");
+}
+
+#[test]
+fn columns_meet_others_of_their_head_in_registers() {
+    // Halves of heads of 64, rotated by a table that has a number for each row and each column of a half.
+    let rotated = |aligned: bool| {
+        let [m, n, k] = [256, 512, 1024].map(Dim::from);
+        let table = Operand::Read(DType::F32, m.clone() * Dim::from(32));
+        let map = |b: &mut Build, e: &Element| {
+            let [row, _, column] = &e.at[..] else { panic!("a row, a head, a column") };
+            let at = b.bind(row.clone() * Expr::int(32) + column.clone());
+            let c = b.bind(Expr::load(e.operands[0], at));
+            let [x, y] = [0, 1].map(|i| e.products[i].clone());
+            vec![x.clone() * c.clone() - y.clone(), y * c + x]
+        };
+        let strides = [k.clone(), Dim::from(1), Dim::from(1), k.clone(), n.clone(), Dim::from(1)];
+        let (dtype, aligned, extents) = (DType::BF16, [aligned; 3], [m, n, k]);
+        let p = Product { dtype, result: dtype, extents, strides, batch: Vec::new(), accumulate: false, parts: 1, aligned };
+        let (results, units) = (vec![(Given::Map, dtype)], Some(Units { unit: 32, period: 64 }));
+        gpu_product_map(&p, &Epilogue { taken: None, matrices: 1, operands: vec![table], results, map: Some(&map), units }, None)
+    };
+    let (text, launch) = ptx(&rotated(true));
+    check(&text, "check: wgmma.mma_async.sync.aligned.m64n256k16\ncheck: ld.global.nc\ncheck: st.global.v4.b32\nnot: st.shared");
+    // A thread has two rows, and of each the same eight columns of four heads: they share what they load.
+    assert_eq!((launch.threads, launch.workspace, text.matches("ld.global.nc").count()), (384, 0, 16));
+    // Where threads do not hold all of a row, sums are in shared memory.
+    let (text, launch) = ptx(&rotated(false));
+    check(&text, "check: mma.sync.aligned.m16n8k16\ncheck: st.shared\nnot: wgmma");
+    assert_eq!(launch.workspace, 0);
 }
 
 fn attention(dtype: DType, d: i64) -> Problem {

@@ -145,6 +145,8 @@ impl<'a> Cone<'a> {
             Op::Const(..) => true,
             Op::Broadcast { .. } => self.site.ty_of(of[0]).rank() < rank,
             Op::Slice { .. } | Op::Concat(_) => self.is_of_columns(class, op, of),
+            // A table of angles is stored once, not computed in each tile.
+            op if is_map(op) && !self.columns.is_empty() && rank < self.site.ty.rank() => false,
             op => is_map(op) && !of.iter().any(|c| self.open.contains(&self.site.egraph.find(*c))),
         };
         // Some columns of what was summed are there; what else is equal to them is not.

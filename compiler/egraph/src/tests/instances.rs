@@ -30,6 +30,27 @@ fn slice(b: &mut Builder, x: Value, axis: usize, start: i64, len: i64) -> Value 
     b.op(Op::Slice { axis, start: Dim::from(start), len: Dim::from(len), step: 1 }, &[x])
 }
 
+/// Positions of heads `[b, t, h, d]` rotated, but for some columns before them: halves of f32, each with tables of angles.
+fn rotated(b: &mut Builder, q: Value, [cos, sin]: [Value; 2], kept: i64) -> Value {
+    let half = (6 - kept) / 2;
+    let [x, y] = [kept, kept + half].map(|start| {
+        let part = slice(b, q, 3, start, half);
+        b.cast(part, DType::F32)
+    });
+    let of_half = shape(b, x);
+    let [c, s] = [cos, sin].map(|table| b.broadcast(table, &of_half, &[1, 3]));
+    let [xc, ys, yc, xs] = [(x, c), (y, s), (y, c), (x, s)].map(|(a, z)| b.mul(a, z));
+    let (first, second) = (b.map(MapFn::Sub, &[xc, ys]), b.add(yc, xs));
+    let dtype = b.func.ty(q).dtype;
+    if kept == 0 {
+        let both = b.op(Op::Concat(3), &[first, second]);
+        return b.cast(both, dtype);
+    }
+    let parts = [first, second].map(|v| b.cast(v, dtype));
+    let before = slice(b, q, 3, 0, kept);
+    b.op(Op::Concat(3), &[before, parts[0], parts[1]])
+}
+
 fn attend(b: &mut Builder, domain: Domain, operands: &[Value]) -> Vec<Value> {
     b.node(Op::Attend(Attend { domain, scale: Scalar::new(0.5) }), operands)
 }
@@ -466,6 +487,18 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
             vec![b.op(Op::Reduce(ReduceFn::Sum, vec![1]), &[h]), e, u, b.add(a[7], y)]
         },
     ),
+    // Positions of heads: halves rotated against each other after a bias, and with columns before them that stay; what is rotated is wanted besides.
+    (
+        "map-of-contract-columns",
+        &["float B T K", "float K 2 6", "float 2 6", "f32 T 3", "f32 T 3", "f32 T 2", "f32 T 2"],
+        |b, a| {
+            let q = b.contract("btd,dhk->bthk", a[0], a[1]);
+            let all = shape(b, q);
+            let bias = b.broadcast(a[2], &all, &[2, 3]);
+            let q = b.add(q, bias);
+            vec![rotated(b, q, [a[3], a[4]], 0), rotated(b, q, [a[5], a[6]], 2), q]
+        },
+    ),
     ("reduce-of-streamed", &["float B K", "float 4100 K", "f32 B"], |b, a| {
         let w = b.transpose(a[1], &[1, 0]);
         let z = b.contract("bk,kn->bn", a[0], w);
@@ -587,6 +620,25 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
         let y = b.contract("bk,km->bm", x, a[1]);
         vec![b.op(Op::Reduce(ReduceFn::Max, vec![0]), &[y])]
     }),
+    ("columns of two products", &["map-of-contract-columns"], &["f32 B T K", "f32 K 2 6", "f32 K 2 6"], |b, a| {
+        let [p, q] = [a[1], a[2]].map(|w| b.contract("btd,dhk->bthk", a[0], w));
+        let [p, q] = [(p, 0), (q, 3)].map(|(v, start)| slice(b, v, 3, start, 3));
+        let both = b.op(Op::Concat(3), &[p, q]);
+        vec![b.op(Op::Reduce(ReduceFn::Max, vec![3]), &[both])]
+    }),
+    (
+        "rows that are joined, and columns of which some are left out",
+        &["map-of-contract-columns"],
+        &["f32 4 K", "f32 K 6"],
+        |b, a| {
+            let q = b.contract("bd,dk->bk", a[0], a[1]);
+            let [low, high] = [0, 2].map(|start| slice(b, q, 0, start, 2));
+            let turned = b.op(Op::Concat(0), &[high, low]);
+            let [first, last] = [0, 4].map(|start| slice(b, q, 1, start, 2));
+            let fewer = b.op(Op::Concat(1), &[last, first]);
+            vec![b.op(Op::Reduce(ReduceFn::Max, vec![0]), &[turned]), b.op(Op::Reduce(ReduceFn::Max, vec![1]), &[fewer])]
+        },
+    ),
     ("a map of the scores' sums too", &["map-of-attend"], &["f32 B T 2 K", "f32 B T 2 K", "f32 B T 2 M"], |b, a| {
         let o = attend(b, Domain::Full, a);
         let sums = b.cast(o[1], DType::F32);

@@ -276,12 +276,43 @@ fn dense_products_are_mapped_where_they_are_summed_if_there_is_a_kernel() {
     for (name, module, sizes) in [("f32", &shipped, [("B", 64), ("T", 64)]), ("bf16", &narrow, [("B", 4), ("T", 2048)])] {
         let (out, on_host) = (optimized_for(module, true, &sizes), optimized_for(module, false, &sizes));
         let of = |m: &Module, entry: &str| regions(m.func(entry).expect("the entry is there"), false);
-        // The gate, and both residuals of a layer after its last product.
-        assert_eq!(of(&out, "forward"), [(2, 1, false), (1, 1, false)], "{name}");
+        // The gate, and both residuals of a layer after its last product; positions of queries and of keys, where tensor cores take the product.
+        let rotated: &[(usize, usize, bool)] = if name == "bf16" { &[(1, 1, false); 2] } else { &[] };
+        assert_eq!(of(&out, "forward"), [rotated, &[(2, 1, false), (1, 1, false)]].concat(), "{name}");
         // A gate's two gradients read two operands at the end of a tile, which takes longer than a kernel of their own.
         let grad = of(&out, "grad");
         assert!(!grad.contains(&(1, 2, false)), "{name}: {grad:?}");
         assert_eq!((of(&on_host, "forward"), of(&on_host, "grad")), (Vec::new(), Vec::new()), "{name}");
+    }
+}
+
+#[test]
+fn positions_are_rotated_where_projections_are_summed() {
+    let text = |name: &str| {
+        let path = format!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/{}/model.lode"), name);
+        let text = std::fs::read_to_string(path).expect("it is shipped");
+        text.replace("dims B, T", "dims B, T\nprecision { storage = f32, compute = bf16 }")
+    };
+    // Keys of strata have two heads; in its gradient they stay apart, by cost.
+    for (name, set, in_grad) in [
+        ("llama", "hidden_size=768 num_attention_heads=12 num_key_value_heads=4 head_dim=64", 2),
+        ("strata", "d=768 heads=12 dh=64", 1),
+    ] {
+        let module = source::compile(&text(name), set);
+        let sizes = [("B", 8), ("T", 2048)];
+        let (out, on_host) = (optimized_for(&module, true, &sizes), optimized_for(&module, false, &sizes));
+        let rotated = |m: &Module, entry: &str| {
+            let all = m.func(entry).expect("the entry is there").nodes.values().filter_map(|n| n.op.body());
+            let regions =
+                all.flat_map(|f| f.nodes.values()).filter_map(|n| if let Op::Fused(r) = &n.op { Some(r) } else { None });
+            // Two halves of a head of one product.
+            let joins = |r: &graph::op::Fused| r.body.nodes.values().any(|n| matches!(n.op, Op::Concat(3)));
+            regions.filter(|r| r.form == graph::op::Form::Product && joins(r)).map(|r| r.body.outputs.len()).collect::<Vec<_>>()
+        };
+        for (entry, count) in [("forward", 2), ("grad", in_grad)] {
+            assert_eq!(rotated(&out, entry), vec![1; count], "{name} {entry}");
+            assert_eq!(rotated(&on_host, entry), [0; 0], "{name} {entry}");
+        }
     }
 }
 

@@ -354,8 +354,7 @@ impl Lowerer<'_> {
         let operands: Vec<Operand> = p.operands.iter().zip(&seen).map(source).collect();
         let read = seen.iter().zip(&operands).filter(|(_, of)| matches!(of, Operand::Read(..)));
         let read: Vec<library::View> = read.map(|(v, _)| v.at.clone()).collect();
-        let mut epilogue =
-            Epilogue { taken: None, matrices: p.products.len(), operands, results, map: None, units: p.units };
+        let mut epilogue = Epilogue { taken: None, matrices: p.products.len(), operands, results, map: None, units: p.units };
         let maps = |loops: Vec<Vec<usize>>| {
             let (seen, mapped, all, sums) = (&seen, &mapped, &all, &sums);
             move |build: &mut Build, element: &Element| {
@@ -371,7 +370,10 @@ impl Lowerer<'_> {
                     known: Vec::new(),
                 };
                 let units = p.units.map_or(1, Units::count);
-                mapped.iter().flat_map(|v| (0..units).map(|k| maps.eval(build, *v, all, k)).collect::<Vec<_>>()).collect::<Vec<Expr>>()
+                mapped
+                    .iter()
+                    .flat_map(|v| (0..units).map(|k| maps.eval(build, *v, all, k)).collect::<Vec<_>>())
+                    .collect::<Vec<Expr>>()
             }
         };
         let (kernel, mut views) = match p.kind {

@@ -594,7 +594,9 @@ fn rotated(b: &mut Builder, q: Value, [cos, sin]: [Value; 2], kept: i64) -> Valu
 fn columns_are_mapped_with_others_of_their_head() {
     // Positions rotated after a bias; matrices that lie either way, heads that fill a tile, and that do not; rows for several tiles.
     let tables = |half: i64| [format!("f32[T, {half}]"), format!("f32[T, {half}]")];
-    for (heads, width, kept, transposed, t) in [(3, 16, 0, true, 67), (2, 64, 0, false, 5), (5, 64, 32, true, 3), (3, 32, 16, false, 4)] {
+    for (heads, width, kept, transposed, t) in
+        [(3, 16, 0, true, 67), (2, 64, 0, false, 5), (5, 64, 32, true, 3), (3, 32, 16, false, 4)]
+    {
         let w = if transposed { format!("bf16[{heads}, {width}, 16]") } else { format!("bf16[16, {heads}, {width}]") };
         let [c, s] = tables((width - kept) / 2);
         let args = ["bf16[B, T, 16]", &w, &c, &s, &format!("bf16[{heads}, {width}]")];

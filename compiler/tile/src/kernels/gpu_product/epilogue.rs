@@ -205,7 +205,8 @@ impl Tile<'_> {
         for ((y, _), held) in mapped.into_iter().zip(held) {
             y.copy(b, *held, sizes, self.at, self.batch, true);
         }
-    }    /// Maps columns with others of their period: a turn takes the same column of each unit, and leaves the results where the sums were.
+    }
+    /// Maps columns with others of their period: a turn takes the same column of each unit, and leaves the results where the sums were.
     fn map_units(
         &self,
         b: &mut Build,
