@@ -149,17 +149,9 @@ impl<'t> Model<'t> {
         let (body, t) = (&region.body, self.tuning);
         let job = valued(&products.work(), sizes);
         let bytes = |ty: &TensorType| value(&ty.elems(), sizes) * ty.dtype.bytes() as f64;
-        let all = |of: &dyn Fn(&graph::Node) -> f64| body.nodes.values().map(of).sum::<f64>();
-        // Operands that are only widened are multiplied as they are.
-        let maps = all(&|n| match &n.op {
-            Op::Map(f) => value(&n.types[0].elems(), sizes) * map_ops(*f) as f64,
-            Op::Cast(_) if !matches!(body.def(n.inputs[0]).op, Op::Arg(_)) => value(&n.types[0].elems(), sizes) * 2.0,
-            _ => 0.0,
-        });
-        let of_sums = |ty: &TensorType| value(&ty.elems(), sizes) * job.dtype.bytes() as f64;
-        let summed = all(&|n| {
-            if matches!(n.op, Op::Contract(_) | Op::GroupedContract { .. }) { of_sums(&n.types[0]) } else { 0.0 }
-        });
+        let is_product = |n: &&graph::Node| matches!(n.op, Op::Contract(_) | Op::GroupedContract { .. });
+        let of_sums = |n: &graph::Node| value(&n.types[0].elems(), sizes) * job.dtype.bytes() as f64;
+        let summed: f64 = body.nodes.values().filter(is_product).map(of_sums).sum();
         let given = products.given().map(bytes).sum::<f64>();
         let traffic = job.bytes() - summed + given;
         let num_products = body.nodes.values().filter(|n| matches!(n.op, Op::Contract(_))).count();
@@ -167,7 +159,21 @@ impl<'t> Model<'t> {
         let [read, beyond] = if many { AT_END_OF_MANY } else { AT_END };
         let measured = self.time(&job) / roofline(t, &job);
         let last = (read * products.read().map(bytes).sum::<f64>() + beyond * (given - summed).max(0.0)) / t.bytes_per_ns;
-        measured * (t.launch_ns + arithmetic(t, &job).max(traffic / t.bytes_per_ns)) + last + maps / t.map_ops_per_ns
+        measured * (t.launch_ns + arithmetic(t, &job).max(traffic / t.bytes_per_ns)) + last + self.maps(sizes, body)
+    }
+
+    /// The time of a region's maps in registers. Operands that are only widened for a product are multiplied as they are.
+    fn maps(&self, sizes: &DimEnv, body: &Func) -> f64 {
+        let mut widened = BTreeSet::new();
+        for n in body.nodes.values().filter(|n| matches!(n.op, Op::Contract(_))) {
+            widened.extend(n.inputs.iter().map(|v| v.node));
+        }
+        let of = |(id, n): (NodeId, &graph::Node)| match &n.op {
+            Op::Map(f) => value(&n.types[0].elems(), sizes) * map_ops(*f) as f64,
+            Op::Cast(_) if !widened.contains(&id) => value(&n.types[0].elems(), sizes) * 2.0,
+            _ => 0.0,
+        };
+        body.nodes.iter().map(of).sum::<f64>() / self.tuning.map_ops_per_ns
     }
 
     /// The time of the attention with its result, the arithmetic of the map, what it reads later than another kernel would, and what is given beyond one
@@ -175,16 +181,10 @@ impl<'t> Model<'t> {
     fn attends_cost(&self, sizes: &DimEnv, region: &graph::op::Fused, attends: &Attends) -> f64 {
         let (body, t) = (&region.body, self.tuning);
         let bytes = |ty: &TensorType| value(&ty.elems(), sizes) * ty.dtype.bytes() as f64;
-        let of_map = |n: &graph::Node| match &n.op {
-            Op::Map(f) => value(&n.types[0].elems(), sizes) * map_ops(*f) as f64,
-            Op::Cast(_) => value(&n.types[0].elems(), sizes) * 2.0,
-            _ => 0.0,
-        };
-        let maps: f64 = body.nodes.values().map(of_map).sum();
         let beyond = (attends.given().map(bytes).sum::<f64>() - bytes(attends.result())).max(0.0);
         let late = AT_END_OF_ATTENTION[usize::from(attends.shares_processors())];
         let last = (late * attends.read().map(bytes).sum::<f64>() + AT_END[1] * beyond) / t.bytes_per_ns;
-        self.time(&valued(&attends.work(), sizes)) + last + maps / t.map_ops_per_ns
+        self.time(&valued(&attends.work(), sizes)) + last + self.maps(sizes, body)
     }
 
     /// The steps of a loop over chunks. What a chunk's steps hand to each other is in cache: between them there is arithmetic and no traffic.

@@ -615,11 +615,12 @@ impl Lowerer<'_> {
         }
         let scene = Scene { func: b.func, grouping: &b.grouping, places: &b.places };
         let mut fused = fuse_many(&scene, &targets);
-        if fused.target_conflicts {
-            // It reads a target at other places than it writes: compute aside, copy at the end, but before other outputs get the value
+        let conflicts = |(conflicts, _): &(bool, _)| *conflicts;
+        if fused.target_conflicts.contains(&true) {
+            // It reads a target at other places than it writes: compute that aside, copy at the end, but before other outputs get the value
             // from the target.
             let mut copies = Vec::new();
-            for (v, target, add) in &mut targets {
+            for (_, (v, target, add)) in fused.target_conflicts.into_iter().zip(&mut targets).filter(conflicts) {
                 let aside = self.alloc(b.func.ty(*v), false, b.depth);
                 self.copy(&mut copies, &aside, target, b.func.ty(*v).dtype, *add);
                 (*target, *add) = (aside, false);

@@ -982,13 +982,20 @@ fn sums_of_many_rows_by_index_are_sorted_first() {
     for (args, batch, n, t, spread) in
         [(plain, 0, 2, 200, 1), (of_batches, 1, 150, 40, 1), (plain, 0, 70_000, 9, 30_000), (plain, 0, 5, 0, 1)]
     {
-        check(&args, &[("T", t)], |b, a| {
-            let shape = b.func.ty(a[0]).shape.clone();
-            let times = b.constant(f64::from(spread), I32);
-            let times = b.broadcast(times, &shape, &[]);
-            let index = b.mul(a[0], times);
-            vec![b.op(Op::ScatterAdd { batch, n: Dim::from(n) }, &[index, a[1]])]
-        });
+        let mut f = Func::new("f");
+        let a = args.map(|of| f.arg(of, Role::Input, ty(of)));
+        let b = &mut Builder::new(&mut f);
+        let shape = b.func.ty(a[0]).shape.clone();
+        let times = b.constant(f64::from(spread), I32);
+        let times = b.broadcast(times, &shape, &[]);
+        let index = b.mul(a[0], times);
+        let sums = b.op(Op::ScatterAdd { batch, n: Dim::from(n) }, &[index, a[1]]);
+        f.output("sums", Role::Result, sums);
+        compare(f.clone(), &[("T", t)]);
+        let l = on_gpu(&f);
+        let kernels: Vec<&str> = l.kernels.iter().map(|k| k.name.as_str()).filter(|n| n.contains("scatter")).collect();
+        let sorts = |what: &str| kernels.iter().any(|n| n.contains(&format!("scatter_{what}")));
+        assert!(["count", "place", "sum", "join"].into_iter().all(sorts), "{kernels:?}");
     }
 }
 
@@ -1095,7 +1102,11 @@ fn joined_maps_do_not_write_over_what_is_still_read() {
     let new_a = b.map(MapFn::Exp, &[both]);
     f.output("c", Role::Param, new_c);
     f.output("a", Role::Param, new_a);
-    compare(f, &[]);
+    compare(f.clone(), &[]);
+    // One kernel, and a copy of what is read at other elements than it is written at; the other is written in its place.
+    let is_copy = |s: &library::Step| matches!(s, library::Step::Copy { .. });
+    let steps = &on_gpu(&f).entries[0].steps;
+    assert_eq!((steps.len(), steps.iter().filter(|s| is_copy(s)).count()), (2, 1), "{steps:#?}");
 }
 
 #[test]
