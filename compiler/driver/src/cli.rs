@@ -316,6 +316,9 @@ pub struct Tune {
     /// The run-time dims to measure for: `B=1,T=128`; by default those of the model's train item.
     #[arg(long, value_delimiter = ',', value_name = "NAME=NUMBER")]
     pub dims: Vec<String>,
+    #[command(flatten)]
+    /// Where it is measured, and for what.
+    pub on: On,
     /// Threads; by default one a core.
     #[arg(long, env = "LODE_THREADS")]
     pub threads: Option<usize>,

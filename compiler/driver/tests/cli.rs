@@ -379,6 +379,11 @@ fn tune_refuses_what_it_cannot_measure() {
     fails(&["tune", &model, "--budget", "soon"], 2, &["--budget"]);
     fails(&["tune", &model, "--dims", "Q=1"], 2, &["no run-time dim Q"]);
     fails(&["tune", &model, "--locked"], 2, &["--locked"]);
+    let table = concat!(env!("CARGO_MANIFEST_DIR"), "/../tile/tuning/sm_90a.txt");
+    fails(&["tune", &model, "--table", table], 2, &["is of sm_90a, what is measured of host"]);
+    if device::gpus().is_err() {
+        fails(&["tune", &model, "--backend", "cuda"], 1, &["E0441"]);
+    }
     let strata = crate::model("strata");
     let data = folder.write("text", &words());
     fails(

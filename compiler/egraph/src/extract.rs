@@ -1,8 +1,9 @@
 //! Picks one e-node for each class so that the program they make, shared values counted once, costs least.
 //!
 //! Two starts: the program as it came, and bottom-up greedy with the set of classes that each choice pulls in. From both a local search, which
-//! switches one choice, or all choices that can read one more product at once, and keeps what lowers the cost of the program. Ties go
-//! to the program as it came, then to the e-node that is first in order.
+//! switches one choice, or all choices that can read one more product at once, and keeps what lowers the cost of the program; a region that maps columns
+//! of a product takes that from others which are joined with it, so it is switched together with these. Ties go to the program as it came, then to the
+//! e-node that is first in order.
 
 use crate::{
     Cost,
@@ -11,7 +12,7 @@ use crate::{
 };
 use base::{Span, TensorType};
 use egg::{EGraph, Id};
-use graph::{Func, Node, NodeId, Op, Value};
+use graph::{Func, Node, NodeId, Op, Value, op::Form};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How an op meets memory.
@@ -346,6 +347,7 @@ impl<'a> Space<'a> {
     fn improve(&self, mut best: Choice, outputs: &[usize], tries: &mut usize) -> (Choice, f64) {
         let mut least = self.total(&best, outputs);
         let groups: Vec<Vec<(usize, u32)>> = (0..self.ids.len()).map(|p| self.readers(p)).filter(|g| !g.is_empty()).collect();
+        let apart = self.apart(&groups);
         loop {
             let before = least;
             let keep = |other: Choice, best: &mut Choice, least: &mut f64| {
@@ -364,6 +366,16 @@ impl<'a> Space<'a> {
                 }
             }
             let needed = self.order(&best, outputs).unwrap_or_default();
+            for (class, i) in &apart.0 {
+                for group in &apart.1 {
+                    if *tries > 0 && needed.contains(class) && best.0[*class] != Some(*i) {
+                        *tries -= 1;
+                        let mut other = best.clone();
+                        group.iter().chain([&(*class, *i)]).for_each(|(c, i)| other.0[*c] = Some(*i));
+                        keep(other, &mut best, &mut least);
+                    }
+                }
+            }
             for class in needed {
                 for i in 0..self.options[class].len() as u32 {
                     if *tries > 0 && best.0[class] != Some(i) {
@@ -378,6 +390,25 @@ impl<'a> Space<'a> {
                 return (best, least);
             }
         }
+    }
+
+    /// Choices that are regions of a product's columns, and what may change with one: readers of a joined product, or a product that is read no more from a
+    /// joined one.
+    fn apart(&self, groups: &[Vec<(usize, u32)>]) -> (Vec<(usize, u32)>, Vec<Vec<(usize, u32)>>) {
+        let all = || self.options.iter().enumerate().flat_map(|(class, of)| (0..).zip(of).map(move |(i, c)| (class, i, c)));
+        let maps_columns = |c: &Candidate| match self.egraph.analysis.op(c.node.head).as_deref() {
+            Some(Op::Fused(r)) => r.form == Form::Product && r.body.nodes.values().any(|n| matches!(n.op, Op::Concat(_))),
+            _ => false,
+        };
+        let regions: Vec<(usize, u32)> = all().filter(|(.., c)| maps_columns(c)).map(|(class, i, _)| (class, i)).collect();
+        if regions.is_empty() {
+            return (regions, Vec::new());
+        }
+        let is_slice = |c: &Candidate| matches!(self.egraph.analysis.op(c.node.head).as_deref(), Some(Op::Slice { .. }));
+        let is_product = |c: &Candidate| matches!(self.egraph.analysis.op(c.node.head).as_deref(), Some(Op::Contract(_)));
+        let own = all().filter(|(class, _, c)| is_product(c) && self.options[*class].iter().any(is_slice));
+        let own: Vec<Vec<(usize, u32)>> = own.map(|(class, i, _)| vec![(class, i)]).collect();
+        (regions, groups.iter().cloned().chain(own).collect())
     }
 
     /// All choices that lead to one class through views alone: what can read it. None for a class that is not computed in memory.

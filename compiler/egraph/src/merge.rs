@@ -10,9 +10,10 @@ use crate::{
 use base::Dim;
 use egg::{EGraph, Id};
 use graph::{Op, op::Contract};
+use std::collections::BTreeSet;
 
 /// What members of a set have in common beside the shared operand.
-#[derive(PartialEq)]
+#[derive(Clone, PartialEq)]
 enum Form {
     /// `x·w` with one column axis in w, last in the result.
     Contract(Contract),
@@ -34,7 +35,7 @@ pub const RULES: [&str; 2] = ["contract-of-shared-operand", "grouped-contract-of
 /// contractions (times: the sets) and of grouped contractions. `rules` are their places in the table; a form without one is left alone.
 pub fn shared_operand(egraph: &mut EGraph<ENode, Facts>, rules: [Option<usize>; 2]) -> [Growth; 2] {
     let mut counts = [Growth::default(); 2];
-    for set in sets(egraph).into_iter().filter(|s| s.members.len() > 1) {
+    for set in with_parts(egraph, sets(egraph)).into_iter().filter(|s| s.members.len() > 1) {
         let grouped = usize::from(matches!(set.form, Form::Grouped { .. }));
         let Some(rule) = rules[grouped] else { continue };
         egraph.analysis.rule = Some(rule);
@@ -75,6 +76,38 @@ fn sets(egraph: &EGraph<ENode, Facts>) -> Vec<Set> {
         }
     }
     sets
+}
+
+/// The sets, and of those of three and more members what is left without one whose columns are mapped with others: a region of its own may be cheaper
+/// (`rules::products`).
+fn with_parts(egraph: &EGraph<ENode, Facts>, sets: Vec<Set>) -> Vec<Set> {
+    let mut all = Vec::new();
+    for set in sets {
+        let apart = set.members.iter().filter(|(class, _)| set.members.len() > 2 && joins_columns(egraph, *class));
+        let without = |out: &(Id, Id)| set.members.iter().copied().filter(|m| m != out).collect();
+        let parts: Vec<Set> = apart.map(|m| Set { x: set.x, form: set.form.clone(), members: without(m) }).collect();
+        all.push(set);
+        all.extend(parts);
+    }
+    all
+}
+
+/// Whether columns of a product are taken, mapped and joined again.
+fn joins_columns(egraph: &EGraph<ENode, Facts>, product: Id) -> bool {
+    let (mut seen, mut open) = (BTreeSet::new(), vec![(egraph.find(product), false)]);
+    while let Some((class, sliced)) = open.pop() {
+        for user in egraph[class].parents() {
+            let Some(op) = egraph.analysis.op(egraph.id_to_node(user).head) else { continue };
+            let user = (egraph.find(user), sliced || matches!(*op, Op::Slice { .. }));
+            match &*op {
+                Op::Concat(_) if sliced => return true,
+                Op::Reshape(_) if sliced => {}
+                Op::Reshape(_) | Op::Slice { .. } | Op::Map(_) | Op::Cast(_) if seen.insert(user) => open.push(user),
+                _ => {}
+            }
+        }
+    }
+    false
 }
 
 /// Whether a product has no batch axes, and one column axis, last in the result.

@@ -53,18 +53,22 @@ fn tune(args: &Tune, format: MessageFormat) -> Result<u8, u8> {
         return Err(USAGE);
     }
     let deadline = Instant::now() + budget;
-    let options = Options { overrides: common::overrides(&args.model)?, ..Options::default() };
+    let gpu = args.on.is_gpu();
+    let options = Options { overrides: common::overrides(&args.model)?, gpu, ..Options::default() };
     let front = common::front(&args.model, &options, format)?;
     let program = front.program.as_ref().expect("checked by `front`");
     let path = args.out.clone().unwrap_or_else(|| common::lock_path(&args.model.file));
+    if let Some(table) = &args.table {
+        known(table, &Tuning::of_target(gpu).target)?;
+    }
     let mut search = Search {
         lock: Tuning {
-            device: device(args.threads),
+            device: if gpu { gpu_name(args.on.device)? } else { device(args.threads) },
             program: Some((program.module.name.clone(), pipeline::program_hash(program))),
             dims: dims(program, &args.dims)?,
             times: BTreeMap::new(),
             tilings: BTreeMap::new(),
-            ..Tuning::of_target(false).clone()
+            ..Tuning::of_target(gpu).clone()
         },
         samples: BTreeMap::new(),
         tried: BTreeMap::new(),
@@ -87,7 +91,7 @@ fn tune(args: &Tune, format: MessageFormat) -> Result<u8, u8> {
             break;
         }
         let library = pipeline::library(program, &module, &every, &front.sources, &options).map_err(back)?;
-        let mut session = common::session(library, args.threads)?;
+        let mut session = common::session_on(library, &args.on, args.threads)?;
         let manifest = session.manifest.clone();
         session.store.initialise(&manifest, 0).map_err(|e| common::fail_with(&e))?;
         let entries: Vec<_> = manifest.entries.iter().filter(|e| !e.is_variant()).collect();
@@ -142,6 +146,23 @@ fn tune(args: &Tune, format: MessageFormat) -> Result<u8, u8> {
 fn device(threads: Option<usize>) -> String {
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     format!("{}, {threads} threads", codegen::host_cpu())
+}
+
+/// The table of a target at a path, if there is one.
+fn known(path: &Path, target: &str) -> Result<Option<Tuning>, u8> {
+    let Ok(text) = std::fs::read_to_string(path) else { return Ok(None) };
+    let table = Tuning::parse(&text, &path.display().to_string()).map_err(|e| common::fail_with(&e))?;
+    if table.target != target {
+        eprintln!("{} is of {}, what is measured of {target}", path.display(), table.target);
+        return Err(USAGE);
+    }
+    Ok(Some(table))
+}
+
+/// What a GPU is called.
+fn gpu_name(number: usize) -> Result<String, u8> {
+    let all = device::gpus().map_err(|e| common::fail_with(&e))?;
+    Ok(all.get(number).map_or_else(|| format!("GPU {number}"), |g| g.name.clone()))
 }
 
 /// The dims given; of others, what the model trains with.
@@ -220,10 +241,11 @@ impl Search {
     /// The table at `path`, or the shipped one, with what was found: the greater rate of both, and the shorter time. What else a machine does
     /// makes times longer and never shorter, so that a table gets better with each run.
     fn table(&self, path: &Path) -> Result<Tuning, u8> {
-        let mut table = match std::fs::read_to_string(path) {
-            Ok(text) => Tuning::parse(&text, &path.display().to_string()).map_err(|e| common::fail_with(&e))?,
-            Err(_) => Tuning { device: self.lock.device.clone(), times: BTreeMap::new(), ..Tuning::of_target(false).clone() },
+        let mut table = match known(path, &self.lock.target)? {
+            Some(table) => table,
+            None => Tuning { program: None, dims: DimEnv::new(), times: BTreeMap::new(), ..self.lock.clone() },
         };
+
         let round = |x: f64| if x < 10.0 { (x * 10.0).round() / 10.0 } else { x.round() };
         if let Some(ns) = self.rates.launch_ns {
             table.launch_ns = round(ns.max(1.0).min(table.launch_ns));

@@ -16,13 +16,18 @@ pub fn rules() -> Vec<Rule> {
     ]
 }
 
-// A cast of moved elements moves cast elements. Towards the operand, which never has more.
+// A cast of moved elements moves cast elements. Towards the operand, which never has more; what is joined is narrowed first.
 fn cast_of_layout(site: &Site) -> Vec<Term> {
     let Op::Cast(dtype) = site.op else { return Vec::new() };
     let mut found = Vec::new();
     for (op, of) in site.defs(site.children[0]) {
         if let Op::Broadcast { .. } | Op::Transpose(_) | Op::Reshape(_) = &*op {
             found.push(Term::of(op.into_owned(), Term::of(Op::Cast(*dtype), of[0])));
+        } else if let Op::Concat(axis) = &*op
+            && dtype.bytes() < site.ty_of(site.children[0]).dtype.bytes()
+        {
+            let parts = of.iter().map(|x| Term::of(Op::Cast(*dtype), *x)).collect();
+            found.push(Term::Op(Op::Concat(*axis), parts));
         }
     }
     found

@@ -620,6 +620,20 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
         let y = b.contract("bk,km->bm", x, a[1]);
         vec![b.op(Op::Reduce(ReduceFn::Max, vec![0]), &[y])]
     }),
+    (
+        "squares of a row, summed, and of a row of a product",
+        &["contract-of-mul-by-row", "contract-of-mul-by-summed", "contract-of-few-choices", "map-of-contracts", "mul-of-sigmoid"],
+        &["f32 B K", "f32 K M"],
+        |b, a| {
+            let y = b.contract("bk,km->bm", a[0], a[1]);
+            [a[0], y]
+                .map(|x| {
+                    let square = b.mul(x, x);
+                    b.op(Op::Reduce(ReduceFn::Sum, vec![1]), &[square])
+                })
+                .to_vec()
+        },
+    ),
     ("columns of two products", &["map-of-contract-columns"], &["f32 B T K", "f32 K 2 6", "f32 K 2 6"], |b, a| {
         let [p, q] = [a[1], a[2]].map(|w| b.contract("btd,dhk->bthk", a[0], w));
         let [p, q] = [(p, 0), (q, 3)].map(|(v, start)| slice(b, v, 3, start, 3));

@@ -288,7 +288,7 @@ pub fn gpu_product_map(p: &Product, epilogue: &Epilogue, tiling: Option<Tiling>)
 }
 
 fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>) -> Kernel {
-    let mut b = Build::new("product");
+    let mut b = Build::new(if epilogue.units.is_some() { "product_of_columns" } else { "product" });
     let [m, n, k] = &p.extents;
     let parts = (Dim::from(p.parts), [Dim::from(0), Dim::from(0), m.clone() * n.clone()]);
     let by_part = if p.parts > 1 { vec![parts] } else { p.batch.clone() };

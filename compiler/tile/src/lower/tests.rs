@@ -1067,6 +1067,26 @@ fn an_optimizer_is_one_kernel_on_a_gpu() {
 }
 
 #[test]
+fn a_residual_and_the_norm_after_it_are_one_kernel_on_a_gpu() {
+    let mut f = Func::new("f");
+    let [x, y] = ["x", "y"].map(|n| f.arg(n, Role::Input, ty("bf16[B, T, 8]")));
+    let b = &mut Builder::new(&mut f);
+    let sum = b.add(x, y);
+    let wide = b.cast(sum, F32);
+    let square = b.mul(wide, wide);
+    let mean = b.sum(square, &[2]);
+    let r = b.map(MapFn::Rsqrt, &[mean]);
+    let shape = b.func.ty(wide).shape.clone();
+    let r = b.broadcast(r, &shape, &[0, 1]);
+    let norm = b.mul(wide, r);
+    let norm = b.cast(norm, BF16);
+    f.output("norm", Role::Result, norm);
+    compare(f.clone(), BT);
+    let l = on_gpu(&f);
+    assert_eq!((l.entries[0].steps.len(), names(&l.kernels[0])), (1, vec!["b0", "b1", "b2"]));
+}
+
+#[test]
 fn maps_are_joined_where_their_order_allows() {
     // Both halves of a gate's gradient; one is read by a product, from which the third comes.
     let l = |late: bool| {
