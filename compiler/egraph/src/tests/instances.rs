@@ -622,7 +622,7 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
     }),
     (
         "squares of a row, summed, and of a row of a product",
-        &["contract-of-mul-by-row", "contract-of-mul-by-summed", "contract-of-few-choices", "map-of-contracts", "mul-of-sigmoid"],
+        &["contract-of-mul-by-row", "contract-of-mul-by-summed", "contract-of-few-choices", "mul-of-sigmoid"],
         &["f32 B K", "f32 K M"],
         |b, a| {
             let y = b.contract("bk,km->bm", a[0], a[1]);
