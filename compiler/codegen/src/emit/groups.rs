@@ -85,7 +85,8 @@ impl Emitter<'_> {
         let first = self.w.bin("muli", group, &columns, "i64");
         let at = self.w.bin("addi", &first, col, "i64");
         self.vars[var.0 as usize] = Slot::Value(at);
-        let elem = Elem { var, columns: g.columns, row: group.to_string(), col: col.to_string(), slot: 0, row_slot: 0 };
+        let (row, col) = (group.to_string(), col.to_string());
+        let elem = Elem { var, columns: g.columns, row, col, slot: 0, row_slot: 0, unit: None };
         self.simt_mut().elem = Some(elem);
         for (i, s) in body.iter().enumerate() {
             if i != g.at {

@@ -470,7 +470,7 @@ fn held(k: &Kernel, body: &[Stmt], products: &[Tiled], first: bool) -> HeldMemor
     let is_row = |i: usize| h.tiles[i].is_none() && k.scratch[i].dtype == DType::F32 && rows == Some(k.scratch[i].elems as i64);
     h.rows = (0..k.scratch.len()).map(|i| is_row(i) && !refused[i]).collect();
     let scan = |h: &HeldMemories, refused: Vec<bool>| {
-        let mut scan = Scan { held: h, rows, refused, row_loops: false, groups: first, warp_groups: first };
+        let mut scan = Scan { held: h, rows, refused, row_loops: false, groups: first };
         scan.stmts(body, At::Outside);
         (scan.refused, scan.row_loops)
     };
@@ -550,10 +550,8 @@ struct Scan<'a> {
     rows: Option<i64>,
     refused: Vec<bool>,
     row_loops: bool,
-    /// Whether warps may sum over groups of rows.
+    /// Whether warp groups hold tiles: then warps may sum over groups of rows, and a thread has the same columns of each eight of a row.
     groups: bool,
-    /// Whether warp groups hold tiles: then a thread has the same columns of each eight of a row.
-    warp_groups: bool,
 }
 
 /// The unit and the period of a loop over the columns of first units.
@@ -585,12 +583,8 @@ impl Scan<'_> {
                         [&body[..g.at], &body[g.at + 1..]].into_iter().for_each(|b| self.stmts(b, At::Elems(*var, -1)));
                     } else {
                         let count = hi.known().unwrap_or(-1);
-                        self.stmts(
-                            body,
-                            units_of(body)
-                                .filter(|_| loads_first(body))
-                                .map_or(At::Elems(*var, count), |u| At::Units(*var, count, u)),
-                        );
+                        let units = units_of(body).filter(|_| loads_first(body));
+                        self.stmts(body, units.map_or(At::Elems(*var, count), |u| At::Units(*var, count, u)));
                         self.alike(body);
                     }
                 }
@@ -620,7 +614,7 @@ impl Scan<'_> {
                 At::Units(v, count, [unit, period]) => {
                     let whole = period % unit == 0 && n % period == 0 && count * period == m * n * unit;
                     let is_place = |(w, units, k)| w == v && units == [unit, period] && k * unit < period;
-                    self.warp_groups && unit % 8 == 0 && whole && index.as_in_unit().is_some_and(is_place)
+                    self.groups && unit % 8 == 0 && whole && index.as_in_unit().is_some_and(is_place)
                 }
                 At::Outside | At::Row(_) => false,
             }
