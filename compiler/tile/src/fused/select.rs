@@ -499,6 +499,8 @@ fn join(a: &[Need], b: &[Need]) -> Option<Vec<Need>> {
 pub(super) struct Tile {
     pub(super) value: Value,
     mem: Mem,
+    /// Where it begins.
+    base: Expr,
     /// For each axis of the value: its first index and the elements from one to the next. Axes of one index have none.
     axes: Vec<Option<(Expr, i64)>>,
     /// The axis of keys and how many there are, if what is read in vain, as a padding is, may be outside.
@@ -514,7 +516,7 @@ impl Fuser<'_> {
         if let Some((_, at)) = t.own.as_ref().filter(|(own, _)| own == idx) {
             return Some(Expr::load(t.mem, at.clone()));
         }
-        let mut at = Expr::int(0);
+        let mut at = t.base.clone();
         for (a, i) in t.axes.iter().zip(idx).enumerate().filter_map(|(a, (x, i))| x.as_ref().map(|x| ((a, x), i))) {
             let (a, (first, stride)) = a;
             let mut near = i.clone() - first.clone();
@@ -582,6 +584,8 @@ struct Emit<'a> {
     /// Keys of a chunk, and for how many candidates.
     width: i64,
     chunk: i64,
+    /// Of the keys of a candidate, those that belong to the one before too and whose sums a chunk takes over from the chunk before.
+    carried: i64,
     depth: i64,
     dtype: DType,
     mem: Memory,
@@ -592,7 +596,7 @@ struct Chunk {
     /// The first, and how many.
     first: Expr,
     here: Expr,
-    /// The first key that they ask for; of these `from..to` exist, out of `reach`.
+    /// The first key that they ask for and that is not taken over; of these `from..to` exist, out of `reach`.
     key: Expr,
     from: Expr,
     to: Expr,
@@ -613,12 +617,17 @@ impl<'a> Emit<'a> {
         let heads = s.heads();
         let queries = if s.along.is_some() { (TILE / heads.max(1)).max(1) } else { 1 };
         let (mul, _, len) = s.range();
-        let (chunk, width) = match many {
-            None => (chunk(mul), mul * (chunk(mul) - 1) + len),
+        let (chunk, width, carried) = match many {
+            None => (chunk(mul), mul * (chunk(mul) - 1) + len, 0),
             // Columns of a product on tensor cores come in sixteens.
             Some(_) => {
                 let width = (len.max(MANY_KEYS) + 15) / 16 * 16;
-                ((width - len) / mul + 1, width)
+                // Before the first chunk there must be no keys that it would take over.
+                let none_before = s.range().1.known().is_some_and(|lo| lo + len - mul <= 0);
+                match len > mul && s.fold != Fold::No && width % mul == 0 && none_before {
+                    true => (width / mul, width, len - mul),
+                    false => ((width - len) / mul + 1, width, 0),
+                }
             }
         };
         let summed = s.spec.summed();
@@ -632,9 +641,9 @@ impl<'a> Emit<'a> {
             queries: scratch("queries", many.unwrap_or(dtype), queries * heads * depth),
             keys: scratch("keys", many.unwrap_or(dtype), depth * width),
             scores: scratch("scores", dtype, queries * heads * width),
-            sums: scratch("sums", dtype, queries * width),
+            sums: scratch("sums", dtype, if carried > 0 { 2 * queries * (width + carried) } else { queries * width }),
         };
-        Emit { s, shape, queries, heads, width, chunk, depth, dtype, mem }
+        Emit { s, shape, queries, heads, width, chunk, carried, depth, dtype, mem }
     }
 
     /// Where the block's rows of the scores begin, how many there are, and how many candidates.
@@ -668,7 +677,7 @@ impl<'a> Emit<'a> {
         let first = f.bind(c * Expr::int(self.chunk));
         let here = f.bind(Expr::minimum(Expr::int(self.chunk), end - first.clone()));
         let (mul, lo, len) = s.range();
-        let lo = f.kernel.dim(&lo);
+        let (len, lo) = (len - self.carried, f.kernel.dim(&(lo + Dim::from(self.carried))));
         let key = f.bind(first.clone() * Expr::int(mul) + lo);
         let num_keys = {
             let at = self.s.need.iter().position(|n| matches!(n, Need::Range { .. })).expect("one axis is of keys");
@@ -726,6 +735,19 @@ impl<'a> Emit<'a> {
         (v, if left { &s.spec.lhs } else { &s.spec.rhs })
     }
 
+    /// Where the sums of an even chunk (0) or an odd one (1) begin, if some are taken over, so that no chunk writes what the one before still reads.
+    fn sums_at(&self, side: &Expr) -> Expr {
+        let all = self.queries * (self.width + self.carried);
+        if self.carried > 0 { side.clone() * Expr::int(all) } else { Expr::int(0) }
+    }
+    /// What a fold of none gives.
+    fn nothing(&self) -> Expr {
+        let how = match self.s.fold {
+            Fold::Reduce(how) => how,
+            Fold::No | Fold::Weighted(..) => ReduceFn::Sum,
+        };
+        neutral(how, self.dtype)
+    }
     /// Whether heads are summed.
     fn is_sum(&self) -> bool {
         matches!(self.s.fold, Fold::Reduce(ReduceFn::Sum) | Fold::Weighted(..))
@@ -755,9 +777,9 @@ impl<'a> Emit<'a> {
         Expr::Var(end)
     }
 
-    /// Where a value with the product's axes is.
+    /// Where a value with the product's axes is; rows of the sums have those that are taken over in front.
     fn tile(&self, value: Value, letters: &[char], mem: Mem, at: &[Expr], key: &Expr, heads: i64) -> Tile {
-        let width = self.width;
+        let width = if mem == self.mem.sums { self.width + self.carried } else { self.width };
         let mut stride = BTreeMap::new();
         let mut next = width;
         if heads > 1 {
@@ -780,7 +802,7 @@ impl<'a> Emit<'a> {
                 Some(Need::Whole(_)) => stride.get(c).map(|s| (Expr::int(0), *s)),
             });
         }
-        Tile { value, mem, axes, keys, own: None }
+        Tile { value, mem, base: Expr::int(0), axes, keys, own: None }
     }
     /// The factor of a row's head, if the fold has weights.
     fn weight(&self, f: &mut Fuser, at: &[Expr], query: &Expr, heads: &BTreeMap<char, Expr>) -> Option<Expr> {
@@ -794,8 +816,8 @@ impl<'a> Emit<'a> {
         let w = f.eval(*v, &idx);
         Some(f.bind(w))
     }
-    /// From here on the folded value is in scratch; its first key, as the value counts them.
-    fn folded(&self, f: &mut Fuser, at: &[Expr], key: &Expr) -> Expr {
+    /// From here on the folded value is in scratch, from `base` on; its first key, as the value counts them.
+    fn folded(&self, f: &mut Fuser, at: &[Expr], key: &Expr, base: Expr) -> Expr {
         let s = self.s;
         let letters: Vec<char> = match &s.fold {
             Fold::No | Fold::Reduce(_) => {
@@ -813,8 +835,8 @@ impl<'a> Emit<'a> {
             Some((padded, low)) => (*padded, key.clone() + f.kernel.dim(low)),
             None => (s.folded, key.clone()),
         };
-        let key = f.bind(key);
-        f.tiles = vec![self.tile(value, &letters, self.mem.sums, at, &key, 1)];
+        let key = f.bind(key - Expr::int(self.carried));
+        f.tiles = vec![Tile { base, ..self.tile(value, &letters, self.mem.sums, at, &key, 1) }];
         key
     }
 }

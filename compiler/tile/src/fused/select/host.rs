@@ -161,7 +161,7 @@ impl<'a> Host<'a> {
             });
         });
         f.close_loops(loops);
-        self.emit.folded(f, at, key);
+        self.emit.folded(f, at, key, Expr::int(0));
     }
     /// The chunk's candidates against each row's best so far.
     fn compare(&self, f: &mut Fuser, at: &[Expr], _key: &Expr, first: &Expr, here: &Expr, rows: &Expr) {

@@ -140,6 +140,9 @@ impl<'a> Many<'a> {
             let lists = &self.lists;
             b.fill(lists.values, Expr::int(2 * e.queries * lists.width), never());
             b.fill(lists.places, Expr::int(2 * e.queries * lists.k), int(-1));
+            if e.carried > 0 {
+                b.fill(e.mem.sums, Expr::int(2 * e.queries * (e.width + e.carried)), e.nothing());
+            }
         });
         self.copy(f, &self.queries, &at, &Expr::int(0), [TILE, e.heads], e.mem.queries);
         let end = e.end(f, &at, &rows, n);
@@ -151,7 +154,7 @@ impl<'a> Many<'a> {
         self.product(f, &at, &chunk.key);
         let last = f.bind(rows.clone() - Expr::int(1));
         self.map(f, &at, &chunk, &last);
-        let key = self.fold(f, &at, &chunk, &last);
+        let key = self.fold(f, &at, &chunk, &last, &side);
         if let Fold::No = s.fold {
             f.tiles = vec![e.tile(s.mapped, &s.spec.out, self.mapped, &at, &key, e.heads)];
         }
@@ -244,7 +247,7 @@ impl<'a> Many<'a> {
         f.close_loops(loops);
     }
     /// F, and the first key that it has.
-    fn fold(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr) -> Expr {
+    fn fold(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr, side: &Expr) -> Expr {
         let (e, s) = (&self.emit, self.emit.s);
         let how = match &s.fold {
             Fold::No => return chunk.key.clone(),
@@ -262,9 +265,9 @@ impl<'a> Many<'a> {
             let index = (q.clone() * Expr::int(e.heads) + head) * Expr::int(e.width) + i.clone();
             f.here(Stmt::Accumulate(sum, how, Expr::load(self.mapped, index)));
             f.close_loops(inner);
-            self.store_sum(f, chunk, how, sum, [&q, &i]);
+            self.store_sum(f, chunk, how, sum, [&q, &i, side]);
             f.close_loops(loops);
-            return e.folded(f, at, &chunk.key);
+            return e.folded(f, at, &chunk.key, e.sums_at(side));
         }
         // A lane has neighbouring keys, which are loaded at once.
         let [_, q, first] = self.pairs(f, e.queries, e.width / KEYS_OF_LANE, &mut loops);
@@ -285,17 +288,27 @@ impl<'a> Many<'a> {
         f.close_loops(inner);
         for (i, sum) in sums.into_iter().enumerate() {
             let i = f.bind(first.clone() + Expr::int(i as i64));
-            self.store_sum(f, chunk, how, sum, [&q, &i]);
+            self.store_sum(f, chunk, how, sum, [&q, &i, side]);
         }
         f.close_loops(loops);
-        e.folded(f, at, &chunk.key)
+        e.folded(f, at, &chunk.key, e.sums_at(side))
     }
-    /// A sum of F; of keys that there are none of, nothing.
-    fn store_sum(&self, f: &mut Fuser, chunk: &Chunk, how: ReduceFn, sum: VarId, [q, i]: [&Expr; 2]) {
+    /// A sum of F; of keys that there are none of, nothing. The last ones are also where the next chunk finds those that it takes over.
+    fn store_sum(&self, f: &mut Fuser, chunk: &Chunk, how: ReduceFn, sum: VarId, [q, i, side]: [&Expr; 3]) {
         let e = &self.emit;
         let inside = Expr::and(Expr::le(chunk.from.clone(), i.clone()), Expr::lt(i.clone(), chunk.to.clone()));
         let value = Expr::select(inside, Expr::Var(sum), neutral(how, e.dtype));
-        f.here(Stmt::Store { mem: e.mem.sums, index: q.clone() * Expr::int(e.width) + i.clone(), value });
+        let row = q.clone() * Expr::int(e.width + e.carried);
+        let index = e.sums_at(side) + row.clone() + i.clone() + Expr::int(e.carried);
+        if e.carried == 0 {
+            return f.here(Stmt::Store { mem: e.mem.sums, index, value });
+        }
+        let value = f.bind(value);
+        f.here(Stmt::Store { mem: e.mem.sums, index, value: value.clone() });
+        let kept = e.width - e.carried;
+        let index = e.sums_at(&(Expr::int(1) - side.clone())) + row + i.clone() - Expr::int(kept);
+        let then = vec![Stmt::Store { mem: e.mem.sums, index, value }];
+        f.here(Stmt::If { cond: Expr::le(Expr::int(kept), i.clone()), then, otherwise: Vec::new() });
     }
     /// The scores of the chunk's candidates, behind each query's list; those past its last are never chosen.
     fn line(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr, side: &Expr) {
