@@ -470,6 +470,9 @@ impl<E: Engine> Direct for Links<'_, E> {
         }
         let mut ops: Vec<Operation> = sends.iter().map(|(peer, s)| bytes(Call::Send { peer: *peer }, *s)).collect();
         ops.extend(receives.iter().map(|(peer, s)| bytes(Call::Receive { peer: *peer }, *s)));
+        if ops.is_empty() {
+            return Ok(());
+        }
         let set = self.sets.iter().position(|(set, _)| set == members);
         let which = Which::Set(set.unwrap_or_else(|| panic!("there is no set of the ranks {members:?}")));
         // SAFETY: the caller vouches for the memory.

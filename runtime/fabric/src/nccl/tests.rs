@@ -280,6 +280,15 @@ fn sets_swap_in_their_own_order_and_messages_are_announced() {
     let group = |n: [usize; 2]| n.map(|n| format!("2/1 Send {{ peer: 0 }} {n}")).join("\n");
     assert!(log.contains(&format!("group\n{}\n2/1 Receive", group([2, 3]))), "{log}");
 
+    // A set of one has no communicator, and nothing to swap.
+    let ranks = chain_with(1, &[vec![0]], PATIENT, None, |links| {
+        assert_eq!(links.num_comms(), 1);
+        // SAFETY: nothing is sent.
+        unsafe { links.swap(&[0], tag(9, 1), &[], &[]) }.expect("there is nothing to do");
+        links.finish()
+    });
+    ranks[0].0.as_ref().expect("it starts").as_ref().expect("it ends");
+
     let ranks = chain(2, PATIENT, None, |links| {
         // SAFETY: 64 bytes are there.
         let run = |links: &Links<Fake>| unsafe {
