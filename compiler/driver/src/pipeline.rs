@@ -126,10 +126,16 @@ pub fn optimize(mut module: Module, options: &Options) -> Result<(Module, Vec<eg
     passes::run(&mut module, &["stream_fused", "expand_quantize"], cfg!(debug_assertions))
         .map_err(|e| internal(e.to_string()))?;
     if options.gpu {
-        passes::run(&mut module, &["expand_thin_contract", "expand_single_pick"], cfg!(debug_assertions))
-            .map_err(|e| internal(e.to_string()))?;
+        passes::run(
+            &mut module,
+            &["expand_thin_contract", "expand_single_pick", "lift_transpose", "hoist_casts"],
+            cfg!(debug_assertions),
+        )
+        .map_err(|e| internal(e.to_string()))?;
     }
     passes::run(&mut module, passes::PIPELINE, cfg!(debug_assertions)).map_err(|e| internal(e.to_string()))?;
+    passes::run(&mut module, &["fold_transpose", "prune_dead", "sink_carried"], cfg!(debug_assertions))
+        .map_err(|e| internal(e.to_string()))?;
     Ok((module, reports))
 }
 

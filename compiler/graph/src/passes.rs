@@ -7,10 +7,14 @@ mod expand_quantize;
 mod expand_single_pick;
 mod expand_thin_contract;
 mod fold_constants;
+mod fold_transpose;
+mod hoist_casts;
 mod hoist_constant;
+mod lift_transpose;
 mod merge_equal;
 mod prune_dead;
 mod simplify_layout;
+mod sink_carried;
 mod stream_fused;
 
 pub use drop_stop_gradient::drop_stop_gradient;
@@ -20,10 +24,14 @@ pub use expand_quantize::expand_quantize;
 pub use expand_single_pick::expand_single_pick;
 pub use expand_thin_contract::expand_thin_contract;
 pub use fold_constants::fold_constants;
+pub use fold_transpose::fold_transpose;
+pub use hoist_casts::hoist_casts;
 pub use hoist_constant::hoist_constant;
+pub use lift_transpose::lift_transpose;
 pub use merge_equal::merge_equal;
 pub use prune_dead::prune_dead;
 pub use simplify_layout::simplify_layout;
+pub use sink_carried::sink_carried;
 pub use stream_fused::{CHUNK, Stream, stream_fused, stream_fused_by};
 
 pub(crate) use expand_quantize::{definition, definition_of};
@@ -70,10 +78,14 @@ pub const ALL: &[Pass] = &[
         run: expand_thin_contract,
     },
     Pass { name: "fold_constants", about: "computes what depends on constants alone", run: fold_constants },
+    Pass { name: "fold_transpose", about: "contractions that give what is transposed", run: fold_transpose },
+    Pass { name: "hoist_casts", about: "narrows once what several loops narrow in each turn; for GPUs", run: hoist_casts },
     Pass { name: "hoist_constant", about: "moves what is the same in each turn out of loops", run: hoist_constant },
+    Pass { name: "lift_transpose", about: "maps before what they read is transposed; for GPUs", run: lift_transpose },
     Pass { name: "merge_equal", about: "computes the same thing once", run: merge_equal },
     Pass { name: "prune_dead", about: "removes what no output needs", run: prune_dead },
     Pass { name: "simplify_layout", about: "removes and joins layout ops and casts", run: simplify_layout },
+    Pass { name: "sink_carried", about: "computes what loops carry last", run: sink_carried },
     Pass { name: "stream_fused", about: "regions along a long axis as loops over its chunks", run: stream_fused },
 ];
 

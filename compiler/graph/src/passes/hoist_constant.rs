@@ -103,7 +103,7 @@ fn hoist(outer: &mut Func, r: &mut Repeat, operands: &mut Vec<Value>) -> usize {
 }
 
 /// The body with an argument from `at` on for each of the values, and without the nodes that moved.
-fn with_arguments(body: &Func, at: usize, values: &[Value], gone: &[bool]) -> Func {
+pub(super) fn with_arguments(body: &Func, at: usize, values: &[Value], gone: &[bool]) -> Func {
     let mut new = Func::new(&body.name);
     let mut moved: Vec<Vec<Value>> = Vec::with_capacity(body.nodes.len());
     let mut replaced = Vec::new();

@@ -305,6 +305,94 @@ fn hoist_constant_moves_tables_and_leaves_masks() {
 }
 
 #[test]
+fn fold_transpose_changes_the_order_of_a_result() {
+    let args = "%x: bf16[T, 4]; %y: bf16[T, 6]";
+    let product = |out: &str, shape: &str| {
+        format!("%p = contract(%x, %y) {{spec = \"ab,ac->{out}\"}} : (bf16[T, 4], bf16[T, 6]) -> bf16[{shape}]\n")
+    };
+    let turned = r#"
+        %c = cast(%p) : (bf16[4, 6]) -> f32[4, 6]
+        %t = transpose(%c) {perm = array<i64: 1, 0>} : (f32[4, 6]) -> f32[6, 4]
+        return %t: f32[6, 4]"#;
+    let direct = "%c = cast(%p) : (bf16[6, 4]) -> f32[6, 4]\nreturn %c: f32[6, 4]";
+    let passes = ["fold_transpose", "prune_dead"];
+    check(&passes, args, &(product("bc", "4, 6") + turned), &(product("cb", "6, 4") + direct));
+    // Another reads it as it is.
+    let both = product("bc", "4, 6") + turned + "; %p: bf16[4, 6]";
+    check(&passes, args, &both, &both);
+}
+
+#[test]
+fn lift_transpose_computes_before_it() {
+    check(
+        &["lift_transpose", "prune_dead"],
+        "%x: f32[T, 4]; %y: bf16[4]",
+        r#"
+        %t = transpose(%x) {perm = array<i64: 1, 0>} : (f32[T, 4]) -> f32[4, T]
+        %c = cast(%t) : (f32[4, T]) -> bf16[4, T]
+        %b = broadcast(%y) {axes = array<i64: 0>} : (bf16[4]) -> bf16[4, T]
+        %m = map(%c, %b) {fn = "mul"} : (bf16[4, T], bf16[4, T]) -> bf16[4, T]
+        return %m: bf16[4, T]"#,
+        r#"
+        %c = cast(%x) : (f32[T, 4]) -> bf16[T, 4]
+        %b = broadcast(%y) {axes = array<i64: 1>} : (bf16[4]) -> bf16[T, 4]
+        %m = map(%c, %b) {fn = "mul"} : (bf16[T, 4], bf16[T, 4]) -> bf16[T, 4]
+        %t = transpose(%m) {perm = array<i64: 1, 0>} : (bf16[T, 4]) -> bf16[4, T]
+        return %t: bf16[4, T]"#,
+    );
+}
+
+#[test]
+fn hoist_casts_narrows_once_for_two_loops() {
+    let args = "%x: bf16[T]; %w: f32[3, 8]; %u: f32[3, T]";
+    let turn = |line: &str, weight: &str| {
+        format!(
+            "{line}%v = reduce({weight}) {{fn = \"sum\", axes = array<i64: 0>}} : (bf16[8]) -> bf16[]\n%k = cast(%b) : (f32[T]) -> bf16[T]\n\
+             %b2 = broadcast(%v) {{axes = array<i64>}} : (bf16[]) -> bf16[T]\n%p = map(%h, %b2) {{fn = \"mul\"}} : (bf16[T], bf16[T]) -> \
+             bf16[T]\n%q = map(%p, %k) {{fn = \"add\"}} : (bf16[T], bf16[T]) -> bf16[T]\nturn %q: bf16[T]"
+        )
+    };
+    let counts = "count = 3, carried = 1, constant = 0";
+    let one = |x: &str, out: &str| {
+        let cast = "%c = cast(%a) : (f32[8]) -> bf16[8]\n";
+        let operands = format!("{x}: bf16[T]; %w: f32[3, 8]; %u: f32[3, T]");
+        repeat(&operands, counts, "%h: bf16[T]; %a: f32[8]; %b: f32[T]", &turn(cast, "%c"), &format!("{out}: bf16[T]"))
+    };
+    let narrow = |x: &str, out: &str| {
+        let operands = format!("{x}: bf16[T]; %u: f32[3, T]; %n: bf16[3, 8]");
+        let inner = "%h: bf16[T] | a0; %b: f32[T] | a2; %a: bf16[8] | hoisted0";
+        repeat(&operands, counts, inner, &turn("", "%a"), &format!("{out}: bf16[T]"))
+    };
+    // What a size is not known of stays: it may be much.
+    check(
+        &["hoist_casts", "prune_dead"],
+        args,
+        &(one("%x", "%r") + &one("%r", "%s").replace("%in", "%in1").replace("%out", "%out1") + "return %s: bf16[T]"),
+        &("%n = cast(%w) : (f32[3, 8]) -> bf16[3, 8]\n".to_string()
+            + &narrow("%x", "%r")
+            + &narrow("%r", "%s").replace("%in", "%in1").replace("%out", "%out1")
+            + "return %s: bf16[T]"),
+    );
+    let single = one("%x", "%r") + "return %r: bf16[T]";
+    check(&["hoist_casts", "prune_dead"], args, &single, &single);
+}
+
+#[test]
+fn sink_carried_puts_what_reads_the_old_before_the_new() {
+    let loops = |lines: [&str; 3]| {
+        let line = |s: &str| format!("%{} = map(%{}) {{fn = \"{}\"}} : (f32[T]) -> f32[T]\n", &s[..1], &s[1..2], &s[3..]);
+        repeat(
+            "%x: f32[T]",
+            "count = 3, carried = 1, constant = 0",
+            "%h: f32[T]",
+            &format!("{}turn %a: f32[T]; %b: f32[T]; %c: f32[T]", lines.map(line).concat()),
+            "%r: f32[T]; %s: f32[3, T]; %t: f32[3, T]",
+        ) + "return %r: f32[T]; %s: f32[3, T]; %t: f32[3, T]"
+    };
+    check(&["sink_carried"], "%x: f32[T]", &loops(["ah exp", "ca neg", "bh sin"]), &loops(["bh sin", "ah exp", "ca neg"]));
+}
+
+#[test]
 fn drop_stop_gradient_leaves_the_operand() {
     check(
         &["drop_stop_gradient"],
