@@ -3,7 +3,7 @@
 //! Coefficients are minimax: found by Remez' exchange in 40 digits for the error relative to the function (of erf's far half, to 1)
 //! on the interval named beside them, then rounded to f32 (f64 inside pow). The errors named are before that rounding. Whole
 //! functions are within 2 units in the last place (exp, log) or 4, which tests check; results below the least normal number may
-//! be 0.
+//! be 0. A GPU has 2^x and 1/x; there e^x is within 3, and what is made of it within 4.
 //! # Source: ranges as in S. Moshier, Cephes; Remez, Sur le calcul effectif des polynomes d'approximation de Tschebyscheff, 1934.
 
 use super::text::Writer;
@@ -125,6 +125,35 @@ impl Writer {
         let e = self.bin("addi", &e, &p, "i32");
         if shift == 0 { e } else { self.bin("addi", &e, &more, "i32") }
     }
+    /// e^x on a GPU: 2^n·2^r, the second by the processor, n near x·log₂ e and from −126 to 126; what is beyond leaves r outside of ±½ and 2^r 0 or infinite.
+    fn gpu_exp(&mut self, x: &str) -> String {
+        let high = f64::from(LOG2_E as f32);
+        let [small, half, range, first] = [high / 252.0, 0.5, 252.0, MAGIC + 1.0].map(|c| self.float(c, "f32"));
+        // 252·t is n + 126; with one more it is the exponent's bits of 2^n.
+        let t = self.fma(x, &small, &half, "f32");
+        let t = self.op(&format!("llvm.call_intrinsic \"llvm.nvvm.saturate.f\"({t}) : (f32) -> f32"));
+        let exponent = self.fma(&t, &range, &first, "f32");
+        let [high, low, minus] = [high, LOG2_E - high, -(MAGIC + 127.0)].map(|c| self.float(c, "f32"));
+        let n = self.bin("addf", &exponent, &minus, "f32");
+        let n = self.neg(&n, "f32");
+        let r = self.fma(x, &high, &n, "f32");
+        let r = self.fma(x, &low, &r, "f32");
+        let r = self.fast_exp2(&r);
+        let (bits, places) = (self.bits(&exponent, "f32", "i32"), self.int(23, "i32"));
+        let power = self.bin("shli", &bits, &places, "i32");
+        let power = self.bits(&power, "i32", "f32");
+        self.bin("mulf", &r, &power, "f32")
+    }
+    /// 1/x of f32 by the processor, for x of 1 or more: within one unit in the last place, 0 where it is below the least normal number. On a GPU.
+    fn gpu_reciprocal(&mut self, x: &str) -> String {
+        self.op(&format!("llvm.call_intrinsic \"llvm.nvvm.rcp.approx.ftz.f\"({x}) : (f32) -> f32"))
+    }
+    /// 1/(1 + e^x) on a GPU.
+    fn gpu_logistic(&mut self, x: &str) -> String {
+        let (e, one) = (self.gpu_exp(x), self.float(1.0, "f32"));
+        let below = self.bin("addf", &e, &one, "f32");
+        self.gpu_reciprocal(&below)
+    }
     /// The same bits as another type.
     pub fn bits(&mut self, x: &str, from: &str, to: &str) -> String {
         self.convert("bitcast", x, from, to)
@@ -137,6 +166,9 @@ impl Writer {
     }
     /// e^x.
     pub fn exp(&mut self, x: &str) -> String {
+        if self.gpu {
+            return self.gpu_exp(x);
+        }
         let bits = self.exp_bits(x, 0);
         let r = self.bits(&bits, "i32", "f32");
         // Below the least normal number 0; bits made from a NaN mean nothing.
@@ -160,12 +192,20 @@ impl Writer {
     }
     /// e^−a for a ≥ 0, with gradual underflow.
     fn exp_neg(&mut self, a: &str) -> String {
+        if self.gpu {
+            let x = self.neg(a, "f32");
+            return self.gpu_exp(&x);
+        }
         let t = self.exp_neg_scaled(a);
         let scale = self.float(2f64.powi(-64), "f32");
         self.bin("mulf", &t, &scale, "f32")
     }
     /// 1/(1 + e^−x).
     pub fn sigmoid(&mut self, x: &str) -> String {
+        if self.gpu {
+            let x = self.neg(x, "f32");
+            return self.gpu_logistic(&x);
+        }
         let a = self.math("absf", x, "f32");
         let t = self.exp_neg(&a);
         let (zero, one) = (self.float(0.0, "f32"), self.float(1.0, "f32"));
@@ -176,6 +216,10 @@ impl Writer {
     }
     /// x/(1 + e^−x); x·e^x/(1 + e^x) for negative x, scaled so that e^x does not underflow before the product.
     pub fn silu(&mut self, x: &str) -> String {
+        if self.gpu {
+            let s = self.sigmoid(x);
+            return self.bin("mulf", x, &s, "f32");
+        }
         let a = self.math("absf", x, "f32");
         let scaled = self.exp_neg_scaled(&a);
         let (zero, one, scale) = (self.float(0.0, "f32"), self.float(1.0, "f32"), self.float(2f64.powi(-64), "f32"));
@@ -195,10 +239,16 @@ impl Writer {
         let near = self.muladd(&p, x, x, "f32");
         let a = self.math("absf", x, "f32");
         let twice = self.bin("addf", &a, &a, "f32");
-        let t = self.exp_neg(&twice);
         let (one, edge) = (self.float(1.0, "f32"), self.float(0.625, "f32"));
-        let (top, below) = (self.bin("subf", &one, &t, "f32"), self.bin("addf", &one, &t, "f32"));
-        let far = self.bin("divf", &top, &below, "f32");
+        let far = if self.gpu {
+            // 1 − 2/(1 + e^2|x|).
+            let (s, minus) = (self.gpu_logistic(&twice), self.float(-2.0, "f32"));
+            self.fma(&s, &minus, &one, "f32")
+        } else {
+            let t = self.exp_neg(&twice);
+            let (top, below) = (self.bin("subf", &one, &t, "f32"), self.bin("addf", &one, &t, "f32"));
+            self.bin("divf", &top, &below, "f32")
+        };
         let far = self.copysign(&far, x);
         let is_near = self.cmpf("olt", &a, &edge, "f32");
         self.select(&is_near, &near, &far, "f32")

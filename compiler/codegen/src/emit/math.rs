@@ -30,6 +30,9 @@ impl Writer {
             MapFn::Add => self.contracted("addf", x, &v[1], ty),
             MapFn::Sub => self.contracted("subf", x, &v[1], ty),
             MapFn::Mul => self.contracted("mulf", x, &v[1], ty),
+            MapFn::Div if single && self.narrow => self.approximate("div.full", v),
+            MapFn::Sqrt if single && self.narrow => self.approximate("sqrt.approx.f", v),
+            MapFn::Rsqrt if single && self.narrow => self.approximate("rsqrt.approx.f", v),
             MapFn::Div => self.contracted("divf", x, &v[1], ty),
             MapFn::Min => self.bin("minimumf", x, &v[1], ty),
             MapFn::Max => self.bin("maximumf", x, &v[1], ty),
@@ -94,6 +97,12 @@ impl Writer {
             }
             MapFn::FloorDiv | MapFn::Rem | MapFn::And | MapFn::Or | MapFn::Not => base::bug!("{} of {ty}", f.name()),
         }
+    }
+
+    /// What the processor approximates. On a GPU.
+    fn approximate(&mut self, name: &str, v: &[String]) -> String {
+        let (values, types) = (v.join(", "), vec!["f32"; v.len()].join(", "));
+        self.op(&format!("llvm.call_intrinsic \"llvm.nvvm.{name}\"({values}) : ({types}) -> f32"))
     }
 
     fn helper(&mut self, helper: Helper, name: &str, x: &str, ty: &str) -> String {

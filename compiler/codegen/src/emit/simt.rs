@@ -159,6 +159,8 @@ pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], machine: Machine) -> (St
     for (k, plan) in kernels {
         let mut e = Emitter::new(k);
         e.w.gpu = machine == Machine::Gpu;
+        let mut written = k.buffers.iter().filter(|b| b.access != ir::Access::Read).peekable();
+        e.w.narrow = e.w.gpu && written.peek().is_some() && written.all(|b| b.dtype.is_float() && b.dtype.bytes() < 4);
         let plan = plan.clone();
         let (since, combined, passed) = (Access::default(), false, 0);
         let copies = machine == Machine::Gpu && plan.rows.is_none() && has_chunks(k, &plan.body);
@@ -387,7 +389,7 @@ impl Emitter<'_> {
         if rows.team == Team::Thread {
             let zero = self.w.int(0, "i64");
             let few = i64::from(self.simt().plan.warp);
-            let known = (rows.count.known(), few);
+            let known = (rows.count.known(), few, None);
             return self.alone(|e| e.turns(rows.var, [&zero, &count], [&first, &step], known, &rows.body));
         }
         let row = self.w.fresh();
@@ -700,11 +702,12 @@ impl Emitter<'_> {
         let (rank, size) = (self.rank(), i64::from(self.simt().size()));
         let step = self.w.int(size, "i64");
         // With few turns more threads are better.
-        let few = match self.simt().team {
-            Team::Lanes(n) => i64::from(n),
-            Team::Block | Team::Thread => i64::from(self.simt().plan.warp),
+        let lanes = match self.simt().team {
+            Team::Lanes(n) => Some(i64::from(n)),
+            Team::Block | Team::Thread => None,
         };
-        self.alone(|e| e.turns(var, [&lo, &hi], [&rank, &step], (turns, few), body));
+        let few = lanes.unwrap_or(i64::from(self.simt().plan.warp));
+        self.alone(|e| e.turns(var, [&lo, &hi], [&rank, &step], (turns, few, lanes), body));
         self.gather(partial);
     }
     /// Turns of a loop that one of several threads takes. If they touch neighbouring elements it takes some at once, as one access if those are
@@ -714,7 +717,7 @@ impl Emitter<'_> {
         var: VarId,
         [lo, hi]: [&str; 2],
         [rank, step]: [&str; 2],
-        (known, threads): (Option<i64>, i64),
+        (known, threads, lanes): (Option<i64>, i64, Option<i64>),
         body: &[Stmt],
     ) {
         let units = Units::new(self.k, var, body);
@@ -728,14 +731,17 @@ impl Emitter<'_> {
         let count = self.w.bin("maxsi", &count, &zero, "i64");
         let groups = self.w.bin("divui", &count, &width, "i64");
         let groups = if units.reduces { groups } else { self.w.select(&aligned, &groups, &zero, "i64") };
-        if units.reduces {
+        let times = known.zip(lanes).and_then(|(n, lanes)| units.times(n, lanes));
+        if units.reduces || times.is_some() {
             self.w.line(&format!("scf.if {aligned} {{"));
-            self.inside(|e| e.at_once(var, lo, [rank, &groups, step], (&units, true), body));
-            self.w.line("} else {");
-            self.inside(|e| e.at_once(var, lo, [rank, &groups, step], (&units, false), body));
+            self.inside(|e| e.at_once(var, lo, [rank, &groups, step], (&units, true), times, body));
+            if units.reduces {
+                self.w.line("} else {");
+                self.inside(|e| e.at_once(var, lo, [rank, &groups, step], (&units, false), times, body));
+            }
             self.w.line("}");
         } else {
-            self.at_once(var, lo, [rank, &groups, step], (&units, true), body);
+            self.at_once(var, lo, [rank, &groups, step], (&units, true), None, body);
         }
         let taken = self.w.bin("muli", &groups, &width, "i64");
         let first = self.w.bin("addi", lo, &taken, "i64");
@@ -749,36 +755,70 @@ impl Emitter<'_> {
         self.inside(|e| e.stmts(body, LoopKind::Serial));
         self.w.line("}");
     }
-    /// Groups of turns from `first` on, each at once.
+    /// Groups of turns from `first` on, each at once; so many one after the other, or in a loop.
     fn at_once(
         &mut self,
         var: VarId,
         lo: &str,
         [first, groups, step]: [&str; 3],
         (units, aligned): (&Units, bool),
+        times: Option<i64>,
         body: &[Stmt],
     ) {
-        let group = self.w.fresh();
-        self.w.line(&format!("scf.for {group} = {first} to {groups} step {step} : i64 {{"));
-        self.inside(|e| {
+        let one = |e: &mut Self, group: &str| {
             let width = e.w.int(units.turns as i64, "i64");
-            let start = e.w.bin("muli", &group, &width, "i64");
+            let start = e.w.bin("muli", group, &width, "i64");
             let start = e.w.bin("addi", lo, &start, "i64");
+            let mut turns = Vec::new();
             for turn in 0..units.turns {
                 let turn_number = e.w.int(turn as i64, "i64");
                 let i = if turn == 0 { start.clone() } else { e.w.bin("addi", &start, &turn_number, "i64") };
                 e.vars[var.0 as usize] = Slot::Value(i);
-                e.simt_mut().at_once = aligned.then(|| (units.clone(), turn));
-                e.stmts(body, LoopKind::Serial);
+                turns.push(e.vars.clone());
             }
+            e.side_by_side(&mut turns, (units, aligned), body);
             e.simt_mut().at_once = None;
-        });
+        };
+        if let Some(times) = times {
+            for i in 0..times {
+                let before = self.w.int(i, "i64");
+                let before = self.w.bin("muli", step, &before, "i64");
+                let group = self.w.bin("addi", first, &before, "i64");
+                one(self, &group);
+            }
+            return;
+        }
+        let group = self.w.fresh();
+        self.w.line(&format!("scf.for {group} = {first} to {groups} step {step} : i64 {{"));
+        self.inside(|e| one(e, &group));
         self.w.line("}");
+    }
+    /// What several turns do, given what variables are in each: turn after turn, but loops inside are one for all.
+    fn side_by_side(&mut self, turns: &mut [Vec<Slot>], (units, aligned): (&Units, bool), body: &[Stmt]) {
+        for part in body.chunk_by(|a, b| !matches!(a, Stmt::For { .. }) && !matches!(b, Stmt::For { .. })) {
+            if let [Stmt::For { var, lo, hi, body, .. }] = part {
+                self.vars.clone_from(&turns[0]);
+                self.natural[var.0 as usize] = self.not_negative(lo);
+                let (lo, hi) = (self.expr(lo), self.expr(hi));
+                let (i, one) = (self.w.fresh(), self.w.int(1, "i64"));
+                self.w.line(&format!("scf.for {i} = {lo} to {hi} step {one} : i64 {{"));
+                turns.iter_mut().for_each(|vars| vars[var.0 as usize] = Slot::Value(i.clone()));
+                self.inside(|e| e.side_by_side(turns, (units, aligned), body));
+                self.w.line("}");
+                continue;
+            }
+            for (turn, vars) in turns.iter_mut().enumerate() {
+                std::mem::swap(&mut self.vars, vars);
+                self.simt_mut().at_once = aligned.then(|| (units.clone(), turn));
+                self.stmts(part, LoopKind::Serial);
+                std::mem::swap(&mut self.vars, vars);
+            }
+        }
     }
     /// Whether all that the turn `lo` touches starts at a multiple of what a thread touches at once.
     fn are_aligned(&mut self, units: &Units, lo: &str) -> String {
         let mut bits: Option<String> = None;
-        for (mem, offset) in &units.touched {
+        for (mem, offset) in &units.firsts {
             let (dtype, space) = (self.k.mem_dtype(*mem), self.pointer_type(*mem));
             let offset = self.expr(offset);
             let index = self.w.bin("addi", lo, &offset, "i64");

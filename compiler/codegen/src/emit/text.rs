@@ -30,6 +30,8 @@ pub(super) struct Writer {
     pub lanes: usize,
     /// Whether it is for a GPU, which converts narrow floats itself and has no C library.
     pub gpu: bool,
+    /// Whether quotients and roots of f32 may be 2 units in the last place away, as what is stored is narrower by far.
+    pub narrow: bool,
     /// The functions it calls.
     pub helpers: BTreeSet<Helper>,
     next: usize,
@@ -45,6 +47,7 @@ impl Writer {
             depth: 2,
             lanes,
             gpu: false,
+            narrow: false,
             helpers: BTreeSet::new(),
             next: 0,
             constants: BTreeMap::new(),

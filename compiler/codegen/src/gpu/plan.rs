@@ -149,6 +149,8 @@ impl Plan {
             Rows { var, count, team, body: row }
         });
         let widest = widest(rows.as_ref().map_or(&body, |r| &r.body)).unwrap_or(256);
+        // Threads of a block that has no rows to deal out take several turns at once, where they can.
+        let widest = if rows.is_none() { widest / i64::from(turns_at_once(k, &body).unwrap_or(1)) } else { widest };
         let (least, most) = limits.threads;
         let threads = match rows.as_ref().map(|r| r.team) {
             Some(Team::Thread) => most,
