@@ -162,19 +162,86 @@ pub struct Ending<'a> {
 
 /// The kernel.
 pub fn gpu_attend(p: &Problem, t: Tiling) -> Kernel {
-    attend(p, t, None)
+    attend(p, t, 1, None)
 }
 
 /// The same with a map of the result.
 pub fn gpu_attend_map(p: &Problem, t: Tiling, ending: &Ending) -> Kernel {
-    attend(p, t, Some(ending))
+    attend(p, t, 1, Some(ending))
 }
 
-fn attend(p: &Problem, t: Tiling, ending: Option<&Ending>) -> Kernel {
+/// Blocks that are at work at the same time where queries are few, two on each processor of a large GPU.
+const AT_WORK: i64 = 264;
+/// Parts of keys, at most.
+const MAX_PARTS: i64 = 32;
+
+/// Into how many parts the keys that a tile sees are divided where queries are few, so that a batch of one keeps a device busy: [`gpu_attend_part`] gives what
+/// each part has, [`gpu_attend_merge`] joins them in order.
+pub fn num_parts(p: &Problem, t: Tiling) -> i64 {
+    let few = p.t.known().is_some_and(|n| n <= t.queries()) && !has_lists(&p.domain);
+    let most = p.s.known().map_or(MAX_PARTS, |s| s / (4 * t.keys)).clamp(1, MAX_PARTS);
+    let parts = (AT_WORK / (p.h / t.heads)).clamp(1, most);
+    if few { 1 << parts.ilog2() } else { 1 }
+}
+
+/// What each part of the keys gives: o and lse in the accumulator's dtype, of each part, −∞ where a row sees no key of it.
+///
+/// # Shapes
+/// o [parts, b, t, h, dv], lse [parts, b, t, h].
+///
+/// # Source: Dao et al., Flash-Decoding for long-context inference, 2023.
+pub fn gpu_attend_part(p: &Problem, t: Tiling, parts: i64) -> Kernel {
+    attend(p, t, parts, None)
+}
+
+/// Parts as one: buffers o and lse of parts, then o and lse. Each row takes its parts in order.
+pub fn gpu_attend_merge(p: &Problem, parts: i64) -> Kernel {
+    let mut b = Build::new("attend_merge");
+    let [.., o_elems, lse_elems] = p.elems();
+    let sum = p.sum_dtype();
+    let of_parts = b.read("o_parts", sum, o_elems.clone() * Dim::from(parts));
+    let lse_parts = b.read("lse_parts", sum, lse_elems.clone() * Dim::from(parts));
+    let (o, lse) = (b.write("o", p.dtype, o_elems), b.write("lse", sum, lse_elems.clone()));
+    b.kernel.grid = lse_elems.ceil_div(&Dim::from(MERGED_ROWS));
+    let rows = b.dim(&lse_elems);
+    let f = |x: f64| Build::f(sum, x);
+    b.each_row(rows.clone(), MERGED_ROWS, |b, r| {
+        let at = |part: Expr| part * rows.clone() + r.clone();
+        let largest = b.reduce(ReduceFn::Max, f(f64::NEG_INFINITY), Expr::int(parts), |_, i| Expr::load(lse_parts, at(i)));
+        let largest = b.bind(Expr::Var(largest) + f(0.0));
+        let none = b.bind(eq(largest.clone(), f(f64::NEG_INFINITY)));
+        let largest = b.bind(Expr::select(none.clone(), f(0.0), largest));
+        let total = b.reduce(ReduceFn::Sum, f(0.0), Expr::int(parts), |_, i| exp(Expr::load(lse_parts, at(i)) - largest.clone()));
+        let total = b.bind(Expr::select(none.clone(), f(1.0), Expr::Var(total)));
+        let log = largest.clone() + Expr::map1(MapFn::Log, total.clone());
+        b.store(lse, r.clone(), Expr::select(none, f(0.0), log));
+        let dv = Expr::int(p.dv);
+        b.each(dv.clone(), |b, c| {
+            let acc = b.var(sum, f(0.0));
+            let load = |b: &mut Build, i: Expr| {
+                let row = b.bind(at(i));
+                let weight = b.bind(exp(Expr::load(lse_parts, row.clone()) - largest.clone()));
+                let x = b.bind(Expr::load(of_parts, row * dv.clone() + c.clone()));
+                weight * x
+            };
+            b.at_once([Expr::int(0), Expr::int(parts)], 8, load, |b, x| b.assign(acc, Expr::Var(acc) + x));
+            let value = div(Expr::Var(acc), total.clone());
+            b.store(o, r.clone() * dv.clone() + c, if p.dtype == sum { value } else { value.cast(p.dtype) });
+        });
+    });
+    b.finish()
+}
+
+/// Rows of a block that merges.
+const MERGED_ROWS: i64 = 4;
+
+fn attend(p: &Problem, t: Tiling, parts: i64, ending: Option<&Ending>) -> Kernel {
     debug_assert!(takes(p, t, true), "{:?} with {t:?}", p.domain);
     let union = Union::new(p, t);
-    let mut b = Build::new("attend");
+    let mut b = Build::new(if parts > 1 { "attend_part" } else { "attend" });
     let [q_elems, k_elems, v_elems, o_elems, lse_elems] = p.elems();
+    let [o_elems, lse_elems] = [o_elems, lse_elems].map(|n| n * Dim::from(parts));
+    let stored = if parts > 1 { p.sum_dtype() } else { p.dtype };
     let [q, k, v] = [("q", q_elems), ("k", k_elems), ("v", v_elems)].map(|(name, n)| b.read(name, p.dtype, n));
     let operands = p.operands.iter().enumerate().map(|(i, t)| b.read(&format!("d{i}"), t.dtype, t.elems())).collect();
     let union = union.map(|u| u.read(&mut b, p));
@@ -184,26 +251,37 @@ fn attend(p: &Problem, t: Tiling, ending: Option<&Ending>) -> Kernel {
         .enumerate()
         .map(|(i, (dtype, elems))| b.read(&format!("z{i}"), *dtype, elems.clone()))
         .collect();
-    let o = ending.is_none_or(|e| e.keeps).then(|| b.write("o", p.dtype, o_elems.clone()));
+    let o = ending.is_none_or(|e| e.keeps).then(|| b.write("o", stored, o_elems.clone()));
     let lse = b.write("lse", p.sum_dtype(), lse_elems);
     let mapped = ending.map(|e| (e, b.write("y", e.dtype, o_elems)));
     let q = Heads::new(&mut b, q, &p.b, &p.t, p.h, p.dk);
     let k = Heads::new(&mut b, k, &p.b, &p.s, p.g, p.dk);
     let v = Heads::new(&mut b, v, &p.b, &p.s, p.g, p.dv);
-    let of_result = |b: &mut Build, mem: Mem| Heads::new(b, mem, &p.b, &p.t, p.h, p.dv);
+    let batches = p.b.clone() * Dim::from(parts);
+    let of_result = |b: &mut Build, mem: Mem| Heads::new(b, mem, &batches, &p.t, p.h, p.dv);
     let o = o.map(|mem| of_result(&mut b, mem));
     let mapped = mapped.map(|(e, mem)| (e, of_result(&mut b, mem)));
 
     let num_tiles = p.t.ceil_div(&Dim::from(t.queries()));
-    b.kernel.grid = num_tiles.clone() * p.b.clone() * Dim::from(p.h / t.heads);
+    let of_part = num_tiles.clone() * p.b.clone() * Dim::from(p.h / t.heads);
+    b.kernel.grid = of_part.clone() * Dim::from(parts);
+    let (part, block) = if parts > 1 {
+        let n = b.dim(&of_part);
+        (b.bind(Expr::floor_div(b.block(), n.clone())), b.bind(Expr::rem(b.block(), n)))
+    } else {
+        (Expr::int(0), b.block())
+    };
     let place = match &union {
         Some(_) => Place::of_lists(&mut b, p, t),
-        None => Place::of_ranges(&mut b, p, t),
+        None => Place::of_ranges(&mut b, p, t, block),
     };
     let Place { batch, head, group, first } = place;
+    // Whose result it is.
+    let own = if parts > 1 { b.dim(&p.b) * part.clone() + batch.clone() } else { batch.clone() };
+    let own = b.bind(own);
     let (queries, keys) = (b.dim(&p.t), b.dim(&p.s));
     let scene = Scene { problem: p, operands, t: queries, s: keys, batch: batch.clone(), group: group.clone() };
-    let a = Attend::new(&mut b, &scene, t, first, union);
+    let a = Attend::new(&mut b, &scene, t, first, union, own.clone());
 
     q.copy_heads(&mut b, a.q, [t.rows, t.heads], [&batch, &head, &a.first], false);
     b.fill(a.out, Expr::int(t.rows * p.dv), a.f(0.0));
@@ -217,7 +295,14 @@ fn attend(p: &Problem, t: Tiling, ending: Option<&Ending>) -> Kernel {
             let last = b.bind(Expr::minimum(a.first.clone() + Expr::int(t.queries()), scene.t.clone()) - Expr::int(1));
             let (lo, hi) = scene.range(&mut b, &p.domain, &a.first, &last);
             let pieces = b.bind(Expr::floor_div(hi - lo.clone() + Expr::int(t.keys - 1), Expr::int(t.keys)));
-            (lo, pieces)
+            if parts > 1 {
+                let each = b.bind(Expr::floor_div(pieces.clone() + Expr::int(parts - 1), Expr::int(parts)));
+                let before = b.bind(each.clone() * part);
+                let lo = b.bind(lo + before.clone() * Expr::int(t.keys));
+                (lo, b.bind(Expr::minimum(each, pieces - before)))
+            } else {
+                (lo, pieces)
+            }
         }
     };
     b.if_(Expr::lt(Expr::int(0), pieces.clone()), |b| {
@@ -248,13 +333,13 @@ fn attend(p: &Problem, t: Tiling, ending: Option<&Ending>) -> Kernel {
         v.copy(b, a.v, t.keys, [&batch, &group, &last], false);
         a.multiply_values(b);
     });
-    a.finish(&mut b, lse, &head);
+    a.finish(&mut b, lse, &head, if parts > 1 { f64::NEG_INFINITY } else { 0.0 });
     if let Some(o) = o {
-        o.copy_heads(&mut b, a.out, [t.rows, t.heads], [&batch, &head, &a.first], true);
+        o.copy_heads(&mut b, a.out, [t.rows, t.heads], [&own, &head, &a.first], true);
     }
     if let Some((ending, y)) = mapped {
         a.map_result(&mut b, ending, &read, &head);
-        y.copy_heads(&mut b, a.out, [t.rows, t.heads], [&batch, &head, &a.first], true);
+        y.copy_heads(&mut b, a.out, [t.rows, t.heads], [&own, &head, &a.first], true);
     }
     b.finish()
 }
@@ -269,12 +354,12 @@ struct Place {
 
 impl Place {
     /// Heads are neighbours, and the queries that see the most keys come first.
-    fn of_ranges(b: &mut Build, p: &Problem, t: Tiling) -> Place {
+    fn of_ranges(b: &mut Build, p: &Problem, t: Tiling, block: Expr) -> Place {
         let (num_tiles, batches) = (b.dim(&p.t.ceil_div(&Dim::from(t.queries()))), b.dim(&p.b));
         let heads = Expr::int(p.h / t.heads);
-        let head = b.bind(Expr::rem(b.block(), heads.clone()));
+        let head = b.bind(Expr::rem(block.clone(), heads.clone()));
         let head = b.bind(head * Expr::int(t.heads));
-        let rest = b.bind(Expr::floor_div(b.block(), heads));
+        let rest = b.bind(Expr::floor_div(block, heads));
         let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
         let first = b.bind((num_tiles - Expr::int(1) - Expr::floor_div(rest, batches)) * Expr::int(t.queries()));
         let group = b.bind(Expr::floor_div(head.clone(), Expr::int(p.h / p.g)));
@@ -372,6 +457,8 @@ struct Attend<'a> {
     tiling: Tiling,
     /// The first query.
     first: Expr,
+    /// The batch of the results: that of the part, too.
+    own: Expr,
     dtype: DType,
     q: Mem,
     k: Mem,
@@ -387,7 +474,7 @@ struct Attend<'a> {
 }
 
 impl<'a> Attend<'a> {
-    fn new(b: &mut Build, scene: &'a Scene, tiling: Tiling, first: Expr, union: Option<Union>) -> Attend<'a> {
+    fn new(b: &mut Build, scene: &'a Scene, tiling: Tiling, first: Expr, union: Option<Union>, own: Expr) -> Attend<'a> {
         let (p, Tiling { rows, keys, .. }) = (scene.problem, tiling);
         let dtype = p.sum_dtype();
         let q = b.scratch("q", p.dtype, rows * p.dk);
@@ -395,7 +482,7 @@ impl<'a> Attend<'a> {
         let (scores, weights) = (b.scratch("scores", dtype, rows * keys), b.scratch("weights", p.dtype, rows * keys));
         let out = b.scratch("out", dtype, rows * p.dv);
         let [max, sum, alpha] = ["max", "sum", "alpha"].map(|name| b.scratch(name, dtype, rows));
-        Attend { scene, tiling, first, dtype, q, k, v, scores, weights, out, max, sum, alpha, union }
+        Attend { scene, tiling, first, own, dtype, q, k, v, scores, weights, out, max, sum, alpha, union }
     }
     fn f(&self, x: f64) -> Expr {
         Build::f(self.dtype, x)
@@ -500,20 +587,20 @@ impl<'a> Attend<'a> {
             b.store(self.out, e, value);
         });
     }
-    /// o and lse, but for storing o.
-    fn finish(&self, b: &mut Build, lse: Mem, head: &Expr) {
+    /// o and lse, but for storing o; `nothing` for a row that saw no key.
+    fn finish(&self, b: &mut Build, lse: Mem, head: &Expr, nothing: f64) {
         let p = self.scene.problem;
         self.each_row(b, |b, r| {
             let sum = b.bind(Expr::load(self.sum, r.clone()));
             let none = b.bind(eq(sum.clone(), self.f(0.0)));
             let log = Expr::load(self.max, r.clone()) * self.f(p.scale) + Expr::map1(MapFn::Log, sum.clone());
-            let log = b.bind(Expr::select(none.clone(), self.f(0.0), log));
+            let log = b.bind(Expr::select(none.clone(), self.f(nothing), log));
             b.store(self.alpha, r.clone(), Expr::select(none, self.f(0.0), div(self.f(1.0), sum)));
             let heads = Expr::int(self.tiling.heads);
             let t = b.bind(self.first.clone() + Expr::floor_div(r.clone(), heads.clone()));
             b.if_(Expr::lt(t.clone(), self.scene.t.clone()), |b| {
                 let head = head.clone() + Expr::rem(r, heads);
-                let row = (self.scene.batch.clone() * self.scene.t.clone() + t) * Expr::int(p.h) + head;
+                let row = (self.own.clone() * self.scene.t.clone() + t) * Expr::int(p.h) + head;
                 b.store(lse, row, log);
             });
         });
