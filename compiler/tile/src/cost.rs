@@ -327,8 +327,18 @@ pub fn joined_work(func: &Func, grouping: &Grouping, values: &[Value], at: NodeI
     let types = |id: NodeId| func.nodes[id].inputs.iter().map(|x| func.ty(*x)).collect::<Vec<_>>();
     let all = inside.iter().map(|id| ops(&func.nodes[*id].op, &types(*id), &func.nodes[*id].types));
     let bytes = |v: Value| func.ty(v).elems() * Dim::from(func.ty(v).dtype.bytes() as i64);
-    let read = &grouping.reads[at.0 as usize];
-    let traffic = read.iter().chain(values).map(|v| bytes(*v)).fold(Dim::from(0), |a, b| a + b);
+    // Of what rows are gathered from, no more than these.
+    let gathered = |v: &Value| {
+        let users = || inside.iter().map(|id| &func.nodes[*id]).filter(|n| n.inputs.contains(v));
+        let alone = users().all(|n| matches!(n.op, Op::Gather { .. }) && n.inputs[1..].iter().all(|x| x != v));
+        let rows = users().fold(Dim::from(0), |all, n| all + n.types[0].elems());
+        (alone && users().next().is_some()).then(|| rows * Dim::from(func.ty(*v).dtype.bytes() as i64))
+    };
+    let read = grouping.reads[at.0 as usize].iter().map(|v| match gathered(v) {
+        Some(rows) => bytes(*v).minimum(&rows),
+        None => bytes(*v),
+    });
+    let traffic = read.chain(values.iter().map(|v| bytes(*v))).fold(Dim::from(0), |a, b| a + b);
     Work { class: Class::Fused, dtype: func.ty(values[0]).dtype, shape: vec![all.fold(Dim::from(0), |a, b| a + b), traffic] }
 }
 

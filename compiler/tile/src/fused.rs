@@ -23,7 +23,7 @@ use graph::{
     op::{MapFn, ReduceFn, Scalar},
 };
 use library::View;
-use sums::keeps_last;
+use sums::{has_many_parts, keeps_last};
 
 /// Elements a block should handle, about a quarter of a level-2 cache in f32.
 const BLOCK_ELEMS: i64 = 16_384;
@@ -74,27 +74,38 @@ pub fn fuse(scene: &Scene, v: Value, target: &StridedView, add: bool) -> Fused {
     fuse_root(scene, v, target, add, false)
 }
 
-/// The same of a sum of parts for a device of many processors.
+/// The same of a reduction of parts along the first axis for a device of many processors.
 pub fn fuse_joined(scene: &Scene, v: Value, target: &StridedView, add: bool) -> Fused {
     fuse_root(scene, v, target, add, true)
 }
 
-/// The kernel that computes roots of one shape, each into its target or, if that is said, added to what is there.
+/// The kernel that computes roots of one shape, or of one for each row of that, each into its target or, if that is said, added to what is there.
 pub fn fuse_many(scene: &Scene, targets: &[(Value, StridedView, bool)]) -> Fused {
-    let [(first, target, add), others @ ..] = targets else { base::bug!("a kernel computes something") };
-    if others.is_empty() {
-        return fuse(scene, *first, target, *add);
+    if let [(v, target, add)] = targets {
+        return fuse(scene, *v, target, *add);
     }
+    let axes = |v: Value| scene.func.ty(v).shape.iter().rposition(|d| !d.is(1)).map_or(0, |last| last + 1);
+    let most = targets.iter().map(|(v, ..)| axes(*v)).max().unwrap_or_else(|| base::bug!("a kernel computes something"));
+    let (whole, heads): (Vec<usize>, Vec<usize>) = (0..targets.len()).partition(|i| axes(targets[*i].0) == most);
+    let these = |of: &[usize]| of.iter().map(|i| targets[*i].clone()).collect::<Vec<_>>();
+    let (first, target, add) = &targets[whole[0]];
     let mut f = Fuser::new(scene, *first, target);
-    f.others = others.to_vec();
+    (f.others, f.heads) = (these(&whole[1..]), these(&heads));
     f.rows(*first, *add);
-    f.finish()
+    let mut fused = f.finish();
+    // As they were given.
+    let found = std::mem::replace(&mut fused.target_conflicts, vec![false; targets.len()]);
+    whole.into_iter().chain(heads).zip(found).for_each(|(i, conflicts)| fused.target_conflicts[i] = conflicts);
+    fused
 }
 
-fn fuse_root(scene: &Scene, v: Value, target: &StridedView, add: bool, by_column: bool) -> Fused {
+fn fuse_root(scene: &Scene, v: Value, target: &StridedView, add: bool, joins: bool) -> Fused {
     let mut f = Fuser::new(scene, v, target);
     match &scene.func.def(v).op {
-        Op::Reduce(r, axes) if keeps_last(scene.func, v) => f.column_sums(v, *r, axes, None, add, by_column),
+        // Many parts are of few columns: each of these is a row of its own.
+        Op::Reduce(r, axes) if keeps_last(scene.func, v) && !(joins && has_many_parts(scene.func, v)) => {
+            f.column_sums(v, *r, axes, None, add, joins);
+        }
         _ => f.rows(v, add),
     }
     f.finish()
@@ -113,6 +124,7 @@ impl<'a> Fuser<'a> {
             conflicts: Vec::new(),
             root: v,
             others: Vec::new(),
+            heads: Vec::new(),
             piece: None,
             tiles: Vec::new(),
             given: None,
@@ -148,6 +160,8 @@ struct Fuser<'a> {
     root: Value,
     /// What is computed besides, where it goes, and whether it is added to what is there.
     others: Vec<(Value, StridedView, bool)>,
+    /// The same of what there is one of for each row.
+    heads: Vec<(Value, StridedView, bool)>,
     /// The variable and the length of the innermost loop, where that is a piece of its axis.
     piece: Option<(VarId, i64)>,
     /// Values in scratch.
@@ -203,7 +217,7 @@ impl Fuser<'_> {
     fn load(&mut self, view: &StridedView, dtype: DType, idx: &[Expr]) -> Expr {
         let index = self.address(view, idx);
         let same = self.written.iter().any(|(at, i)| *at == view.at && *i == index);
-        let elsewhere: Vec<bool> = self.targets().map(|t| t.at.buffer == view.at.buffer && !same).collect();
+        let elsewhere: Vec<bool> = self.targets().map(|t| t.at.buffer == view.at.buffer && !t.is_apart(view) && !same).collect();
         self.conflicts.resize(elsewhere.len(), false);
         self.conflicts.iter_mut().zip(elsewhere).for_each(|(conflicts, here)| *conflicts |= here);
         let mem = self.buffer(view, dtype, Access::Read);
@@ -500,6 +514,8 @@ impl Fuser<'_> {
             }
         }
         if let Some(g) = inner {
+            let row: Vec<_> = self.heads.iter().map(|head| (self.index_of(head.0, &idx[..g.start]), head.clone())).collect();
+            self.store_all(&row);
             for (starts, len) in self.pieces(&g, &product(g.clone())) {
                 let column = self.new_var(DType::I64, 2);
                 self.piece = len.known().map(|n| (column, n));
@@ -527,12 +543,16 @@ impl Fuser<'_> {
     fn store(&mut self, v: Value, indices: &[Vec<Expr>], add: bool) {
         let roots: Vec<(Value, StridedView, bool)> =
             [(v, self.target.clone(), add)].into_iter().chain(self.others.iter().cloned()).collect();
-        let all: Vec<_> = indices.iter().flat_map(|idx| roots.iter().map(move |root| (idx, root))).collect();
+        let all: Vec<_> =
+            indices.iter().flat_map(|idx| roots.iter().map(|root| (self.index_of(root.0, idx), root.clone()))).collect();
+        self.store_all(&all);
+    }
+    /// Stores values at indices, all of them read before anything is written.
+    fn store_all(&mut self, all: &[(Vec<Expr>, (Value, StridedView, bool))]) {
         self.written = all.iter().map(|(idx, (_, target, _))| (target.at.clone(), self.address(target, idx))).collect();
-        // All is read before anything is written.
         let values: Vec<Expr> = all.iter().map(|(idx, (v, ..))| self.eval(*v, idx)).collect();
         let mut stores = Vec::new();
-        for (((idx, (v, target, add)), mut value), k) in all.into_iter().zip(values).zip(0..) {
+        for (((idx, (v, target, add)), mut value), k) in all.iter().zip(values).zip(0..) {
             let dtype = self.scene.func.ty(*v).dtype;
             let mem = self.buffer(target, dtype, Access::Write);
             if *add {
@@ -541,6 +561,11 @@ impl Fuser<'_> {
             stores.push(Stmt::Store { mem, index: self.written[k].1.clone(), value });
         }
         self.scopes.last_mut().expect("the innermost scope").stmts.extend(stores);
+    }
+    /// The index of a value at the index of another that has its axes first; what it has besides are axes of one.
+    fn index_of(&self, v: Value, idx: &[Expr]) -> Vec<Expr> {
+        let rank = self.scene.func.ty(v).rank();
+        idx.iter().cloned().chain(std::iter::repeat_n(Expr::int(0), rank)).take(rank).collect()
     }
     /// Where the innermost loop is cut: the first columns of pieces that have a loop together, and its length. What is joined from parts or padded lies in one of
     /// them at each piece, so that nobody asks at each element which.
@@ -631,7 +656,7 @@ impl Fuser<'_> {
     }
     /// Where it goes.
     fn targets(&self) -> impl Iterator<Item = &StridedView> {
-        [&self.target].into_iter().chain(self.others.iter().map(|(_, target, _)| target))
+        [&self.target].into_iter().chain(self.others.iter().chain(&self.heads).map(|(_, target, _)| target))
     }
     fn visit_inline(&self, v: Value, see: &mut dyn FnMut(Value)) {
         let mut seen = std::collections::BTreeSet::new();
@@ -651,9 +676,16 @@ impl Fuser<'_> {
         let mut breaks = vec![false; ty.rank()];
         let exact: Vec<Option<usize>> = (0..ty.rank()).map(Some).collect();
         let mut seen = Vec::new();
-        self.roots().for_each(|v| self.find_breaks(v, &exact, &ty.shape, &mut breaks, &mut seen));
-        for target in self.targets() {
-            check_merge(target, &exact, &ty.shape, &mut breaks);
+        let all = self.roots().map(|v| (v, exact.len()));
+        for (v, axes) in all.chain(self.heads.iter().map(|(v, ..)| (*v, exact.len() - 1))) {
+            let rank = self.scene.func.ty(v).rank();
+            let map: Vec<_> = (0..rank).map(|a| (a < axes).then_some(a)).collect();
+            self.find_breaks(v, &map, &ty.shape, &mut breaks, &mut seen);
+        }
+        let whole = [&self.target].into_iter().chain(self.others.iter().map(|(_, target, _)| target)).map(|t| (t, exact.len()));
+        for (target, axes) in whole.chain(self.heads.iter().map(|(_, target, _)| (target, exact.len() - 1))) {
+            let map: Vec<_> = (0..target.shape.len()).map(|a| (a < axes).then_some(a)).collect();
+            check_merge(target, &map, &ty.shape, &mut breaks);
         }
         breaks
     }

@@ -98,9 +98,14 @@ fn op_cost(op: &Op) -> u32 {
 /// The stored value below a chain of layout ops and the view it is seen through, supposing the value itself is contiguous; the value
 /// itself if the chain is empty. `None` if some op of the chain has to move elements.
 pub fn view_base(func: &Func, v: Value) -> Option<(Value, StridedView)> {
+    view_below(func, v, &|_| false)
+}
+
+/// The same, but at most down to a value that is known to be stored.
+fn view_below(func: &Func, v: Value, stored: &dyn Fn(Value) -> bool) -> Option<(Value, StridedView)> {
     let node = func.def(v);
-    if is_layout(&node.op) {
-        let (base, view) = view_base(func, node.inputs[0])?;
+    if is_layout(&node.op) && !stored(v) {
+        let (base, view) = view_below(func, node.inputs[0], stored)?;
         return Some((base, view.apply(&node.op)?));
     }
     let at = library::View { buffer: 0, offset: Dim::from(0), turn: Vec::new() };
@@ -240,11 +245,15 @@ fn is_light(func: &Func, v: Value, cost: &[u32], forced: &[bool]) -> bool {
     bytes <= own * 16 + 1
 }
 
-/// The value that a broadcast repeats, below layout ops, if it has no more elements than the broadcast.
+/// The value that a broadcast repeats, below layout ops, if it has no more elements than the broadcast; or that a reshape sees whole.
 fn repeated_base(func: &Func, id: NodeId) -> Option<Value> {
     let node = &func.nodes[id];
-    let Op::Broadcast { .. } = &node.op else { return None };
     let of = |v: Value| func.ty(v).elems();
+    if let Op::Reshape(_) = &node.op {
+        let (base, _) = view_base(func, Value { node: id, index: 0 })?;
+        return (base.node != id && of(base) == node.types[0].elems()).then_some(base);
+    }
+    let Op::Broadcast { .. } = &node.op else { return None };
     let x = node.inputs[0];
     let (base, _) = view_base(func, x)?;
     let times = |n: Dim| n.try_div(&of(x))?.known();
@@ -287,7 +296,7 @@ fn needs_division(func: &Func, operand: Value, reshape: NodeId) -> bool {
 
 /// Marks the value that has to be stored for `v` to be in memory.
 fn force_memory(func: &Func, v: Value, strided: bool, forced: &mut [bool]) {
-    match view_base(func, v) {
+    match view_below(func, v, &|x| forced[x.node.0 as usize]) {
         Some((base, view)) if strided || view.is_contiguous() => forced[base.node.0 as usize] = true,
         _ => forced[v.node.0 as usize] = true,
     }

@@ -381,12 +381,17 @@ impl Lowerer<'_> {
         }
         match &node.op {
             Op::Contract(spec) => {
-                let (view, add) = match self.absorbs(b, value(0)) {
-                    Some(view) => (view, true),
-                    None => self.destination(b, value(0), false),
+                let operands = self.operands(b, &node);
+                let widened = self.widened(b, value(0)).filter(|_| self.is_in_parts(&node.types[0], spec, &operands));
+                let (view, add) = match widened {
+                    Some(r) => self.destination_at(b, r, id, true),
+                    None => match self.absorbs(b, value(0)) {
+                        Some(view) => (view, true),
+                        None => self.destination(b, value(0), false),
+                    },
                 };
-                self.contract(b, &node, spec, &view, add);
-                b.places[id.0 as usize][0] = Some(view);
+                let stored = self.done_with(b, value(0), widened, &view);
+                self.contract(b, &node, operands, (&view, stored), add);
             }
             Op::GroupedContract { transposed } => {
                 let (y, add) = self.fresh_destination(b, value(0));
@@ -563,40 +568,57 @@ impl Lowerer<'_> {
         let step = self.launch(kernel, views, node.origin, cost::fused_work(b.func, &b.grouping, v));
         b.steps.push(step);
 
-        let (target, add) = self.destination(b, v, false);
-        let aside = if sum == ty.dtype { None } else { Some(self.alloc(&ty.with_dtype(sum), false, b.depth)) };
-        let (to, adds) = aside.as_ref().map_or((&target, add), |a| (a, false));
-        let step = self.join_parts(f, (partial, of_parts), (to, sum), adds, node.origin);
+        let widened = self.widened(b, v);
+        let (target, add) = match widened {
+            Some(r) => self.destination_at(b, r, v.node, true),
+            None => self.destination(b, v, false),
+        };
+        let stored = self.done_with(b, v, widened, &target);
+        let step = self.join_parts(f, (partial, of_parts), &[ty.dtype, stored], (&target, add), node.origin);
         b.steps.push(step);
-        if let Some(aside) = aside {
-            self.convert(&mut b.steps, (&aside, sum), (&target, ty.dtype), add);
-        }
-        b.places[v.node.0 as usize][0] = Some(target);
     }
 
-    /// The step that reduces parts along their first axis, in order, to a place of another dtype or the same.
+    /// The root that only widens a value, if nobody else reads it and nothing else is computed with that: where parts of the value are joined, it is stored so.
+    fn widened(&self, b: &Body, v: Value) -> Option<Value> {
+        let mut readers = b.func.nodes.ids().filter(|id| b.grouping.reads[id.0 as usize].contains(&v));
+        let (Some(reader), None) = (readers.next(), readers.next()) else { return None };
+        let node = &b.func.nodes[reader];
+        let alone = !b.outputs.contains_key(&v) && !b.grouping.joined.values().flatten().any(|m| *m == reader);
+        (node.op == Op::Cast(node.types[0].dtype) && node.inputs[..] == [v] && alone && b.grouping.root[reader.0 as usize])
+            .then_some(Value { node: reader, index: 0 })
+    }
+    /// Says where a value is, or what only widens it; the dtype that is stored there.
+    fn done_with(&self, b: &mut Body, v: Value, widened: Option<Value>, view: &StridedView) -> DType {
+        let at = widened.unwrap_or(v);
+        b.absorbed.extend(widened.map(|r| r.node));
+        b.places[at.node.0 as usize][at.index as usize] = Some(view.clone());
+        b.func.ty(at).dtype
+    }
+
+    /// The step that reduces parts along their first axis, in order, rounded to each of these dtypes in turn, to a place of the last.
     fn join_parts(
         &mut self,
         f: graph::op::ReduceFn,
         (partial, of_parts): (StridedView, TensorType),
-        (to, dtype): (&StridedView, DType),
-        adds: bool,
+        dtypes: &[DType],
+        (to, adds): (&StridedView, bool),
         origin: Option<base::Span>,
     ) -> Step {
-        let same = of_parts.dtype == dtype;
         let mut func = Func::new("parts");
         let x = func.arg("x", Role::Inner, of_parts);
-        let mut last = func.add(Op::Reduce(f, vec![0]), &[x], None).expect("it has a first axis");
-        if !same {
-            last = func.add(Op::Cast(dtype), &[Value { node: last, index: 0 }], None).expect("it takes any type");
+        let mut last = Value { node: func.add(Op::Reduce(f, vec![0]), &[x], None).expect("it has a first axis"), index: 0 };
+        for dtype in dtypes {
+            if func.ty(last).dtype != *dtype {
+                last.node = func.add(Op::Cast(*dtype), &[last], None).expect("it takes any type");
+            }
         }
         let n = func.nodes.len();
         let (mut root, mut reads, mut places) = (vec![false; n], vec![Vec::new(); n], vec![vec![None]; n]);
         (root[n - 1], reads[n - 1], places[0][0]) = (true, vec![x], Some(partial));
-        let (grouping, value) = (Grouping { root, reads, ..Grouping::default() }, Value { node: last, index: 0 });
+        let grouping = Grouping { root, reads, ..Grouping::default() };
         let scene = Scene { func: &func, grouping: &grouping, places: &places };
-        let Fused { kernel, views, .. } = fuse_joined(&scene, value, to, adds);
-        self.launch(kernel, views, origin, cost::fused_work(&func, &grouping, value))
+        let Fused { kernel, views, .. } = fuse_joined(&scene, last, to, adds);
+        self.launch(kernel, views, origin, cost::fused_work(&func, &grouping, last))
     }
 
     /// Values that one kernel computes, in the place of a node.
@@ -662,15 +684,34 @@ impl Lowerer<'_> {
         Some(view)
     }
 
-    fn contract(&mut self, b: &mut Body, node: &graph::Node, spec: &graph::op::Contract, c: &StridedView, add: bool) {
-        let result = node.types[0].dtype;
+    /// The operands of a contraction as they are multiplied, and their dtype.
+    fn operands(&mut self, b: &mut Body, node: &graph::Node) -> ([StridedView; 2], DType) {
         let fuses = self.options.products && self.options.fuse;
         let narrow = narrow::narrow_operands(b.func, &node.op, &node.inputs).filter(|_| fuses);
-        let dtype = narrow.map_or(result, |[x, _]| b.func.ty(x).dtype);
-        let [lhs, rhs] = [0, 1].map(|i| match narrow {
+        let dtype = narrow.map_or(node.types[0].dtype, |[x, _]| b.func.ty(x).dtype);
+        let operands = [0, 1].map(|i| match narrow {
             Some(_) => self.strided_narrow(b, node.inputs[i]),
             None => self.strided(b, node.inputs[i]),
         });
+        (operands, dtype)
+    }
+    /// Whether a contraction of operands that are in place is taken in parts.
+    fn is_in_parts(&self, ty: &TensorType, spec: &graph::op::Contract, ([lhs, rhs], dtype): &([StridedView; 2], DType)) -> bool {
+        // Which memory it is does not matter.
+        let c = StridedView::contiguous(lhs.at.clone(), &ty.shape);
+        let product = gemm(spec, *dtype, lhs, rhs, &c, false);
+        let in_parts = |g: library::Gemm| g.batch.is_empty() && Product::parts_of(*dtype, &[g.m, g.n, g.k]) > 1;
+        self.options.products && self.options.parts && product.is_some_and(in_parts)
+    }
+    fn contract(
+        &mut self,
+        b: &mut Body,
+        node: &graph::Node,
+        ([lhs, rhs], dtype): ([StridedView; 2], DType),
+        (c, stored): (&StridedView, DType),
+        add: bool,
+    ) {
+        let Op::Contract(spec) = &node.op else { base::bug!("{} is no contraction", node.op.name()) };
         let product = gemm(spec, dtype, &lhs, &rhs, c, add).unwrap_or_else(|| {
             let order = |letters: [Vec<char>; 3]| letters.concat();
             let to_lhs = order([spec.batch(), spec.rows(), spec.summed()]);
@@ -680,11 +721,12 @@ impl Lowerer<'_> {
             let copied = graph::op::Contract { lhs: to_lhs, rhs: to_rhs, out: spec.out.clone() };
             gemm(&copied, dtype, &a, &r, c, add).unwrap_or_else(|| base::bug!("{copied} of contiguous operands"))
         });
-        let steps = self.product(product, result, node.origin, b.depth);
+        let steps = self.product(product, [node.types[0].dtype, stored], node.origin, b.depth);
         b.steps.extend(steps);
     }
     /// The steps of a dense product, of operands of its dtype.
-    fn product(&mut self, g: library::Gemm, result: DType, origin: Option<base::Span>, depth: usize) -> Vec<Step> {
+    /// Its result is rounded to the first dtype and stored as the second, which differs only where it is taken in parts.
+    fn product(&mut self, g: library::Gemm, [result, stored]: [DType; 2], origin: Option<base::Span>, depth: usize) -> Vec<Step> {
         if !self.options.products {
             return vec![Step::Gemm(g)];
         }
@@ -697,6 +739,9 @@ impl Lowerer<'_> {
         let work = Work { class: Class::Product, dtype: p.dtype, shape: vec![all, m, n, k] };
         p.parts = if self.options.parts { p.choose_parts() } else { 1 };
         if p.parts == 1 {
+            if result != stored {
+                base::bug!("{result} stored as {stored} by a product that is not in parts");
+            }
             return vec![self.launch(gpu_product(&p, None), vec![g.a, g.b, g.c], origin, work)];
         }
         // Parts are summed aside, and added in order.
@@ -709,7 +754,7 @@ impl Lowerer<'_> {
         // Along an axis of one a product has no stride, but a map that writes it goes by one.
         let strides = [(&m, c_row), (&n, c_col)].map(|(extent, s)| if extent.is(1) { Dim::from(1) } else { s }).to_vec();
         let to = StridedView { at: g.c, shape: vec![m, n], strides };
-        let last = self.join_parts(graph::op::ReduceFn::Sum, (aside, of_parts), (&to, result), accumulate, origin);
+        let last = self.join_parts(graph::op::ReduceFn::Sum, (aside, of_parts), &[result, stored], (&to, accumulate), origin);
         vec![first, last]
     }
     /// The step of a product over ragged rows; outer products may be added to what is there.
@@ -791,8 +836,26 @@ impl Lowerer<'_> {
         let Op::Repeat(r) = &node.op else { base::bug!("not a repeat") };
         let operands: Vec<StridedView> = node.inputs.iter().map(|v| self.strided(b, *v)).collect();
         let (mut args, mut targets) = (Vec::new(), Vec::new());
+        // What was stacked already, by output.
+        let mut stacked: BTreeMap<usize, StridedView> = BTreeMap::new();
         for (i, operand) in operands.iter().enumerate() {
-            let turned = if i < r.carried {
+            let turned = if let Some((output, first)) = self.stack_of_states(b, id, r, i) {
+                let elems = first.elems();
+                let later = |view: &StridedView, n: &Dim| {
+                    let mut v = view.clone();
+                    v.at.offset = v.at.offset + n.clone();
+                    v
+                };
+                let dtype = b.func.ty(Value { node: id, index: i as u32 }).dtype;
+                self.copy(&mut b.steps, operand, &first, dtype, false);
+                self.finish(b, Value { node: id, index: i as u32 }, later(&first, &(elems.clone() * Dim::from(r.count))), None);
+                let shape = [Dim::from(r.count)].into_iter().chain(first.shape.iter().cloned()).collect::<Vec<_>>();
+                let all = StridedView::contiguous(first.at.clone(), &shape);
+                let inside = slice(&all);
+                targets.push(Target { view: later(&inside, &elems), replaces: None, add: false });
+                stacked.insert(output, all);
+                inside
+            } else if i < r.carried {
                 let v = Value { node: id, index: i as u32 };
                 let (state, add_to) = self.fresh_destination(b, v);
                 self.copy(&mut b.steps, operand, &state, b.func.ty(v).dtype, false);
@@ -810,6 +873,11 @@ impl Lowerer<'_> {
         let body_outputs = &r.body.outputs;
         for (i, output) in body_outputs.iter().enumerate().skip(r.carried) {
             let v = Value { node: id, index: i as u32 };
+            if let Some(all) = stacked.remove(&i) {
+                targets.push(Target { view: slice(&all), replaces: None, add: false });
+                self.finish(b, v, all, None);
+                continue;
+            }
             // A stack whose only use is to be added to an argument is added turn by turn.
             let alone = !r.body.nodes.values().any(|n| n.inputs.contains(&output.value))
                 && body_outputs.iter().filter(|o| o.value == output.value).count() == 1
@@ -833,6 +901,24 @@ impl Lowerer<'_> {
         self.loops.pop();
         b.steps.push(Step::Loop { count: r.count, reverse: r.reverse, body });
         Ok(())
+    }
+
+    /// If a result of a loop is what it carries, as each turn finds it: that result, and memory for the first turn's, with room for one a turn behind it and the
+    /// last. Each turn then leaves what it carries where the stack has it, and nothing is copied.
+    fn stack_of_states(&mut self, b: &Body, id: NodeId, r: &graph::op::Repeat, i: usize) -> Option<(usize, StridedView)> {
+        let is_state = |v: Value| matches!(r.body.def(v).op, Op::Arg(k) if k as usize == i);
+        if i >= r.carried || r.reverse {
+            return None;
+        }
+        let output = (r.carried..r.body.outputs.len()).find(|o| is_state(r.body.outputs[*o].value))?;
+        let [carried, all] = [i, output].map(|k| Value { node: id, index: k as u32 });
+        let ty = b.func.ty(carried);
+        if [carried, all].iter().any(|v| b.outputs.contains_key(v)) || may_be_empty(ty) {
+            return None;
+        }
+        let shape = [Dim::from(r.count + 1)].into_iter().chain(ty.shape.iter().cloned()).collect::<Vec<_>>();
+        let room = self.alloc(&TensorType::new(ty.dtype, shape), false, b.depth);
+        Some((output, StridedView::contiguous(room.at, &ty.shape)))
     }
 
     fn copy(&mut self, steps: &mut Vec<Step>, from: &StridedView, to: &StridedView, dtype: DType, add: bool) {

@@ -33,6 +33,14 @@ impl StridedView {
         let dense = row_major(&self.shape);
         self.shape.iter().zip(self.strides.iter().zip(&dense)).all(|(d, (s, r))| d.is(1) || s == r)
     }
+    /// Whether a view of the same buffer surely has none of its elements: one ends before the other begins, in each turn.
+    pub fn is_apart(&self, other: &StridedView) -> bool {
+        let before = |a: &StridedView, b: &StridedView| {
+            let gap = b.at.offset.clone() - a.at.offset.clone() - a.span();
+            (gap + Dim::from(1)).is_positive()
+        };
+        self.at.turn == other.at.turn && (before(self, other) || before(other, self))
+    }
     /// Elements from the first to the last.
     pub fn span(&self) -> Dim {
         self.shape.iter().zip(&self.strides).fold(Dim::from(1), |n, (d, s)| n + (d.clone() - Dim::from(1)) * s.clone())

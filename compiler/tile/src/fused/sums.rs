@@ -14,18 +14,20 @@ use graph::{Func, Op, Value, op::ReduceFn};
 
 /// Columns of a block of a reduction over leading axes.
 const COLUMN_ELEMS: i64 = 256;
+/// The same where each lane has its own, several that lie side by side.
+const OWN_COLUMN_ELEMS: i64 = 2048;
 /// A reduction of fewer terms is not taken in parts.
 const LARGE_REDUCTION: i64 = 4096;
 /// Blocks that the parts of a reduction of everything should have together, about two for each processor of a large GPU.
 const MAX_PARTS: i64 = 256;
 /// The same of a reduction over leading axes, whose blocks are small.
-const MAX_COLUMN_BLOCKS: i64 = 1024;
-/// Rows of a reduction over leading axes that a lane takes at once, at most, and their loads, which are under way together: a sum of rows that are gathered
-/// in eights took 468 µs with eight rows, 365 with one.
-const ROWS_AT_ONCE: i64 = 8;
-const LOADS_AT_ONCE: i64 = 32;
+const MAX_COLUMN_BLOCKS: i64 = 512;
+/// Rows of a reduction over leading axes that a lane takes at once, at most, and their loads, each of several columns, which are under way together: a sum of
+/// rows that are gathered in eights took 468 µs with eight rows, 365 with one.
+const ROWS_AT_ONCE: i64 = 4;
+const LOADS_AT_ONCE: i64 = 16;
 /// Parts of a reduction over leading axes, at most: each is read again.
-const MAX_COLUMN_PARTS: i64 = 128;
+const MAX_COLUMN_PARTS: i64 = 512;
 
 /// The kernel that computes `parts` parts of a reduction into `target`, whose first axis they are, in the accumulator's dtype. Reducing that
 /// axis gives the whole. Parts of results that keep the last axis are sums of rows, others are of the first axes or of the only one.
@@ -53,10 +55,16 @@ pub fn num_parts(func: &Func, v: Value) -> Option<i64> {
         return Some(MAX_PARTS);
     }
     let columns = ty.shape.last().filter(|_| keeps_last(func, v))?.known()?;
-    let blocks = (ty.elems().known()? / columns.max(1)) * (columns + COLUMN_ELEMS - 1) / COLUMN_ELEMS;
-    let parts = (MAX_COLUMN_BLOCKS / blocks.max(1)) as u64;
+    let blocks = |width: i64| Some(ty.elems().known()? / columns.max(1) * ((columns + width - 1) / width));
     // Enough of them fill the device as they are.
-    (blocks < MAX_PARTS).then(|| (parts.next_power_of_two() as i64).min(MAX_COLUMN_PARTS))
+    let few = blocks(COLUMN_ELEMS)? < MAX_PARTS;
+    let parts = (MAX_COLUMN_BLOCKS / blocks(OWN_COLUMN_ELEMS)?.max(1)) as u64;
+    few.then(|| (parts.next_power_of_two() as i64).min(MAX_COLUMN_PARTS))
+}
+
+/// Whether there are as many parts as a warp has lanes, or more.
+pub(super) fn has_many_parts(func: &Func, v: Value) -> bool {
+    func.ty(func.def(v).inputs[0]).shape[0].known().is_some_and(|n| n >= 32)
 }
 
 /// Whether a reduction keeps the last axis, so that it sums rows.
@@ -85,15 +93,17 @@ impl Fuser<'_> {
         let shape = func.ty(operand).shape.clone();
         let sum = compute_dtype(ty.dtype.accumulator());
         let last = ty.shape.last().expect("the last axis is kept").clone();
-        let width = last.known().map_or(COLUMN_ELEMS, |n| n.clamp(1, COLUMN_ELEMS));
+        let most = if by_column { OWN_COLUMN_ELEMS } else { COLUMN_ELEMS };
+        let width = last.known().map_or(most, |n| n.clamp(1, most));
         let chunks = last.ceil_div(&Dim::from(width));
         let outer: Dim = ty.shape[..ty.rank() - 1].iter().fold(Dim::from(1), |n, d| n * d.clone());
         self.kernel.grid = outer * chunks.clone() * Dim::from(parts.unwrap_or(1));
         let mut idx = vec![Expr::int(0); ty.rank()];
         let mut rest = self.kernel.block();
         let n = self.kernel.dim(&chunks);
-        let first = self.bind(Expr::rem(rest.clone(), n.clone()) * Expr::int(width));
-        rest = self.bind(Expr::floor_div(rest, n));
+        let whole = last.is(width);
+        let first = if whole { Expr::int(0) } else { self.bind(Expr::rem(rest.clone(), n.clone()) * Expr::int(width)) };
+        rest = if whole { rest } else { self.bind(Expr::floor_div(rest, n)) };
         for a in (0..ty.rank() - 1).rev() {
             let extent = self.kernel.dim(&ty.shape[a]);
             idx[a] = self.bind(Expr::rem(rest.clone(), extent.clone()));
@@ -101,7 +111,7 @@ impl Fuser<'_> {
         }
         let part = rest;
         let end = self.kernel.dim(&last);
-        let count = self.bind(Expr::minimum(end - first.clone(), Expr::int(width)));
+        let count = if whole { end } else { self.bind(Expr::minimum(end - first.clone(), Expr::int(width))) };
         let kept: Vec<usize> = (0..shape.len()).filter(|a| !axes.contains(a)).collect();
         let mut inner = vec![Expr::int(0); shape.len()];
         for (a, i) in kept.iter().zip(&idx) {

@@ -1,9 +1,13 @@
-//! Maps of one shape in one kernel, so that what several read is read once, and what only they read is not stored.
+//! Maps of one shape in one kernel, so that what several read is read once, and what only they read is not stored; and reductions along their rows.
 //!
 //! In: a grouping. Out: the same with roots *joined*: one step computes them all, where the first of them stands by whose turn all that they read is there,
-//! and before anything else reads them. Joined are element by element maps that read each other or the same long value.
+//! and before anything else reads them. Joined are element by element maps that read each other or the same long value, and what is computed of whole rows
+//! for these.
+
+mod rows;
 
 use super::{Grouping, is_inline, is_layout, view_base};
+use base::Dim;
 use graph::{Func, NodeId, Op, Value, op::MapFn};
 use std::collections::BTreeSet;
 
@@ -20,6 +24,7 @@ struct Joined {
 /// Where things stand while groups grow.
 struct Order<'a> {
     func: &'a Func,
+    root: &'a [bool],
     reads: &'a [Vec<Value>],
     /// The roots that read each node.
     readers: Vec<Vec<NodeId>>,
@@ -38,9 +43,10 @@ pub(super) fn join_maps(func: &Func, g: &mut Grouping) {
     }
     let output_of = |a: &graph::Arg| func.outputs.iter().find(|o| o.name == a.name && o.role == a.role).map(|o| o.value.node);
     let replaced = func.args.iter().map(output_of).collect();
-    let mut order = Order { func, reads: &g.reads, readers, at: func.nodes.ids().collect(), replaced };
+    let mut order = Order { func, root: &g.root, reads: &g.reads, readers, at: func.nodes.ids().collect(), replaced };
     let mut groups: Vec<Joined> = Vec::new();
-    for id in func.nodes.ids().filter(|id| g.root[id.0 as usize] && is_map(func, &g.root, *id)) {
+    let joins = |id: &NodeId| is_map(func, &g.root, *id) || rows::may_be(func, *id);
+    for id in func.nodes.ids().filter(|id| g.root[id.0 as usize] && joins(id)) {
         let found = groups.iter().enumerate().rev().find_map(|(k, j)| Some((k, order.with(j, id)?)));
         match found {
             Some((k, joined)) => {
@@ -68,11 +74,18 @@ pub(super) fn join_maps(func: &Func, g: &mut Grouping) {
 impl Order<'_> {
     /// The group with one more member, if that is legal and saves something.
     fn with(&self, j: &Joined, id: NodeId) -> Option<Joined> {
+        let members: Vec<NodeId> = j.members.iter().copied().chain([id]).collect();
         let shape = |m: NodeId| &self.func.nodes[m].types[0].shape;
-        if shape(j.members[0]) != shape(id) || !self.shares(j, id) {
+        // Most have nothing to do with each other.
+        let near = |v: &Value| j.members.iter().any(|m| *m == v.node || self.reads[m.0 as usize].contains(v));
+        if !self.reads[id.0 as usize].iter().any(near) {
             return None;
         }
-        let members: Vec<NodeId> = j.members.iter().copied().chain([id]).collect();
+        let maps = members.iter().all(|m| shape(*m) == shape(id) && is_map(self.func, self.root, *m));
+        let elems = if maps { self.func.nodes[id].types[0].elems() } else { rows::of(self.func, self.root, &members)?.elems() };
+        if !self.shares(j, id, &elems) {
+            return None;
+        }
         let outside = |x: &NodeId| !members.contains(x);
         let at = |x: NodeId| self.at[x.0 as usize];
         let read: BTreeSet<NodeId> = members.iter().flat_map(|m| self.reads[m.0 as usize].iter().map(|v| v.node)).collect();
@@ -88,7 +101,9 @@ impl Order<'_> {
         let in_place = |arg: NodeId| {
             let Some(by) = self.replaced[arg.0 as usize] else { return true };
             if members.contains(&by) {
-                self.readers[arg.0 as usize].iter().filter(|r| outside(r)).all(|r| at(*r) < when)
+                // A row is read more than once.
+                (maps || !read.contains(&arg))
+                    && self.readers[arg.0 as usize].iter().filter(|r| outside(r)).all(|r| at(*r) < when)
             } else {
                 at(by) > when
             }
@@ -98,13 +113,21 @@ impl Order<'_> {
         let legal = members.iter().all(later) && touched.filter(|a| is_arg(*a)).all(in_place);
         legal.then_some(Joined { members, at: when })
     }
-    /// Whether a root reads what a group computes, or as long a value as it is itself that the group reads, or the other way round.
-    fn shares(&self, j: &Joined, id: NodeId) -> bool {
-        let elems = self.func.nodes[id].types[0].elems();
-        let long = |v: &&Value| self.func.ty(**v).elems() == elems;
-        let own: Vec<&Value> = self.reads[id.0 as usize].iter().filter(long).collect();
-        own.iter().any(|v| j.members.contains(&v.node) || j.members.iter().any(|m| self.reads[m.0 as usize].contains(v)))
+    /// Whether a root reads what a group computes, or a value of so many elements that the group reads.
+    fn shares(&self, j: &Joined, id: NodeId, elems: &Dim) -> bool {
+        let long = |v: &Value| self.func.ty(*v).elems() == *elems;
+        let read = |v: &Value| j.members.iter().any(|m| self.reads[m.0 as usize].contains(v));
+        self.reads[id.0 as usize].iter().any(|v| j.members.contains(&v.node) || long(v) && read(v))
     }
+}
+
+/// Whether a root adds a product to an argument, which the product does itself.
+fn adds_to_argument(func: &Func, id: NodeId) -> bool {
+    let node = &func.nodes[id];
+    let is_arg = |v: &Value| matches!(func.def(*v).op, Op::Arg(_));
+    node.op == Op::Map(MapFn::Add)
+        && node.inputs.iter().any(is_arg)
+        && node.inputs.iter().any(|v| !is_inline(&func.def(*v).op) && !is_arg(v))
 }
 
 /// Whether a root computes each element from elements at its own index, or fewer, of what is stored.
@@ -113,14 +136,10 @@ fn is_map(func: &Func, root: &[bool], id: NodeId) -> bool {
     if !matches!(node.op, Op::Map(_) | Op::Cast(_)) {
         return false;
     }
-    // A product adds to an argument itself.
-    let is_arg = |v: &Value| matches!(func.def(*v).op, Op::Arg(_));
-    if node.op == Op::Map(MapFn::Add)
-        && node.inputs.iter().any(is_arg)
-        && node.inputs.iter().any(|v| !is_inline(&func.def(*v).op) && !is_arg(v))
-    {
+    if adds_to_argument(func, id) {
         return false;
     }
+    let is_arg = |v: &Value| matches!(func.def(*v).op, Op::Arg(_));
     let stored = |v: Value| root[v.node.0 as usize] || is_arg(&v);
     let (mut open, mut seen) = (node.inputs.clone(), BTreeSet::new());
     while let Some(v) = open.pop() {
