@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         ["record", folder, ref names @ ..] => names.iter().try_for_each(|n| record(Path::new(folder), n)).map(|()| true),
         ["check", folder, ref names @ ..] => check_all(Path::new(folder), names),
         ["time", file, entry, ref rest @ ..] => time(Path::new(file), entry, rest).map(|()| true),
-        ["copy"] => copy().map(|()| true),
+        ["copy"] => copy_rate().map(|rate| println!("copy: {:.3} TB/s, read and written", rate / 1e3)).map(|()| true),
         _ => {
             eprintln!("on_gpu record FOLDER NAME… | check FOLDER NAME… | time FILE ENTRY B=1 T=128 [runs=20] [profile] | copy");
             return ExitCode::from(2);
@@ -176,8 +176,8 @@ fn check(folder: &Path, name: &str) -> Result<bool, ExecError> {
     Ok(apart <= NEAR && same && again && share <= 1.0 && resumed)
 }
 
-/// The median time of copies within the device: what kernels that only move memory are held to.
-fn copy() -> Result<(), ExecError> {
+/// How fast copies within the device are, at their median: what kernels that only move memory are held to. # Units: bytes a nanosecond, read and written.
+fn copy_rate() -> Result<f64, ExecError> {
     const BYTES: usize = 2 << 30;
     let device = Device::Gpu(Gpu::new(0, &[], &[], None)?);
     let memory = || Ok::<_, ExecError>(device.memory(BYTES, false)?.expect("the device has 4 GiB"));
@@ -194,8 +194,7 @@ fn copy() -> Result<(), ExecError> {
         times.push(device.nanoseconds(&begin, &end));
     }
     times.sort_by(f64::total_cmp);
-    println!("copy: {:.3} TB/s, read and written", 2.0 * BYTES as f64 / times[times.len() / 2] / 1e3);
-    Ok(())
+    Ok(2.0 * BYTES as f64 / times[times.len() / 2])
 }
 
 fn time(file: &Path, entry: &str, rest: &[&str]) -> Result<(), ExecError> {
@@ -254,12 +253,14 @@ fn time(file: &Path, entry: &str, rest: &[&str]) -> Result<(), ExecError> {
         let profile = s.profile.take().unwrap_or_default();
         let rows = profile.rows();
         let all: u64 = rows.iter().map(|r| r.3).sum();
-        let bytes = traffic(&manifest, entry, &dims);
+        let (bytes, copy) = (traffic(&manifest, entry, &dims), copy_rate()?);
+        println!("share of what a copy moves, {copy:.0} GB/s, of each map:");
         for (_, step, calls, ns) in rows.into_iter().take(50) {
             let each = ns as f64 / calls as f64;
             let symbol = step.split(' ').next().unwrap_or_default();
-            let rate = bytes.get(symbol).map_or(String::new(), |b| format!("{:.0} GB/s", b / each));
-            println!("{:>5.1} % {:>5} x {:>9.2} us {rate:>10}  {step}", 100.0 * ns as f64 / all as f64, calls / 3, each / 1e3);
+            let share = |b: &f64| format!("{:.0} GB/s {:>3.0} %", b / each, 100.0 * b / each / copy);
+            let rate = bytes.get(symbol).map_or(String::new(), share);
+            println!("{:>5.1} % {:>5} x {:>9.2} us {rate:>16}  {step}", 100.0 * ns as f64 / all as f64, calls / 3, each / 1e3);
         }
     }
     Ok(())
