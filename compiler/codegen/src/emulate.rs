@@ -12,7 +12,7 @@ use std::sync::{Condvar, Mutex};
 use tile::Kernel;
 
 /// Small, so that small problems have several warps and blocks, and scratch that does not fit.
-const LIMITS: Limits = Limits { warp: 4, threads: (8, 16), shared_bytes: 4 << 10, hopper: false };
+const LIMITS: Limits = Limits { warp: 4, threads: (8, 16), most: 32, shared_bytes: 4 << 10, hopper: false };
 const ALIGN: usize = 128;
 
 /// Kernels compiled for threads of the host.

@@ -71,7 +71,7 @@ pub struct Ptx {
 }
 
 /// Of a Hopper GPU: 227 KiB of shared memory a block, of which reductions may take 3.
-const LIMITS: Limits = Limits { warp: 32, threads: (128, 256), shared_bytes: 224 << 10, hopper: true };
+const LIMITS: Limits = Limits { warp: 32, threads: (128, 256), most: 1024, shared_bytes: 224 << 10, hopper: true };
 
 /// The MLIR text of the kernels as GPU code, as it is before lowering.
 ///

@@ -744,13 +744,23 @@ impl Lowerer<'_> {
             }
             return vec![self.launch(gpu_product(&p, None), vec![g.a, g.b, g.c], origin, work)];
         }
+        // Parts lie as the result does, so that who joins them reads and writes neighbours: its transpose is the product of the others' transposes.
+        let mut operands = [g.a, g.b];
+        if p.strides[4].is(1) && !p.strides[5].is(1) {
+            operands.reverse();
+            p.extents.swap(0, 1);
+            p.strides.reverse();
+            p.strides.rotate_left(2);
+            p.aligned.swap(0, 1);
+        }
         // Parts are summed aside, and added in order.
         let [m, n] = [0, 1].map(|i| p.extents[i].clone());
         let of_parts = TensorType::new(result.accumulator(), vec![Dim::from(p.parts), m.clone(), n.clone()]);
         let aside = self.alloc(&of_parts, false, depth);
         let [c_row, c_col] = [4, 5].map(|i| std::mem::replace(&mut p.strides[i], if i == 4 { n.clone() } else { Dim::from(1) }));
         (p.result, p.accumulate, p.aligned[2]) = (of_parts.dtype, false, true);
-        let first = self.launch(gpu_product(&p, None), vec![g.a, g.b, aside.at.clone()], origin, work);
+        let [a, b] = operands;
+        let first = self.launch(gpu_product(&p, None), vec![a, b, aside.at.clone()], origin, work);
         // Along an axis of one a product has no stride, but a map that writes it goes by one.
         let strides = [(&m, c_row), (&n, c_col)].map(|(extent, s)| if extent.is(1) { Dim::from(1) } else { s }).to_vec();
         let to = StridedView { at: g.c, shape: vec![m, n], strides };

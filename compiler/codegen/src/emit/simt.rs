@@ -23,7 +23,7 @@ use super::{
 use crate::gpu::{
     access::{Access, expr_uses, exprs},
     plan::{GroupSum, Place, Plan, Team, is_row_loop, widest},
-    unit::Units,
+    unit::{Units, times_alone},
 };
 use graph::op::{MapFn, ReduceFn};
 use std::{collections::BTreeSet, fmt::Write};
@@ -723,7 +723,17 @@ impl Emitter<'_> {
         let units = Units::new(self.k, var, body);
         let Some(units) = units.filter(|u| known.is_none_or(|n| n >= u.turns as i64 * threads)) else {
             let first = self.w.bin("addi", lo, rank, "i64");
-            return self.one_by_one(var, [&first, hi, step], body);
+            let Some(times) = known.zip(lanes).and_then(|(n, lanes)| times_alone(n, lanes, body)) else {
+                return self.one_by_one(var, [&first, hi, step], body);
+            };
+            for i in 0..times {
+                let before = self.w.int(i, "i64");
+                let before = self.w.bin("muli", step, &before, "i64");
+                let turn = self.w.bin("addi", &first, &before, "i64");
+                self.vars[var.0 as usize] = Slot::Value(turn);
+                self.stmts(body, LoopKind::Serial);
+            }
+            return;
         };
         let aligned = self.are_aligned(&units, lo);
         let (zero, width) = (self.w.int(0, "i64"), self.w.int(units.turns as i64, "i64"));

@@ -59,6 +59,8 @@ pub(crate) struct Limits {
     pub warp: u32,
     /// Threads of a block, least and most; multiples of `warp`, and powers of two.
     pub threads: (u32, u32),
+    /// Threads that a block may have.
+    pub most: u32,
     /// Shared memory of a block for scratch. # Units: bytes.
     pub shared_bytes: usize,
     /// Whether there are warp groups with products of their own, and copies that threads do not carry.
@@ -115,6 +117,8 @@ const MAX_HELD: i64 = 96;
 const ELEMS_PER_THREAD: i64 = 8;
 /// A row with more in its vector loops than this is for a whole block.
 const LARGE_ROW: i64 = 4096;
+/// A row with more than this takes all the threads that a block may have.
+const WIDE_ROW: i64 = 16_384;
 /// Scratch memories start at multiples of this. # Units: bytes.
 pub(crate) const ALIGN: usize = 128;
 
@@ -155,6 +159,8 @@ impl Plan {
         let threads = match rows.as_ref().map(|r| r.team) {
             Some(Team::Thread) => most,
             Some(Team::Lanes(_)) => least,
+            // Few rows at a time stay in the second level, where loops after the first find them.
+            Some(Team::Block) if widest >= WIDE_ROW => (4 * most).min(limits.most),
             Some(Team::Block) | None => (widest.clamp(1, i64::from(most)) as u32).next_power_of_two().clamp(least, most),
         };
         let own = rows.as_ref().filter(|r| r.team == Team::Thread).map(|r| Access::of(&r.body).written);

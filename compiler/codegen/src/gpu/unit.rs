@@ -11,6 +11,8 @@ const ACCESS_BYTES: usize = 16;
 const MAX_TURNS: usize = 8;
 /// Turns at once that stand one after the other, at most.
 const MAX_TIMES: i64 = 4;
+/// The same of turns that are not neighbours.
+const MAX_ALONE: i64 = 16;
 /// Parts of expressions that the turns of a thread may have together: what is emitted grows with them.
 const MAX_PARTS: usize = 2048;
 
@@ -47,6 +49,18 @@ impl Offsets {
             Expr::Const(..) | Expr::Dim(_) | Expr::Load(..) | Expr::Map(..) | Expr::Cast(..) | Expr::Order(_) => None,
         }
     }
+}
+
+/// How many turns a lane takes of a loop whose turns are no neighbours, if that is so few that they stand one after the other, as [`Units::times`].
+pub(crate) fn times_alone(turns: i64, lanes: i64, body: &[Stmt]) -> Option<i64> {
+    let mut parts = 0;
+    let simple = body.iter().all(|s| {
+        exprs(s, &mut |e| visit(e, &mut |_| parts += 1));
+        matches!(s, Stmt::Let(..) | Stmt::Accumulate(..) | Stmt::Store { .. })
+    });
+    let times = turns / lanes;
+    let short = parts * times <= MAX_PARTS as i64 / 4;
+    (simple && short && turns % lanes == 0 && (2..=MAX_ALONE).contains(&times)).then_some(times)
 }
 
 /// What is known of a body while it is looked through.
