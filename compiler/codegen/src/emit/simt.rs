@@ -817,11 +817,15 @@ impl Emitter<'_> {
                 self.w.line("}");
                 continue;
             }
-            for (turn, vars) in turns.iter_mut().enumerate() {
-                std::mem::swap(&mut self.vars, vars);
-                self.simt_mut().at_once = aligned.then(|| (units.clone(), turn));
-                self.stmts(part, LoopKind::Serial);
-                std::mem::swap(&mut self.vars, vars);
+            // All is loaded before anything is stored.
+            let first = part.iter().position(|s| matches!(s, Stmt::Store { .. })).unwrap_or(part.len());
+            for part in [&part[..first], &part[first..]] {
+                for (turn, vars) in turns.iter_mut().enumerate() {
+                    std::mem::swap(&mut self.vars, vars);
+                    self.simt_mut().at_once = aligned.then(|| (units.clone(), turn));
+                    self.stmts(part, LoopKind::Serial);
+                    std::mem::swap(&mut self.vars, vars);
+                }
             }
         }
     }
