@@ -152,6 +152,31 @@ fn products_with_what_follows_them_spill_no_registers_and_run_on() {
 }
 
 #[test]
+fn blocks_are_chosen_and_experts_multiplied_without_detours() {
+    let bench = |name: &str, kind: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches").join(name);
+        let text = std::fs::read_to_string(path).expect("the bench is part of the source");
+        let kernels: Vec<Kernel> = kernels_of(&text, "").into_iter().filter(|k| k.name.contains(kind)).collect();
+        let ptx = codegen::emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles");
+        assert!(!kernels.is_empty() && ptx.kernels.iter().all(|k| !k.maps.is_empty()), "{name}: {kind} on warp groups");
+        (ptx, kernels.len())
+    };
+    // A warp sums the 16 heads of its query between its lanes: 8, 4 and 2 of 16 columns change hands. Four blocks share a processor.
+    let (select, count) = bench("nsa_layer.lode", "select");
+    assert_eq!((count, select.text.matches("shfl.sync.bfly").count()), (1, 14));
+    assert!(select.kernels[0].static_shared + select.kernels[0].dynamic_shared <= 56 << 10, "{:?}", select.kernels[0]);
+    // Gate and up are one product, of 256 columns, as down is.
+    let (grouped, count) = bench("moe_layer.lode", "grouped");
+    assert_eq!((count, grouped.text.matches("m64n256k16").count(), grouped.text.matches("m64n128k16").count()), (2, 8, 0));
+    let Some(ptxas) = ptxas() else { return };
+    for (name, ptx, count) in [("select", select, 1), ("grouped", grouped, 2)] {
+        let told = assemble(&ptxas, name, &ptx.text);
+        assert_eq!(told.matches(" 0 bytes spill stores").count(), count, "{told}");
+        assert!(!told.contains("serialized"), "{told}");
+    }
+}
+
+#[test]
 fn every_model_assembles() {
     let Some(ptxas) = ptxas() else { return };
     let in_fp8 = ("deepseek_v3", format!("{} fp8_block=12", MODELS[3].1));

@@ -408,18 +408,16 @@ impl Lowerer<'_> {
             }
             Op::GroupedOuter => {
                 // Kernels add to what is there, if they are to.
-                let (w, adds, add) = if self.options.products {
-                    match self.absorbs(b, value(0)) {
-                        Some(w) => (w, true, None),
-                        None => {
-                            let (w, adds) = self.destination(b, value(0), false);
-                            (w, adds, None)
-                        }
+                let absorbed = if self.options.products { self.absorbs(b, value(0)) } else { None };
+                let ((w, adds), add) = match absorbed {
+                    Some(w) => ((w, true), None),
+                    None if self.options.products => (self.destination(b, value(0), false), None),
+                    None => {
+                        let (w, add) = self.fresh_destination(b, value(0));
+                        ((w, false), add)
                     }
-                } else {
-                    let (w, add) = self.fresh_destination(b, value(0));
-                    (w, false, add)
                 };
+                debug_assert!(w.is_contiguous(), "targets are contiguous");
                 let [x, y, offsets] = [0, 1, 2].map(|i| self.dense(b, node.inputs[i]));
                 let (xs, ws) = (b.func.ty(node.inputs[0]), b.func.ty(value(0)));
                 let extents = [ws.shape[0].clone(), xs.shape[0].clone(), ws.shape[1].clone(), ws.shape[2].clone()];

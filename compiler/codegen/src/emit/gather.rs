@@ -54,22 +54,23 @@ impl Emitter<'_> {
     }
     /// Before a loop: the places of the rows of those copies in it whose rows are the same in every turn.
     pub(super) fn find_rows(&mut self, var: VarId, body: &[Stmt]) {
-        let set: BTreeSet<VarId> = body.iter().filter_map(|s| if let Stmt::Let(v, _) = s { Some(*v) } else { None }).collect();
-        let turns = |e: &Expr| expr_uses(e, &|v| v == var || set.contains(&v));
+        let mut set = BTreeSet::from([var]);
+        changed(body, &mut set);
+        let turns = |e: &Expr| expr_uses(e, &|v| set.contains(&v));
         for s in body {
             let (Stmt::Copy(c), true) = (s, is_load(s)) else { continue };
-            let (Some(_), [rows, _], Mem::Scratch(to)) = (c.index, c.axes.as_slice(), c.to) else { continue };
+            let (Some(_), [rows, _]) = (c.index, c.axes.as_slice()) else { continue };
             if ![&rows.extent, &rows.stride, &rows.at].into_iter().any(turns) {
                 let places = self.places_of_rows(c);
-                self.simt_mut().turn.rows.insert(to, places);
+                self.simt_mut().turn.rows.push((c.clone(), places));
             }
         }
     }
     /// Starts a thread's part of a copy to `start`, the first byte of its scratch (i32).
     pub(super) fn gather_rows(&mut self, c: &Copy, start: &str) {
         let [_, cols] = c.axes.as_slice() else { base::bug!("rows by index of two axes") };
-        let (Mem::Buffer(from), Mem::Scratch(to)) = (c.from, c.to) else { base::bug!("rows of a buffer to scratch") };
-        let places = self.simt().turn.rows.get(&to).cloned();
+        let Mem::Buffer(from) = c.from else { base::bug!("rows of a buffer") };
+        let places = self.simt().turn.rows.iter().find(|(known, _)| known == c).map(|(_, places)| places.clone());
         let places = places.unwrap_or_else(|| self.places_of_rows(c));
         let [width, first] = [&cols.extent, &cols.at].map(|e| self.expr(e));
         let [zero, seven, eight] = [0, 7, 8].map(|n| self.w.int(n, "i64"));
@@ -113,4 +114,22 @@ impl Emitter<'_> {
 /// How many threads say of a ring's stage that it is there.
 pub(super) fn arrivals(r: &Ring) -> u32 {
     1 + if r.gathered { GROUP } else { 0 }
+}
+
+/// The variables that statements set.
+pub(super) fn changed(body: &[Stmt], found: &mut BTreeSet<VarId>) {
+    for s in body {
+        match s {
+            Stmt::Let(v, _) | Stmt::Var(v, _) | Stmt::Assign(v, _) | Stmt::Accumulate(v, ..) => {
+                found.insert(*v);
+            }
+            Stmt::For { var, body, .. } => {
+                found.insert(*var);
+                changed(body, found);
+            }
+            Stmt::While { body, .. } => changed(body, found),
+            Stmt::If { then, otherwise, .. } => [then, otherwise].into_iter().for_each(|b| changed(b, found)),
+            Stmt::Store { .. } | Stmt::Dot(_) | Stmt::Copy(_) => {}
+        }
+    }
 }

@@ -1,17 +1,20 @@
 //! What runs on warp groups: barriers, copies by the tensor memory accelerator, products by `wgmma`. What for: `gpu/hopper.rs`.
 
-use super::{Emitter, gather::arrivals};
+use super::{
+    Emitter,
+    gather::{arrivals, changed},
+};
 use crate::{
     dot::{Matrix, Tiled},
     gpu::{
-        access::Access,
+        access::{Access, expr_uses},
         hopper::{GROUP, GROUP_ROWS, Hopper, Ring, STRIP, STRIP_BYTES, copy_bytes, is_load, is_vector, limited_rows, runs},
     },
 };
 use base::DType;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tile::{
-    Expr, LoopKind, Mem, Stmt,
+    Expr, LoopKind, Mem, Stmt, VarId,
     ir::{Axis, Copy, Dot},
 };
 
@@ -29,8 +32,8 @@ pub(super) struct Turn {
     pending: Vec<Pending>,
     /// Where all threads of the producer's warp group work: which of them starts the copies of rectangles.
     gathers: Option<String>,
-    /// Where the rows begin that a thread copies by index, by scratch, if that is known before a loop.
-    pub(super) rows: BTreeMap<usize, Vec<String>>,
+    /// Where the rows begin that a thread copies by index, by the copy, if that is known before a loop.
+    pub(super) rows: Vec<(Copy, Vec<String>)>,
     /// Whether a loop is around.
     in_loop: bool,
     /// Whether products are left out, because none of the warp group's rows counts.
@@ -508,7 +511,7 @@ impl Emitter<'_> {
         self.w.line("}");
     }
     /// A loop of copies and products of them: those of a turn run while the next is prepared.
-    pub(super) fn loop_of_products(&mut self, body: &[Stmt], emit: impl Fn(&mut Self)) {
+    pub(super) fn loop_of_products(&mut self, var: VarId, body: &[Stmt], emit: impl Fn(&mut Self)) {
         let dots = only_products(body);
         if dots.is_empty() {
             let outside = std::mem::replace(&mut self.simt_mut().turn.in_loop, true);
@@ -516,7 +519,12 @@ impl Emitter<'_> {
             self.simt_mut().turn.in_loop = outside;
             return;
         }
-        let busy = dots[0].counted.clone().map(|counted| self.counts(&counted));
+        // One number of rows for all products, known before the loop.
+        let mut set = BTreeSet::from([var]);
+        changed(body, &mut set);
+        let counted = dots[0].counted.clone().filter(|e| !expr_uses(e, &|v| set.contains(&v)));
+        let counted = counted.filter(|_| dots.iter().all(|d| d.counted == dots[0].counted));
+        let busy = counted.map(|counted| self.counts(&counted));
         if let Some(busy) = &busy {
             self.w.line(&format!("scf.if {busy} {{"));
         }

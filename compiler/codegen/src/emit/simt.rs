@@ -503,7 +503,7 @@ impl Emitter<'_> {
                     e.w.line("}");
                 };
                 if self.simt().plan.hopper.is_some() {
-                    self.loop_of_products(body, turns);
+                    self.loop_of_products(*var, body, turns);
                 } else {
                     turns(self);
                 }

@@ -129,7 +129,8 @@ impl Hopper {
         let light = elems <= LIGHT;
         let shared = |n: u32| {
             let h = Hopper::within(k, held, limit / n as usize)?;
-            if h.consumers != 1 || h.gathers() || !weighs(&k.body) {
+            let fits = n < 3 || h.shared_bytes + h.others(k, held) <= limit / n as usize;
+            if h.consumers != 1 || h.gathers() || !weighs(&k.body) || !fits {
                 return None;
             }
             Some(Hopper { neighbours: n, heavy: elems >= HEAVY, ..h })
@@ -198,9 +199,7 @@ impl Hopper {
         let staged: usize = h.rings.iter().filter(|r| r.stages == 0).map(|r| r.bytes).sum();
         let left = limit.checked_sub(BARRIER_BYTES + ALIGN + single)?;
         // What else is in shared memory, unless it leaves no room for two turns.
-        let of = |i: usize| (k.scratch[i].elems * k.scratch[i].dtype.bytes()).next_multiple_of(SCRATCH_ALIGN);
-        let others: usize = (0..k.scratch.len()).filter(|i| !held[*i] && !h.ring_of.contains_key(i)).map(of).sum();
-        let room = left.checked_sub(others).filter(|n| *n >= 2 * staged).unwrap_or(left);
+        let room = left.checked_sub(h.others(k, held)).filter(|n| *n >= 2 * staged).unwrap_or(left);
         let stages = room.checked_div(staged).unwrap_or(1).min(MAX_STAGES);
         if stages < 2 && staged > 0 {
             return None;
@@ -215,6 +214,11 @@ impl Hopper {
         }
         h.shared_bytes = start + ALIGN;
         (barriers <= BARRIER_BYTES).then_some(h)
+    }
+    /// What is in shared memory beside the rings. # Units: bytes.
+    fn others(&self, k: &Kernel, held: &[bool]) -> usize {
+        let of = |i: usize| (k.scratch[i].elems * k.scratch[i].dtype.bytes()).next_multiple_of(SCRATCH_ALIGN);
+        (0..k.scratch.len()).filter(|i| !held[*i] && !self.ring_of.contains_key(i)).map(of).sum()
     }
     /// Whether rows are copied by index, for which all threads of the producer's warp group work.
     pub(crate) fn gathers(&self) -> bool {

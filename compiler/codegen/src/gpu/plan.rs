@@ -562,13 +562,26 @@ struct Scan<'a> {
     groups: bool,
 }
 
-/// The unit and the period of a loop over the columns of first units.
+/// The unit and the period of a loop over the columns of first units of scratch memories, which loads all before it stores.
 pub(crate) fn units_of(body: &[Stmt]) -> Option<[i64; 2]> {
     let mut found = None;
-    body.iter().for_each(|s| {
-        exprs(s, &mut |e| visit(e, &mut |e| found = found.or(e.as_in_unit().map(|(_, units, _)| units))));
-    });
-    found
+    let mut look = |mem: &Mem, index: &Expr| {
+        let units = || index.as_in_unit().map(|(_, units, _)| units);
+        found = found.or_else(|| if matches!(mem, Mem::Scratch(_)) { units() } else { None });
+    };
+    for s in body {
+        exprs(s, &mut |e| {
+            visit(e, &mut |e| {
+                if let Expr::Load(mem, index) = e {
+                    look(mem, index)
+                }
+            })
+        });
+        if let Stmt::Store { mem, index, .. } = s {
+            look(mem, index);
+        }
+    }
+    found.filter(|_| loads_first(body))
 }
 
 impl Scan<'_> {
@@ -591,8 +604,7 @@ impl Scan<'_> {
                         [&body[..g.at], &body[g.at + 1..]].into_iter().for_each(|b| self.stmts(b, At::Elems(*var, -1)));
                     } else {
                         let count = hi.known().unwrap_or(-1);
-                        let units = units_of(body).filter(|_| loads_first(body));
-                        self.stmts(body, units.map_or(At::Elems(*var, count), |u| At::Units(*var, count, u)));
+                        self.stmts(body, units_of(body).map_or(At::Elems(*var, count), |u| At::Units(*var, count, u)));
                         self.alike(body);
                     }
                 }

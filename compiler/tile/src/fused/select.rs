@@ -59,6 +59,17 @@ enum Fold {
     Weighted(Value, Contract, bool),
 }
 
+impl Fold {
+    /// The function that folds.
+    fn how(&self) -> Option<ReduceFn> {
+        match self {
+            Fold::No => None,
+            Fold::Reduce(how) => Some(*how),
+            Fold::Weighted(..) => Some(ReduceFn::Sum),
+        }
+    }
+}
+
 /// A region of the form `select` that can be computed so.
 #[derive(Clone, Debug)]
 pub struct Select<'a> {
@@ -192,11 +203,7 @@ impl<'a> Select<'a> {
 
     /// Keys that do not count add nothing, as a fold of none gives: then what is in scratch is the folded value with those around it.
     fn find_padding(&mut self, needs: &BTreeMap<Value, Vec<Need>>) {
-        let how = match &self.fold {
-            Fold::No => return,
-            Fold::Reduce(f) => *f,
-            Fold::Weighted(..) => ReduceFn::Sum,
-        };
+        let Some(how) = self.fold.how() else { return };
         let Some(id) = self.reader(self.folded) else { return };
         let (Op::Pad { axis, low, value, .. }, padded) = (&self.func.nodes[id].op, Value { node: id, index: 0 }) else { return };
         let dtype = compute_dtype(self.ty(self.product).dtype.accumulator());
@@ -735,22 +742,15 @@ impl<'a> Emit<'a> {
         (v, if left { &s.spec.lhs } else { &s.spec.rhs })
     }
 
-    /// Where the sums of an even chunk (0) or an odd one (1) begin, if some are taken over, so that no chunk writes what the one before still reads.
+    /// Where the sums of an even chunk (0) or an odd one (1) begin, if some are taken over: what a chunk leaves for the next does not lie where its own front
+    /// still is.
     fn sums_at(&self, side: &Expr) -> Expr {
         let all = self.queries * (self.width + self.carried);
         if self.carried > 0 { side.clone() * Expr::int(all) } else { Expr::int(0) }
     }
     /// What a fold of none gives.
     fn nothing(&self) -> Expr {
-        let how = match self.s.fold {
-            Fold::Reduce(how) => how,
-            Fold::No | Fold::Weighted(..) => ReduceFn::Sum,
-        };
-        neutral(how, self.dtype)
-    }
-    /// Whether heads are summed.
-    fn is_sum(&self) -> bool {
-        matches!(self.s.fold, Fold::Reduce(ReduceFn::Sum) | Fold::Weighted(..))
+        neutral(self.s.fold.how().unwrap_or(ReduceFn::Sum), self.dtype)
     }
     /// Whether the maps after the product read something that lies along the keys.
     fn reads_by_key(&self) -> bool {

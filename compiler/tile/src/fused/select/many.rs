@@ -119,7 +119,7 @@ impl<'a> Many<'a> {
             return None;
         }
         let emit = Emit::new(s, f, Some(queries.dtype));
-        let (sum, heads) = (emit.is_sum(), emit.heads);
+        let (sum, heads) = (s.fold.how() == Some(ReduceFn::Sum), emit.heads);
         let warp = sum && HEADS_OF_WARP.contains(&heads) && emit.width % (8 * heads.min(8)) == 0;
         // Rows that are summed from shared memory lie so that what a group of lanes stores is in different banks.
         let stride = emit.width + if warp || s.fold == Fold::No { 0 } else { BANK_ELEMS };
@@ -136,7 +136,9 @@ impl<'a> Many<'a> {
         let (at, rows, n) = e.rows(f);
         let zero = Expr::Const(Scalar::new(0.0), e.dtype);
         f.by_hand(|b| {
-            b.fill(self.mapped, Expr::int(TILE * self.stride), zero);
+            if !self.warp {
+                b.fill(self.mapped, Expr::int(TILE * self.stride), zero);
+            }
             let lists = &self.lists;
             b.fill(lists.values, Expr::int(2 * e.queries * lists.width), never());
             b.fill(lists.places, Expr::int(2 * e.queries * lists.k), int(-1));
@@ -249,11 +251,7 @@ impl<'a> Many<'a> {
     /// F, and the first key that it has.
     fn fold(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr, side: &Expr) -> Expr {
         let (e, s) = (&self.emit, self.emit.s);
-        let how = match &s.fold {
-            Fold::No => return chunk.key.clone(),
-            Fold::Reduce(r) => *r,
-            Fold::Weighted(..) => ReduceFn::Sum,
-        };
+        let Some(how) = s.fold.how() else { return chunk.key.clone() };
         let mut loops = Vec::new();
         if self.warp {
             let [_, q, i] = self.pairs(f, e.queries, e.width, &mut loops);
@@ -265,7 +263,7 @@ impl<'a> Many<'a> {
             let index = (q.clone() * Expr::int(e.heads) + head) * Expr::int(e.width) + i.clone();
             f.here(Stmt::Accumulate(sum, how, Expr::load(self.mapped, index)));
             f.close_loops(inner);
-            self.store_sum(f, chunk, how, sum, [&q, &i, side]);
+            self.store_sum(f, chunk, sum, [&q, &i, side]);
             f.close_loops(loops);
             return e.folded(f, at, &chunk.key, e.sums_at(side));
         }
@@ -288,16 +286,16 @@ impl<'a> Many<'a> {
         f.close_loops(inner);
         for (i, sum) in sums.into_iter().enumerate() {
             let i = f.bind(first.clone() + Expr::int(i as i64));
-            self.store_sum(f, chunk, how, sum, [&q, &i, side]);
+            self.store_sum(f, chunk, sum, [&q, &i, side]);
         }
         f.close_loops(loops);
         e.folded(f, at, &chunk.key, e.sums_at(side))
     }
     /// A sum of F; of keys that there are none of, nothing. The last ones are also where the next chunk finds those that it takes over.
-    fn store_sum(&self, f: &mut Fuser, chunk: &Chunk, how: ReduceFn, sum: VarId, [q, i, side]: [&Expr; 3]) {
+    fn store_sum(&self, f: &mut Fuser, chunk: &Chunk, sum: VarId, [q, i, side]: [&Expr; 3]) {
         let e = &self.emit;
         let inside = Expr::and(Expr::le(chunk.from.clone(), i.clone()), Expr::lt(i.clone(), chunk.to.clone()));
-        let value = Expr::select(inside, Expr::Var(sum), neutral(how, e.dtype));
+        let value = Expr::select(inside, Expr::Var(sum), e.nothing());
         let row = q.clone() * Expr::int(e.width + e.carried);
         let index = e.sums_at(side) + row.clone() + i.clone() + Expr::int(e.carried);
         if e.carried == 0 {
