@@ -125,6 +125,38 @@ fn attention_spills_no_registers_and_its_products_run_on() {
     assert!(!told.contains("serialized"), "{told}");
 }
 
+/// The most registers that any kernel of a text spills. # Units: bytes stored.
+fn most_spilled(told: &str) -> u32 {
+    let stores = told.split(" bytes spill stores").filter_map(|before| before.rsplit([' ', ',']).next()?.parse().ok());
+    stores.max().expect("it tells of kernels")
+}
+
+#[test]
+fn both_ends_of_a_window_cost_few_registers() {
+    let Some(ptxas) = ptxas() else { return };
+    let [b, t] = ["B", "T"].map(Dim::sym);
+    let domain = "causal & window(512)".parse().expect("a domain");
+    let s = t.clone();
+    let p = Problem { dtype: DType::BF16, b, t, s, h: 64, g: 4, dk: 128, dv: 128, domain, scale: 0.1, operands: Vec::new() };
+    let ptx = codegen::emit_ptx(&[gpu_attend(&p, gpu_attend::Tiling::choose(&p))], &GpuOptions::default()).expect("it compiles");
+    let told = assemble(&ptxas, "window", &ptx.text);
+    // FIXME: six registers, where a tile is at an edge of the window.
+    assert!(most_spilled(&told) <= 24 && !told.contains("serialized"), "{told}");
+}
+
+#[test]
+fn products_of_experts_spill_no_registers_and_run_on() {
+    let Some(ptxas) = ptxas() else { return };
+    let text = source("qwen3_moe").replace("dims B, T", "dims B, T\nprecision { storage = bf16, compute = bf16 }");
+    let set =
+        "num_hidden_layers=2 hidden_size=2048 moe_intermediate_size=768 num_experts=128 num_experts_per_tok=8 vocab_size=32000";
+    let kernels: Vec<Kernel> = kernels_of(&text, set).into_iter().filter(|k| k.name.contains("grouped")).collect();
+    assert!(kernels.len() >= 4, "rows of both products and their gradients");
+    let ptx = codegen::emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles");
+    let told = assemble(&ptxas, "experts", &ptx.text);
+    assert!(most_spilled(&told) == 0 && !told.contains("serialized"), "{told}");
+}
+
 #[test]
 fn sums_of_tensors_assemble() {
     let Some(ptxas) = ptxas() else { return };
@@ -140,8 +172,8 @@ fn products_with_what_follows_them_spill_no_registers_and_run_on() {
     let kernels: Vec<Kernel> = kernels_of(&text, set).into_iter().filter(|k| k.name.contains("product")).collect();
     let buffers = |k: &Kernel| k.buffers.iter().map(|b| b.name.clone()).collect::<Vec<_>>().join(" ");
     let all: Vec<String> = kernels.iter().map(buffers).collect();
-    // A gate, alone and with both products, a residual, the gradients of a gate, a gradient as f32.
-    for wanted in ["a b0 b1 y", "a b0 b1 y0 y1 y2", "a b z0 y", "a b z0 z1 y0 y1", "a b y"] {
+    // A gate, alone and with both products, a residual, a gradient as f32; the gradients of a gate are faster apart.
+    for wanted in ["a b0 b1 y", "a b0 b1 y0 y1 y2", "a b z0 y", "a b y"] {
         assert!(all.iter().any(|b| b == wanted), "no '{wanted}' in {all:?}");
     }
     let ptx = codegen::emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles");
