@@ -661,7 +661,7 @@ impl Grower {
             Some(operands.len() - 4)
         };
         let n = Dim::from(small(self));
-        Some(match self.random.below(if depth > 0 { 14 } else { 9 }) {
+        Some(match self.random.below(if depth > 0 { 15 } else { 10 }) {
             0 => Domain::Full,
             1 => Domain::Causal,
             2 => Domain::Window(small(self)),
@@ -671,12 +671,13 @@ impl Grower {
             6 => Domain::Blocks { idx: add(self, &[b, t, g, &n], s)?, size: small(self) },
             7 => Domain::Groups { idx: add(self, &[b, t, g, &n], &3.into())?, of: add(self, &[b, s], &3.into())? },
             8 => Domain::Tokens(add(self, &[b, t, g, &n], s)?),
-            9 => Domain::And(Box::new(Domain::Causal), Box::new(self.domain(depth - 1, [b, t, s, g], operands)?)),
-            10 => Domain::And(Box::new(Domain::Causal), Box::new(Domain::Window(small(self)))),
+            9 => Domain::Prefix(small(self)),
+            10 => Domain::And(Box::new(Domain::Causal), Box::new(self.domain(depth - 1, [b, t, s, g], operands)?)),
+            11 => Domain::And(Box::new(Domain::Causal), Box::new(Domain::Window(small(self)))),
             n => {
                 let parts = [0; 2].map(|_| self.domain(depth - 1, [b, t, s, g], operands).map(Box::new));
                 let [Some(x), Some(y)] = parts else { return None };
-                if n < 13 { Domain::And(x, y) } else { Domain::Or(x, y) }
+                if n < 14 { Domain::And(x, y) } else { Domain::Or(x, y) }
             }
         })
     }

@@ -158,7 +158,7 @@ fn of_domain(d: &Domain) -> usize {
     match d {
         Domain::Full => 0,
         Domain::Causal => 1,
-        Domain::Window(_) | Domain::EndsBefore { .. } | Domain::EndsAt(_) => 2,
+        Domain::Window(_) | Domain::Prefix(_) | Domain::EndsBefore { .. } | Domain::EndsAt(_) => 2,
         Domain::Segments(..) | Domain::Blocks { .. } | Domain::Groups { .. } | Domain::Tokens(_) => 2,
         Domain::And(a, b) | Domain::Or(a, b) => 1 + of_domain(a) + of_domain(b),
     }
@@ -372,6 +372,7 @@ fn parts(d: &Domain, operands: &[Value]) -> Vec<(Domain, Vec<Value>)> {
             Domain::Full => return Vec::new(),
             Domain::Causal
             | Domain::Window(_)
+            | Domain::Prefix(_)
             | Domain::EndsBefore { .. }
             | Domain::EndsAt(_)
             | Domain::Segments(..)
@@ -390,7 +391,7 @@ fn parts(d: &Domain, operands: &[Value]) -> Vec<(Domain, Vec<Value>)> {
 fn renumber(d: &Domain, operands: &[Value]) -> (Domain, Vec<Value>) {
     fn walk(d: &Domain, number: &mut dyn FnMut(usize) -> usize) -> Domain {
         match d {
-            Domain::Full | Domain::Causal | Domain::Window(_) | Domain::EndsBefore { .. } => d.clone(),
+            Domain::Full | Domain::Causal | Domain::Window(_) | Domain::Prefix(_) | Domain::EndsBefore { .. } => d.clone(),
             Domain::EndsAt(a) => Domain::EndsAt(number(*a)),
             Domain::Segments(a, b) => Domain::Segments(number(*a), number(*b)),
             Domain::Blocks { idx, size } => Domain::Blocks { idx: number(*idx), size: *size },

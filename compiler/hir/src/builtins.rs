@@ -67,6 +67,7 @@ pub const NAMES: &[&str] = &[
     "attend_lse",
     "causal",
     "window",
+    "prefix",
     "ends_before",
     "ends_at",
     "segments",

@@ -406,6 +406,7 @@ fn visible(domain: &Domain, keys: &Dim, operands: &[&TensorType]) -> Dim {
         | Domain::Segments(..)
         | Domain::Groups { .. } => keys.clone(),
         Domain::Window(w) => Dim::from(*w),
+        Domain::Prefix(n) => Dim::from(*n),
         Domain::Blocks { idx, size } => chosen(*idx) * Dim::from(*size),
         Domain::Tokens(idx) => chosen(*idx),
         Domain::And(a, b) => visible(a, keys, operands).minimum(&visible(b, keys, operands)),

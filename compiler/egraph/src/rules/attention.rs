@@ -139,6 +139,7 @@ fn is_for_all_heads(domain: &Domain) -> bool {
         Domain::Full
         | Domain::Causal
         | Domain::Window(_)
+        | Domain::Prefix(_)
         | Domain::EndsBefore { .. }
         | Domain::EndsAt(_)
         | Domain::Segments(..) => true,

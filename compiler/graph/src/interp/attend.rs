@@ -78,6 +78,7 @@ fn visible(domain: &Domain, x: &Extents, row: Row, operands: &[&Tensor]) -> Vec<
         Domain::Full => vec![true; x.s],
         Domain::Causal => by_key(&|s| s <= at),
         Domain::Window(w) => by_key(&|s| at - w < s),
+        Domain::Prefix(n) => by_key(&|s| s < *n),
         Domain::EndsBefore { length, stride } => by_key(&|s| s * stride + length - 1 <= row.t as i64),
         Domain::EndsAt(e) => of_keys(*e).iter().map(|end| *end <= row.t as f64).collect(),
         Domain::Segments(q, k) => {

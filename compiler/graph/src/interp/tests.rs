@@ -179,6 +179,7 @@ fn domains() {
     // Two queries at positions 2 and 3 of four keys.
     assert_eq!(seen(Domain::Causal, 2, 4, &[]), [0b111, 0b1111]);
     assert_eq!(seen(and(Domain::Causal, Domain::Window(2)), 2, 4, &[]), [0b110, 0b1100]);
+    assert_eq!(seen(Domain::Prefix(2), 2, 4, &[]), [0b11, 0b11]);
     assert_eq!(seen(Domain::EndsBefore { length: 2, stride: 1 }, 4, 3, &[]), [0, 0b1, 0b11, 0b111]);
     assert_eq!(seen(Domain::EndsAt(0), 3, 2, &[i32s(&[1, 2], &[2, 1])]), [0, 0b10, 0b11]);
     assert_eq!(seen(Domain::Segments(0, 1), 2, 3, &[i32s(&[1, 2], &[7, 8]), i32s(&[1, 3], &[7, 8, 7])]), [0b101, 0b10]);

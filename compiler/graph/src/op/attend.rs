@@ -27,6 +27,8 @@ pub enum Domain {
     Causal,
     /// t − w < s.
     Window(i64),
+    /// s < n.
+    Prefix(i64),
     /// s·stride + length − 1 ≤ t where t is the query's row plus `offset`.
     EndsBefore {
         /// Tokens of a compressed window.
@@ -64,7 +66,7 @@ impl Domain {
     /// The number of operands it needs: one more than the greatest it names.
     pub fn num_operands(&self) -> usize {
         match self {
-            Domain::Full | Domain::Causal | Domain::Window(_) | Domain::EndsBefore { .. } => 0,
+            Domain::Full | Domain::Causal | Domain::Window(_) | Domain::Prefix(_) | Domain::EndsBefore { .. } => 0,
             Domain::EndsAt(a) | Domain::Blocks { idx: a, .. } | Domain::Tokens(a) => a + 1,
             Domain::Segments(a, b) | Domain::Groups { idx: a, of: b } => a.max(b) + 1,
             Domain::And(a, b) | Domain::Or(a, b) => a.num_operands().max(b.num_operands()),
@@ -73,7 +75,7 @@ impl Domain {
     /// The same domain with `by` added to each operand number.
     pub fn shift(&self, by: usize) -> Domain {
         match self {
-            Domain::Full | Domain::Causal | Domain::Window(_) | Domain::EndsBefore { .. } => self.clone(),
+            Domain::Full | Domain::Causal | Domain::Window(_) | Domain::Prefix(_) | Domain::EndsBefore { .. } => self.clone(),
             Domain::EndsAt(a) => Domain::EndsAt(a + by),
             Domain::Segments(a, b) => Domain::Segments(a + by, b + by),
             Domain::Blocks { idx, size } => Domain::Blocks { idx: idx + by, size: *size },
@@ -94,7 +96,8 @@ impl Domain {
         match self {
             Domain::Full | Domain::Causal => Ok(()),
             Domain::Window(w) if *w < 1 => op_error!("a window of {w} keys"),
-            Domain::Window(_) => Ok(()),
+            Domain::Prefix(n) if *n < 0 => op_error!("the first {n} keys"),
+            Domain::Window(_) | Domain::Prefix(_) => Ok(()),
             Domain::EndsBefore { length, stride } if *length < 1 || *stride < 1 => {
                 op_error!("windows of {length} every {stride}")
             }

@@ -90,6 +90,11 @@ impl Scene<'_> {
                 let first = f.map(MapFn::Sub, &[at, width]);
                 f.map(MapFn::Lt, &[first, key])
             }
+            Domain::Prefix(n) => {
+                let key = self.keys(f);
+                let n = f.full_like(key, *n as f64);
+                f.map(MapFn::Lt, &[key, n])
+            }
             Domain::EndsBefore { length, stride } => {
                 let (key, row) = (self.keys(f), self.rows(f));
                 let (stride, length) = (f.full_like(key, *stride as f64), f.full_like(key, (length - 1) as f64));
@@ -193,6 +198,7 @@ mod tests {
         for (domain, operands) in [
             (Domain::Full, vec![]),
             (and(Domain::Causal, Domain::Window(2)), vec![]),
+            (and(Domain::Causal, or(Domain::Window(2), Domain::Prefix(1))), vec![]),
             (Domain::EndsBefore { length: 3, stride: 2 }, vec![]),
             (Domain::EndsAt(0), vec![&by_key[..]]),
             (Domain::Segments(0, 1), vec![&by_row, &by_key]),

@@ -73,8 +73,9 @@ fn programs_are_whole_and_varied() {
         "repeat",
         "fused",
     ];
-    let domains = ["Full", "Causal", "Window", "EndsBefore", "EndsAt", "Segments", "Blocks", "Groups", "Tokens", "And", "Or"]
-        .map(|d| format!("domain {d}"));
+    let domains =
+        ["Full", "Causal", "Window", "Prefix", "EndsBefore", "EndsAt", "Segments", "Blocks", "Groups", "Tokens", "And", "Or"]
+            .map(|d| format!("domain {d}"));
     let names = ops.iter().map(|s| s.to_string()).chain(domains);
     let names = names.chain(MapFn::ALL.iter().map(|f| f.name().into())).chain(DType::ALL.iter().map(DType::to_string));
     for name in names.chain(["extent 0".into(), "extent 1".into(), "extent 33".into()]) {

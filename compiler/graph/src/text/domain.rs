@@ -15,6 +15,7 @@ impl fmt::Display for Domain {
             Domain::Full => f.write_str("full"),
             Domain::Causal => f.write_str("causal"),
             Domain::Window(w) => write!(f, "window({w})"),
+            Domain::Prefix(n) => write!(f, "prefix({n})"),
             Domain::EndsBefore { length, stride } => write!(f, "ends_before({length}, {stride})"),
             Domain::EndsAt(e) => write!(f, "ends_at({e})"),
             Domain::Segments(a, b) => write!(f, "segments({a}, {b})"),
@@ -106,6 +107,7 @@ impl Parser<'_> {
             ("full", []) => Ok(Domain::Full),
             ("causal", []) => Ok(Domain::Causal),
             ("window", [w]) => Ok(Domain::Window(*w)),
+            ("prefix", [n]) => Ok(Domain::Prefix(*n)),
             ("ends_before", [length, stride]) => Ok(Domain::EndsBefore { length: *length, stride: *stride }),
             ("ends_at", [e]) => Ok(Domain::EndsAt(operand(*e)?)),
             ("segments", [a, b]) => Ok(Domain::Segments(operand(*a)?, operand(*b)?)),
@@ -129,6 +131,7 @@ mod tests {
             "causal & (window(4) | ends_before(32, 16)) & ends_at(0)",
             "segments(0, 1) & causal | blocks(2, 64) | tokens(3)",
             "full | (causal | full)",
+            "causal & (window(4) | prefix(2))",
             "full & (causal & groups(0, 1))",
         ] {
             let d: Domain = s.parse().expect(s);

@@ -24,6 +24,7 @@ pub(super) fn call(e: &mut Elaborator, a: &mut Args) -> Option<Result<Val, Stop>
         "full" => Ok(domain(Domain::Full)),
         "causal" => Ok(domain(Domain::Causal)),
         "window" => a.int(e, "w").map(|w| domain(Domain::Window(w))),
+        "prefix" => a.int(e, "n").map(|n| domain(Domain::Prefix(n))),
         "ends_before" => {
             a.int(e, "l").and_then(|length| a.int(e, "d").map(|stride| domain(Domain::EndsBefore { length, stride })))
         }

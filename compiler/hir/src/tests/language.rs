@@ -79,6 +79,8 @@ fn every_domain_shows_the_keys_the_reference_says() {
         ("causal()", [0b00111, 0b01111, 0b11111]),
         ("causal() & window(2)", [0b00110, 0b01100, 0b11000]),
         ("window(2)", [0b11110, 0b11100, 0b11000]),
+        ("prefix(1)", [1, 1, 1]),
+        ("causal() & (window(1) | prefix(2))", [0b00111, 0b01011, 0b10011]),
         ("ends_before(2, 1)", [0, 0b00001, 0b00011]),
         ("ends_at(b)", [0b01001, 0b01111, 0b11111]),
         ("segments(a, b)", [0b00110, 0b01001, 0]),

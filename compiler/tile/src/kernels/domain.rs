@@ -138,15 +138,53 @@ pub struct Scene<'a> {
     pub group: Expr,
 }
 
-/// A test of query `t` and key `s` of a tile: `factor·s − t ≤ below`, or more than that.
+/// A test of query `t` and key `s` of a tile.
 #[derive(Clone, Debug)]
-pub struct Bound {
-    /// Of the key.
-    pub factor: i64,
-    /// i64.
-    pub below: Expr,
-    /// Whether `≤` is asked for, else `>`.
-    pub at_most: bool,
+pub enum Test {
+    /// None.
+    Always,
+    /// `factor·s − t ≤ below`, or more than that.
+    Bound {
+        /// Of the key.
+        factor: i64,
+        /// Whether the query counts, else `t` is 0.
+        query: bool,
+        /// A whole number.
+        below: Expr,
+        /// Whether `≤` is asked for, else `>`.
+        at_most: bool,
+    },
+    /// Both.
+    Both(Box<Test>, Box<Test>),
+    /// Either.
+    Either(Box<Test>, Box<Test>),
+}
+
+impl Test {
+    /// The same with its numbers in 32 bits, as variables.
+    pub fn near(self, b: &mut Build) -> Test {
+        match self {
+            Test::Always => self,
+            Test::Bound { factor, query, below, at_most } => {
+                Test::Bound { factor, query, below: b.bind(below.cast(DType::I32)), at_most }
+            }
+            Test::Both(x, y) => Test::Both(Box::new(x.near(b)), Box::new(y.near(b))),
+            Test::Either(x, y) => Test::Either(Box::new(x.near(b)), Box::new(y.near(b))),
+        }
+    }
+    /// Whether query `t` and key `s`, i32, pass it.
+    pub fn passes(&self, t: &Expr, s: &Expr) -> Expr {
+        match self {
+            Test::Always => truth(),
+            Test::Bound { factor, query, below, at_most } => {
+                let s = if *factor == 1 { s.clone() } else { s.clone() * Expr::int(*factor).cast(DType::I32) };
+                let limit = if *query { t.clone() + below.clone() } else { below.clone() };
+                if *at_most { Expr::le(s, limit) } else { Expr::lt(limit, s) }
+            }
+            Test::Both(x, y) => both(x.passes(t, s), y.passes(t, s)),
+            Test::Either(x, y) => Expr::map2(MapFn::Or, x.passes(t, s), y.passes(t, s)),
+        }
+    }
 }
 
 /// Whether a key that a query sees is certainly one of those there are.
@@ -157,6 +195,7 @@ pub fn sees_only_keys(d: &Domain) -> bool {
         Domain::Or(x, y) => sees_only_keys(x) && sees_only_keys(y),
         Domain::Full
         | Domain::Window(_)
+        | Domain::Prefix(_)
         | Domain::EndsBefore { .. }
         | Domain::EndsAt(_)
         | Domain::Segments(..)
@@ -226,6 +265,7 @@ pub fn driving_list(domain: &Domain) -> Option<(Domain, Domain)> {
         Domain::Full
         | Domain::Causal
         | Domain::Window(_)
+        | Domain::Prefix(_)
         | Domain::EndsBefore { .. }
         | Domain::EndsAt(_)
         | Domain::Segments(..)
@@ -237,7 +277,7 @@ pub fn driving_list(domain: &Domain) -> Option<(Domain, Domain)> {
 /// Whether what one query sees is exactly its range.
 fn is_range(domain: &Domain) -> bool {
     match domain {
-        Domain::Full | Domain::Causal | Domain::Window(_) | Domain::EndsBefore { .. } => true,
+        Domain::Full | Domain::Causal | Domain::Window(_) | Domain::Prefix(_) | Domain::EndsBefore { .. } => true,
         Domain::And(a, b) => is_range(a) && is_range(b),
         Domain::EndsAt(_)
         | Domain::Segments(..)
@@ -278,6 +318,7 @@ impl Scene<'_> {
         match d {
             Domain::Causal => (Expr::int(0), self.position(last.clone()) + Expr::int(1)),
             Domain::Window(w) => (self.position(first.clone()) - Expr::int(w - 1), self.s.clone()),
+            Domain::Prefix(n) => (Expr::int(0), Expr::int(*n)),
             Domain::EndsBefore { length, stride } => {
                 let past = Expr::floor_div(last.clone() - Expr::int(length - 1), Expr::int(*stride)) + Expr::int(1);
                 (Expr::int(0), past)
@@ -304,6 +345,56 @@ impl Scene<'_> {
         (b.bind(Expr::maximum(lo, Expr::int(0))), b.bind(Expr::minimum(hi, self.s.clone())))
     }
 
+    /// The ranges whose union has all keys that queries `first..=last` can see, one or two; not clipped.
+    fn hulls(&self, d: &Domain, first: &Expr, last: &Expr) -> Vec<(Expr, Expr)> {
+        let of = |x: &Domain| self.hulls(x, first, last);
+        let all: Vec<(Expr, Expr)> = match d {
+            Domain::Or(x, y) => [of(x), of(y)].concat(),
+            Domain::And(x, y) => {
+                let both = |(a, b): &(Expr, Expr), (c, d): &(Expr, Expr)| {
+                    (Expr::maximum(a.clone(), c.clone()), Expr::minimum(b.clone(), d.clone()))
+                };
+                let ys = of(y);
+                of(x).iter().flat_map(|x| ys.iter().map(move |y| both(x, y))).collect()
+            }
+            Domain::Full
+            | Domain::Causal
+            | Domain::Window(_)
+            | Domain::Prefix(_)
+            | Domain::EndsBefore { .. }
+            | Domain::EndsAt(_)
+            | Domain::Segments(..)
+            | Domain::Blocks { .. }
+            | Domain::Groups { .. }
+            | Domain::Tokens(_) => vec![self.hull(d, first, last)],
+        };
+        if all.len() <= 2 { all } else { vec![self.hull(d, first, last)] }
+    }
+    /// The keys that queries `first..=last` can see, in pieces of `size`.
+    pub fn pieces(&self, b: &mut Build, d: &Domain, [first, last]: [&Expr; 2], size: i64) -> Pieces {
+        let hulls = self.hulls(d, first, last);
+        let [(a, b0), (c, d0)] = &hulls[..] else {
+            let (lo, end) = self.range(b, d, first, last);
+            let count = b.bind(num_pieces(&lo, &end, size));
+            return Pieces { size, count, lo, end, second: None };
+        };
+        let clip = |b: &mut Build, lo: &Expr, hi: &Expr| {
+            let lo = b.bind(Expr::maximum(lo.clone(), Expr::int(0)));
+            (lo, b.bind(Expr::minimum(hi.clone(), self.s.clone())))
+        };
+        let ((a, b0), (c, d0)) = (clip(b, a, b0), clip(b, c, d0));
+        // The one that begins first, and what the other has behind its last piece.
+        let turned = b.bind(Expr::lt(c.clone(), a.clone()));
+        let of = |x: &Expr, y: &Expr| Expr::select(turned.clone(), y.clone(), x.clone());
+        let (lo, hi) = (b.bind(of(&a, &c)), b.bind(of(&b0, &d0)));
+        let few = b.bind(Expr::maximum(num_pieces(&lo, &hi, size), Expr::int(0)));
+        let past = lo.clone() + few.clone() * Expr::int(size);
+        let (next, end) = (b.bind(Expr::maximum(of(&c, &a), past)), of(&d0, &b0));
+        let more = Expr::maximum(num_pieces(&next, &end, size), Expr::int(0));
+        let count = b.bind(few.clone() + more);
+        Pieces { size, count, lo, end: b.bind(Expr::maximum(b0, d0)), second: Some((few, next)) }
+    }
+
     /// Whether queries `first..=last` see every one of the keys `low..=high`, as far as the domain's form tells.
     pub fn all_see(&self, b: &mut Build, d: &Domain, rows: [&Expr; 2], keys: [&Expr; 2]) -> Expr {
         let ([first, last], [low, high]) = (rows, keys);
@@ -312,38 +403,35 @@ impl Scene<'_> {
             // What the first query sees of later keys, or the last of earlier ones.
             Domain::Causal | Domain::EndsBefore { .. } => self.sees(b, d, first, high),
             Domain::Window(_) => self.sees(b, d, last, low),
+            Domain::Prefix(_) => self.sees(b, d, last, high),
             Domain::And(x, y) => {
                 let x = self.all_see(b, x, rows, keys);
                 both(x, self.all_see(b, y, rows, keys))
             }
-            Domain::Or(..)
-            | Domain::EndsAt(_)
-            | Domain::Segments(..)
-            | Domain::Blocks { .. }
-            | Domain::Groups { .. }
-            | Domain::Tokens(_) => Expr::map1(MapFn::Not, truth()),
+            Domain::Or(x, y) => {
+                let x = self.all_see(b, x, rows, keys);
+                Expr::map2(MapFn::Or, x, self.all_see(b, y, rows, keys))
+            }
+            Domain::EndsAt(_) | Domain::Segments(..) | Domain::Blocks { .. } | Domain::Groups { .. } | Domain::Tokens(_) => {
+                Expr::map1(MapFn::Not, truth())
+            }
         }
     }
-    /// The tests of a domain that is made of straight bounds, for query `first[0] + t` and key `first[1] + s`; not whether the key exists.
-    pub fn bounds(&self, d: &Domain, first: [&Expr; 2]) -> Option<Vec<Bound>> {
+    /// The test of a domain that is made of straight bounds, for query `first[0] + t` and key `first[1] + s`; not whether the key exists.
+    pub fn test(&self, d: &Domain, first: [&Expr; 2]) -> Option<Test> {
         let [query, key] = first.map(Expr::clone);
+        let bound = |factor, below, at_most| Some(Test::Bound { factor, query: true, below, at_most });
         match d {
-            Domain::Full => Some(Vec::new()),
-            Domain::Causal => Some(vec![Bound { factor: 1, below: self.position(query) - key, at_most: true }]),
-            Domain::Window(w) => {
-                Some(vec![Bound { factor: 1, below: self.position(query) - Expr::int(*w) - key, at_most: false }])
-            }
+            Domain::Full => Some(Test::Always),
+            Domain::Causal => bound(1, self.position(query) - key, true),
+            Domain::Window(w) => bound(1, self.position(query) - Expr::int(*w) - key, false),
+            Domain::Prefix(n) => Some(Test::Bound { factor: 1, query: false, below: Expr::int(n - 1) - key, at_most: true }),
             Domain::EndsBefore { length, stride } => {
-                let below = query - key * Expr::int(*stride) - Expr::int(length - 1);
-                Some(vec![Bound { factor: *stride, below, at_most: true }])
+                bound(*stride, query - key * Expr::int(*stride) - Expr::int(length - 1), true)
             }
-            Domain::And(x, y) => Some([self.bounds(x, first)?, self.bounds(y, first)?].concat()),
-            Domain::Or(..)
-            | Domain::EndsAt(_)
-            | Domain::Segments(..)
-            | Domain::Blocks { .. }
-            | Domain::Groups { .. }
-            | Domain::Tokens(_) => None,
+            Domain::And(x, y) => Some(Test::Both(Box::new(self.test(x, first)?), Box::new(self.test(y, first)?))),
+            Domain::Or(x, y) => Some(Test::Either(Box::new(self.test(x, first)?), Box::new(self.test(y, first)?))),
+            Domain::EndsAt(_) | Domain::Segments(..) | Domain::Blocks { .. } | Domain::Groups { .. } | Domain::Tokens(_) => None,
         }
     }
     /// The range of queries that see some of the keys `first..=last`.
@@ -357,6 +445,11 @@ impl Scene<'_> {
         match d {
             Domain::Causal => (first.clone() - before, self.t.clone()),
             Domain::Window(w) => (Expr::int(0), last.clone() + Expr::int(*w) - before),
+            // No query sees the keys after them; the hull of that and others is theirs.
+            Domain::Prefix(n) => {
+                let seen = Expr::lt(first.clone(), Expr::int(*n));
+                (Expr::int(0), Expr::select(seen, self.t.clone(), Expr::int(0)))
+            }
             Domain::EndsBefore { length, stride } => (first.clone() * Expr::int(*stride) + Expr::int(length - 1), self.t.clone()),
             Domain::And(x, y) => {
                 let ((a, b), (c, d)) = (self.seen_from(x, first, last), self.seen_from(y, first, last));
@@ -380,6 +473,7 @@ impl Scene<'_> {
         match d {
             Domain::Full => truth(),
             Domain::Causal => Expr::le(key.clone(), self.position(t.clone())),
+            Domain::Prefix(n) => Expr::lt(key.clone(), Expr::int(*n)),
             Domain::Window(w) => Expr::lt(self.position(t.clone()) - Expr::int(*w), key.clone()),
             Domain::EndsBefore { length, stride } => {
                 Expr::le(key.clone() * Expr::int(*stride) + Expr::int(length - 1), t.clone())
@@ -419,8 +513,12 @@ impl Scene<'_> {
         let last = b.bind(first.clone() + count.clone() - Expr::int(1));
         match driving_list(domain) {
             None => {
-                let (lo, hi) = self.range(b, domain, first, &last);
-                chunks(b, lo, hi, tiling.keys, |b, first, count| body(b, Keys::Range { first, count, listed: None }));
+                let pieces = self.pieces(b, domain, [first, &last], tiling.keys);
+                b.range(pieces.count.clone(), |b, i| {
+                    let first = pieces.at(b, &i);
+                    let count = b.bind(Expr::minimum(pieces.end - first.clone(), Expr::int(tiling.keys)));
+                    body(b, Keys::Range { first, count, listed: None });
+                });
             }
             Some((Domain::Blocks { idx, size }, rest)) if tiling.queries > 1 => {
                 let (lo, hi) = self.range(b, &rest, first, &last);
@@ -604,10 +702,41 @@ fn scans(domain: &Domain) -> bool {
         Domain::Full
         | Domain::Causal
         | Domain::Window(_)
+        | Domain::Prefix(_)
         | Domain::EndsBefore { .. }
         | Domain::EndsAt(_)
         | Domain::Segments(..) => false,
     }
+}
+
+/// Keys in pieces of `size`; where there is a `second` range, those after the first so many pieces are from there on.
+pub struct Pieces {
+    size: i64,
+    /// How many; may be negative.
+    pub count: Expr,
+    lo: Expr,
+    /// One past the last key that a query can see.
+    end: Expr,
+    second: Option<(Expr, Expr)>,
+}
+
+impl Pieces {
+    /// The first key of piece `j`.
+    pub fn at(&self, b: &mut Build, j: &Expr) -> Expr {
+        let size = Expr::int(self.size);
+        let first = self.lo.clone() + j.clone() * size.clone();
+        match &self.second {
+            None => b.bind(first),
+            Some((few, next)) => {
+                let later = next.clone() + (j.clone() - few.clone()) * size;
+                b.bind(Expr::select(Expr::lt(j.clone(), few.clone()), first, later))
+            }
+        }
+    }
+}
+
+fn num_pieces(lo: &Expr, hi: &Expr, size: i64) -> Expr {
+    Expr::floor_div(hi.clone() - lo.clone() + Expr::int(size - 1), Expr::int(size))
 }
 
 /// `lo..hi` in pieces of `size`: the first element and the length of each.

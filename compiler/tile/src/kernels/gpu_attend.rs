@@ -22,7 +22,7 @@
 
 use super::{
     build::{Build, both, div, eq, exp, tile, transposed, truth},
-    domain::{Problem, Scene, sees_only_keys},
+    domain::{Pieces, Problem, Scene, sees_only_keys},
     gpu_attend_union::Union,
     gpu_product::Element,
 };
@@ -97,6 +97,7 @@ pub(super) fn has_lists(d: &Domain) -> bool {
         Domain::Full
         | Domain::Causal
         | Domain::Window(_)
+        | Domain::Prefix(_)
         | Domain::EndsBefore { .. }
         | Domain::EndsAt(_)
         | Domain::Segments(..) => false,
@@ -289,28 +290,18 @@ fn attend(p: &Problem, t: Tiling, parts: i64, ending: Option<&Ending>) -> Kernel
         b.store(a.max, r.clone(), a.f(f64::NEG_INFINITY));
         b.store(a.sum, r, a.f(0.0));
     });
-    let (lo, pieces) = match &a.union {
-        Some(u) => (Expr::int(0), u.pieces(&mut b, t.keys)),
-        None => {
-            let last = b.bind(Expr::minimum(a.first.clone() + Expr::int(t.queries()), scene.t.clone()) - Expr::int(1));
-            let (lo, hi) = scene.range(&mut b, &p.domain, &a.first, &last);
-            let pieces = b.bind(Expr::floor_div(hi - lo.clone() + Expr::int(t.keys - 1), Expr::int(t.keys)));
-            if parts > 1 {
-                let each = b.bind(Expr::floor_div(pieces.clone() + Expr::int(parts - 1), Expr::int(parts)));
-                let before = b.bind(each.clone() * part);
-                let lo = b.bind(lo + before.clone() * Expr::int(t.keys));
-                (lo, b.bind(Expr::minimum(each, pieces - before)))
-            } else {
-                (lo, pieces)
-            }
-        }
+    let source = Source::new(&mut b, &scene, a.union.as_ref(), (&a.first, t.queries()), t.keys);
+    let all = source.count(&mut b);
+    let (before, pieces) = if parts > 1 {
+        let each = b.bind(Expr::floor_div(all.clone() + Expr::int(parts - 1), Expr::int(parts)));
+        let before = b.bind(each.clone() * part);
+        (before.clone(), b.bind(Expr::minimum(each, all - before)))
+    } else {
+        (Expr::int(0), all)
     };
     b.if_(Expr::lt(Expr::int(0), pieces.clone()), |b| {
         // The first key of a piece.
-        let at = |b: &mut Build, j: &Expr| match &a.union {
-            Some(u) => u.piece(b, j, t.keys),
-            None => b.bind(lo.clone() + j.clone() * Expr::int(t.keys)),
-        };
+        let at = |b: &mut Build, j: &Expr| source.at(b, &later(j, &before));
         let zero = Expr::int(0);
         let start = at(b, &zero);
         k.copy(b, a.k, t.keys, [&batch, &group, &start], false);
@@ -373,6 +364,44 @@ impl Place {
     }
 }
 
+/// Piece `j` of those from `before` on.
+fn later(j: &Expr, before: &Expr) -> Expr {
+    if before.known() == Some(0) { j.clone() } else { j.clone() + before.clone() }
+}
+
+/// Where a tile's keys are.
+pub(super) enum Source<'a> {
+    /// In the union of its queries' blocks, in pieces of so many.
+    Lists(&'a Union, i64),
+    /// In one or two ranges.
+    Ranges(Pieces),
+}
+
+impl<'a> Source<'a> {
+    /// Of queries from the first on, in pieces of `keys`.
+    pub fn new(b: &mut Build, scene: &Scene, union: Option<&'a Union>, (first, queries): (&Expr, i64), keys: i64) -> Source<'a> {
+        if let Some(u) = union {
+            return Source::Lists(u, keys);
+        }
+        let last = b.bind(Expr::minimum(first.clone() + Expr::int(queries), scene.t.clone()) - Expr::int(1));
+        Source::Ranges(scene.pieces(b, &scene.problem.domain, [first, &last], keys))
+    }
+    /// How many pieces.
+    pub fn count(&self, b: &mut Build) -> Expr {
+        match self {
+            Source::Lists(u, keys) => u.pieces(b, *keys),
+            Source::Ranges(r) => r.count.clone(),
+        }
+    }
+    /// The first key of piece `j`.
+    pub fn at(&self, b: &mut Build, j: &Expr) -> Expr {
+        match self {
+            Source::Lists(u, keys) => u.piece(b, j, *keys),
+            Source::Ranges(r) => r.at(b, j),
+        }
+    }
+}
+
 /// Rows and columns of scores: which queries and which keys.
 pub(super) struct Sides<'a> {
     /// The first query, and how many.
@@ -415,26 +444,20 @@ pub(super) fn mask(b: &mut Build, scene: &Scene, domain: &Domain, scores: Mem, s
     }
     let all = b.bind(all);
     b.if_(Expr::map1(MapFn::Not, all), |b| {
-        let bounds = scene.bounds(domain, [query, key]).map(|bounds| {
-            let near = |b: &mut Build, e: Expr| b.bind(e.cast(DType::I32));
-            let rest = near(b, scene.s.clone() - key.clone());
-            (bounds.into_iter().map(|x| (x.factor, near(b, x.below), x.at_most)).collect::<Vec<_>>(), rest)
+        let test = scene.test(domain, [query, key]).map(|test| {
+            let rest = b.bind((scene.s.clone() - key.clone()).cast(DType::I32));
+            (test.near(b), rest)
         });
         b.each(elems, |b, e| {
             let (row, col) = (Expr::floor_div(e.clone(), width.clone()), Expr::rem(e.clone(), width));
             let (t, s) = if by_queries { (row, col) } else { (col, row) };
             let t = Expr::floor_div(t, Expr::int(heads));
-            let seen = match bounds {
-                Some((bounds, rest)) => {
+            let seen = match test {
+                Some((test, rest)) => {
                     // Places in a tile and how far tiles are apart fit in 32 bits.
                     let [t, s] = [t, s].map(|x| b.bind(x.cast(DType::I32)));
-                    let mut seen = if within { Expr::lt(s.clone(), rest) } else { truth() };
-                    for (factor, below, at_most) in bounds {
-                        let s = if factor == 1 { s.clone() } else { s.clone() * Expr::int(factor).cast(DType::I32) };
-                        let limit = t.clone() + below;
-                        seen = both(seen, if at_most { Expr::le(s, limit) } else { Expr::lt(limit, s) });
-                    }
-                    seen
+                    let inside = if within { Expr::lt(s.clone(), rest) } else { truth() };
+                    both(inside, test.passes(&t, &s))
                 }
                 None => {
                     let t = b.bind(Expr::minimum(query.clone() + t, scene.t.clone() - Expr::int(1)));

@@ -25,7 +25,7 @@
 use super::{
     build::{Build, exp, tile, transposed},
     domain::{Problem, Scene},
-    gpu_attend::{self, Heads, Sides, mask},
+    gpu_attend::{self, Heads, Sides, Source, mask},
     gpu_attend_union::{self, Inverse, Union},
 };
 use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, LoopKind, Mem, Stmt};
@@ -83,6 +83,7 @@ fn stride(d: &Domain) -> i64 {
         Domain::Full
         | Domain::Causal
         | Domain::Window(_)
+        | Domain::Prefix(_)
         | Domain::EndsAt(_)
         | Domain::Segments(..)
         | Domain::Blocks { .. }
@@ -438,20 +439,10 @@ pub fn gpu_attend_grad_queries(p: &Problem, tiling: Tiling) -> Kernel {
         b.store(l, r.clone(), Expr::load(given.l, at.clone()));
         b.store(delta, r, Expr::load(given.delta, at));
     });
-    let (lo, pieces) = match &given.union {
-        Some(u) => (zero(), u.pieces(&mut b, keys)),
-        None => {
-            let last = b.bind(Expr::minimum(first.clone() + Expr::int(queries), scene.t.clone()) - Expr::int(1));
-            let (lo, hi) = scene.range(&mut b, &p.domain, &first, &last);
-            let pieces = b.bind(Expr::floor_div(hi - lo.clone() + Expr::int(keys - 1), Expr::int(keys)));
-            (lo, pieces)
-        }
-    };
+    let source = Source::new(&mut b, &scene, given.union.as_ref(), (&first, queries), keys);
+    let pieces = source.count(&mut b);
     b.range(pieces, |b, j| {
-        let start = match &given.union {
-            Some(u) => u.piece(b, &j, keys),
-            None => b.bind(lo + j.clone() * Expr::int(keys)),
-        };
+        let start = source.at(b, &j);
         given.k.copy(b, k, keys, [&batch, &group, &start], false);
         let (left, right) = (tile(q, zero(), p.dk), transposed(k, zero(), p.dk));
         b.dot([rows, keys, p.dk].map(Expr::int), left, right, tile(tiles.scores, zero(), keys), false);

@@ -147,6 +147,7 @@ fn attention() {
         (Domain::Full, vec![]),
         (Domain::Causal, vec![]),
         (and(Domain::Causal, Domain::Window(2)), vec![]),
+        (and(Domain::Causal, or(Domain::Window(2), Domain::Prefix(1))), vec![]),
         (Domain::EndsBefore { length: 3, stride: 2 }, vec![]),
         (Domain::EndsAt(0), vec![by_key]),
         (Domain::Segments(0, 1), vec![by_row, by_key]),

@@ -222,13 +222,23 @@ impl Case {
     }
 }
 
+/// Domains of ranges and tests; of two ranges one may reach into the other, lie behind it, or be empty.
+const RANGES: [&str; 6] = [
+    "full",
+    "causal",
+    "causal & window(9)",
+    "causal & (window(3) | ends_before(8, 16))",
+    "causal & (window(9) | prefix(5))",
+    "causal & (prefix(20) | window(2))",
+];
+
 #[test]
 fn gradients_for_many_processors() {
     let size = Size { dk: 16, dv: 32, ..SMALL };
     for (tiling, lengths) in [(2, [1, 70]), (3, [15, 33])] {
         let tiling = &gpu_attend_grad::Tiling::LEGAL[tiling];
         for n in lengths {
-            for domain in ["full", "causal", "causal & window(9)", "causal & (window(3) | ends_before(8, 16))"] {
+            for domain in RANGES {
                 Case::new(size.tokens(n), domain, &[]).check_many_grads(*tiling);
             }
             // More keys than queries, more queries than keys, and as many as end before the last query.
@@ -249,11 +259,12 @@ fn tiles_for_many_processors() {
     for (tiling, lengths) in [(2, [1, 70]), (3, [15, 33])] {
         let tiling = &gpu_attend::Tiling::LEGAL[tiling];
         for n in lengths {
-            for domain in ["full", "causal", "causal & window(9)", "causal & (window(3) | ends_before(8, 16))"] {
+            for domain in RANGES {
                 Case::new(size.tokens(n), domain, &[]).check_many(*tiling);
             }
             // More keys than queries, and as many as end before the last query.
             Case::new(Size { s: n + 21, ..size.tokens(n) }, "causal", &[]).check_many(*tiling);
+            Case::new(Size { s: n + 21, ..size.tokens(n) }, "causal & (window(9) | prefix(5))", &[]).check_many(*tiling);
             Case::new(Size { s: (n / 4).max(1), ..size.tokens(n) }, "ends_before(4, 4)", &[]).check_many(*tiling);
             let segments = i32s(&[2, n], (0..2 * n).map(|i| i % n / 11));
             Case::new(size.tokens(n), "causal & segments(0, 0)", &[segments]).check_many(*tiling);
@@ -368,6 +379,7 @@ fn every_domain_and_tiling() {
         ("causal & (blocks(0, 4) | window(3))", vec![&blocks]),
         ("window(2) | tokens(0)", vec![&far]),
         ("causal & window(3) | ends_before(8, 1)", vec![]),
+        ("causal & (window(3) | prefix(2))", vec![]),
     ] {
         let operands: Vec<Tensor> = operands.into_iter().cloned().collect();
         Case::new(size, domain, &operands).check();
