@@ -378,438 +378,480 @@
   %63 = "tile.map"(%v2, %62) {fn = "add"} : (i64, i64) -> i64
   %64 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %65 = "tile.map"(%63, %64) {fn = "sub"} : (i64, i64) -> i64
-  %66 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %67 = "tile.map"(%65, %66) {fn = "min"} : (i64, i64) -> i64
-  %68 = "tile.map"(%59, %67) {fn = "max"} : (i64, i64) -> i64
-  %69 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %70 = "tile.map"(%68, %69) {fn = "max"} : (i64, i64) -> i64
-  %v17 = "tile.let"(%70) {id = 17 : i64} : (i64) -> i64
-  %71 = "tile.dim"() {index = 2 : i64} : () -> i64
-  %72 = "tile.dim"() {index = 1 : i64} : () -> i64
-  %73 = "tile.map"(%71, %72) {fn = "sub"} : (i64, i64) -> i64
-  %74 = "tile.map"(%v16, %73) {fn = "add"} : (i64, i64) -> i64
-  %75 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %76 = "tile.map"(%74, %75) {fn = "add"} : (i64, i64) -> i64
+  %66 = "tile.map"(%59, %65) {fn = "max"} : (i64, i64) -> i64
+  %67 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %68 = "tile.map"(%66, %67) {fn = "max"} : (i64, i64) -> i64
+  %v17 = "tile.let"(%68) {id = 17 : i64} : (i64) -> i64
+  %69 = "tile.dim"() {index = 2 : i64} : () -> i64
+  %70 = "tile.dim"() {index = 1 : i64} : () -> i64
+  %71 = "tile.map"(%69, %70) {fn = "sub"} : (i64, i64) -> i64
+  %72 = "tile.map"(%v16, %71) {fn = "add"} : (i64, i64) -> i64
+  %73 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %74 = "tile.map"(%72, %73) {fn = "add"} : (i64, i64) -> i64
+  %75 = "tile.dim"() {index = 2 : i64} : () -> i64
+  %76 = "tile.map"(%74, %75) {fn = "min"} : (i64, i64) -> i64
   %77 = "tile.dim"() {index = 2 : i64} : () -> i64
-  %78 = "tile.dim"() {index = 2 : i64} : () -> i64
-  %79 = "tile.map"(%77, %78) {fn = "max"} : (i64, i64) -> i64
-  %80 = "tile.map"(%76, %79) {fn = "min"} : (i64, i64) -> i64
-  %81 = "tile.dim"() {index = 2 : i64} : () -> i64
-  %82 = "tile.map"(%80, %81) {fn = "min"} : (i64, i64) -> i64
-  %v18 = "tile.let"(%82) {id = 18 : i64} : (i64) -> i64
-  %83 = "tile.map"(%v18, %v17) {fn = "sub"} : (i64, i64) -> i64
-  %84 = "tile.const"() {value = 7.0 : f64} : () -> i64
-  %85 = "tile.map"(%83, %84) {fn = "add"} : (i64, i64) -> i64
-  %86 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %87 = "tile.map"(%85, %86) {fn = "floor_div"} : (i64, i64) -> i64
-  %v19 = "tile.let"(%87) {id = 19 : i64} : (i64) -> i64
-  %88 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.for"(%88, %v19) ({
-  ^bb0(%v20: i64):
-    %89 = "tile.const"() {value = 8.0 : f64} : () -> i64
-    %90 = "tile.map"(%v20, %89) {fn = "mul"} : (i64, i64) -> i64
-    %91 = "tile.map"(%v17, %90) {fn = "add"} : (i64, i64) -> i64
-    %v21 = "tile.let"(%91) {id = 21 : i64} : (i64) -> i64
-    %92 = "tile.map"(%v18, %v21) {fn = "sub"} : (i64, i64) -> i64
-    %93 = "tile.const"() {value = 8.0 : f64} : () -> i64
-    %94 = "tile.map"(%92, %93) {fn = "min"} : (i64, i64) -> i64
-    %v22 = "tile.let"(%94) {id = 22 : i64} : (i64) -> i64
-    %95 = "tile.const"() {value = 0.0 : f64} : () -> i64
-    %v23 = "tile.var"(%95) {id = 23 : i64} : (i64) -> !tile.place<i64>
-    %96 = "tile.const"() {value = 0.0 : f64} : () -> i64
-    "tile.for"(%96, %v22) ({
-    ^bb0(%v24: i64):
-      %97 = "tile.map"(%v21, %v24) {fn = "add"} : (i64, i64) -> i64
-      %v25 = "tile.let"(%97) {id = 25 : i64} : (i64) -> i64
-      %98 = "tile.const"() {value = 0.0 : f64} : () -> i64
-      "tile.for"(%98, %v5) ({
-      ^bb0(%v26: i64):
-        %99 = "tile.map"(%v2, %v26) {fn = "add"} : (i64, i64) -> i64
-        %v27 = "tile.let"(%99) {id = 27 : i64} : (i64) -> i64
-        %100 = "tile.const"() {value = 8.0 : f64} : () -> i64
-        %101 = "tile.map"(%v25, %100) {fn = "floor_div"} : (i64, i64) -> i64
-        %v28 = "tile.let"(%101) {id = 28 : i64} : (i64) -> i64
-        %102 = "tile.dim"() {index = 1 : i64} : () -> i64
-        %103 = "tile.map"(%v3, %102) {fn = "mul"} : (i64, i64) -> i64
-        %104 = "tile.map"(%103, %v27) {fn = "add"} : (i64, i64) -> i64
-        %105 = "tile.const"() {value = 2.0 : f64} : () -> i64
-        %106 = "tile.map"(%104, %105) {fn = "mul"} : (i64, i64) -> i64
-        %107 = "tile.map"(%106, %v4) {fn = "add"} : (i64, i64) -> i64
-        %108 = "tile.const"() {value = 4.0 : f64} : () -> i64
-        %109 = "tile.map"(%107, %108) {fn = "mul"} : (i64, i64) -> i64
-        %v29 = "tile.let"(%109) {id = 29 : i64} : (i64) -> i64
-        %110 = "tile.const"() {value = 0.0 : f64} : () -> i64
-        %v30 = "tile.var"(%110) {id = 30 : i64} : (i64) -> !tile.place<i64>
-        %111 = "tile.const"() {value = 0.0 : f64} : () -> i64
-        %112 = "tile.const"() {value = 4.0 : f64} : () -> i64
-        "tile.for"(%111, %112) ({
-        ^bb0(%v31: i64):
-          %113 = "tile.map"(%v29, %v31) {fn = "add"} : (i64, i64) -> i64
-          %114 = "tile.load"(%b3, %113) : (!tile.buffer<i32, "8*B*T", "read">, i64) -> i32
-          %115 = "tile.cast"(%114) {to = i64} : (i32) -> i64
-          %116 = "tile.map"(%115, %v28) {fn = "eq"} : (i64, i64) -> i1
-          %117 = "tile.cast"(%116) {to = i64} : (i1) -> i64
-          "tile.accumulate"(%v30, %117) {fn = "sum"} : (!tile.place<i64>, i64) -> ()
+  %78 = "tile.map"(%76, %77) {fn = "min"} : (i64, i64) -> i64
+  %v18 = "tile.let"(%78) {id = 18 : i64} : (i64) -> i64
+  %79 = "tile.dim"() {index = 2 : i64} : () -> i64
+  %80 = "tile.dim"() {index = 1 : i64} : () -> i64
+  %81 = "tile.map"(%79, %80) {fn = "sub"} : (i64, i64) -> i64
+  %82 = "tile.map"(%v16, %81) {fn = "add"} : (i64, i64) -> i64
+  %83 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %84 = "tile.map"(%82, %83) {fn = "add"} : (i64, i64) -> i64
+  %85 = "tile.dim"() {index = 2 : i64} : () -> i64
+  %86 = "tile.map"(%84, %85) {fn = "min"} : (i64, i64) -> i64
+  %87 = "tile.dim"() {index = 2 : i64} : () -> i64
+  %88 = "tile.map"(%86, %87) {fn = "min"} : (i64, i64) -> i64
+  %v19 = "tile.let"(%88) {id = 19 : i64} : (i64) -> i64
+  %89 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %90 = "tile.map"(%89, %v17) {fn = "lt"} : (i64, i64) -> i1
+  %v20 = "tile.let"(%90) {id = 20 : i64} : (i1) -> i1
+  %91 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %92 = "tile.select"(%v20, %91, %v17) : (i1, i64, i64) -> i64
+  %v21 = "tile.let"(%92) {id = 21 : i64} : (i64) -> i64
+  %93 = "tile.select"(%v20, %v19, %v18) : (i1, i64, i64) -> i64
+  %v22 = "tile.let"(%93) {id = 22 : i64} : (i64) -> i64
+  %94 = "tile.map"(%v22, %v21) {fn = "sub"} : (i64, i64) -> i64
+  %95 = "tile.const"() {value = 7.0 : f64} : () -> i64
+  %96 = "tile.map"(%94, %95) {fn = "add"} : (i64, i64) -> i64
+  %97 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %98 = "tile.map"(%96, %97) {fn = "floor_div"} : (i64, i64) -> i64
+  %99 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %100 = "tile.map"(%98, %99) {fn = "max"} : (i64, i64) -> i64
+  %v23 = "tile.let"(%100) {id = 23 : i64} : (i64) -> i64
+  %101 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %102 = "tile.select"(%v20, %v17, %101) : (i1, i64, i64) -> i64
+  %103 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %104 = "tile.map"(%v23, %103) {fn = "mul"} : (i64, i64) -> i64
+  %105 = "tile.map"(%v21, %104) {fn = "add"} : (i64, i64) -> i64
+  %106 = "tile.map"(%102, %105) {fn = "max"} : (i64, i64) -> i64
+  %v24 = "tile.let"(%106) {id = 24 : i64} : (i64) -> i64
+  %107 = "tile.select"(%v20, %v18, %v19) : (i1, i64, i64) -> i64
+  %108 = "tile.map"(%107, %v24) {fn = "sub"} : (i64, i64) -> i64
+  %109 = "tile.const"() {value = 7.0 : f64} : () -> i64
+  %110 = "tile.map"(%108, %109) {fn = "add"} : (i64, i64) -> i64
+  %111 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %112 = "tile.map"(%110, %111) {fn = "floor_div"} : (i64, i64) -> i64
+  %113 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %114 = "tile.map"(%112, %113) {fn = "max"} : (i64, i64) -> i64
+  %115 = "tile.map"(%v23, %114) {fn = "add"} : (i64, i64) -> i64
+  %v25 = "tile.let"(%115) {id = 25 : i64} : (i64) -> i64
+  %116 = "tile.map"(%v18, %v19) {fn = "max"} : (i64, i64) -> i64
+  %v26 = "tile.let"(%116) {id = 26 : i64} : (i64) -> i64
+  %117 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.for"(%117, %v25) ({
+  ^bb0(%v27: i64):
+    %118 = "tile.map"(%v27, %v23) {fn = "lt"} : (i64, i64) -> i1
+    %119 = "tile.const"() {value = 8.0 : f64} : () -> i64
+    %120 = "tile.map"(%v27, %119) {fn = "mul"} : (i64, i64) -> i64
+    %121 = "tile.map"(%v21, %120) {fn = "add"} : (i64, i64) -> i64
+    %122 = "tile.map"(%v27, %v23) {fn = "sub"} : (i64, i64) -> i64
+    %123 = "tile.const"() {value = 8.0 : f64} : () -> i64
+    %124 = "tile.map"(%122, %123) {fn = "mul"} : (i64, i64) -> i64
+    %125 = "tile.map"(%v24, %124) {fn = "add"} : (i64, i64) -> i64
+    %126 = "tile.select"(%118, %121, %125) : (i1, i64, i64) -> i64
+    %v28 = "tile.let"(%126) {id = 28 : i64} : (i64) -> i64
+    %127 = "tile.map"(%v26, %v28) {fn = "sub"} : (i64, i64) -> i64
+    %128 = "tile.const"() {value = 8.0 : f64} : () -> i64
+    %129 = "tile.map"(%127, %128) {fn = "min"} : (i64, i64) -> i64
+    %v29 = "tile.let"(%129) {id = 29 : i64} : (i64) -> i64
+    %130 = "tile.const"() {value = 0.0 : f64} : () -> i64
+    %v30 = "tile.var"(%130) {id = 30 : i64} : (i64) -> !tile.place<i64>
+    %131 = "tile.const"() {value = 0.0 : f64} : () -> i64
+    "tile.for"(%131, %v29) ({
+    ^bb0(%v31: i64):
+      %132 = "tile.map"(%v28, %v31) {fn = "add"} : (i64, i64) -> i64
+      %v32 = "tile.let"(%132) {id = 32 : i64} : (i64) -> i64
+      %133 = "tile.const"() {value = 0.0 : f64} : () -> i64
+      "tile.for"(%133, %v5) ({
+      ^bb0(%v33: i64):
+        %134 = "tile.map"(%v2, %v33) {fn = "add"} : (i64, i64) -> i64
+        %v34 = "tile.let"(%134) {id = 34 : i64} : (i64) -> i64
+        %135 = "tile.const"() {value = 8.0 : f64} : () -> i64
+        %136 = "tile.map"(%v32, %135) {fn = "floor_div"} : (i64, i64) -> i64
+        %v35 = "tile.let"(%136) {id = 35 : i64} : (i64) -> i64
+        %137 = "tile.dim"() {index = 1 : i64} : () -> i64
+        %138 = "tile.map"(%v3, %137) {fn = "mul"} : (i64, i64) -> i64
+        %139 = "tile.map"(%138, %v34) {fn = "add"} : (i64, i64) -> i64
+        %140 = "tile.const"() {value = 2.0 : f64} : () -> i64
+        %141 = "tile.map"(%139, %140) {fn = "mul"} : (i64, i64) -> i64
+        %142 = "tile.map"(%141, %v4) {fn = "add"} : (i64, i64) -> i64
+        %143 = "tile.const"() {value = 4.0 : f64} : () -> i64
+        %144 = "tile.map"(%142, %143) {fn = "mul"} : (i64, i64) -> i64
+        %v36 = "tile.let"(%144) {id = 36 : i64} : (i64) -> i64
+        %145 = "tile.const"() {value = 0.0 : f64} : () -> i64
+        %v37 = "tile.var"(%145) {id = 37 : i64} : (i64) -> !tile.place<i64>
+        %146 = "tile.const"() {value = 0.0 : f64} : () -> i64
+        %147 = "tile.const"() {value = 4.0 : f64} : () -> i64
+        "tile.for"(%146, %147) ({
+        ^bb0(%v38: i64):
+          %148 = "tile.map"(%v36, %v38) {fn = "add"} : (i64, i64) -> i64
+          %149 = "tile.load"(%b3, %148) : (!tile.buffer<i32, "8*B*T", "read">, i64) -> i32
+          %150 = "tile.cast"(%149) {to = i64} : (i32) -> i64
+          %151 = "tile.map"(%150, %v35) {fn = "eq"} : (i64, i64) -> i1
+          %152 = "tile.cast"(%151) {to = i64} : (i1) -> i64
+          "tile.accumulate"(%v37, %152) {fn = "sum"} : (!tile.place<i64>, i64) -> ()
           "vector.yield"() : () -> ()
-        }) {id = 31 : i64, kind = "vector"} : (i64, i64) -> ()
-        %118 = "tile.dim"() {index = 2 : i64} : () -> i64
-        %119 = "tile.dim"() {index = 1 : i64} : () -> i64
-        %120 = "tile.map"(%118, %119) {fn = "sub"} : (i64, i64) -> i64
-        %121 = "tile.map"(%v27, %120) {fn = "add"} : (i64, i64) -> i64
-        %122 = "tile.map"(%v25, %121) {fn = "le"} : (i64, i64) -> i1
-        %123 = "tile.dim"() {index = 2 : i64} : () -> i64
-        %124 = "tile.dim"() {index = 1 : i64} : () -> i64
-        %125 = "tile.map"(%123, %124) {fn = "sub"} : (i64, i64) -> i64
-        %126 = "tile.map"(%v27, %125) {fn = "add"} : (i64, i64) -> i64
-        %127 = "tile.const"() {value = 9.0 : f64} : () -> i64
-        %128 = "tile.map"(%126, %127) {fn = "sub"} : (i64, i64) -> i64
-        %129 = "tile.map"(%128, %v25) {fn = "lt"} : (i64, i64) -> i1
-        %130 = "tile.const"() {value = 0.0 : f64} : () -> i64
-        %131 = "tile.get"(%v30) : (!tile.place<i64>) -> i64
-        %132 = "tile.map"(%130, %131) {fn = "lt"} : (i64, i64) -> i1
-        %133 = "tile.map"(%129, %132) {fn = "or"} : (i1, i1) -> i1
-        %134 = "tile.map"(%122, %133) {fn = "and"} : (i1, i1) -> i1
-        %v32 = "tile.let"(%134) {id = 32 : i64} : (i1) -> i1
-        %135 = "tile.const"() {value = 4.0 : f64} : () -> i64
-        %136 = "tile.map"(%v24, %135) {fn = "mul"} : (i64, i64) -> i64
-        %137 = "tile.map"(%136, %v26) {fn = "add"} : (i64, i64) -> i64
-        "tile.store"(%s0, %137, %v32) : (!tile.scratch<i1, 32 : i64>, i64, i1) -> ()
-        %138 = "tile.cast"(%v32) {to = i64} : (i1) -> i64
-        "tile.accumulate"(%v23, %138) {fn = "sum"} : (!tile.place<i64>, i64) -> ()
+        }) {id = 38 : i64, kind = "vector"} : (i64, i64) -> ()
+        %153 = "tile.dim"() {index = 2 : i64} : () -> i64
+        %154 = "tile.dim"() {index = 1 : i64} : () -> i64
+        %155 = "tile.map"(%153, %154) {fn = "sub"} : (i64, i64) -> i64
+        %156 = "tile.map"(%v34, %155) {fn = "add"} : (i64, i64) -> i64
+        %157 = "tile.map"(%v32, %156) {fn = "le"} : (i64, i64) -> i1
+        %158 = "tile.dim"() {index = 2 : i64} : () -> i64
+        %159 = "tile.dim"() {index = 1 : i64} : () -> i64
+        %160 = "tile.map"(%158, %159) {fn = "sub"} : (i64, i64) -> i64
+        %161 = "tile.map"(%v34, %160) {fn = "add"} : (i64, i64) -> i64
+        %162 = "tile.const"() {value = 9.0 : f64} : () -> i64
+        %163 = "tile.map"(%161, %162) {fn = "sub"} : (i64, i64) -> i64
+        %164 = "tile.map"(%163, %v32) {fn = "lt"} : (i64, i64) -> i1
+        %165 = "tile.const"() {value = 0.0 : f64} : () -> i64
+        %166 = "tile.get"(%v37) : (!tile.place<i64>) -> i64
+        %167 = "tile.map"(%165, %166) {fn = "lt"} : (i64, i64) -> i1
+        %168 = "tile.map"(%164, %167) {fn = "or"} : (i1, i1) -> i1
+        %169 = "tile.map"(%157, %168) {fn = "and"} : (i1, i1) -> i1
+        %v39 = "tile.let"(%169) {id = 39 : i64} : (i1) -> i1
+        %170 = "tile.const"() {value = 4.0 : f64} : () -> i64
+        %171 = "tile.map"(%v31, %170) {fn = "mul"} : (i64, i64) -> i64
+        %172 = "tile.map"(%171, %v33) {fn = "add"} : (i64, i64) -> i64
+        "tile.store"(%s0, %172, %v39) : (!tile.scratch<i1, 32 : i64>, i64, i1) -> ()
+        %173 = "tile.cast"(%v39) {to = i64} : (i1) -> i64
+        "tile.accumulate"(%v30, %173) {fn = "sum"} : (!tile.place<i64>, i64) -> ()
         "vector.yield"() : () -> ()
-      }) {id = 26 : i64, kind = "serial"} : (i64, i64) -> ()
+      }) {id = 33 : i64, kind = "serial"} : (i64, i64) -> ()
       "vector.yield"() : () -> ()
-    }) {id = 24 : i64, kind = "serial"} : (i64, i64) -> ()
-    %139 = "tile.const"() {value = 0.0 : f64} : () -> i64
-    %140 = "tile.get"(%v23) : (!tile.place<i64>) -> i64
-    %141 = "tile.map"(%139, %140) {fn = "lt"} : (i64, i64) -> i1
-    "tile.if"(%141) ({
-      %142 = "tile.dim"() {index = 2 : i64} : () -> i64
-      %143 = "tile.map"(%v3, %142) {fn = "mul"} : (i64, i64) -> i64
-      %144 = "tile.map"(%143, %v21) {fn = "add"} : (i64, i64) -> i64
-      %145 = "tile.const"() {value = 2.0 : f64} : () -> i64
-      %146 = "tile.map"(%144, %145) {fn = "mul"} : (i64, i64) -> i64
-      %147 = "tile.map"(%146, %v4) {fn = "add"} : (i64, i64) -> i64
-      %148 = "tile.const"() {value = 8.0 : f64} : () -> i64
-      %149 = "tile.map"(%147, %148) {fn = "mul"} : (i64, i64) -> i64
-      %v33 = "tile.let"(%149) {id = 33 : i64} : (i64) -> i64
-      %150 = "tile.const"() {value = 8.0 : f64} : () -> i64
-      %151 = "tile.const"() {value = 8.0 : f64} : () -> i64
-      %152 = "tile.const"() {value = 16.0 : f64} : () -> i64
-      %153 = "tile.const"() {value = 1.0 : f64} : () -> i64
-      %154 = "tile.const"() {value = 0.0 : f64} : () -> i64
-      %155 = "tile.const"() {value = 8.0 : f64} : () -> i64
-      %156 = "tile.const"() {value = 1.0 : f64} : () -> i64
-      %157 = "tile.const"() {value = 0.0 : f64} : () -> i64
-      %158 = "tile.const"() {value = 8.0 : f64} : () -> i64
-      %159 = "tile.const"() {value = 1.0 : f64} : () -> i64
-      "tile.dot"(%b1, %s3, %s4, %v22, %150, %151, %v33, %152, %153, %154, %155, %156, %157, %158, %159) {accumulate = false} : (!tile.buffer<bf16, "16*B*S", "read">, !tile.scratch<f32, 64 : i64>, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
-      %160 = "tile.const"() {value = 0.0 : f64} : () -> i64
-      "tile.for"(%160, %v22) ({
-      ^bb0(%v34: i64):
-        %161 = "tile.const"() {value = 0.0 : f64} : () -> i64
-        %162 = "tile.const"() {value = 2.0 : f64} : () -> i64
-        "tile.for"(%161, %162) ({
-        ^bb0(%v35: i64):
-          %163 = "tile.const"() {value = 8.0 : f64} : () -> i64
-          %164 = "tile.map"(%v34, %163) {fn = "mul"} : (i64, i64) -> i64
-          %165 = "tile.const"() {value = 4.0 : f64} : () -> i64
-          %166 = "tile.map"(%v35, %165) {fn = "mul"} : (i64, i64) -> i64
-          %167 = "tile.map"(%164, %166) {fn = "add"} : (i64, i64) -> i64
-          %v36 = "tile.let"(%167) {id = 36 : i64} : (i64) -> i64
-          %168 = "tile.const"() {value = 0.0 : f64} : () -> i64
-          %169 = "tile.const"() {value = 4.0 : f64} : () -> i64
-          "tile.for"(%168, %169) ({
-          ^bb0(%v37: i64):
-            %170 = "tile.map"(%v36, %v37) {fn = "add"} : (i64, i64) -> i64
-            %v38 = "tile.let"(%170) {id = 38 : i64} : (i64) -> i64
-            %171 = "tile.const"() {value = 4.0 : f64} : () -> i64
-            %172 = "tile.map"(%v34, %171) {fn = "mul"} : (i64, i64) -> i64
-            %173 = "tile.map"(%172, %v37) {fn = "add"} : (i64, i64) -> i64
-            %174 = "tile.load"(%s0, %173) : (!tile.scratch<i1, 32 : i64>, i64) -> i1
-            %175 = "tile.load"(%s4, %v38) : (!tile.scratch<f32, 64 : i64>, i64) -> f32
-            %176 = "tile.const"() {value = 0xFFF0000000000000 : f64} : () -> f32
-            %177 = "tile.select"(%174, %175, %176) : (i1, f32, f32) -> f32
-            "tile.store"(%s4, %v38, %177) : (!tile.scratch<f32, 64 : i64>, i64, f32) -> ()
+    }) {id = 31 : i64, kind = "serial"} : (i64, i64) -> ()
+    %174 = "tile.const"() {value = 0.0 : f64} : () -> i64
+    %175 = "tile.get"(%v30) : (!tile.place<i64>) -> i64
+    %176 = "tile.map"(%174, %175) {fn = "lt"} : (i64, i64) -> i1
+    "tile.if"(%176) ({
+      %177 = "tile.dim"() {index = 2 : i64} : () -> i64
+      %178 = "tile.map"(%v3, %177) {fn = "mul"} : (i64, i64) -> i64
+      %179 = "tile.map"(%178, %v28) {fn = "add"} : (i64, i64) -> i64
+      %180 = "tile.const"() {value = 2.0 : f64} : () -> i64
+      %181 = "tile.map"(%179, %180) {fn = "mul"} : (i64, i64) -> i64
+      %182 = "tile.map"(%181, %v4) {fn = "add"} : (i64, i64) -> i64
+      %183 = "tile.const"() {value = 8.0 : f64} : () -> i64
+      %184 = "tile.map"(%182, %183) {fn = "mul"} : (i64, i64) -> i64
+      %v40 = "tile.let"(%184) {id = 40 : i64} : (i64) -> i64
+      %185 = "tile.const"() {value = 8.0 : f64} : () -> i64
+      %186 = "tile.const"() {value = 8.0 : f64} : () -> i64
+      %187 = "tile.const"() {value = 16.0 : f64} : () -> i64
+      %188 = "tile.const"() {value = 1.0 : f64} : () -> i64
+      %189 = "tile.const"() {value = 0.0 : f64} : () -> i64
+      %190 = "tile.const"() {value = 8.0 : f64} : () -> i64
+      %191 = "tile.const"() {value = 1.0 : f64} : () -> i64
+      %192 = "tile.const"() {value = 0.0 : f64} : () -> i64
+      %193 = "tile.const"() {value = 8.0 : f64} : () -> i64
+      %194 = "tile.const"() {value = 1.0 : f64} : () -> i64
+      "tile.dot"(%b1, %s3, %s4, %v29, %185, %186, %v40, %187, %188, %189, %190, %191, %192, %193, %194) {accumulate = false} : (!tile.buffer<bf16, "16*B*S", "read">, !tile.scratch<f32, 64 : i64>, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+      %195 = "tile.const"() {value = 0.0 : f64} : () -> i64
+      "tile.for"(%195, %v29) ({
+      ^bb0(%v41: i64):
+        %196 = "tile.const"() {value = 0.0 : f64} : () -> i64
+        %197 = "tile.const"() {value = 2.0 : f64} : () -> i64
+        "tile.for"(%196, %197) ({
+        ^bb0(%v42: i64):
+          %198 = "tile.const"() {value = 8.0 : f64} : () -> i64
+          %199 = "tile.map"(%v41, %198) {fn = "mul"} : (i64, i64) -> i64
+          %200 = "tile.const"() {value = 4.0 : f64} : () -> i64
+          %201 = "tile.map"(%v42, %200) {fn = "mul"} : (i64, i64) -> i64
+          %202 = "tile.map"(%199, %201) {fn = "add"} : (i64, i64) -> i64
+          %v43 = "tile.let"(%202) {id = 43 : i64} : (i64) -> i64
+          %203 = "tile.const"() {value = 0.0 : f64} : () -> i64
+          %204 = "tile.const"() {value = 4.0 : f64} : () -> i64
+          "tile.for"(%203, %204) ({
+          ^bb0(%v44: i64):
+            %205 = "tile.map"(%v43, %v44) {fn = "add"} : (i64, i64) -> i64
+            %v45 = "tile.let"(%205) {id = 45 : i64} : (i64) -> i64
+            %206 = "tile.const"() {value = 4.0 : f64} : () -> i64
+            %207 = "tile.map"(%v41, %206) {fn = "mul"} : (i64, i64) -> i64
+            %208 = "tile.map"(%207, %v44) {fn = "add"} : (i64, i64) -> i64
+            %209 = "tile.load"(%s0, %208) : (!tile.scratch<i1, 32 : i64>, i64) -> i1
+            %210 = "tile.load"(%s4, %v45) : (!tile.scratch<f32, 64 : i64>, i64) -> f32
+            %211 = "tile.const"() {value = 0xFFF0000000000000 : f64} : () -> f32
+            %212 = "tile.select"(%209, %210, %211) : (i1, f32, f32) -> f32
+            "tile.store"(%s4, %v45, %212) : (!tile.scratch<f32, 64 : i64>, i64, f32) -> ()
             "vector.yield"() : () -> ()
-          }) {id = 37 : i64, kind = "vector"} : (i64, i64) -> ()
+          }) {id = 44 : i64, kind = "vector"} : (i64, i64) -> ()
           "vector.yield"() : () -> ()
-        }) {id = 35 : i64, kind = "serial"} : (i64, i64) -> ()
+        }) {id = 42 : i64, kind = "serial"} : (i64, i64) -> ()
         "vector.yield"() : () -> ()
-      }) {id = 34 : i64, kind = "serial"} : (i64, i64) -> ()
-      %178 = "tile.const"() {value = 0.0 : f64} : () -> i64
-      %179 = "tile.const"() {value = 8.0 : f64} : () -> i64
-      "tile.for"(%178, %179) ({
-      ^bb0(%v39: i64):
-        %180 = "tile.load"(%s6, %v39) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
-        "tile.store"(%s7, %v39, %180) : (!tile.scratch<f32, 8 : i64>, i64, f32) -> ()
-        "vector.yield"() : () -> ()
-      }) {id = 39 : i64, kind = "vector"} : (i64, i64) -> ()
-      %181 = "tile.const"() {value = 0.0 : f64} : () -> i64
-      "tile.for"(%181, %v22) ({
-      ^bb0(%v40: i64):
-        %182 = "tile.const"() {value = 0.0 : f64} : () -> i64
-        %183 = "tile.const"() {value = 8.0 : f64} : () -> i64
-        "tile.for"(%182, %183) ({
-        ^bb0(%v41: i64):
-          %184 = "tile.load"(%s7, %v41) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
-          %185 = "tile.const"() {value = 8.0 : f64} : () -> i64
-          %186 = "tile.map"(%v40, %185) {fn = "mul"} : (i64, i64) -> i64
-          %187 = "tile.map"(%186, %v41) {fn = "add"} : (i64, i64) -> i64
-          %188 = "tile.load"(%s4, %187) : (!tile.scratch<f32, 64 : i64>, i64) -> f32
-          %189 = "tile.map"(%184, %188) {fn = "max"} : (f32, f32) -> f32
-          "tile.store"(%s7, %v41, %189) : (!tile.scratch<f32, 8 : i64>, i64, f32) -> ()
-          "vector.yield"() : () -> ()
-        }) {id = 41 : i64, kind = "vector"} : (i64, i64) -> ()
-        "vector.yield"() : () -> ()
-      }) {id = 40 : i64, kind = "serial"} : (i64, i64) -> ()
-      %190 = "tile.const"() {value = 0.0 : f64} : () -> i64
-      %191 = "tile.const"() {value = 8.0 : f64} : () -> i64
-      "tile.for"(%190, %191) ({
-      ^bb0(%v42: i64):
-        %192 = "tile.load"(%s7, %v42) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
-        %v43 = "tile.let"(%192) {id = 43 : i64} : (f32) -> f32
-        %193 = "tile.const"() {value = 0xFFF0000000000000 : f64} : () -> f32
-        %194 = "tile.map"(%v43, %193) {fn = "eq"} : (f32, f32) -> i1
-        %195 = "tile.const"() {value = 0.0 : f64} : () -> f32
-        %196 = "tile.select"(%194, %195, %v43) : (i1, f32, f32) -> f32
-        %v44 = "tile.let"(%196) {id = 44 : i64} : (f32) -> f32
-        %197 = "tile.load"(%s6, %v42) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
-        %198 = "tile.map"(%197, %v44) {fn = "sub"} : (f32, f32) -> f32
-        %199 = "tile.map"(%198) {fn = "exp"} : (f32) -> f32
-        %v45 = "tile.let"(%199) {id = 45 : i64} : (f32) -> f32
-        "tile.store"(%s6, %v42, %v43) : (!tile.scratch<f32, 8 : i64>, i64, f32) -> ()
-        "tile.store"(%s7, %v42, %v44) : (!tile.scratch<f32, 8 : i64>, i64, f32) -> ()
-        "tile.store"(%s8, %v42, %v45) : (!tile.scratch<f32, 8 : i64>, i64, f32) -> ()
-        %200 = "tile.load"(%s9, %v42) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
-        %201 = "tile.map"(%200, %v45) {fn = "mul"} : (f32, f32) -> f32
-        "tile.store"(%s9, %v42, %201) : (!tile.scratch<f32, 8 : i64>, i64, f32) -> ()
-        "vector.yield"() : () -> ()
-      }) {id = 42 : i64, kind = "vector"} : (i64, i64) -> ()
-      %202 = "tile.const"() {value = 0.0 : f64} : () -> i64
-      "tile.for"(%202, %v22) ({
+      }) {id = 41 : i64, kind = "serial"} : (i64, i64) -> ()
+      %213 = "tile.const"() {value = 0.0 : f64} : () -> i64
+      %214 = "tile.const"() {value = 8.0 : f64} : () -> i64
+      "tile.for"(%213, %214) ({
       ^bb0(%v46: i64):
-        %203 = "tile.const"() {value = 0.0 : f64} : () -> i64
-        %204 = "tile.const"() {value = 8.0 : f64} : () -> i64
-        "tile.for"(%203, %204) ({
-        ^bb0(%v47: i64):
-          %205 = "tile.const"() {value = 8.0 : f64} : () -> i64
-          %206 = "tile.map"(%v46, %205) {fn = "mul"} : (i64, i64) -> i64
-          %207 = "tile.map"(%206, %v47) {fn = "add"} : (i64, i64) -> i64
-          %v48 = "tile.let"(%207) {id = 48 : i64} : (i64) -> i64
-          %208 = "tile.load"(%s4, %v48) : (!tile.scratch<f32, 64 : i64>, i64) -> f32
-          %209 = "tile.load"(%s7, %v47) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
-          %210 = "tile.map"(%208, %209) {fn = "sub"} : (f32, f32) -> f32
-          %211 = "tile.map"(%210) {fn = "exp"} : (f32) -> f32
-          %v49 = "tile.let"(%211) {id = 49 : i64} : (f32) -> f32
-          "tile.store"(%s4, %v48, %v49) : (!tile.scratch<f32, 64 : i64>, i64, f32) -> ()
-          %212 = "tile.load"(%s9, %v47) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
-          %213 = "tile.map"(%212, %v49) {fn = "add"} : (f32, f32) -> f32
-          "tile.store"(%s9, %v47, %213) : (!tile.scratch<f32, 8 : i64>, i64, f32) -> ()
-          "vector.yield"() : () -> ()
-        }) {id = 47 : i64, kind = "vector"} : (i64, i64) -> ()
+        %215 = "tile.load"(%s6, %v46) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
+        "tile.store"(%s7, %v46, %215) : (!tile.scratch<f32, 8 : i64>, i64, f32) -> ()
         "vector.yield"() : () -> ()
-      }) {id = 46 : i64, kind = "serial"} : (i64, i64) -> ()
-      %214 = "tile.const"() {value = 0.0 : f64} : () -> i64
-      %215 = "tile.const"() {value = 8.0 : f64} : () -> i64
-      "tile.for"(%214, %215) ({
-      ^bb0(%v50: i64):
-        %216 = "tile.load"(%s8, %v50) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
-        %v51 = "tile.let"(%216) {id = 51 : i64} : (f32) -> f32
+      }) {id = 46 : i64, kind = "vector"} : (i64, i64) -> ()
+      %216 = "tile.const"() {value = 0.0 : f64} : () -> i64
+      "tile.for"(%216, %v29) ({
+      ^bb0(%v47: i64):
         %217 = "tile.const"() {value = 0.0 : f64} : () -> i64
-        %218 = "tile.const"() {value = 16.0 : f64} : () -> i64
+        %218 = "tile.const"() {value = 8.0 : f64} : () -> i64
         "tile.for"(%217, %218) ({
-        ^bb0(%v52: i64):
-          %219 = "tile.const"() {value = 16.0 : f64} : () -> i64
-          %220 = "tile.map"(%v50, %219) {fn = "mul"} : (i64, i64) -> i64
-          %221 = "tile.map"(%220, %v52) {fn = "add"} : (i64, i64) -> i64
-          %v53 = "tile.let"(%221) {id = 53 : i64} : (i64) -> i64
-          %222 = "tile.load"(%s5, %v53) : (!tile.scratch<f32, 128 : i64>, i64) -> f32
-          %223 = "tile.map"(%222, %v51) {fn = "mul"} : (f32, f32) -> f32
-          "tile.store"(%s5, %v53, %223) : (!tile.scratch<f32, 128 : i64>, i64, f32) -> ()
+        ^bb0(%v48: i64):
+          %219 = "tile.load"(%s7, %v48) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
+          %220 = "tile.const"() {value = 8.0 : f64} : () -> i64
+          %221 = "tile.map"(%v47, %220) {fn = "mul"} : (i64, i64) -> i64
+          %222 = "tile.map"(%221, %v48) {fn = "add"} : (i64, i64) -> i64
+          %223 = "tile.load"(%s4, %222) : (!tile.scratch<f32, 64 : i64>, i64) -> f32
+          %224 = "tile.map"(%219, %223) {fn = "max"} : (f32, f32) -> f32
+          "tile.store"(%s7, %v48, %224) : (!tile.scratch<f32, 8 : i64>, i64, f32) -> ()
           "vector.yield"() : () -> ()
-        }) {id = 52 : i64, kind = "vector"} : (i64, i64) -> ()
+        }) {id = 48 : i64, kind = "vector"} : (i64, i64) -> ()
         "vector.yield"() : () -> ()
-      }) {id = 50 : i64, kind = "serial"} : (i64, i64) -> ()
-      %224 = "tile.get"(%v23) : (!tile.place<i64>) -> i64
-      %225 = "tile.map"(%v5, %v22) {fn = "mul"} : (i64, i64) -> i64
-      %226 = "tile.map"(%224, %225) {fn = "eq"} : (i64, i64) -> i1
-      %v54 = "tile.let"(%226) {id = 54 : i64} : (i1) -> i1
-      "tile.if"(%v54) ({
-        %227 = "tile.dim"() {index = 2 : i64} : () -> i64
-        %228 = "tile.map"(%v3, %227) {fn = "mul"} : (i64, i64) -> i64
-        %229 = "tile.map"(%228, %v21) {fn = "add"} : (i64, i64) -> i64
-        %230 = "tile.const"() {value = 2.0 : f64} : () -> i64
-        %231 = "tile.map"(%229, %230) {fn = "mul"} : (i64, i64) -> i64
-        %232 = "tile.map"(%231, %v4) {fn = "add"} : (i64, i64) -> i64
-        %233 = "tile.const"() {value = 16.0 : f64} : () -> i64
-        %234 = "tile.map"(%232, %233) {fn = "mul"} : (i64, i64) -> i64
-        %v55 = "tile.let"(%234) {id = 55 : i64} : (i64) -> i64
-        %235 = "tile.const"() {value = 8.0 : f64} : () -> i64
-        %236 = "tile.const"() {value = 16.0 : f64} : () -> i64
-        %237 = "tile.const"() {value = 0.0 : f64} : () -> i64
-        %238 = "tile.const"() {value = 1.0 : f64} : () -> i64
+      }) {id = 47 : i64, kind = "serial"} : (i64, i64) -> ()
+      %225 = "tile.const"() {value = 0.0 : f64} : () -> i64
+      %226 = "tile.const"() {value = 8.0 : f64} : () -> i64
+      "tile.for"(%225, %226) ({
+      ^bb0(%v49: i64):
+        %227 = "tile.load"(%s7, %v49) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
+        %v50 = "tile.let"(%227) {id = 50 : i64} : (f32) -> f32
+        %228 = "tile.const"() {value = 0xFFF0000000000000 : f64} : () -> f32
+        %229 = "tile.map"(%v50, %228) {fn = "eq"} : (f32, f32) -> i1
+        %230 = "tile.const"() {value = 0.0 : f64} : () -> f32
+        %231 = "tile.select"(%229, %230, %v50) : (i1, f32, f32) -> f32
+        %v51 = "tile.let"(%231) {id = 51 : i64} : (f32) -> f32
+        %232 = "tile.load"(%s6, %v49) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
+        %233 = "tile.map"(%232, %v51) {fn = "sub"} : (f32, f32) -> f32
+        %234 = "tile.map"(%233) {fn = "exp"} : (f32) -> f32
+        %v52 = "tile.let"(%234) {id = 52 : i64} : (f32) -> f32
+        "tile.store"(%s6, %v49, %v50) : (!tile.scratch<f32, 8 : i64>, i64, f32) -> ()
+        "tile.store"(%s7, %v49, %v51) : (!tile.scratch<f32, 8 : i64>, i64, f32) -> ()
+        "tile.store"(%s8, %v49, %v52) : (!tile.scratch<f32, 8 : i64>, i64, f32) -> ()
+        %235 = "tile.load"(%s9, %v49) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
+        %236 = "tile.map"(%235, %v52) {fn = "mul"} : (f32, f32) -> f32
+        "tile.store"(%s9, %v49, %236) : (!tile.scratch<f32, 8 : i64>, i64, f32) -> ()
+        "vector.yield"() : () -> ()
+      }) {id = 49 : i64, kind = "vector"} : (i64, i64) -> ()
+      %237 = "tile.const"() {value = 0.0 : f64} : () -> i64
+      "tile.for"(%237, %v29) ({
+      ^bb0(%v53: i64):
+        %238 = "tile.const"() {value = 0.0 : f64} : () -> i64
         %239 = "tile.const"() {value = 8.0 : f64} : () -> i64
-        %240 = "tile.const"() {value = 32.0 : f64} : () -> i64
-        %241 = "tile.const"() {value = 1.0 : f64} : () -> i64
-        %242 = "tile.const"() {value = 0.0 : f64} : () -> i64
-        %243 = "tile.const"() {value = 16.0 : f64} : () -> i64
-        %244 = "tile.const"() {value = 1.0 : f64} : () -> i64
-        "tile.dot"(%s4, %b2, %s5, %235, %236, %v22, %237, %238, %239, %v55, %240, %241, %242, %243, %244) {accumulate = true} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<bf16, "32*B*S", "read">, !tile.scratch<f32, 128 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+        "tile.for"(%238, %239) ({
+        ^bb0(%v54: i64):
+          %240 = "tile.const"() {value = 8.0 : f64} : () -> i64
+          %241 = "tile.map"(%v53, %240) {fn = "mul"} : (i64, i64) -> i64
+          %242 = "tile.map"(%241, %v54) {fn = "add"} : (i64, i64) -> i64
+          %v55 = "tile.let"(%242) {id = 55 : i64} : (i64) -> i64
+          %243 = "tile.load"(%s4, %v55) : (!tile.scratch<f32, 64 : i64>, i64) -> f32
+          %244 = "tile.load"(%s7, %v54) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
+          %245 = "tile.map"(%243, %244) {fn = "sub"} : (f32, f32) -> f32
+          %246 = "tile.map"(%245) {fn = "exp"} : (f32) -> f32
+          %v56 = "tile.let"(%246) {id = 56 : i64} : (f32) -> f32
+          "tile.store"(%s4, %v55, %v56) : (!tile.scratch<f32, 64 : i64>, i64, f32) -> ()
+          %247 = "tile.load"(%s9, %v54) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
+          %248 = "tile.map"(%247, %v56) {fn = "add"} : (f32, f32) -> f32
+          "tile.store"(%s9, %v54, %248) : (!tile.scratch<f32, 8 : i64>, i64, f32) -> ()
+          "vector.yield"() : () -> ()
+        }) {id = 54 : i64, kind = "vector"} : (i64, i64) -> ()
+        "vector.yield"() : () -> ()
+      }) {id = 53 : i64, kind = "serial"} : (i64, i64) -> ()
+      %249 = "tile.const"() {value = 0.0 : f64} : () -> i64
+      %250 = "tile.const"() {value = 8.0 : f64} : () -> i64
+      "tile.for"(%249, %250) ({
+      ^bb0(%v57: i64):
+        %251 = "tile.load"(%s8, %v57) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
+        %v58 = "tile.let"(%251) {id = 58 : i64} : (f32) -> f32
+        %252 = "tile.const"() {value = 0.0 : f64} : () -> i64
+        %253 = "tile.const"() {value = 16.0 : f64} : () -> i64
+        "tile.for"(%252, %253) ({
+        ^bb0(%v59: i64):
+          %254 = "tile.const"() {value = 16.0 : f64} : () -> i64
+          %255 = "tile.map"(%v57, %254) {fn = "mul"} : (i64, i64) -> i64
+          %256 = "tile.map"(%255, %v59) {fn = "add"} : (i64, i64) -> i64
+          %v60 = "tile.let"(%256) {id = 60 : i64} : (i64) -> i64
+          %257 = "tile.load"(%s5, %v60) : (!tile.scratch<f32, 128 : i64>, i64) -> f32
+          %258 = "tile.map"(%257, %v58) {fn = "mul"} : (f32, f32) -> f32
+          "tile.store"(%s5, %v60, %258) : (!tile.scratch<f32, 128 : i64>, i64, f32) -> ()
+          "vector.yield"() : () -> ()
+        }) {id = 59 : i64, kind = "vector"} : (i64, i64) -> ()
+        "vector.yield"() : () -> ()
+      }) {id = 57 : i64, kind = "serial"} : (i64, i64) -> ()
+      %259 = "tile.get"(%v30) : (!tile.place<i64>) -> i64
+      %260 = "tile.map"(%v5, %v29) {fn = "mul"} : (i64, i64) -> i64
+      %261 = "tile.map"(%259, %260) {fn = "eq"} : (i64, i64) -> i1
+      %v61 = "tile.let"(%261) {id = 61 : i64} : (i1) -> i1
+      "tile.if"(%v61) ({
+        %262 = "tile.dim"() {index = 2 : i64} : () -> i64
+        %263 = "tile.map"(%v3, %262) {fn = "mul"} : (i64, i64) -> i64
+        %264 = "tile.map"(%263, %v28) {fn = "add"} : (i64, i64) -> i64
+        %265 = "tile.const"() {value = 2.0 : f64} : () -> i64
+        %266 = "tile.map"(%264, %265) {fn = "mul"} : (i64, i64) -> i64
+        %267 = "tile.map"(%266, %v4) {fn = "add"} : (i64, i64) -> i64
+        %268 = "tile.const"() {value = 16.0 : f64} : () -> i64
+        %269 = "tile.map"(%267, %268) {fn = "mul"} : (i64, i64) -> i64
+        %v62 = "tile.let"(%269) {id = 62 : i64} : (i64) -> i64
+        %270 = "tile.const"() {value = 8.0 : f64} : () -> i64
+        %271 = "tile.const"() {value = 16.0 : f64} : () -> i64
+        %272 = "tile.const"() {value = 0.0 : f64} : () -> i64
+        %273 = "tile.const"() {value = 1.0 : f64} : () -> i64
+        %274 = "tile.const"() {value = 8.0 : f64} : () -> i64
+        %275 = "tile.const"() {value = 32.0 : f64} : () -> i64
+        %276 = "tile.const"() {value = 1.0 : f64} : () -> i64
+        %277 = "tile.const"() {value = 0.0 : f64} : () -> i64
+        %278 = "tile.const"() {value = 16.0 : f64} : () -> i64
+        %279 = "tile.const"() {value = 1.0 : f64} : () -> i64
+        "tile.dot"(%s4, %b2, %s5, %270, %271, %v29, %272, %273, %274, %v62, %275, %276, %277, %278, %279) {accumulate = true} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<bf16, "32*B*S", "read">, !tile.scratch<f32, 128 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
         "vector.yield"() : () -> ()
       }, {
         "vector.yield"() : () -> ()
       }) : (i1) -> ()
-      %245 = "tile.map"(%v54) {fn = "not"} : (i1) -> i1
-      "tile.if"(%245) ({
-        %246 = "tile.const"() {value = 0.0 : f64} : () -> i64
-        %v56 = "tile.var"(%246) {id = 56 : i64} : (i64) -> !tile.place<i64>
-        %247 = "tile.const"() {value = 0.0 : f64} : () -> i64
-        "tile.for"(%247, %v22) ({
-        ^bb0(%v57: i64):
-          %248 = "tile.dim"() {index = 2 : i64} : () -> i64
-          %249 = "tile.map"(%v3, %248) {fn = "mul"} : (i64, i64) -> i64
-          %250 = "tile.map"(%v21, %v57) {fn = "add"} : (i64, i64) -> i64
-          %251 = "tile.map"(%249, %250) {fn = "add"} : (i64, i64) -> i64
-          %252 = "tile.const"() {value = 2.0 : f64} : () -> i64
-          %253 = "tile.map"(%251, %252) {fn = "mul"} : (i64, i64) -> i64
-          %254 = "tile.map"(%253, %v4) {fn = "add"} : (i64, i64) -> i64
-          %255 = "tile.const"() {value = 16.0 : f64} : () -> i64
-          %256 = "tile.map"(%254, %255) {fn = "mul"} : (i64, i64) -> i64
-          %v58 = "tile.let"(%256) {id = 58 : i64} : (i64) -> i64
-          %257 = "tile.const"() {value = 0.0 : f64} : () -> f32
-          %v59 = "tile.var"(%257) {id = 59 : i64} : (f32) -> !tile.place<f32>
-          %258 = "tile.const"() {value = 0.0 : f64} : () -> i64
-          %259 = "tile.const"() {value = 16.0 : f64} : () -> i64
-          "tile.for"(%258, %259) ({
-          ^bb0(%v60: i64):
-            %260 = "tile.map"(%v58, %v60) {fn = "add"} : (i64, i64) -> i64
-            %261 = "tile.load"(%b2, %260) : (!tile.buffer<bf16, "32*B*S", "read">, i64) -> f32
-            %262 = "tile.map"(%261) {fn = "abs"} : (f32) -> f32
-            "tile.accumulate"(%v59, %262) {fn = "sum"} : (!tile.place<f32>, f32) -> ()
+      %280 = "tile.map"(%v61) {fn = "not"} : (i1) -> i1
+      "tile.if"(%280) ({
+        %281 = "tile.const"() {value = 0.0 : f64} : () -> i64
+        %v63 = "tile.var"(%281) {id = 63 : i64} : (i64) -> !tile.place<i64>
+        %282 = "tile.const"() {value = 0.0 : f64} : () -> i64
+        "tile.for"(%282, %v29) ({
+        ^bb0(%v64: i64):
+          %283 = "tile.dim"() {index = 2 : i64} : () -> i64
+          %284 = "tile.map"(%v3, %283) {fn = "mul"} : (i64, i64) -> i64
+          %285 = "tile.map"(%v28, %v64) {fn = "add"} : (i64, i64) -> i64
+          %286 = "tile.map"(%284, %285) {fn = "add"} : (i64, i64) -> i64
+          %287 = "tile.const"() {value = 2.0 : f64} : () -> i64
+          %288 = "tile.map"(%286, %287) {fn = "mul"} : (i64, i64) -> i64
+          %289 = "tile.map"(%288, %v4) {fn = "add"} : (i64, i64) -> i64
+          %290 = "tile.const"() {value = 16.0 : f64} : () -> i64
+          %291 = "tile.map"(%289, %290) {fn = "mul"} : (i64, i64) -> i64
+          %v65 = "tile.let"(%291) {id = 65 : i64} : (i64) -> i64
+          %292 = "tile.const"() {value = 0.0 : f64} : () -> f32
+          %v66 = "tile.var"(%292) {id = 66 : i64} : (f32) -> !tile.place<f32>
+          %293 = "tile.const"() {value = 0.0 : f64} : () -> i64
+          %294 = "tile.const"() {value = 16.0 : f64} : () -> i64
+          "tile.for"(%293, %294) ({
+          ^bb0(%v67: i64):
+            %295 = "tile.map"(%v65, %v67) {fn = "add"} : (i64, i64) -> i64
+            %296 = "tile.load"(%b2, %295) : (!tile.buffer<bf16, "32*B*S", "read">, i64) -> f32
+            %297 = "tile.map"(%296) {fn = "abs"} : (f32) -> f32
+            "tile.accumulate"(%v66, %297) {fn = "sum"} : (!tile.place<f32>, f32) -> ()
             "vector.yield"() : () -> ()
-          }) {id = 60 : i64, kind = "vector"} : (i64, i64) -> ()
-          %263 = "tile.get"(%v59) : (!tile.place<f32>) -> f32
-          %264 = "tile.map"(%263) {fn = "is_finite"} : (f32) -> i1
-          %v61 = "tile.let"(%264) {id = 61 : i64} : (i1) -> i1
-          %265 = "tile.map"(%v61) {fn = "not"} : (i1) -> i1
-          %v62 = "tile.let"(%265) {id = 62 : i64} : (i1) -> i1
-          "tile.store"(%s2, %v57, %v62) : (!tile.scratch<i1, 8 : i64>, i64, i1) -> ()
-          %266 = "tile.get"(%v56) : (!tile.place<i64>) -> i64
-          %267 = "tile.cast"(%v62) {to = i64} : (i1) -> i64
-          %268 = "tile.map"(%266, %267) {fn = "add"} : (i64, i64) -> i64
-          "tile.assign"(%v56, %268) : (!tile.place<i64>, i64) -> ()
-          %269 = "tile.const"() {value = 0.0 : f64} : () -> i64
-          %270 = "tile.const"() {value = 16.0 : f64} : () -> i64
-          "tile.for"(%269, %270) ({
-          ^bb0(%v63: i64):
-            %271 = "tile.const"() {value = 16.0 : f64} : () -> i64
-            %272 = "tile.map"(%v57, %271) {fn = "mul"} : (i64, i64) -> i64
-            %273 = "tile.map"(%272, %v63) {fn = "add"} : (i64, i64) -> i64
-            %274 = "tile.map"(%v58, %v63) {fn = "add"} : (i64, i64) -> i64
-            %275 = "tile.load"(%b2, %274) : (!tile.buffer<bf16, "32*B*S", "read">, i64) -> f32
-            %276 = "tile.const"() {value = 0.0 : f64} : () -> f32
-            %277 = "tile.select"(%v61, %275, %276) : (i1, f32, f32) -> f32
-            "tile.store"(%s1, %273, %277) : (!tile.scratch<f32, 128 : i64>, i64, f32) -> ()
+          }) {id = 67 : i64, kind = "vector"} : (i64, i64) -> ()
+          %298 = "tile.get"(%v66) : (!tile.place<f32>) -> f32
+          %299 = "tile.map"(%298) {fn = "is_finite"} : (f32) -> i1
+          %v68 = "tile.let"(%299) {id = 68 : i64} : (i1) -> i1
+          %300 = "tile.map"(%v68) {fn = "not"} : (i1) -> i1
+          %v69 = "tile.let"(%300) {id = 69 : i64} : (i1) -> i1
+          "tile.store"(%s2, %v64, %v69) : (!tile.scratch<i1, 8 : i64>, i64, i1) -> ()
+          %301 = "tile.get"(%v63) : (!tile.place<i64>) -> i64
+          %302 = "tile.cast"(%v69) {to = i64} : (i1) -> i64
+          %303 = "tile.map"(%301, %302) {fn = "add"} : (i64, i64) -> i64
+          "tile.assign"(%v63, %303) : (!tile.place<i64>, i64) -> ()
+          %304 = "tile.const"() {value = 0.0 : f64} : () -> i64
+          %305 = "tile.const"() {value = 16.0 : f64} : () -> i64
+          "tile.for"(%304, %305) ({
+          ^bb0(%v70: i64):
+            %306 = "tile.const"() {value = 16.0 : f64} : () -> i64
+            %307 = "tile.map"(%v64, %306) {fn = "mul"} : (i64, i64) -> i64
+            %308 = "tile.map"(%307, %v70) {fn = "add"} : (i64, i64) -> i64
+            %309 = "tile.map"(%v65, %v70) {fn = "add"} : (i64, i64) -> i64
+            %310 = "tile.load"(%b2, %309) : (!tile.buffer<bf16, "32*B*S", "read">, i64) -> f32
+            %311 = "tile.const"() {value = 0.0 : f64} : () -> f32
+            %312 = "tile.select"(%v68, %310, %311) : (i1, f32, f32) -> f32
+            "tile.store"(%s1, %308, %312) : (!tile.scratch<f32, 128 : i64>, i64, f32) -> ()
             "vector.yield"() : () -> ()
-          }) {id = 63 : i64, kind = "vector"} : (i64, i64) -> ()
+          }) {id = 70 : i64, kind = "vector"} : (i64, i64) -> ()
           "vector.yield"() : () -> ()
-        }) {id = 57 : i64, kind = "serial"} : (i64, i64) -> ()
-        %278 = "tile.const"() {value = 8.0 : f64} : () -> i64
-        %279 = "tile.const"() {value = 16.0 : f64} : () -> i64
-        %280 = "tile.const"() {value = 0.0 : f64} : () -> i64
-        %281 = "tile.const"() {value = 1.0 : f64} : () -> i64
-        %282 = "tile.const"() {value = 8.0 : f64} : () -> i64
-        %283 = "tile.const"() {value = 0.0 : f64} : () -> i64
-        %284 = "tile.const"() {value = 16.0 : f64} : () -> i64
-        %285 = "tile.const"() {value = 1.0 : f64} : () -> i64
-        %286 = "tile.const"() {value = 0.0 : f64} : () -> i64
-        %287 = "tile.const"() {value = 16.0 : f64} : () -> i64
-        %288 = "tile.const"() {value = 1.0 : f64} : () -> i64
-        "tile.dot"(%s4, %s1, %s5, %278, %279, %v22, %280, %281, %282, %283, %284, %285, %286, %287, %288) {accumulate = true} : (!tile.scratch<f32, 64 : i64>, !tile.scratch<f32, 128 : i64>, !tile.scratch<f32, 128 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
-        %289 = "tile.const"() {value = 0.0 : f64} : () -> i64
-        %290 = "tile.get"(%v56) : (!tile.place<i64>) -> i64
-        %291 = "tile.map"(%289, %290) {fn = "lt"} : (i64, i64) -> i1
-        "tile.if"(%291) ({
-          %292 = "tile.const"() {value = 0.0 : f64} : () -> i64
-          "tile.for"(%292, %v22) ({
-          ^bb0(%v64: i64):
-            %293 = "tile.load"(%s2, %v64) : (!tile.scratch<i1, 8 : i64>, i64) -> i1
-            "tile.if"(%293) ({
-              %294 = "tile.dim"() {index = 2 : i64} : () -> i64
-              %295 = "tile.map"(%v3, %294) {fn = "mul"} : (i64, i64) -> i64
-              %296 = "tile.map"(%v21, %v64) {fn = "add"} : (i64, i64) -> i64
-              %297 = "tile.map"(%295, %296) {fn = "add"} : (i64, i64) -> i64
-              %298 = "tile.const"() {value = 2.0 : f64} : () -> i64
-              %299 = "tile.map"(%297, %298) {fn = "mul"} : (i64, i64) -> i64
-              %300 = "tile.map"(%299, %v4) {fn = "add"} : (i64, i64) -> i64
-              %301 = "tile.const"() {value = 16.0 : f64} : () -> i64
-              %302 = "tile.map"(%300, %301) {fn = "mul"} : (i64, i64) -> i64
-              %v65 = "tile.let"(%302) {id = 65 : i64} : (i64) -> i64
-              %303 = "tile.const"() {value = 0.0 : f64} : () -> i64
-              %304 = "tile.const"() {value = 2.0 : f64} : () -> i64
-              "tile.for"(%303, %304) ({
-              ^bb0(%v66: i64):
-                %305 = "tile.const"() {value = 0.0 : f64} : () -> i64
-                "tile.for"(%305, %v5) ({
-                ^bb0(%v67: i64):
-                  %306 = "tile.const"() {value = 4.0 : f64} : () -> i64
-                  %307 = "tile.map"(%v66, %306) {fn = "mul"} : (i64, i64) -> i64
-                  %308 = "tile.map"(%307, %v67) {fn = "add"} : (i64, i64) -> i64
-                  %v68 = "tile.let"(%308) {id = 68 : i64} : (i64) -> i64
-                  %309 = "tile.dim"() {index = 1 : i64} : () -> i64
-                  %310 = "tile.map"(%v3, %309) {fn = "mul"} : (i64, i64) -> i64
-                  %311 = "tile.map"(%v2, %v67) {fn = "add"} : (i64, i64) -> i64
-                  %312 = "tile.map"(%310, %311) {fn = "add"} : (i64, i64) -> i64
-                  %313 = "tile.const"() {value = 4.0 : f64} : () -> i64
-                  %314 = "tile.map"(%312, %313) {fn = "mul"} : (i64, i64) -> i64
-                  %315 = "tile.const"() {value = 2.0 : f64} : () -> i64
-                  %316 = "tile.map"(%v4, %315) {fn = "mul"} : (i64, i64) -> i64
-                  %317 = "tile.map"(%314, %316) {fn = "add"} : (i64, i64) -> i64
-                  %318 = "tile.map"(%317, %v66) {fn = "add"} : (i64, i64) -> i64
-                  %v69 = "tile.let"(%318) {id = 69 : i64} : (i64) -> i64
-                  %319 = "tile.const"() {value = 4.0 : f64} : () -> i64
-                  %320 = "tile.map"(%v64, %319) {fn = "mul"} : (i64, i64) -> i64
-                  %321 = "tile.const"() {value = 4.0 : f64} : () -> i64
-                  %322 = "tile.map"(%v68, %321) {fn = "rem"} : (i64, i64) -> i64
-                  %323 = "tile.map"(%320, %322) {fn = "add"} : (i64, i64) -> i64
-                  %324 = "tile.load"(%s0, %323) : (!tile.scratch<i1, 32 : i64>, i64) -> i1
-                  "tile.if"(%324) ({
-                    %325 = "tile.const"() {value = 8.0 : f64} : () -> i64
-                    %326 = "tile.map"(%v64, %325) {fn = "mul"} : (i64, i64) -> i64
-                    %327 = "tile.map"(%326, %v68) {fn = "add"} : (i64, i64) -> i64
-                    %328 = "tile.load"(%s4, %327) : (!tile.scratch<f32, 64 : i64>, i64) -> f32
-                    %v70 = "tile.let"(%328) {id = 70 : i64} : (f32) -> f32
-                    %329 = "tile.const"() {value = 0.0 : f64} : () -> i64
-                    %330 = "tile.const"() {value = 16.0 : f64} : () -> i64
-                    "tile.for"(%329, %330) ({
-                    ^bb0(%v71: i64):
-                      %331 = "tile.const"() {value = 16.0 : f64} : () -> i64
-                      %332 = "tile.map"(%v68, %331) {fn = "mul"} : (i64, i64) -> i64
-                      %333 = "tile.map"(%332, %v71) {fn = "add"} : (i64, i64) -> i64
-                      %v72 = "tile.let"(%333) {id = 72 : i64} : (i64) -> i64
-                      %334 = "tile.load"(%s5, %v72) : (!tile.scratch<f32, 128 : i64>, i64) -> f32
-                      %335 = "tile.map"(%v65, %v71) {fn = "add"} : (i64, i64) -> i64
-                      %336 = "tile.load"(%b2, %335) : (!tile.buffer<bf16, "32*B*S", "read">, i64) -> f32
-                      %337 = "tile.map"(%v70, %336) {fn = "mul"} : (f32, f32) -> f32
-                      %338 = "tile.map"(%334, %337) {fn = "add"} : (f32, f32) -> f32
-                      "tile.store"(%s5, %v72, %338) : (!tile.scratch<f32, 128 : i64>, i64, f32) -> ()
+        }) {id = 64 : i64, kind = "serial"} : (i64, i64) -> ()
+        %313 = "tile.const"() {value = 8.0 : f64} : () -> i64
+        %314 = "tile.const"() {value = 16.0 : f64} : () -> i64
+        %315 = "tile.const"() {value = 0.0 : f64} : () -> i64
+        %316 = "tile.const"() {value = 1.0 : f64} : () -> i64
+        %317 = "tile.const"() {value = 8.0 : f64} : () -> i64
+        %318 = "tile.const"() {value = 0.0 : f64} : () -> i64
+        %319 = "tile.const"() {value = 16.0 : f64} : () -> i64
+        %320 = "tile.const"() {value = 1.0 : f64} : () -> i64
+        %321 = "tile.const"() {value = 0.0 : f64} : () -> i64
+        %322 = "tile.const"() {value = 16.0 : f64} : () -> i64
+        %323 = "tile.const"() {value = 1.0 : f64} : () -> i64
+        "tile.dot"(%s4, %s1, %s5, %313, %314, %v29, %315, %316, %317, %318, %319, %320, %321, %322, %323) {accumulate = true} : (!tile.scratch<f32, 64 : i64>, !tile.scratch<f32, 128 : i64>, !tile.scratch<f32, 128 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+        %324 = "tile.const"() {value = 0.0 : f64} : () -> i64
+        %325 = "tile.get"(%v63) : (!tile.place<i64>) -> i64
+        %326 = "tile.map"(%324, %325) {fn = "lt"} : (i64, i64) -> i1
+        "tile.if"(%326) ({
+          %327 = "tile.const"() {value = 0.0 : f64} : () -> i64
+          "tile.for"(%327, %v29) ({
+          ^bb0(%v71: i64):
+            %328 = "tile.load"(%s2, %v71) : (!tile.scratch<i1, 8 : i64>, i64) -> i1
+            "tile.if"(%328) ({
+              %329 = "tile.dim"() {index = 2 : i64} : () -> i64
+              %330 = "tile.map"(%v3, %329) {fn = "mul"} : (i64, i64) -> i64
+              %331 = "tile.map"(%v28, %v71) {fn = "add"} : (i64, i64) -> i64
+              %332 = "tile.map"(%330, %331) {fn = "add"} : (i64, i64) -> i64
+              %333 = "tile.const"() {value = 2.0 : f64} : () -> i64
+              %334 = "tile.map"(%332, %333) {fn = "mul"} : (i64, i64) -> i64
+              %335 = "tile.map"(%334, %v4) {fn = "add"} : (i64, i64) -> i64
+              %336 = "tile.const"() {value = 16.0 : f64} : () -> i64
+              %337 = "tile.map"(%335, %336) {fn = "mul"} : (i64, i64) -> i64
+              %v72 = "tile.let"(%337) {id = 72 : i64} : (i64) -> i64
+              %338 = "tile.const"() {value = 0.0 : f64} : () -> i64
+              %339 = "tile.const"() {value = 2.0 : f64} : () -> i64
+              "tile.for"(%338, %339) ({
+              ^bb0(%v73: i64):
+                %340 = "tile.const"() {value = 0.0 : f64} : () -> i64
+                "tile.for"(%340, %v5) ({
+                ^bb0(%v74: i64):
+                  %341 = "tile.const"() {value = 4.0 : f64} : () -> i64
+                  %342 = "tile.map"(%v73, %341) {fn = "mul"} : (i64, i64) -> i64
+                  %343 = "tile.map"(%342, %v74) {fn = "add"} : (i64, i64) -> i64
+                  %v75 = "tile.let"(%343) {id = 75 : i64} : (i64) -> i64
+                  %344 = "tile.dim"() {index = 1 : i64} : () -> i64
+                  %345 = "tile.map"(%v3, %344) {fn = "mul"} : (i64, i64) -> i64
+                  %346 = "tile.map"(%v2, %v74) {fn = "add"} : (i64, i64) -> i64
+                  %347 = "tile.map"(%345, %346) {fn = "add"} : (i64, i64) -> i64
+                  %348 = "tile.const"() {value = 4.0 : f64} : () -> i64
+                  %349 = "tile.map"(%347, %348) {fn = "mul"} : (i64, i64) -> i64
+                  %350 = "tile.const"() {value = 2.0 : f64} : () -> i64
+                  %351 = "tile.map"(%v4, %350) {fn = "mul"} : (i64, i64) -> i64
+                  %352 = "tile.map"(%349, %351) {fn = "add"} : (i64, i64) -> i64
+                  %353 = "tile.map"(%352, %v73) {fn = "add"} : (i64, i64) -> i64
+                  %v76 = "tile.let"(%353) {id = 76 : i64} : (i64) -> i64
+                  %354 = "tile.const"() {value = 4.0 : f64} : () -> i64
+                  %355 = "tile.map"(%v71, %354) {fn = "mul"} : (i64, i64) -> i64
+                  %356 = "tile.const"() {value = 4.0 : f64} : () -> i64
+                  %357 = "tile.map"(%v75, %356) {fn = "rem"} : (i64, i64) -> i64
+                  %358 = "tile.map"(%355, %357) {fn = "add"} : (i64, i64) -> i64
+                  %359 = "tile.load"(%s0, %358) : (!tile.scratch<i1, 32 : i64>, i64) -> i1
+                  "tile.if"(%359) ({
+                    %360 = "tile.const"() {value = 8.0 : f64} : () -> i64
+                    %361 = "tile.map"(%v71, %360) {fn = "mul"} : (i64, i64) -> i64
+                    %362 = "tile.map"(%361, %v75) {fn = "add"} : (i64, i64) -> i64
+                    %363 = "tile.load"(%s4, %362) : (!tile.scratch<f32, 64 : i64>, i64) -> f32
+                    %v77 = "tile.let"(%363) {id = 77 : i64} : (f32) -> f32
+                    %364 = "tile.const"() {value = 0.0 : f64} : () -> i64
+                    %365 = "tile.const"() {value = 16.0 : f64} : () -> i64
+                    "tile.for"(%364, %365) ({
+                    ^bb0(%v78: i64):
+                      %366 = "tile.const"() {value = 16.0 : f64} : () -> i64
+                      %367 = "tile.map"(%v75, %366) {fn = "mul"} : (i64, i64) -> i64
+                      %368 = "tile.map"(%367, %v78) {fn = "add"} : (i64, i64) -> i64
+                      %v79 = "tile.let"(%368) {id = 79 : i64} : (i64) -> i64
+                      %369 = "tile.load"(%s5, %v79) : (!tile.scratch<f32, 128 : i64>, i64) -> f32
+                      %370 = "tile.map"(%v72, %v78) {fn = "add"} : (i64, i64) -> i64
+                      %371 = "tile.load"(%b2, %370) : (!tile.buffer<bf16, "32*B*S", "read">, i64) -> f32
+                      %372 = "tile.map"(%v77, %371) {fn = "mul"} : (f32, f32) -> f32
+                      %373 = "tile.map"(%369, %372) {fn = "add"} : (f32, f32) -> f32
+                      "tile.store"(%s5, %v79, %373) : (!tile.scratch<f32, 128 : i64>, i64, f32) -> ()
                       "vector.yield"() : () -> ()
-                    }) {id = 71 : i64, kind = "vector"} : (i64, i64) -> ()
+                    }) {id = 78 : i64, kind = "vector"} : (i64, i64) -> ()
                     "vector.yield"() : () -> ()
                   }, {
                     "vector.yield"() : () -> ()
                   }) : (i1) -> ()
                   "vector.yield"() : () -> ()
-                }) {id = 67 : i64, kind = "serial"} : (i64, i64) -> ()
+                }) {id = 74 : i64, kind = "serial"} : (i64, i64) -> ()
                 "vector.yield"() : () -> ()
-              }) {id = 66 : i64, kind = "serial"} : (i64, i64) -> ()
+              }) {id = 73 : i64, kind = "serial"} : (i64, i64) -> ()
               "vector.yield"() : () -> ()
             }, {
               "vector.yield"() : () -> ()
             }) : (i1) -> ()
             "vector.yield"() : () -> ()
-          }) {id = 64 : i64, kind = "serial"} : (i64, i64) -> ()
+          }) {id = 71 : i64, kind = "serial"} : (i64, i64) -> ()
           "vector.yield"() : () -> ()
         }, {
           "vector.yield"() : () -> ()
@@ -823,63 +865,63 @@
       "vector.yield"() : () -> ()
     }) : (i1) -> ()
     "vector.yield"() : () -> ()
-  }) {id = 20 : i64, kind = "serial"} : (i64, i64) -> ()
-  %339 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %340 = "tile.const"() {value = 2.0 : f64} : () -> i64
-  "tile.for"(%339, %340) ({
-  ^bb0(%v73: i64):
-    %341 = "tile.const"() {value = 0.0 : f64} : () -> i64
-    "tile.for"(%341, %v5) ({
-    ^bb0(%v74: i64):
-      %342 = "tile.const"() {value = 4.0 : f64} : () -> i64
-      %343 = "tile.map"(%v73, %342) {fn = "mul"} : (i64, i64) -> i64
-      %344 = "tile.map"(%343, %v74) {fn = "add"} : (i64, i64) -> i64
-      %v75 = "tile.let"(%344) {id = 75 : i64} : (i64) -> i64
-      %345 = "tile.dim"() {index = 1 : i64} : () -> i64
-      %346 = "tile.map"(%v3, %345) {fn = "mul"} : (i64, i64) -> i64
-      %347 = "tile.map"(%v2, %v74) {fn = "add"} : (i64, i64) -> i64
-      %348 = "tile.map"(%346, %347) {fn = "add"} : (i64, i64) -> i64
-      %349 = "tile.const"() {value = 4.0 : f64} : () -> i64
-      %350 = "tile.map"(%348, %349) {fn = "mul"} : (i64, i64) -> i64
-      %351 = "tile.const"() {value = 2.0 : f64} : () -> i64
-      %352 = "tile.map"(%v4, %351) {fn = "mul"} : (i64, i64) -> i64
-      %353 = "tile.map"(%350, %352) {fn = "add"} : (i64, i64) -> i64
-      %354 = "tile.map"(%353, %v73) {fn = "add"} : (i64, i64) -> i64
-      %v76 = "tile.let"(%354) {id = 76 : i64} : (i64) -> i64
-      %355 = "tile.load"(%s9, %v75) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
-      %v77 = "tile.let"(%355) {id = 77 : i64} : (f32) -> f32
-      %356 = "tile.const"() {value = 0.0 : f64} : () -> f32
-      %357 = "tile.map"(%v77, %356) {fn = "eq"} : (f32, f32) -> i1
-      %v78 = "tile.let"(%357) {id = 78 : i64} : (i1) -> i1
-      %358 = "tile.const"() {value = 0.0 : f64} : () -> f32
-      %359 = "tile.load"(%s6, %v75) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
-      %360 = "tile.map"(%v77) {fn = "log"} : (f32) -> f32
-      %361 = "tile.map"(%359, %360) {fn = "add"} : (f32, f32) -> f32
-      %362 = "tile.select"(%v78, %358, %361) : (i1, f32, f32) -> f32
-      "tile.store"(%b5, %v76, %362) : (!tile.buffer<f32, "4*B*T", "write">, i64, f32) -> ()
-      %363 = "tile.const"() {value = 0.0 : f64} : () -> f32
-      %364 = "tile.const"() {value = 1.0 : f64} : () -> f32
-      %365 = "tile.map"(%364, %v77) {fn = "div"} : (f32, f32) -> f32
-      %366 = "tile.select"(%v78, %363, %365) : (i1, f32, f32) -> f32
-      %v79 = "tile.let"(%366) {id = 79 : i64} : (f32) -> f32
-      %367 = "tile.const"() {value = 0.0 : f64} : () -> i64
-      %368 = "tile.const"() {value = 16.0 : f64} : () -> i64
-      "tile.for"(%367, %368) ({
-      ^bb0(%v80: i64):
-        %369 = "tile.const"() {value = 16.0 : f64} : () -> i64
-        %370 = "tile.map"(%v76, %369) {fn = "mul"} : (i64, i64) -> i64
-        %371 = "tile.map"(%370, %v80) {fn = "add"} : (i64, i64) -> i64
-        %372 = "tile.const"() {value = 16.0 : f64} : () -> i64
-        %373 = "tile.map"(%v75, %372) {fn = "mul"} : (i64, i64) -> i64
-        %374 = "tile.map"(%373, %v80) {fn = "add"} : (i64, i64) -> i64
-        %375 = "tile.load"(%s5, %374) : (!tile.scratch<f32, 128 : i64>, i64) -> f32
-        %376 = "tile.map"(%375, %v79) {fn = "mul"} : (f32, f32) -> f32
-        "tile.store"(%b4, %371, %376) : (!tile.buffer<bf16, "64*B*T", "write">, i64, f32) -> ()
+  }) {id = 27 : i64, kind = "serial"} : (i64, i64) -> ()
+  %374 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %375 = "tile.const"() {value = 2.0 : f64} : () -> i64
+  "tile.for"(%374, %375) ({
+  ^bb0(%v80: i64):
+    %376 = "tile.const"() {value = 0.0 : f64} : () -> i64
+    "tile.for"(%376, %v5) ({
+    ^bb0(%v81: i64):
+      %377 = "tile.const"() {value = 4.0 : f64} : () -> i64
+      %378 = "tile.map"(%v80, %377) {fn = "mul"} : (i64, i64) -> i64
+      %379 = "tile.map"(%378, %v81) {fn = "add"} : (i64, i64) -> i64
+      %v82 = "tile.let"(%379) {id = 82 : i64} : (i64) -> i64
+      %380 = "tile.dim"() {index = 1 : i64} : () -> i64
+      %381 = "tile.map"(%v3, %380) {fn = "mul"} : (i64, i64) -> i64
+      %382 = "tile.map"(%v2, %v81) {fn = "add"} : (i64, i64) -> i64
+      %383 = "tile.map"(%381, %382) {fn = "add"} : (i64, i64) -> i64
+      %384 = "tile.const"() {value = 4.0 : f64} : () -> i64
+      %385 = "tile.map"(%383, %384) {fn = "mul"} : (i64, i64) -> i64
+      %386 = "tile.const"() {value = 2.0 : f64} : () -> i64
+      %387 = "tile.map"(%v4, %386) {fn = "mul"} : (i64, i64) -> i64
+      %388 = "tile.map"(%385, %387) {fn = "add"} : (i64, i64) -> i64
+      %389 = "tile.map"(%388, %v80) {fn = "add"} : (i64, i64) -> i64
+      %v83 = "tile.let"(%389) {id = 83 : i64} : (i64) -> i64
+      %390 = "tile.load"(%s9, %v82) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
+      %v84 = "tile.let"(%390) {id = 84 : i64} : (f32) -> f32
+      %391 = "tile.const"() {value = 0.0 : f64} : () -> f32
+      %392 = "tile.map"(%v84, %391) {fn = "eq"} : (f32, f32) -> i1
+      %v85 = "tile.let"(%392) {id = 85 : i64} : (i1) -> i1
+      %393 = "tile.const"() {value = 0.0 : f64} : () -> f32
+      %394 = "tile.load"(%s6, %v82) : (!tile.scratch<f32, 8 : i64>, i64) -> f32
+      %395 = "tile.map"(%v84) {fn = "log"} : (f32) -> f32
+      %396 = "tile.map"(%394, %395) {fn = "add"} : (f32, f32) -> f32
+      %397 = "tile.select"(%v85, %393, %396) : (i1, f32, f32) -> f32
+      "tile.store"(%b5, %v83, %397) : (!tile.buffer<f32, "4*B*T", "write">, i64, f32) -> ()
+      %398 = "tile.const"() {value = 0.0 : f64} : () -> f32
+      %399 = "tile.const"() {value = 1.0 : f64} : () -> f32
+      %400 = "tile.map"(%399, %v84) {fn = "div"} : (f32, f32) -> f32
+      %401 = "tile.select"(%v85, %398, %400) : (i1, f32, f32) -> f32
+      %v86 = "tile.let"(%401) {id = 86 : i64} : (f32) -> f32
+      %402 = "tile.const"() {value = 0.0 : f64} : () -> i64
+      %403 = "tile.const"() {value = 16.0 : f64} : () -> i64
+      "tile.for"(%402, %403) ({
+      ^bb0(%v87: i64):
+        %404 = "tile.const"() {value = 16.0 : f64} : () -> i64
+        %405 = "tile.map"(%v83, %404) {fn = "mul"} : (i64, i64) -> i64
+        %406 = "tile.map"(%405, %v87) {fn = "add"} : (i64, i64) -> i64
+        %407 = "tile.const"() {value = 16.0 : f64} : () -> i64
+        %408 = "tile.map"(%v82, %407) {fn = "mul"} : (i64, i64) -> i64
+        %409 = "tile.map"(%408, %v87) {fn = "add"} : (i64, i64) -> i64
+        %410 = "tile.load"(%s5, %409) : (!tile.scratch<f32, 128 : i64>, i64) -> f32
+        %411 = "tile.map"(%410, %v86) {fn = "mul"} : (f32, f32) -> f32
+        "tile.store"(%b4, %406, %411) : (!tile.buffer<bf16, "64*B*T", "write">, i64, f32) -> ()
         "vector.yield"() : () -> ()
-      }) {id = 80 : i64, kind = "vector"} : (i64, i64) -> ()
+      }) {id = 87 : i64, kind = "vector"} : (i64, i64) -> ()
       "vector.yield"() : () -> ()
-    }) {id = 74 : i64, kind = "serial"} : (i64, i64) -> ()
+    }) {id = 81 : i64, kind = "serial"} : (i64, i64) -> ()
     "vector.yield"() : () -> ()
-  }) {id = 73 : i64, kind = "serial"} : (i64, i64) -> ()
+  }) {id = 80 : i64, kind = "serial"} : (i64, i64) -> ()
   "vector.yield"() : () -> ()
-}) {sym_name = "attend", grid = "2*B*floordiv(T + 3, 4)", dims = ["floordiv(T + 3, 4)", "T", "S"], buffers = ["q", "k", "v", "d0", "o", "lse"], scratch = ["mask", "values", "bad", "qt", "scores", "out", "max", "new_max", "alpha", "sum"], vars = [i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i1, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, f32, f32, f32, i64, i64, i64, f32, i64, f32, i64, i64, i1, i64, i64, i64, i64, f32, i64, i1, i1, i64, i64, i64, i64, i64, i64, i64, f32, i64, i64, i64, i64, i64, i64, f32, i1, f32, i64]} : () -> ()
+}) {sym_name = "attend", grid = "2*B*floordiv(T + 3, 4)", dims = ["floordiv(T + 3, 4)", "T", "S"], buffers = ["q", "k", "v", "d0", "o", "lse"], scratch = ["mask", "values", "bad", "qt", "scores", "out", "max", "new_max", "alpha", "sum"], vars = [i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i1, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i1, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, f32, f32, f32, i64, i64, i64, f32, i64, f32, i64, i64, i1, i64, i64, i64, i64, f32, i64, i1, i1, i64, i64, i64, i64, i64, i64, i64, f32, i64, i64, i64, i64, i64, i64, f32, i1, f32, i64]} : () -> ()

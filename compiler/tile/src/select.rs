@@ -4,8 +4,8 @@ use crate::{
     ir::Kernel,
     kernels::{
         domain::Problem,
-        gpu_attend, gpu_attend_grad, gpu_attend_union, gpu_route, gpu_scatter_add, gpu_scatter_few, gpu_scatter_sorted, gpu_topk,
-        host_attend, host_attend_grad,
+        gpu_attend, gpu_attend_by_block, gpu_attend_grad, gpu_attend_union, gpu_route, gpu_scatter_add, gpu_scatter_few,
+        gpu_scatter_sorted, gpu_topk, host_attend, host_attend_grad,
         host_cumsum::{self, Cumsum},
         host_gather::Rows,
         host_route::{self, Route},
@@ -83,6 +83,9 @@ pub fn kernels(
     }
     if let (Op::Attend(a), true) = (op, device.many) {
         let p = problem(op, a, operands, &operands[3..])?;
+        if let Some(tiling) = gpu_attend_by_block::choose(&p).filter(|_| device.aligned) {
+            return Ok(attend_by_block(&p, tiling));
+        }
         let tiling = gpu_attend::Tiling::choose(&p);
         if gpu_attend::takes(&p, tiling, device.aligned) {
             return Ok(attend(&p, tiling));
@@ -126,6 +129,26 @@ fn attend(p: &Problem, tiling: gpu_attend::Tiling) -> Work {
     let places = given.into_iter().chain(union).chain(results).collect();
     launches.push((gpu_attend::gpu_attend(p, tiling), places, None));
     Work { problem: String::new(), launches, asides, dtypes }
+}
+
+/// Attention over lists of blocks, by blocks.
+fn attend_by_block(p: &Problem, tiling: gpu_attend::Tiling) -> Work {
+    let given: Vec<Place> = (0..3 + p.operands.len()).map(Place::Operand).collect();
+    let lists = Place::Operand(3 + gpu_attend_by_block::lists(p, tiling));
+    let [counts, starts, totals, offsets, rows, position, owner, parts, sums] = std::array::from_fn(Place::Aside);
+    let [o, lse] = [0, 1].map(Place::Result);
+    let places = [
+        vec![lists, counts],
+        vec![counts, starts, totals],
+        vec![totals, offsets],
+        vec![lists, starts, offsets, rows, position, owner],
+        [given, vec![rows, owner, parts, sums]].concat(),
+        vec![position, parts, sums, o, lse],
+    ];
+    let kernels = gpu_attend_by_block::gpu_attend_by_block(p, tiling);
+    let launches = kernels.into_iter().zip(places).map(|(kernel, places)| (kernel, places, None)).collect();
+    let asides = gpu_attend_by_block::memories(p, tiling).into();
+    Work { problem: String::new(), launches, asides, dtypes: vec![p.dtype, p.sum_dtype()] }
 }
 
 /// The gradient of attention by many processors.

@@ -3,7 +3,7 @@
 //! ```text
 //! on_gpu record FOLDER NAME…                 # on any machine: what FOLDER/host and FOLDER/plain compute goes to FOLDER/NAME.*.safetensors
 //! on_gpu check FOLDER NAME…                  # on the GPU: FOLDER/gpu/NAME.lodelib against that
-//! on_gpu time FILE ENTRY B=8 T=128 [runs=20] [profile] # how long an entry of a library takes, and where
+//! on_gpu time FILE ENTRY B=8 T=128 [runs=20] [largest] [profile] # how long an entry of a library takes, and where
 //! on_gpu copy                                # how fast the device copies its own memory
 //! ```
 //! `tests/benches/gpu_models.sh` builds the folder. Exit code 1 if something does not agree.
@@ -41,7 +41,9 @@ fn main() -> ExitCode {
         ["time", file, entry, ref rest @ ..] => time(Path::new(file), entry, rest).map(|()| true),
         ["copy"] => copy_rate().map(|rate| println!("copy: {:.3} TB/s, read and written", rate / 1e3)).map(|()| true),
         _ => {
-            eprintln!("on_gpu record FOLDER NAME… | check FOLDER NAME… | time FILE ENTRY B=1 T=128 [runs=20] [profile] | copy");
+            eprintln!(
+                "on_gpu record FOLDER NAME… | check FOLDER NAME… | time FILE ENTRY B=1 T=128 [runs=20] [largest] [profile] | copy"
+            );
             return ExitCode::from(2);
         }
     };
@@ -246,6 +248,13 @@ fn time(file: &Path, entry: &str, rest: &[&str]) -> Result<(), ExecError> {
             all / steps * 1e6,
             all * 1e3
         );
+    }
+    if rest.contains(&"largest") {
+        for (name, x) in s.run(entry, &dims, &given)? {
+            let all = x.to_f64();
+            let (largest, nan) = (all.iter().fold(0.0f64, |a, x| a.max(x.abs())), all.iter().filter(|x| x.is_nan()).count());
+            println!("{name}: largest {largest:.3e}, {nan} NaN of {}", all.len());
+        }
     }
     if rest.contains(&"profile") {
         s.profile = Some(Profile::default());

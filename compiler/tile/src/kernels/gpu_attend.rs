@@ -282,15 +282,11 @@ fn attend(p: &Problem, t: Tiling, parts: i64, ending: Option<&Ending>) -> Kernel
     let own = b.bind(own);
     let (queries, keys) = (b.dim(&p.t), b.dim(&p.s));
     let scene = Scene { problem: p, operands, t: queries, s: keys, batch: batch.clone(), group: group.clone() };
-    let a = Attend::new(&mut b, &scene, t, first, union, own.clone());
+    let a = Attend::new(&mut b, &scene, t, first, union.map_or(Rows::Neighbours, Rows::Union));
 
     q.copy_heads(&mut b, a.q, [t.rows, t.heads], [&batch, &head, &a.first], false);
-    b.fill(a.out, Expr::int(t.rows * p.dv), a.f(0.0));
-    a.each_row(&mut b, |b, r| {
-        b.store(a.max, r.clone(), a.f(f64::NEG_INFINITY));
-        b.store(a.sum, r, a.f(0.0));
-    });
-    let source = Source::new(&mut b, &scene, a.union.as_ref(), (&a.first, t.queries()), t.keys);
+    a.begin(&mut b);
+    let source = Source::new(&mut b, &scene, a.union(), (&a.first, t.queries()), t.keys);
     let all = source.count(&mut b);
     let (before, pieces) = if parts > 1 {
         let each = b.bind(Expr::floor_div(all.clone() + Expr::int(parts - 1), Expr::int(parts)));
@@ -300,31 +296,10 @@ fn attend(p: &Problem, t: Tiling, parts: i64, ending: Option<&Ending>) -> Kernel
         (Expr::int(0), all)
     };
     b.if_(Expr::lt(Expr::int(0), pieces.clone()), |b| {
-        // The first key of a piece.
-        let at = |b: &mut Build, j: &Expr| source.at(b, &later(j, &before));
-        let zero = Expr::int(0);
-        let start = at(b, &zero);
-        k.copy(b, a.k, t.keys, [&batch, &group, &start], false);
-        a.multiply_keys(b);
-        a.weigh(b, &zero, &start);
-        a.keep_weights(b);
-        b.for_(Expr::int(1), pieces.clone(), LoopKind::Serial, |b, j| {
-            let before = b.bind(j.clone() - Expr::int(1));
-            let (start, before) = (at(b, &j), at(b, &before));
-            k.copy(b, a.k, t.keys, [&batch, &group, &start], false);
-            a.multiply_keys(b);
-            v.copy(b, a.v, t.keys, [&batch, &group, &before], false);
-            a.multiply_values(b);
-            a.weigh(b, &j, &start);
-            a.scale_result(b);
-            a.keep_weights(b);
-        });
-        let last = b.bind(pieces - Expr::int(1));
-        let last = at(b, &last);
-        v.copy(b, a.v, t.keys, [&batch, &group, &last], false);
-        a.multiply_values(b);
+        a.visit(b, [&k, &v], [&batch, &group], pieces, |b, j| source.at(b, &later(j, &before)));
     });
-    a.finish(&mut b, lse, &head, if parts > 1 { f64::NEG_INFINITY } else { 0.0 });
+    let nothing = if parts > 1 { f64::NEG_INFINITY } else { 0.0 };
+    a.finish(&mut b, |b, r, none, log| a.store_lse(b, lse, [&own, &head], [r, Expr::select(none, a.f(nothing), log)]));
     if let Some(o) = o {
         o.copy_heads(&mut b, a.out, [t.rows, t.heads], [&own, &head, &a.first], true);
     }
@@ -412,6 +387,8 @@ pub(super) struct Sides<'a> {
     pub keys: (&'a Expr, i64),
     /// Whether a row is a query's, else a key's.
     pub by_queries: bool,
+    /// Which queries rows are, if they are no neighbours.
+    pub rows: Option<&'a Gathered>,
 }
 
 /// Which queries of a tile list the keys at hand, by their place in the tile.
@@ -421,8 +398,9 @@ pub(super) type Listed<'a> = &'a dyn Fn(Expr) -> Expr;
 /// and past the last key where rows are keys.
 pub(super) fn mask(b: &mut Build, scene: &Scene, domain: &Domain, scores: Mem, sides: &Sides, listed: Option<Listed>) {
     let p = scene.problem;
-    let Sides { queries: (query, queries), heads, keys: (key, keys), by_queries } = *sides;
+    let Sides { queries: (query, queries), heads, keys: (key, keys), by_queries, rows } = *sides;
     let [last_query, last_key] = [(query, queries), (key, keys)].map(|(first, n)| b.bind(first.clone() + Expr::int(n - 1)));
+    let last_query = rows.map_or(last_query, |g| g.last.clone());
     let mut all = scene.all_see(b, domain, [query, &last_query], [key, &last_key]);
     let within = by_queries && !sees_only_keys(domain);
     if within {
@@ -451,7 +429,7 @@ pub(super) fn mask(b: &mut Build, scene: &Scene, domain: &Domain, scores: Mem, s
         b.each(elems, |b, e| {
             let (row, col) = (Expr::floor_div(e.clone(), width.clone()), Expr::rem(e.clone(), width));
             let (t, s) = if by_queries { (row, col) } else { (col, row) };
-            let t = Expr::floor_div(t, Expr::int(heads));
+            let t = rows.map_or_else(|| Expr::floor_div(t.clone(), Expr::int(heads)), |g| g.query(t.clone()));
             let seen = match test {
                 Some((test, rest)) => {
                     // Places in a tile and how far tiles are apart fit in 32 bits.
@@ -474,30 +452,74 @@ pub(super) fn mask(b: &mut Build, scene: &Scene, domain: &Domain, scores: Mem, s
     });
 }
 
+/// Which queries a tile's rows are.
+pub(super) enum Rows {
+    /// Neighbours, which see what the domain says.
+    Neighbours,
+    /// Neighbours, which see what they list of the union of their blocks.
+    Union(Union),
+    /// Those that list the block of keys at hand.
+    Gathered(Gathered),
+}
+
+/// Rows whose numbers in `[b, t, h]` stand in a buffer, by increasing queries of one batch; what is negative is none, and lies at the end.
+pub(super) struct Gathered {
+    rows: Mem,
+    at: Expr,
+    /// The first query.
+    pub first: Expr,
+    /// A query that none is after.
+    last: Expr,
+    /// The domain without the list.
+    rest: Domain,
+    heads: i64,
+    /// The first query of the batch.
+    batch: Expr,
+}
+
+impl Gathered {
+    /// `count` rows from `at` on, the first of which is one.
+    pub fn new(b: &mut Build, scene: &Scene, rows: Mem, at: Expr, count: i64, rest: Domain) -> Gathered {
+        let heads = scene.problem.h;
+        let batch = b.bind(scene.batch.clone() * scene.t.clone());
+        let mut query = |at: Expr| {
+            let row = b.bind(Expr::load(rows, at).cast(DType::I64));
+            (row.clone(), b.bind(Expr::floor_div(row, Expr::int(heads)) - batch.clone()))
+        };
+        let (_, first) = query(at.clone());
+        let (row, last) = query(at.clone() + Expr::int(count - 1));
+        let last = Expr::select(Expr::lt(row, Expr::int(0)), scene.t.clone() - Expr::int(1), last);
+        Gathered { rows, at, first, last: b.bind(last), rest, heads, batch }
+    }
+    /// How far the query of a row is from the first.
+    fn query(&self, row: Expr) -> Expr {
+        let row = Expr::load(self.rows, self.at.clone() + row).cast(DType::I64);
+        let query = Expr::floor_div(row, Expr::int(self.heads)) - self.batch.clone();
+        Expr::maximum(query - self.first.clone(), Expr::int(0))
+    }
+}
+
 /// A block's memory.
-struct Attend<'a> {
+pub(super) struct Attend<'a> {
     scene: &'a Scene<'a>,
     tiling: Tiling,
     /// The first query.
     first: Expr,
-    /// The batch of the results: that of the part, too.
-    own: Expr,
     dtype: DType,
-    q: Mem,
+    pub q: Mem,
     k: Mem,
     v: Mem,
     scores: Mem,
     weights: Mem,
-    out: Mem,
+    pub out: Mem,
     max: Mem,
     sum: Mem,
     alpha: Mem,
-    /// With lists: the union of the tile's blocks.
-    union: Option<Union>,
+    rows: Rows,
 }
 
 impl<'a> Attend<'a> {
-    fn new(b: &mut Build, scene: &'a Scene, tiling: Tiling, first: Expr, union: Option<Union>, own: Expr) -> Attend<'a> {
+    pub fn new(b: &mut Build, scene: &'a Scene, tiling: Tiling, first: Expr, which: Rows) -> Attend<'a> {
         let (p, Tiling { rows, keys, .. }) = (scene.problem, tiling);
         let dtype = p.sum_dtype();
         let q = b.scratch("q", p.dtype, rows * p.dk);
@@ -505,7 +527,54 @@ impl<'a> Attend<'a> {
         let (scores, weights) = (b.scratch("scores", dtype, rows * keys), b.scratch("weights", p.dtype, rows * keys));
         let out = b.scratch("out", dtype, rows * p.dv);
         let [max, sum, alpha] = ["max", "sum", "alpha"].map(|name| b.scratch(name, dtype, rows));
-        Attend { scene, tiling, first, own, dtype, q, k, v, scores, weights, out, max, sum, alpha, union }
+        Attend { scene, tiling, first, dtype, q, k, v, scores, weights, out, max, sum, alpha, rows: which }
+    }
+    fn union(&self) -> Option<&Union> {
+        match &self.rows {
+            Rows::Union(u) => Some(u),
+            Rows::Neighbours | Rows::Gathered(_) => None,
+        }
+    }
+    /// Nothing is seen yet.
+    pub fn begin(&self, b: &mut Build) {
+        b.fill(self.out, Expr::int(self.tiling.rows * self.scene.problem.dv), self.f(0.0));
+        self.each_row(b, |b, r| {
+            b.store(self.max, r.clone(), self.f(f64::NEG_INFINITY));
+            b.store(self.sum, r, self.f(0.0));
+        });
+    }
+    /// Goes over `pieces` of keys, one or more, of a batch and a group; `at` has the first key of each.
+    pub fn visit(
+        &self,
+        b: &mut Build,
+        [k, v]: [&Heads; 2],
+        [batch, group]: [&Expr; 2],
+        pieces: Expr,
+        at: impl Fn(&mut Build, &Expr) -> Expr,
+    ) {
+        let (zero, keys) = (Expr::int(0), self.tiling.keys);
+        let start = at(b, &zero);
+        k.copy(b, self.k, keys, [batch, group, &start], false);
+        self.multiply_keys(b);
+        self.weigh(b, &zero, &start);
+        self.keep_weights(b);
+        if pieces.known() != Some(1) {
+            b.for_(Expr::int(1), pieces.clone(), LoopKind::Serial, |b, j| {
+                let before = b.bind(j.clone() - Expr::int(1));
+                let (start, before) = (at(b, &j), at(b, &before));
+                k.copy(b, self.k, keys, [batch, group, &start], false);
+                self.multiply_keys(b);
+                v.copy(b, self.v, keys, [batch, group, &before], false);
+                self.multiply_values(b);
+                self.weigh(b, &j, &start);
+                self.scale_result(b);
+                self.keep_weights(b);
+            });
+        }
+        let last = b.bind(pieces - Expr::int(1));
+        let last = at(b, &last);
+        v.copy(b, self.v, keys, [batch, group, &last], false);
+        self.multiply_values(b);
     }
     fn f(&self, x: f64) -> Expr {
         Build::f(self.dtype, x)
@@ -524,13 +593,14 @@ impl<'a> Attend<'a> {
     fn mask(&self, b: &mut Build, j: &Expr, start: &Expr) {
         let Tiling { keys, heads, .. } = self.tiling;
         let queries = (&self.first, self.tiling.queries());
-        let sides = Sides { queries, heads, keys: (start, keys), by_queries: true };
-        match &self.union {
-            None => mask(b, self.scene, &self.scene.problem.domain, self.scores, &sides, None),
-            Some(u) => {
+        let sides = Sides { queries, heads, keys: (start, keys), by_queries: true, rows: None };
+        match &self.rows {
+            Rows::Neighbours => mask(b, self.scene, &self.scene.problem.domain, self.scores, &sides, None),
+            Rows::Union(u) => {
                 let entry = b.bind(u.entry(j, keys));
                 mask(b, self.scene, &u.rest, self.scores, &sides, Some(&|q| u.lists(&entry, q)));
             }
+            Rows::Gathered(g) => mask(b, self.scene, &g.rest, self.scores, &Sides { rows: Some(g), ..sides }, None),
         }
     }
     /// Scores of piece `j`, of keys from `start` on, become weights; m, l and α follow.
@@ -610,23 +680,27 @@ impl<'a> Attend<'a> {
             b.store(self.out, e, value);
         });
     }
-    /// o and lse, but for storing o; `nothing` for a row that saw no key.
-    fn finish(&self, b: &mut Build, lse: Mem, head: &Expr, nothing: f64) {
+    /// O becomes o; what is kept of each row is whether it saw nothing, and else lse.
+    pub fn finish(&self, b: &mut Build, keep: impl FnOnce(&mut Build, Expr, Expr, Expr)) {
         let p = self.scene.problem;
         self.each_row(b, |b, r| {
             let sum = b.bind(Expr::load(self.sum, r.clone()));
             let none = b.bind(eq(sum.clone(), self.f(0.0)));
             let log = Expr::load(self.max, r.clone()) * self.f(p.scale) + Expr::map1(MapFn::Log, sum.clone());
-            let log = b.bind(Expr::select(none.clone(), self.f(nothing), log));
-            b.store(self.alpha, r.clone(), Expr::select(none, self.f(0.0), div(self.f(1.0), sum)));
-            let heads = Expr::int(self.tiling.heads);
-            let t = b.bind(self.first.clone() + Expr::floor_div(r.clone(), heads.clone()));
-            b.if_(Expr::lt(t.clone(), self.scene.t.clone()), |b| {
-                let head = head.clone() + Expr::rem(r, heads);
-                let row = (self.own.clone() * self.scene.t.clone() + t) * Expr::int(p.h) + head;
-                b.store(lse, row, log);
-            });
+            b.store(self.alpha, r.clone(), Expr::select(none.clone(), self.f(0.0), div(self.f(1.0), sum)));
+            keep(b, r, none, log);
         });
         self.scale_result(b);
+    }
+    /// The lse of a row, of the batch of results that is its own.
+    fn store_lse(&self, b: &mut Build, lse: Mem, [own, head]: [&Expr; 2], [r, log]: [Expr; 2]) {
+        let (p, heads) = (self.scene.problem, Expr::int(self.tiling.heads));
+        let log = b.bind(log);
+        let t = b.bind(self.first.clone() + Expr::floor_div(r.clone(), heads.clone()));
+        b.if_(Expr::lt(t.clone(), self.scene.t.clone()), |b| {
+            let head = head.clone() + Expr::rem(r, heads);
+            let row = (own.clone() * self.scene.t.clone() + t) * Expr::int(p.h) + head;
+            b.store(lse, row, log);
+        });
     }
 }

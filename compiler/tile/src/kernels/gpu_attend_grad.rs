@@ -301,7 +301,7 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
         vector(b, given.delta, delta);
         let (left, right) = (tile(v, zero(), p.dv), transposed(d_o, zero(), p.dv));
         b.dot([keys, rows, p.dv].map(Expr::int), left, right, tile(tiles.grads, zero(), rows), false);
-        let sides = Sides { queries: (start, queries), heads, keys: (&first, keys), by_queries: false };
+        let sides = Sides { queries: (start, queries), heads, keys: (&first, keys), by_queries: false, rows: None };
         match given.union.as_ref().zip(entry) {
             None => mask(b, &scene, &p.domain, tiles.scores, &sides, None),
             Some((u, entry)) => mask(b, &scene, &u.rest, tiles.scores, &sides, Some(&|q| u.lists(entry, q))),
@@ -449,7 +449,7 @@ pub fn gpu_attend_grad_queries(p: &Problem, tiling: Tiling) -> Kernel {
         given.v.copy(b, v, keys, [&batch, &group, &start], false);
         let (left, right) = (tile(d_o, zero(), p.dv), transposed(v, zero(), p.dv));
         b.dot([rows, keys, p.dv].map(Expr::int), left, right, tile(tiles.grads, zero(), keys), false);
-        let sides = Sides { queries: (&first, queries), heads: own, keys: (&start, keys), by_queries: true };
+        let sides = Sides { queries: (&first, queries), heads: own, keys: (&start, keys), by_queries: true, rows: None };
         match &given.union {
             None => mask(b, &scene, &p.domain, tiles.scores, &sides, None),
             Some(u) => {

@@ -9,7 +9,7 @@ use crate::{
         build::Build,
         domain::Problem,
         gpu_attend::{self, Ending, Tiling, gpu_attend_map},
-        gpu_attend_union,
+        gpu_attend_by_block, gpu_attend_union,
         gpu_product::Element,
     },
     view::StridedView,
@@ -41,7 +41,9 @@ impl<'a> Attends<'a> {
         let Op::Attend(a) = &attend.op else { return None };
         let types: Vec<&TensorType> = attend.inputs.iter().map(|v| func.ty(*v)).collect();
         let problem = Problem::new(a, &types, 3).ok()?;
-        let takes = gpu_attend::takes(&problem, Tiling::choose(&problem), true) && attend.inputs.iter().all(is_arg);
+        let takes =
+            gpu_attend::takes(&problem, Tiling::choose(&problem), true) && gpu_attend_by_block::choose(&problem).is_none();
+        let takes = takes && attend.inputs.iter().all(is_arg);
         let (o, lse) = (Value { node, index: 0 }, Value { node, index: 1 });
         let (mut above, mut operands) = (vec![false; func.nodes.len()], Vec::new());
         for (id, n) in func.nodes.iter() {

@@ -5,6 +5,7 @@ use crate::ir::Kernel;
 use crate::kernels::{
     domain::{Problem, Tiling},
     gpu_attend::{self, gpu_attend_merge, gpu_attend_part},
+    gpu_attend_by_block,
     gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
     gpu_attend_union, host_attend, host_attend_grad,
 };
@@ -152,6 +153,76 @@ impl Case {
             let of_parts = results(&gpu_attend_part(&p, tiling, parts), &args, &[&lens[0] * 3, &lens[1] * 3], &dims, true);
             let of_parts: Vec<Tensor> = of_parts.into_iter().map(|x| Tensor::new(DType::F32, &[x.len() as i64], x)).collect();
             near(&results(&gpu_attend_merge(&p, parts), &of_parts, &lens, &dims, true));
+        }
+    }
+}
+
+impl Case {
+    /// The kernels that go by blocks; what unused tiles have is not written.
+    fn check_by_block(&self, tiling: gpu_attend::Tiling) {
+        let scale = 1.0 / (self.size.dk as f64).sqrt();
+        let case = Case { dtype: DType::F32, operands: self.operands.clone(), domain: self.domain.clone(), data: None, ..*self };
+        let p = case.problem(scale);
+        assert!(gpu_attend_by_block::takes(&p, tiling, true), "{p:?}");
+        let Size { b, t, s, .. } = case.size;
+        let dims: DimEnv = [("B", b), ("T", t), ("S", s)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
+        let args: Vec<Tensor> = case.random().into_iter().chain(case.operands.clone()).collect();
+        let want = oracle(&Op::Attend(Attend { domain: case.domain.clone(), scale: Scalar::new(scale) }), &args);
+        let asides = gpu_attend_by_block::memories(&p, tiling);
+        let lens = asides.iter().map(|ty| ty.elems().eval(&dims).expect("known dims") as usize);
+        let lens = lens.chain(want.iter().map(|x| x.data.len()));
+        let first = args.len();
+        let mut memory: Vec<Vec<f64>> = args.iter().map(|x| x.data.clone()).chain(lens.map(|n| vec![f64::NAN; n])).collect();
+        let lists = 3 + gpu_attend_by_block::lists(&p, tiling);
+        let [counts, starts, totals, offsets, rows, position, owner, parts, sums, o, lse] = std::array::from_fn(|i| first + i);
+        let places = [
+            vec![lists, counts],
+            vec![counts, starts, totals],
+            vec![totals, offsets],
+            vec![lists, starts, offsets, rows, position, owner],
+            (0..first).chain([rows, owner, parts, sums]).collect(),
+            vec![position, parts, sums, o, lse],
+        ];
+        for (kernel, places) in gpu_attend_by_block::gpu_attend_by_block(&p, tiling).iter().zip(&places) {
+            let once = |seed| {
+                let mut buffers: Vec<Vec<f64>> = places.iter().map(|i| memory[*i].clone()).collect();
+                let options = crate::interp::Options { rounded: true, seed, ..Default::default() };
+                let report = crate::interp::run(kernel, &mut buffers, &dims, options);
+                report.unwrap_or_else(|e| panic!("{}: {e}", kernel.name));
+                buffers
+            };
+            let (ordered, permuted) = (once(0), once(7));
+            let bits = |x: &[Vec<f64>]| x.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&ordered), bits(&permuted), "{}: the order of blocks shows", kernel.name);
+            places.iter().zip(ordered).for_each(|(i, x)| memory[*i] = x);
+        }
+        for (i, x) in ["o", "lse"].into_iter().enumerate() {
+            let name = format!("{x} of {} at {:?} with {tiling:?}", self.domain, self.size);
+            assert_near(&name, &memory[o + i], &want[i].data, 2e-5);
+        }
+    }
+}
+
+#[test]
+fn lists_of_blocks_by_block() {
+    let tiling = |rows, keys, heads| gpu_attend::Tiling { rows, keys, heads };
+    for (tiling, lengths) in [(tiling(16, 8, 1), vec![1, 37]), (tiling(16, 4, 2), vec![21]), (tiling(8, 4, 4), vec![8])] {
+        for n in lengths {
+            let size = Size { h: 2 * tiling.heads, dk: 16, dv: 16, ..SMALL }.tokens(n);
+            let random = lists(size, 3, |t| t / 8 + 1);
+            // Out of range, twice, none at all; all queries the same.
+            let mut r = Random::new(7);
+            let odd = i32s(&[2, n, 2, 3], (0..12 * n).map(|_| r.int(-2, n / 8 + 3)).collect::<Vec<_>>());
+            let none = i32s(&[2, n, 2, 1], vec![-1; 4 * n as usize]);
+            let same = i32s(&[2, n, 2, 2], (0..8 * n).map(|i| i % 2));
+            let segments = i32s(&[2, n], (0..2 * n).map(|i| i % n / 5));
+            for list in [random, odd, none, same] {
+                let check = |size, domain, operands: &[Tensor]| Case::new(size, domain, operands).check_by_block(tiling);
+                check(size, "blocks(0, 8) & window(9)", std::slice::from_ref(&list));
+                check(size, "causal & blocks(0, 8) & segments(1, 1)", &[list.clone(), segments.clone()]);
+                // More keys than queries.
+                check(Size { s: n + 13, ..size }, "causal & blocks(0, 8)", &[list]);
+            }
         }
     }
 }

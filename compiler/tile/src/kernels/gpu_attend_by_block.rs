@@ -1,0 +1,453 @@
+//! Softmax attention over lists of blocks for a device of many processors, by blocks of keys: for tiles whose queries would share few of their blocks, because
+//! each has few heads or because blocks are large. A query is looked at once for each block that it lists, with all the others that list the block, so
+//! that keys come once for many rows. Kernels one after the other:
+//!
+//! ```text
+//! count     lists → counts              how many queries of each part of a batch and a group list each block
+//! starts    counts → starts, totals     the same of the parts before, and of all
+//! offsets   totals → offsets            the tile that each block's queries begin at
+//! place     lists, starts, offsets → rows, position, owner
+//!                                       the rows of each tile, -1 for none; where each place of a list has its query, -1 if an earlier one has the
+//!                                       same block or there is none; the block of each tile
+//! part      q, k, v, domain operands…, rows, owner → parts, sums
+//!                                       softmax attention of a tile's rows to their block: o, and lse, -∞ where nothing is seen
+//! merge     position, parts, sums → o, lse
+//! ```
+//!
+//! A tile's rows are queries, each with all heads that share keys, in order. The sort is stable and parts are added in the order of a query's list, so sums
+//! have one order. Work: a comparison for each place of a list and each block there is, and two of everything that parts take: their o are in the
+//! dtype of the result.
+//!
+//! # Source: Lu et al., MoBA, arXiv 2502.13189, algorithm 1; Dao, FlashAttention-2, 2023, on merging. Tested on the domains and sizes of `tests/attend.rs`.
+
+use super::{
+    build::{Build, both, div, eq, exp},
+    domain::{Problem, Scene, driving_list},
+    gpu_attend::{self, Attend, Gathered, Heads, Rows, has_lists, is_plain},
+};
+use crate::ir::{Axis, Copy, Expr, Kernel, LoopKind, Mem, Stmt};
+use base::{DType, Dim, TensorType};
+use graph::op::{Domain, MapFn};
+
+/// Parts of the queries of a batch and a group.
+const PARTS: i64 = 64;
+/// Queries whose lists are under way at once.
+const AT_ONCE: i64 = 4;
+/// Lists of blocks that a block of threads has.
+const LISTS: i64 = 128;
+/// Fewer queries are no tiles.
+const FEW: i64 = 1024;
+/// Keys of a block that may be many tiles'.
+const LARGE: i64 = 256;
+/// Heads that share keys, so few that tiles of several queries with other lists would mostly multiply in vain.
+const FEW_HEADS: i64 = 4;
+
+/// The list of a problem, and sizes.
+#[derive(Clone, Debug)]
+struct Plan {
+    operand: usize,
+    /// Keys of a block.
+    size: i64,
+    rest: Domain,
+    /// Places of a list.
+    n: i64,
+    /// Heads that share keys.
+    heads: i64,
+    /// Queries of a tile.
+    queries: i64,
+}
+
+impl Plan {
+    fn new(p: &Problem, t: gpu_attend::Tiling) -> Option<Plan> {
+        let (Domain::Blocks { idx, size }, rest) = driving_list(&p.domain)? else { return None };
+        let n = p.operands[idx].shape[3].known()?;
+        let fits = t.heads == p.h / p.g && t.rows % t.heads == 0 && size % t.keys == 0 && !has_lists(&rest) && n > 0;
+        fits.then_some(Plan { operand: idx, size, rest, n, heads: t.heads, queries: t.queries() })
+    }
+    /// Blocks of a batch and a group.
+    fn blocks(&self, p: &Problem) -> Dim {
+        p.s.ceil_div(&Dim::from(self.size))
+    }
+    /// Blocks of all.
+    fn lists(&self, p: &Problem) -> Dim {
+        self.blocks(p) * groups(p)
+    }
+    /// Tiles that there may be: those that are full, and one of each block that is not.
+    fn tiles(&self, p: &Problem) -> Dim {
+        places(p, self).ceil_div(&Dim::from(self.queries)) + self.lists(p)
+    }
+}
+
+/// Batches with their groups.
+fn groups(p: &Problem) -> Dim {
+    p.b.clone() * Dim::from(p.g)
+}
+fn places(p: &Problem, plan: &Plan) -> Dim {
+    groups(p) * p.t.clone() * Dim::from(plan.n)
+}
+
+/// The tiling, where attention by blocks is faster than by queries.
+pub fn choose(p: &Problem) -> Option<gpu_attend::Tiling> {
+    let (Domain::Blocks { size, .. }, _) = driving_list(&p.domain)? else { return None };
+    let narrow = matches!(p.dtype, DType::BF16 | DType::F16);
+    let wide = p.dk > 192 || p.dv > 128;
+    let keys = if size % 128 == 0 && !wide { 128 } else { 64 };
+    let tiling = gpu_attend::Tiling { rows: 128, keys, heads: p.h / p.g };
+    let many = p.t.known().is_none_or(|t| t >= FEW);
+    let pays = tiling.heads <= FEW_HEADS || size >= LARGE;
+    (narrow && many && pays && p.dk % 64 == 0 && p.dv % 64 == 0 && takes(p, tiling, true)).then_some(tiling)
+}
+
+/// Whether the kernels take the problem with this tiling.
+pub fn takes(p: &Problem, t: gpu_attend::Tiling, aligned: bool) -> bool {
+    is_plain(p, aligned) && Plan::new(p, t).is_some()
+}
+
+/// The domain's operand with the lists.
+///
+/// # Panics
+/// If the kernels do not take the problem.
+pub fn lists(p: &Problem, t: gpu_attend::Tiling) -> usize {
+    plan(p, t).operand
+}
+
+fn plan(p: &Problem, t: gpu_attend::Tiling) -> Plan {
+    Plan::new(p, t).unwrap_or_else(|| base::bug!("no lists of blocks in {:?}", p.domain))
+}
+
+/// The types of counts, starts, totals, offsets, rows, position, owner, parts and sums.
+pub fn memories(p: &Problem, t: gpu_attend::Tiling) -> [TensorType; 9] {
+    let plan = plan(p, t);
+    let i32s = |n: Dim| TensorType::new(DType::I32, vec![n]);
+    let (lists, tiles) = (plan.lists(p), plan.tiles(p));
+    let table = lists.clone() * Dim::from(PARTS);
+    let rows = tiles.clone() * Dim::from(t.rows);
+    [
+        i32s(table.clone()),
+        i32s(table),
+        i32s(lists.clone()),
+        i32s(lists + Dim::from(1)),
+        i32s(rows.clone()),
+        i32s(places(p, &plan)),
+        i32s(tiles),
+        TensorType::new(p.dtype, vec![rows.clone() * Dim::from(p.dv)]),
+        TensorType::new(p.sum_dtype(), vec![rows]),
+    ]
+}
+
+/// The six kernels, in order.
+pub fn gpu_attend_by_block(p: &Problem, t: gpu_attend::Tiling) -> [Kernel; 6] {
+    let plan = plan(p, t);
+    [count(p, &plan), starts(p, &plan), offsets(p, &plan), place(p, &plan, t), part(p, &plan, t), merge(p, &plan, t)]
+}
+
+fn int(n: i64) -> Expr {
+    Build::f(DType::I32, n as f64)
+}
+
+/// A part of the queries of a batch and a group, whose lists each lane looks through for a block of its own.
+struct Part {
+    list: Mem,
+    batch: Expr,
+    group: Expr,
+    number: Expr,
+    /// The first query and one past the last.
+    from: Expr,
+    to: Expr,
+    /// Blocks of the batch and the group.
+    blocks: Expr,
+    /// The first of these among all.
+    first_list: Expr,
+    /// Queries.
+    t: Expr,
+}
+
+impl Part {
+    fn new(b: &mut Build, p: &Problem, plan: &Plan) -> Part {
+        let lists = &p.operands[plan.operand];
+        let list = b.read("lists", lists.dtype, lists.elems());
+        b.kernel.grid = groups(p) * Dim::from(PARTS);
+        let number = b.bind(Expr::rem(b.block(), Expr::int(PARTS)));
+        let rest = b.bind(Expr::floor_div(b.block(), Expr::int(PARTS)));
+        let [t, batches, blocks] = [&p.t, &p.b, &plan.blocks(p)].map(|d| b.dim(d));
+        let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
+        let group = b.bind(Expr::floor_div(rest.clone(), batches));
+        let size = b.dim(&p.t.ceil_div(&Dim::from(PARTS)));
+        let from = b.bind(Expr::minimum(number.clone() * size.clone(), t.clone()));
+        let to = b.bind(Expr::minimum(from.clone() + size, t.clone()));
+        let first_list = b.bind(rest * blocks.clone());
+        Part { list, batch, group, number, from, to, blocks, first_list, t }
+    }
+    /// Element `block` of the part's row of a table.
+    fn row(&self, block: &Expr) -> Expr {
+        self.first_list.clone() * Expr::int(PARTS) + self.number.clone() * self.blocks.clone() + block.clone()
+    }
+    /// The first place of a query's list.
+    fn places(&self, p: &Problem, plan: &Plan, query: Expr) -> Expr {
+        ((self.batch.clone() * self.t.clone() + query) * Expr::int(p.g) + self.group.clone()) * Expr::int(plan.n)
+    }
+    /// For each query of the part in order: whether its list has the block, and the query.
+    fn each(&self, b: &mut Build, p: &Problem, plan: &Plan, block: &Expr, body: impl Fn(&mut Build, Expr, Expr)) {
+        let block = b.bind(block.clone().cast(DType::I32));
+        let load = |b: &mut Build, query: Expr| {
+            let start = b.bind(self.places(p, plan, query.clone()));
+            let one = |i: i64| eq(Expr::load(self.list, start.clone() + Expr::int(i)), block.clone());
+            let found = (1..plan.n).map(one).fold(one(0), |any, x| Expr::map2(MapFn::Or, any, x));
+            (b.bind(found), query)
+        };
+        b.at_once([self.from.clone(), self.to.clone()], AT_ONCE, load, |b, (found, query)| body(b, found, query));
+    }
+}
+
+fn count(p: &Problem, plan: &Plan) -> Kernel {
+    let mut b = Build::new("attend_count");
+    let part = Part::new(&mut b, p, plan);
+    let counts = b.write("counts", DType::I32, plan.lists(p) * Dim::from(PARTS));
+    b.each(part.blocks.clone(), |b, block| {
+        let sum = b.var(DType::I32, int(0));
+        part.each(b, p, plan, &block, |b, found, _| b.assign(sum, Expr::Var(sum) + found.cast(DType::I32)));
+        b.store(counts, part.row(&block), Expr::Var(sum));
+    });
+    b.finish()
+}
+
+fn starts(p: &Problem, plan: &Plan) -> Kernel {
+    let mut b = Build::new("attend_starts");
+    let lists = plan.lists(p);
+    let counts = b.read("counts", DType::I32, lists.clone() * Dim::from(PARTS));
+    let starts = b.write("starts", DType::I32, lists.clone() * Dim::from(PARTS));
+    let totals = b.write("totals", DType::I32, lists.clone());
+    b.kernel.grid = lists.ceil_div(&Dim::from(LISTS));
+    let [all, blocks] = [&lists, &plan.blocks(p)].map(|d| b.dim(d));
+    let first = b.bind(b.block() * Expr::int(LISTS));
+    let last = b.bind(Expr::minimum(first.clone() + Expr::int(LISTS), all));
+    b.for_(first, last, LoopKind::Vector, |b, list| {
+        let block = b.bind(Expr::rem(list.clone(), blocks.clone()));
+        let at = b.bind((list.clone() - block.clone()) * Expr::int(PARTS) + block);
+        let sum = b.var(DType::I32, int(0));
+        let load = |b: &mut Build, part: Expr| {
+            let at = b.bind(at.clone() + part * blocks.clone());
+            (at.clone(), b.bind(Expr::load(counts, at)))
+        };
+        b.at_once([Expr::int(0), Expr::int(PARTS)], 8, load, |b, (at, n)| {
+            b.store(starts, at, Expr::Var(sum));
+            b.assign(sum, Expr::Var(sum) + n);
+        });
+        b.store(totals, list, Expr::Var(sum));
+    });
+    b.finish()
+}
+
+/// Lanes that share out the lists.
+const LANES: i64 = 256;
+
+/// One block: a lane sums a part of the totals in tiles, then goes on from the parts before.
+fn offsets(p: &Problem, plan: &Plan) -> Kernel {
+    let mut b = Build::new("attend_offsets");
+    let lists = plan.lists(p);
+    let totals = b.read("totals", DType::I32, lists.clone());
+    let offsets = b.write("offsets", DType::I32, lists.clone() + Dim::from(1));
+    let sums = b.scratch("sums", DType::I32, LANES);
+    let (size, n) = (b.dim(&lists.ceil_div(&Dim::from(LANES))), b.dim(&lists));
+    let bounds = |b: &mut Build, lane: &Expr| {
+        let from = b.bind(Expr::minimum(lane.clone() * size.clone(), n.clone()));
+        [from.clone(), b.bind(Expr::minimum(from + size.clone(), n.clone()))]
+    };
+    let load = |b: &mut Build, i: Expr| {
+        let tiles = Expr::load(totals, i.clone()) + int(plan.queries - 1);
+        (i, b.bind(Expr::floor_div(tiles, int(plan.queries))))
+    };
+    b.each(Expr::int(LANES), |b, lane| {
+        let range = bounds(b, &lane);
+        let sum = b.var(DType::I32, int(0));
+        b.at_once(range, 8, load, |b, (_, n)| b.assign(sum, Expr::Var(sum) + n));
+        b.store(sums, lane, Expr::Var(sum));
+    });
+    b.each(Expr::int(LANES), |b, lane| {
+        let range = bounds(b, &lane);
+        let sum = b.var(DType::I32, int(0));
+        b.range(lane.clone(), |b, before| b.assign(sum, Expr::Var(sum) + Expr::load(sums, before)));
+        b.at_once(range, 8, load, |b, (i, n)| {
+            b.store(offsets, i, Expr::Var(sum));
+            b.assign(sum, Expr::Var(sum) + n);
+        });
+        // The last lane has them all.
+        b.if_(eq(lane.clone(), Expr::int(LANES - 1)), |b| {
+            b.store(offsets, n.clone() + lane - Expr::int(LANES - 1), Expr::Var(sum));
+        });
+    });
+    b.finish()
+}
+
+fn place(p: &Problem, plan: &Plan, t: gpu_attend::Tiling) -> Kernel {
+    let mut b = Build::new("attend_place");
+    let part = Part::new(&mut b, p, plan);
+    let (lists, tiles) = (plan.lists(p), plan.tiles(p));
+    let starts = b.read("starts", DType::I32, lists.clone() * Dim::from(PARTS));
+    let offsets = b.read("offsets", DType::I32, lists.clone() + Dim::from(1));
+    let rows = b.write("rows", DType::I32, tiles.clone() * Dim::from(t.rows));
+    let position = b.write("position", DType::I32, places(p, plan));
+    let owner = b.write("owner", DType::I32, tiles.clone());
+    let heads = plan.heads;
+    let row_of = |query: Expr, head: i64| {
+        let query = part.batch.clone() * part.t.clone() + query;
+        (query * Expr::int(p.h) + part.group.clone() * Expr::int(heads) + Expr::int(head)).cast(DType::I32)
+    };
+    let offset = |b: &mut Build, list: Expr| b.bind(Expr::load(offsets, list).cast(DType::I64));
+    // Places without a block.
+    let first = b.bind(part.from.clone() * Expr::int(plan.n));
+    let last = b.bind(part.to.clone() * Expr::int(plan.n));
+    b.for_(first, last, LoopKind::Vector, |b, i| {
+        let query = b.bind(Expr::floor_div(i.clone(), Expr::int(plan.n)));
+        let at = b.bind(part.places(p, plan, query) + Expr::rem(i, Expr::int(plan.n)));
+        let block = b.bind(Expr::load(part.list, at.clone()).cast(DType::I64));
+        let known = both(Expr::le(Expr::int(0), block.clone()), Expr::lt(block, part.blocks.clone()));
+        b.if_(Expr::map1(MapFn::Not, known), |b| b.store(position, at, int(-1)));
+    });
+    b.each(part.blocks.clone(), |b, block| {
+        let list = b.bind(part.first_list.clone() + block.clone());
+        let [tile, end] = [list.clone(), list.clone() + Expr::int(1)].map(|i| offset(b, i));
+        let start = tile.clone() * Expr::int(plan.queries) + Expr::load(starts, part.row(&block)).cast(DType::I64);
+        let next = b.var(DType::I64, start);
+        let own = b.bind(block.clone().cast(DType::I32));
+        part.each(b, p, plan, &block, |b, found, query| {
+            b.if_(found, |b| {
+                for head in 0..heads {
+                    b.store(rows, Expr::Var(next) * Expr::int(heads) + Expr::int(head), row_of(query.clone(), head));
+                }
+                let mine = b.var(DType::I32, Expr::Var(next).cast(DType::I32));
+                let places = b.bind(part.places(p, plan, query));
+                b.range(Expr::int(plan.n), |b, i| {
+                    let at = b.bind(places.clone() + i);
+                    let listed = b.bind(Expr::load(part.list, at.clone()));
+                    b.if_(eq(listed.clone(), own.clone()), |b| {
+                        // No other lane has this block.
+                        b.store(position, at + (listed - own.clone()).cast(DType::I64), Expr::Var(mine));
+                        b.assign(mine, int(-1));
+                    });
+                });
+                b.assign(next, Expr::Var(next) + Expr::int(1));
+            });
+        });
+        // The last part has what the block's last tile is left with, the first says whose its tiles are.
+        b.if_(eq(part.number.clone(), Expr::int(PARTS - 1)), |b| {
+            let [from, to] = [Expr::Var(next), end.clone() * Expr::int(plan.queries)].map(|x| x * Expr::int(heads));
+            b.for_(from, to, LoopKind::Serial, |b, i| b.store(rows, i, int(-1)));
+        });
+        b.if_(eq(part.number.clone(), Expr::int(0)), |b| {
+            b.for_(tile, end, LoopKind::Serial, |b, i| b.store(owner, i, list.cast(DType::I32)));
+        });
+    });
+    // Tiles that are left, shared out among the blocks.
+    let grid = b.kernel.grid.clone();
+    let [n, lists, share] = [&tiles, &lists, &grid].map(|d| b.dim(d));
+    let used = offset(&mut b, lists);
+    let size = b.bind(Expr::floor_div(n.clone() - used.clone() + share.clone() - Expr::int(1), share));
+    let from = b.bind(Expr::minimum(used + b.block() * size.clone(), n.clone()));
+    let to = b.bind(Expr::minimum(from.clone() + size, n));
+    b.for_(from.clone(), to.clone(), LoopKind::Vector, |b, i| b.store(owner, i, int(-1)));
+    let [from, to] = [from, to].map(|x| b.bind(x * Expr::int(t.rows)));
+    b.for_(from, to, LoopKind::Vector, |b, i| b.store(rows, i, int(-1)));
+    b.finish()
+}
+
+fn part(p: &Problem, plan: &Plan, t: gpu_attend::Tiling) -> Kernel {
+    let mut b = Build::new("attend_part");
+    let [q_elems, k_elems, v_elems, ..] = p.elems();
+    let [q, k, v] = [("q", q_elems), ("k", k_elems), ("v", v_elems)].map(|(name, n)| b.read(name, p.dtype, n));
+    let operands = p.operands.iter().enumerate().map(|(i, t)| b.read(&format!("d{i}"), t.dtype, t.elems())).collect();
+    let all_rows = plan.tiles(p) * Dim::from(t.rows);
+    let rows = b.read("rows", DType::I32, all_rows.clone());
+    let owner = b.read("owner", DType::I32, plan.tiles(p));
+    let parts = b.write("parts", p.dtype, all_rows.clone() * Dim::from(p.dv));
+    let sums = b.write("sums", p.sum_dtype(), all_rows.clone());
+    let k = Heads::new(&mut b, k, &p.b, &p.s, p.g, p.dk);
+    let v = Heads::new(&mut b, v, &p.b, &p.s, p.g, p.dv);
+    let parts = Heads::new(&mut b, parts, &Dim::from(1), &all_rows, 1, p.dv);
+    b.kernel.grid = plan.tiles(p);
+
+    let list = b.bind(Expr::load(owner, b.block()).cast(DType::I64));
+    b.if_(Expr::le(Expr::int(0), list.clone()), |b| {
+        let [blocks, batches, queries, s] = [&plan.blocks(p), &p.b, &p.t, &p.s].map(|d| b.dim(d));
+        let block = b.bind(Expr::rem(list.clone(), blocks.clone()));
+        let rest = b.bind(Expr::floor_div(list, blocks));
+        let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
+        let group = b.bind(Expr::floor_div(rest, batches));
+        let at = b.bind(b.block() * Expr::int(t.rows));
+        let first_key = b.bind(block * Expr::int(plan.size));
+        let scene = Scene { problem: p, operands, t: queries.clone(), s, batch: batch.clone(), group: group.clone() };
+        let gathered = Gathered::new(b, &scene, rows, at.clone(), t.rows, plan.rest.clone());
+        let first = gathered.first.clone();
+        let a = Attend::new(b, &scene, t, first, Rows::Gathered(gathered));
+
+        let of_rows = b.dim(&(p.b.clone() * p.t.clone() * Dim::from(p.h)));
+        let axis = |extent: Expr, stride: i64, at: Expr| Axis { extent, stride: Expr::int(stride), at };
+        let axes = vec![axis(of_rows, p.dk, at.clone()), axis(Expr::int(p.dk), 1, Expr::int(0))];
+        let Mem::Buffer(index) = rows else { base::bug!("rows are a buffer") };
+        b.push(Stmt::Copy(Copy { from: q, to: a.q, rows: t.rows, cols: p.dk, run: t.rows, axes, index: Some(index) }));
+        a.begin(b);
+        let place = |b: &mut Build, j: &Expr| b.bind(first_key.clone() + j.clone() * Expr::int(t.keys));
+        a.visit(b, [&k, &v], [&batch, &group], Expr::int(plan.size / t.keys), place);
+        let none = Build::f(p.sum_dtype(), f64::NEG_INFINITY);
+        a.finish(b, |b, r, saw_none, log| b.store(sums, at.clone() + r, Expr::select(saw_none, none, log)));
+        let zero = Expr::int(0);
+        parts.copy(b, a.out, t.rows, [&zero, &zero, &at], true);
+    });
+    b.finish()
+}
+
+/// Rows of a block of the last kernel.
+const MERGED: i64 = 8;
+
+fn merge(p: &Problem, plan: &Plan, t: gpu_attend::Tiling) -> Kernel {
+    let mut b = Build::new("attend_merge");
+    let all_rows = plan.tiles(p) * Dim::from(t.rows);
+    let position = b.read("position", DType::I32, places(p, plan));
+    let parts = b.read("parts", p.dtype, all_rows.clone() * Dim::from(p.dv));
+    let sums = b.read("sums", p.sum_dtype(), all_rows);
+    let [.., o_elems, lse_elems] = p.elems();
+    let o = b.write("o", p.dtype, o_elems);
+    let lse = b.write("lse", p.sum_dtype(), lse_elems.clone());
+    b.kernel.grid = lse_elems.ceil_div(&Dim::from(MERGED));
+    let total = b.dim(&lse_elems);
+    let dtype = p.sum_dtype();
+    let f = |x: f64| Build::f(dtype, x);
+    let none = f(f64::NEG_INFINITY);
+    b.each_row(total, MERGED, |b, row| {
+        let head = b.bind(Expr::rem(row.clone(), Expr::int(p.h)));
+        let query = b.bind(Expr::floor_div(row.clone(), Expr::int(p.h)));
+        let group = b.bind(Expr::floor_div(head.clone(), Expr::int(plan.heads)));
+        let own = b.bind(Expr::rem(head, Expr::int(plan.heads)));
+        let places = b.bind((query * Expr::int(p.g) + group) * Expr::int(plan.n));
+        let found: Vec<[Expr; 2]> = (0..plan.n)
+            .map(|i| {
+                let at = b.bind(Expr::load(position, places.clone() + Expr::int(i)).cast(DType::I64));
+                let there = b.bind(Expr::le(Expr::int(0), at.clone()));
+                let at = b.bind(Expr::maximum(at, Expr::int(0)) * Expr::int(plan.heads) + own.clone());
+                let sum = b.bind(Expr::select(there, Expr::load(sums, at.clone()), none.clone()));
+                [at, sum]
+            })
+            .collect();
+        let largest = found.iter().map(|[_, sum]| sum.clone()).reduce(Expr::maximum).expect("a list has places");
+        let largest = b.bind(largest);
+        let saw_none = b.bind(eq(largest.clone(), none.clone()));
+        let shift = b.bind(Expr::select(saw_none.clone(), f(0.0), largest));
+        let weights: Vec<Expr> = found.iter().map(|[_, sum]| b.bind(exp(sum.clone() - shift.clone()))).collect();
+        let sum = b.bind(weights.iter().cloned().reduce(|x, y| x + y).expect("a list has places"));
+        let scale = b.bind(Expr::select(saw_none.clone(), f(0.0), div(f(1.0), sum.clone())));
+        let log = Expr::select(saw_none, f(0.0), shift + Expr::map1(MapFn::Log, sum));
+        b.store(lse, row.clone(), log);
+        let froms: Vec<Expr> = found.iter().map(|[at, _]| b.bind(at.clone() * Expr::int(p.dv))).collect();
+        let to = b.bind(row * Expr::int(p.dv));
+        b.each(Expr::int(p.dv), |b, d| {
+            let parts = froms.iter().zip(&weights).map(|(from, w)| {
+                // What has no weight may be anything.
+                let x = Expr::load(parts, from.clone() + d.clone());
+                Expr::select(eq(w.clone(), f(0.0)), f(0.0), x * w.clone())
+            });
+            let sum = parts.reduce(|x, y| x + y).expect("a list has places") * scale;
+            b.store(o, to + d, if p.dtype == dtype { sum } else { sum.cast(p.dtype) });
+        });
+    });
+    b.finish()
+}
