@@ -110,7 +110,20 @@ fn attention_spills_no_registers_and_its_products_run_on() {
         let [b, t] = ["B", "T"].map(Dim::sym);
         let domain = domain.parse().expect("a domain");
         let s = t.clone();
-        let p = Problem { dtype: DType::BF16, b, t, s, h: 16, g: 4, dk, dv, domain, scale: 0.1, operands: Vec::new() };
+        let p = Problem {
+            dtype: DType::BF16,
+            b,
+            t,
+            s,
+            h: 16,
+            g: 4,
+            dk,
+            dv,
+            domain,
+            scale: 0.1,
+            operands: Vec::new(),
+            distinct: false,
+        };
         let tiling = gpu_attend_grad::Tiling::choose(&p);
         kernels.push(gpu_attend(&p, gpu_attend::Tiling::choose(&p)));
         kernels.push(gpu_attend_grad_keys(&p, tiling));

@@ -279,7 +279,7 @@ fn problem(dtype: DType, heads: [i64; 2], [dk, dv]: [i64; 2], domain: &str) -> P
     let domain: graph::op::Domain = domain.parse().expect("a domain");
     let operands = vec![segments; domain.num_operands()];
     let scale = 1.0 / (dk as f64).sqrt();
-    Problem { dtype, b, t: t_dim, s, h: heads[0], g: heads[1], dk, dv, domain, scale, operands }
+    Problem { dtype, b, t: t_dim, s, h: heads[0], g: heads[1], dk, dv, domain, scale, operands, distinct: false }
 }
 
 fn attend(dtype: DType, heads: [i64; 2], n: [i64; 2], domain: &str, t: Option<gpu_attend::Tiling>) -> Kernel {

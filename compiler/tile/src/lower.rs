@@ -8,12 +8,14 @@
 use crate::{
     cost,
     fused::{
-        Fused, Rows, Scene, Select, fuse, fuse_joined, fuse_many, fuse_parts, fuse_rows, fuse_select, fuse_select_many, num_parts,
+        Fused, Rows, Scene, Select, fuse, fuse_joined, fuse_many, fuse_parts, fuse_rows, fuse_scores_many, fuse_select,
+        fuse_select_many, num_parts,
     },
     gemm::gemm,
     group::{Grouping, group, is_layout},
     ir::{COPY_ALIGN, Kernel},
     kernels::gpu_product::{Grouped, Product, gpu_grouped, gpu_product, is_multiple},
+    kernels::{gpu_topk_long, host_topk::TopK},
     select::{Device, Place, Want, kernels},
     view::StridedView,
 };
@@ -457,7 +459,8 @@ impl Lowerer<'_> {
                 let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
                 let views = operands.iter().zip(types.iter().copied()).chain(results.iter().map(|r| &r.0).zip(&node.types));
                 let aligned = views.into_iter().all(|(v, ty)| is_aligned(&v.at, ty.dtype));
-                let device = Device { many: self.options.products, aligned };
+                let distinct = node.inputs.iter().skip(3).all(|v| chooses(b.func, *v) || b.func.ty(*v).rank() != 4);
+                let device = Device { many: self.options.products, aligned, distinct };
                 let want = match self.tilings {
                     Tilings::Of(chosen) => Want::Chosen(chosen),
                     Tilings::Every => Want::All,
@@ -529,12 +532,42 @@ impl Lowerer<'_> {
         let operands: Vec<StridedView> = node.inputs.iter().map(|v| self.strided(b, *v)).collect();
         let v = Value { node: id, index: 0 };
         let (view, add_to) = self.fresh_destination(b, v);
+        if self.options.products && gpu_topk_long::takes(select.chosen(), DType::F32) {
+            if self.select_of_stored(b, &node, &select, (&operands, &view)).is_some() {
+                return self.finish(b, v, view, add_to);
+            }
+        }
         let many = if self.options.products { fuse_select_many(&select, &operands, &view) } else { None };
         let Fused { kernel, views, .. } = many.unwrap_or_else(|| fuse_select(&select, &operands, &view));
         let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
         let step = self.launch(kernel, views, node.origin, cost::work(&node.op, &types, &node.types));
         b.steps.push(step);
         self.finish(b, v, view, add_to);
+    }
+
+    /// A choice of so many that all scores are stored first, if the kernels take it.
+    fn select_of_stored(
+        &mut self,
+        b: &mut Body,
+        node: &graph::Node,
+        select: &Select,
+        (operands, view): (&[StridedView], &StridedView),
+    ) -> Option<()> {
+        let all = select.scores().with_dtype(DType::F32);
+        let scores = self.alloc(&all, false, b.depth);
+        let Fused { kernel, views, .. } = fuse_scores_many(select, operands, &scores)?;
+        let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
+        let work = cost::work(&node.op, &types, &node.types);
+        let step = self.launch(kernel, views, node.origin, work);
+        b.steps.push(step);
+        let (n, rows) = all.shape.split_last().expect("it has candidates");
+        let rows = rows.iter().fold(Dim::from(1), |all, d| all * d.clone());
+        let op = Op::TopK(select.chosen());
+        let work = cost::work(&op, &[&all], &node.types);
+        let p = TopK { dtype: DType::F32, rows, n: n.clone(), k: select.chosen() };
+        let step = self.launch(gpu_topk_long::gpu_topk_long(&p), vec![scores.at, view.at.clone()], node.origin, work);
+        b.steps.push(step);
+        Some(())
     }
 
     /// A region of rows.
@@ -969,6 +1002,23 @@ impl Lowerer<'_> {
             self.out.origins.push(origin);
         }
         Step::Launch { kernel: index, buffers, dims, grid, work }
+    }
+}
+
+/// Whether each row along the last axis is a choice, so that it has nothing twice but -1.
+fn chooses(func: &Func, v: Value) -> bool {
+    let node = func.def(v);
+    let row = |v: Value| func.ty(v).shape.last();
+    match &node.op {
+        Op::TopK(_) => true,
+        Op::Fused(region) => region.form == Form::Select,
+        Op::StopGradient => chooses(func, node.inputs[0]),
+        Op::Reshape(_) => row(v) == row(node.inputs[0]) && chooses(func, node.inputs[0]),
+        Op::Broadcast { shape, axes } => {
+            let kept = axes.last().is_some_and(|a| *a + 1 == shape.len()) && row(v) == row(node.inputs[0]);
+            kept && chooses(func, node.inputs[0])
+        }
+        _ => false,
     }
 }
 

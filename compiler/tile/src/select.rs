@@ -5,7 +5,7 @@ use crate::{
     kernels::{
         domain::Problem,
         gpu_attend, gpu_attend_by_block, gpu_attend_grad, gpu_attend_union, gpu_route, gpu_scatter_add, gpu_scatter_few,
-        gpu_scatter_sorted, gpu_topk, host_attend, host_attend_grad,
+        gpu_scatter_sorted, gpu_topk, gpu_topk_long, host_attend, host_attend_grad,
         host_cumsum::{self, Cumsum},
         host_gather::Rows,
         host_route::{self, Route},
@@ -25,6 +25,8 @@ pub struct Device {
     pub many: bool,
     /// Whether operands and results begin where rectangles can be copied.
     pub aligned: bool,
+    /// Whether lists of keys are known to have each once.
+    pub distinct: bool,
 }
 
 /// What is done for an op: kernels one after the other, and memory between them.
@@ -82,7 +84,7 @@ pub fn kernels(
         }
     }
     if let (Op::Attend(a), true) = (op, device.many) {
-        let p = problem(op, a, operands, &operands[3..])?;
+        let p = Problem { distinct: device.distinct, ..problem(op, a, operands, &operands[3..])? };
         if let Some(tiling) = gpu_attend_by_block::choose(&p).filter(|_| device.aligned) {
             return Ok(attend_by_block(&p, tiling));
         }
@@ -283,6 +285,9 @@ fn candidates(
         Op::TopK(k) => {
             let (n, rows) = operands[0].shape.split_last().expect("a row to choose from");
             let p = TopK { dtype, rows: product(rows), n: n.clone(), k: *k };
+            if device.many && gpu_topk_long::takes(*k, dtype) {
+                return Ok(only(gpu_topk_long::gpu_topk_long(&p), given()));
+            }
             if device.many && gpu_topk::is_ordered(dtype) {
                 return Ok(only(gpu_topk::gpu_topk(&p), given()));
             }
@@ -346,7 +351,7 @@ fn pick<T: Copy + PartialEq + std::fmt::Display>(
 
 /// The name of an attention problem.
 fn attention(what: &str, p: &Problem) -> String {
-    let Problem { dtype, b, t, s, h, g, dk, dv, domain, scale, operands } = p;
+    let Problem { dtype, b, t, s, h, g, dk, dv, domain, scale, operands, distinct: _ } = p;
     let of_domain: Vec<String> = operands.iter().map(TensorType::to_string).collect();
     format!("{what} {dtype} b={b} t={t} s={s} heads={h}/{g} dk={dk} dv={dv} scale={scale} {domain} {}", of_domain.join(" "))
         .trim_end()
@@ -369,5 +374,6 @@ fn problem(op: &Op, a: &Attend, operands: &[&TensorType], of_domain: &[&TensorTy
         domain: a.domain.clone(),
         scale: a.scale.get(),
         operands: of_domain.iter().map(|t| (*t).clone()).collect(),
+        distinct: false,
     })
 }

@@ -14,7 +14,7 @@ mod host;
 mod many;
 
 pub use host::select;
-pub use many::select_many;
+pub use many::{scores_many, select_many};
 
 use super::{Fused, Fuser, Scene, Scope, combine, neutral};
 use crate::{
@@ -161,6 +161,14 @@ impl<'a> Select<'a> {
         Some(s)
     }
 
+    /// How many are chosen.
+    pub fn chosen(&self) -> i64 {
+        self.k
+    }
+    /// The types of the scores.
+    pub fn scores(&self) -> &'a base::TensorType {
+        self.ty(self.scores)
+    }
     fn ty(&self, v: Value) -> &'a base::TensorType {
         self.func.ty(v)
     }

@@ -35,6 +35,8 @@ pub struct Problem {
     pub scale: f64,
     /// The types of the domain's operands.
     pub operands: Vec<TensorType>,
+    /// Whether it is known that no list has something twice.
+    pub distinct: bool,
 }
 
 /// Sizes of an attention kernel's tiles.
@@ -102,6 +104,7 @@ impl Problem {
             domain: attend.domain.clone(),
             scale: attend.scale.get(),
             operands: operands[num_fixed..].iter().map(|t| (*t).clone()).collect(),
+            distinct: false,
         })
     }
     /// The legal tilings that are worth a measurement. `bytes` is their scratch memory.

@@ -22,7 +22,7 @@
 
 use super::{
     build::{Build, both, div, eq, exp, tile, transposed, truth},
-    domain::{Pieces, Problem, Scene, sees_only_keys},
+    domain::{Pieces, Problem, Scene, driving_list, sees_only_keys},
     gpu_attend_union::Union,
     gpu_product::Element,
 };
@@ -56,6 +56,10 @@ impl Tiling {
     pub fn choose(p: &Problem) -> Tiling {
         let narrow = matches!(p.dtype, DType::BF16 | DType::F16);
         let heads = p.h / p.g;
+        if let Some((Domain::Tokens(_), _)) = driving_list(&p.domain) {
+            // A query has a tile of its own.
+            return Tiling { rows: heads, keys: TOKENS, heads };
+        }
         if let Some(size) = super::gpu_attend_union::block_size(&p.domain) {
             // Queries of a tile share loads, and each sees few of the others' blocks.
             return Tiling { rows: LISTED_ROWS, keys: size.min(if narrow { 64 } else { 32 }), heads };
@@ -78,9 +82,14 @@ impl Tiling {
 /// Rows of a tile where there are lists, or few queries: what one warp group multiplies.
 const LISTED_ROWS: i64 = 64;
 
-/// Whether the kernel takes the problem with this tiling: operands come as rectangles, and no list says which keys a query sees but one of blocks.
+/// Keys of a list that come together.
+const TOKENS: i64 = 128;
+
+/// Whether the kernel takes the problem with this tiling: operands come as rectangles, and no list says which keys a query sees but one of blocks, or
+/// one of single keys that has each once, if heads are a warp group's rows.
 pub fn takes(p: &Problem, t: Tiling, aligned: bool) -> bool {
-    is_plain(p, aligned) && (!has_lists(&p.domain) || Union::new(p, t).is_some())
+    let tokens = || Tokens::of(p, t).is_some() && (p.dtype == DType::F32 || t.rows % 64 == 0 && t.rows <= 192);
+    is_plain(p, aligned) && (!has_lists(&p.domain) || Union::new(p, t).is_some() || tokens())
 }
 
 /// Whether operands come as rectangles.
@@ -126,6 +135,15 @@ impl Heads {
     /// Positions from `first` on of a head, to scratch or from it.
     pub(super) fn copy(&self, b: &mut Build, scratch: Mem, rows: i64, at: [&Expr; 3], store: bool) {
         self.copy_heads(b, scratch, [rows, 1], at, store);
+    }
+    /// Positions of a head to scratch: those that stand in the buffer `index` from `at` on.
+    fn gather(&self, b: &mut Build, scratch: Mem, rows: i64, [batch, head, at]: [&Expr; 3], index: usize) {
+        let [(batches, of_batch), (_, of_head), (positions, row), (_, one)] = self.axes.clone();
+        let first = batch.clone() * of_batch.clone() + head.clone() * of_head;
+        // The last axis is all there is, so that a batch and a head are further along it.
+        let all = Axis { extent: batches * of_batch, stride: one, at: b.bind(first) };
+        let axes = vec![Axis { extent: positions, stride: row, at: at.clone() }, all];
+        b.push(Stmt::Copy(Copy { from: self.mem, to: scratch, rows, cols: self.n, run: rows, axes, index: Some(index) }));
     }
     /// The same of some heads from `head` on: rows are positions, each with these heads.
     pub(super) fn copy_heads(
@@ -272,9 +290,9 @@ fn attend(p: &Problem, t: Tiling, parts: i64, ending: Option<&Ending>) -> Kernel
     } else {
         (Expr::int(0), b.block())
     };
-    let place = match &union {
-        Some(_) => Place::of_lists(&mut b, p, t),
-        None => Place::of_ranges(&mut b, p, t, block),
+    let place = match has_lists(&p.domain) {
+        true => Place::of_lists(&mut b, p, t),
+        false => Place::of_ranges(&mut b, p, t, block),
     };
     let Place { batch, head, group, first } = place;
     // Whose result it is.
@@ -282,11 +300,13 @@ fn attend(p: &Problem, t: Tiling, parts: i64, ending: Option<&Ending>) -> Kernel
     let own = b.bind(own);
     let (queries, keys) = (b.dim(&p.t), b.dim(&p.s));
     let scene = Scene { problem: p, operands, t: queries, s: keys, batch: batch.clone(), group: group.clone() };
-    let a = Attend::new(&mut b, &scene, t, first, union.map_or(Rows::Neighbours, Rows::Union));
+    let tokens = Tokens::of(p, t).map(|tokens| tokens.read(&mut b, &scene, &first));
+    let which = union.map(Rows::Union).or(tokens.map(Rows::Tokens)).unwrap_or(Rows::Neighbours);
+    let a = Attend::new(&mut b, &scene, t, first, which);
 
     q.copy_heads(&mut b, a.q, [t.rows, t.heads], [&batch, &head, &a.first], false);
     a.begin(&mut b);
-    let source = Source::new(&mut b, &scene, a.union(), (&a.first, t.queries()), t.keys);
+    let source = a.source(&mut b);
     let all = source.count(&mut b);
     let (before, pieces) = if parts > 1 {
         let each = b.bind(Expr::floor_div(all.clone() + Expr::int(parts - 1), Expr::int(parts)));
@@ -350,6 +370,8 @@ pub(super) enum Source<'a> {
     Lists(&'a Union, i64),
     /// In one or two ranges.
     Ranges(Pieces),
+    /// In a query's list, in pieces of so many.
+    Tokens(Expr, i64, Expr),
 }
 
 impl<'a> Source<'a> {
@@ -366,13 +388,15 @@ impl<'a> Source<'a> {
         match self {
             Source::Lists(u, keys) => u.pieces(b, *keys),
             Source::Ranges(r) => r.count.clone(),
+            Source::Tokens(_, _, count) => count.clone(),
         }
     }
-    /// The first key of piece `j`.
+    /// The first key of piece `j`, or its place in the lists.
     pub fn at(&self, b: &mut Build, j: &Expr) -> Expr {
         match self {
             Source::Lists(u, keys) => u.piece(b, j, *keys),
             Source::Ranges(r) => r.at(b, j),
+            Source::Tokens(first, keys, _) => b.bind(first.clone() + j.clone() * Expr::int(*keys)),
         }
     }
 }
@@ -460,6 +484,63 @@ pub(super) enum Rows {
     Union(Union),
     /// Those that list the block of keys at hand.
     Gathered(Gathered),
+    /// One, with its heads, which sees what it lists.
+    Tokens(Tokens),
+}
+
+/// A list of single keys for each query, which has each once.
+pub(super) struct Tokens {
+    operand: usize,
+    rest: Domain,
+    n: i64,
+    /// In a kernel: the lists, and the place of a query's first.
+    from: Option<(Mem, Expr)>,
+}
+
+impl Tokens {
+    /// Of a problem whose tiles have a query each.
+    fn of(p: &Problem, t: Tiling) -> Option<Tokens> {
+        let (Domain::Tokens(operand), rest) = driving_list(&p.domain)? else { return None };
+        let n = p.operands[operand].shape[3].known().filter(|n| *n > 0)?;
+        let fits = p.distinct && t.rows == t.heads && t.heads == p.h / p.g && !has_lists(&rest);
+        fits.then_some(Tokens { operand, rest, n, from: None })
+    }
+    fn read(self, b: &mut Build, scene: &Scene, query: &Expr) -> Tokens {
+        let row = (scene.batch.clone() * scene.t.clone() + query.clone()) * Expr::int(scene.problem.g) + scene.group.clone();
+        // Copies by index look at where the lists end.
+        b.dim(&scene.problem.operands[self.operand].elems());
+        let from = Some((scene.operands[self.operand], b.bind(row * Expr::int(self.n))));
+        Tokens { from, ..self }
+    }
+    fn source(&self) -> (Mem, Expr) {
+        self.from.clone().expect("a kernel reads it")
+    }
+    /// The lists' buffer.
+    fn buffer(&self) -> usize {
+        match self.source().0 {
+            Mem::Buffer(i) => i,
+            Mem::Scratch(_) => base::bug!("lists are a buffer"),
+        }
+    }
+    /// Makes scores of the keys from place `start` of the lists on −∞ that the query does not see: of a list that has ended, or no key.
+    fn mask(&self, b: &mut Build, scene: &Scene, scores: Mem, query: &Expr, start: &Expr, [rows, keys]: [i64; 2]) {
+        let (list, first) = self.source();
+        let left = b.bind(first + Expr::int(self.n) - start.clone());
+        let none = Build::f(scene.problem.sum_dtype(), f64::NEG_INFINITY);
+        b.each(Expr::int(rows * keys), |b, e| {
+            let col = b.bind(Expr::rem(e.clone(), Expr::int(keys)));
+            let inside = b.bind(Expr::lt(col.clone(), left.clone()));
+            // Past the last list there is nothing to look at.
+            let place = start.clone() + Expr::minimum(col, left - Expr::int(1));
+            let key = b.bind(Expr::load(list, place).cast(DType::I64));
+            let known = both(Expr::le(Expr::int(0), key.clone()), Expr::lt(key.clone(), scene.s.clone()));
+            let known = b.bind(both(inside, known));
+            let key = b.bind(Expr::select(known.clone(), key, Expr::int(0)));
+            let seen = both(known, scene.sees(b, &self.rest, query, &key));
+            let seen = b.bind(seen);
+            b.store(scores, e.clone(), Expr::select(seen, Expr::load(scores, e), none));
+        });
+    }
 }
 
 /// Rows whose numbers in `[b, t, h]` stand in a buffer, by increasing queries of one batch; what is negative is none, and lies at the end.
@@ -529,10 +610,22 @@ impl<'a> Attend<'a> {
         let [max, sum, alpha] = ["max", "sum", "alpha"].map(|name| b.scratch(name, dtype, rows));
         Attend { scene, tiling, first, dtype, q, k, v, scores, weights, out, max, sum, alpha, rows: which }
     }
-    fn union(&self) -> Option<&Union> {
+    /// Where its keys are, if rows are neighbours.
+    fn source(&self, b: &mut Build) -> Source<'_> {
+        let (t, queries) = (self.tiling, (&self.first, self.tiling.queries()));
         match &self.rows {
-            Rows::Union(u) => Some(u),
-            Rows::Neighbours | Rows::Gathered(_) => None,
+            Rows::Union(u) => Source::Lists(u, t.keys),
+            Rows::Tokens(l) => Source::Tokens(l.source().1, t.keys, Expr::int((l.n + t.keys - 1) / t.keys)),
+            Rows::Neighbours | Rows::Gathered(_) => Source::new(b, self.scene, None, queries, t.keys),
+        }
+    }
+    /// Keys, or values, to scratch: from `start` on.
+    fn bring(&self, b: &mut Build, from: &Heads, to: Mem, [batch, group, start]: [&Expr; 3]) {
+        match &self.rows {
+            Rows::Tokens(l) => from.gather(b, to, self.tiling.keys, [batch, group, start], l.buffer()),
+            Rows::Neighbours | Rows::Union(_) | Rows::Gathered(_) => {
+                from.copy(b, to, self.tiling.keys, [batch, group, start], false);
+            }
         }
     }
     /// Nothing is seen yet.
@@ -552,9 +645,9 @@ impl<'a> Attend<'a> {
         pieces: Expr,
         at: impl Fn(&mut Build, &Expr) -> Expr,
     ) {
-        let (zero, keys) = (Expr::int(0), self.tiling.keys);
+        let zero = Expr::int(0);
         let start = at(b, &zero);
-        k.copy(b, self.k, keys, [batch, group, &start], false);
+        self.bring(b, k, self.k, [batch, group, &start]);
         self.multiply_keys(b);
         self.weigh(b, &zero, &start);
         self.keep_weights(b);
@@ -562,9 +655,9 @@ impl<'a> Attend<'a> {
             b.for_(Expr::int(1), pieces.clone(), LoopKind::Serial, |b, j| {
                 let before = b.bind(j.clone() - Expr::int(1));
                 let (start, before) = (at(b, &j), at(b, &before));
-                k.copy(b, self.k, keys, [batch, group, &start], false);
+                self.bring(b, k, self.k, [batch, group, &start]);
                 self.multiply_keys(b);
-                v.copy(b, self.v, keys, [batch, group, &before], false);
+                self.bring(b, v, self.v, [batch, group, &before]);
                 self.multiply_values(b);
                 self.weigh(b, &j, &start);
                 self.scale_result(b);
@@ -573,7 +666,7 @@ impl<'a> Attend<'a> {
         }
         let last = b.bind(pieces - Expr::int(1));
         let last = at(b, &last);
-        v.copy(b, self.v, keys, [batch, group, &last], false);
+        self.bring(b, v, self.v, [batch, group, &last]);
         self.multiply_values(b);
     }
     fn f(&self, x: f64) -> Expr {
@@ -601,6 +694,7 @@ impl<'a> Attend<'a> {
                 mask(b, self.scene, &u.rest, self.scores, &sides, Some(&|q| u.lists(&entry, q)));
             }
             Rows::Gathered(g) => mask(b, self.scene, &g.rest, self.scores, &Sides { rows: Some(g), ..sides }, None),
+            Rows::Tokens(l) => l.mask(b, self.scene, self.scores, &self.first, start, [self.tiling.rows, keys]),
         }
     }
     /// Scores of piece `j`, of keys from `start` on, become weights; m, l and α follow.

@@ -41,7 +41,16 @@ const MOST_KEYS: i64 = 256;
 /// The kernel, if operands lie so that rectangles of them can be copied.
 pub fn select_many(s: &Select, places: &[StridedView], target: &StridedView) -> Option<Fused> {
     emitted(s, places, target, |f| {
-        Many::new(s, places, f)?.block(f);
+        Many::of(s, places, f, true)?.block(f);
+        Some(())
+    })
+}
+
+/// The kernel that stores all scores, −∞ of those behind the last candidate, to choose from them afterwards: where a list of the best would be too long. `target` is of f32 and
+/// has the candidates as its last axis.
+pub fn scores_many(s: &Select, places: &[StridedView], target: &StridedView) -> Option<Fused> {
+    emitted(s, places, target, |f| {
+        Many::of(s, places, f, false)?.all(f);
         Some(())
     })
 }
@@ -62,7 +71,7 @@ struct Many<'a> {
     stride: i64,
     /// Whether heads are summed between the lanes of a warp.
     warp: bool,
-    lists: Lists,
+    lists: Option<Lists>,
 }
 
 /// Where an operand lies and its dtype there: an argument, as it is or widened, seen through layout ops.
@@ -80,7 +89,7 @@ fn place(s: &Select, places: &[StridedView], v: Value) -> Option<(StridedView, D
 }
 
 impl<'a> Many<'a> {
-    fn new(s: &'a Select<'a>, places: &[StridedView], f: &mut Fuser) -> Option<Many<'a>> {
+    fn of(s: &'a Select<'a>, places: &[StridedView], f: &mut Fuser, lists: bool) -> Option<Many<'a>> {
         let heads = s.heads();
         let [summed] = s.spec.summed()[..] else { return None };
         s.along.filter(|_| TILE % heads == 0)?;
@@ -127,44 +136,94 @@ impl<'a> Many<'a> {
             true => emit.mem.scores,
             false => f.kernel.scratch("mapped", emit.dtype, (TILE * stride) as usize),
         };
-        let lists = Lists::new(&emit, f);
+        let lists = lists.then(|| Lists::new(&emit, f));
         Some(Many { emit, queries, keys, mapped, stride, warp, lists })
     }
 
+    fn lists(&self) -> &Lists {
+        self.lists.as_ref().expect("it keeps the best")
+    }
     fn block(&self, f: &mut Fuser) {
-        let (e, s) = (&self.emit, self.emit.s);
+        let e = &self.emit;
         let (at, rows, n) = e.rows(f);
+        f.by_hand(|b| {
+            let lists = self.lists();
+            b.fill(lists.values, Expr::int(2 * e.queries * lists.width), never());
+            b.fill(lists.places, Expr::int(2 * e.queries * lists.k), int(-1));
+        });
+        let end = e.end(f, &at, &rows, n);
+        let chunks = self.each_chunk(f, (&at, &rows), end, |f, side, chunk, last| {
+            self.line(f, &at, chunk, last, |q, j, value| {
+                let lists = self.lists();
+                (lists.values, lists.row(side, q) + Expr::int(e.s.k) + j.clone(), value)
+            });
+            self.keep(f, chunk, side);
+        });
+        let side = f.bind(Expr::rem(chunks, Expr::int(2)));
+        self.write(f, &at, &rows, &side);
+    }
+    /// All scores, stored.
+    fn all(&self, f: &mut Fuser) {
+        let e = &self.emit;
+        f.kernel.name = "scores".into();
+        let (at, rows, n) = e.rows(f);
+        let end = e.end(f, &at, &rows, n.clone());
+        self.each_chunk(f, (&at, &rows), end.clone(), |f, _, chunk, last| self.store(f, &at, &rows, chunk, last));
+        // What has no score.
+        let target = f.target.clone();
+        let to = f.buffer(&target, DType::F32, crate::ir::Access::Write);
+        let behind = f.bind(n - end.clone());
+        let mut loops = Vec::new();
+        let q = f.open(Expr::int(0), rows.clone(), LoopKind::Serial, &mut loops);
+        let j = f.open(Expr::int(0), behind, LoopKind::Vector, &mut loops);
+        let index = self.element(f, &target, &at, &q, end + j);
+        f.here(Stmt::Store { mem: to, index, value: Build::f(DType::F32, f64::NEG_INFINITY) });
+        f.close_loops(loops);
+    }
+    /// Where a row's score of a candidate is stored.
+    fn element(&self, f: &mut Fuser, target: &StridedView, at: &[Expr], q: &Expr, j: Expr) -> Expr {
+        let mut idx = at.to_vec();
+        if let Some(a) = self.emit.s.along {
+            idx[a] = at[a].clone() + q.clone();
+        }
+        idx.push(j);
+        f.address(target, &idx)
+    }
+    /// Runs `body` for each chunk of the candidates before `end`, of which the folded value is in scratch then: its side of the lists, the chunk, and the last row. How
+    /// many there are.
+    fn each_chunk(
+        &self,
+        f: &mut Fuser,
+        (at, rows): (&[Expr], &Expr),
+        end: Expr,
+        body: impl FnOnce(&mut Fuser, &Expr, &Chunk, &Expr),
+    ) -> Expr {
+        let (e, s) = (&self.emit, self.emit.s);
         let zero = Expr::Const(Scalar::new(0.0), e.dtype);
         f.by_hand(|b| {
             if !self.warp {
                 b.fill(self.mapped, Expr::int(TILE * self.stride), zero);
             }
-            let lists = &self.lists;
-            b.fill(lists.values, Expr::int(2 * e.queries * lists.width), never());
-            b.fill(lists.places, Expr::int(2 * e.queries * lists.k), int(-1));
             if e.carried > 0 {
                 b.fill(e.mem.sums, Expr::int(2 * e.queries * (e.width + e.carried)), e.nothing());
             }
         });
-        self.copy(f, &self.queries, &at, &Expr::int(0), [TILE, e.heads], e.mem.queries);
-        let end = e.end(f, &at, &rows, n);
+        self.copy(f, &self.queries, at, &Expr::int(0), [TILE, e.heads], e.mem.queries);
         let chunks = f.bind(Expr::floor_div(end.clone() + Expr::int(e.chunk - 1), Expr::int(e.chunk)));
         let mut outer = Vec::new();
         let c = f.open(Expr::int(0), chunks.clone(), LoopKind::Serial, &mut outer);
-        let side = f.bind(Expr::rem(c.clone(), Expr::int(2)));
-        let chunk = e.chunk_at(f, c, end);
-        self.product(f, &at, &chunk.key);
+        let chunk = e.chunk_at(f, c.clone(), end);
+        self.product(f, at, &chunk.key);
         let last = f.bind(rows.clone() - Expr::int(1));
-        self.map(f, &at, &chunk, &last);
-        let key = self.fold(f, &at, &chunk, &last, &side);
+        let side = f.bind(Expr::rem(c, Expr::int(2)));
+        self.map(f, at, &chunk, &last);
+        let key = self.fold(f, at, &chunk, &last, &side);
         if let Fold::No = s.fold {
-            f.tiles = vec![e.tile(s.mapped, &s.spec.out, self.mapped, &at, &key, e.heads)];
+            f.tiles = vec![e.tile(s.mapped, &s.spec.out, self.mapped, at, &key, e.heads)];
         }
-        self.line(f, &at, &chunk, &last, &side);
-        self.keep(f, &chunk, &side);
+        body(f, &side, &chunk, &last);
         f.close_loops(outer);
-        let side = f.bind(Expr::rem(chunks, Expr::int(2)));
-        self.write(f, &at, &rows, &side);
+        chunks
     }
 
     /// S of a chunk.
@@ -308,8 +367,35 @@ impl<'a> Many<'a> {
         let then = vec![Stmt::Store { mem: e.mem.sums, index, value }];
         f.here(Stmt::If { cond: Expr::le(Expr::int(kept), i.clone()), then, otherwise: Vec::new() });
     }
-    /// The scores of the chunk's candidates, behind each query's list; those past its last are never chosen.
-    fn line(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr, side: &Expr) {
+    /// The scores of the chunk's candidates as they are.
+    fn store(&self, f: &mut Fuser, at: &[Expr], rows: &Expr, chunk: &Chunk, last: &Expr) {
+        let (e, s) = (&self.emit, self.emit.s);
+        let mut loops = Vec::new();
+        let [_, q, j] = self.pairs(f, e.queries, e.chunk, &mut loops);
+        let inside = f.bind(Expr::and(Expr::lt(j.clone(), chunk.here.clone()), Expr::lt(q.clone(), rows.clone())));
+        let near = f.bind(Expr::minimum(j, chunk.here.clone() - Expr::int(1)));
+        let mut idx = at.to_vec();
+        if let Some(a) = s.along {
+            idx[a] = f.bind(at[a].clone() + Expr::minimum(q.clone(), last.clone()));
+        }
+        let candidate = f.bind(chunk.first.clone() + near);
+        idx.push(candidate.clone());
+        let value = f.eval(s.scores, &idx);
+        let target = f.target.clone();
+        let index = self.element(f, &target, at, &q, candidate);
+        let to = f.buffer(&target, DType::F32, crate::ir::Access::Write);
+        f.by_hand(|b| b.if_(inside, |b| b.store(to, index, value)));
+        f.close_loops(loops);
+    }
+    /// The scores of the chunk's candidates in the order of all, where `to` says; those past its last are never chosen.
+    fn line(
+        &self,
+        f: &mut Fuser,
+        at: &[Expr],
+        chunk: &Chunk,
+        last: &Expr,
+        to: impl FnOnce(&Expr, &Expr, Expr) -> (Mem, Expr, Expr),
+    ) {
         let (e, s) = (&self.emit, self.emit.s);
         let mut loops = Vec::new();
         let [_, q, j] = self.pairs(f, e.queries, e.chunk, &mut loops);
@@ -322,13 +408,13 @@ impl<'a> Many<'a> {
         idx.push(f.bind(chunk.first.clone() + near));
         let value = f.eval(s.scores, &idx).order();
         let value = Expr::select(inside, value, never());
-        let index = self.lists.row(side, &q) + Expr::int(s.k) + j;
-        f.here(Stmt::Store { mem: self.lists.values, index, value });
+        let (mem, index, value) = to(&q, &j, value);
+        f.here(Stmt::Store { mem, index, value });
         f.close_loops(loops);
     }
     /// Merges each query's list and the chunk's candidates: a lane has one of them and counts those that come before it.
     fn keep(&self, f: &mut Fuser, chunk: &Chunk, side: &Expr) {
-        let (e, k, lists) = (&self.emit, self.emit.s.k, &self.lists);
+        let (e, k, lists) = (&self.emit, self.emit.s.k, self.lists());
         f.by_hand(|b| {
             let (width, other) = (lists.width, b.bind(Expr::int(1) - side.clone()));
             b.each(Expr::int(e.queries * width), |b, element| {
@@ -364,7 +450,7 @@ impl<'a> Many<'a> {
     }
     /// How many of a list come before a candidate, or are equal to it.
     fn first_of_list(&self, b: &mut Build, row: &Expr, own: &Expr) -> Expr {
-        let (k, values) = (self.lists.k, self.lists.values);
+        let (k, values) = (self.lists().k, self.lists().values);
         if k <= SHORT_LIST {
             let count = b.var(DType::I32, int(0));
             b.range(Expr::int(k), |b, m| {
@@ -397,7 +483,7 @@ impl<'a> Many<'a> {
         let target = f.target.clone();
         let index = f.address(&target, &idx);
         let to = f.buffer(&target, DType::I32, crate::ir::Access::Write);
-        let lists = &self.lists;
+        let lists = self.lists();
         f.by_hand(|b| {
             b.if_(Expr::lt(q.clone(), rows.clone()), |b| {
                 let index = b.bind(index);

@@ -76,7 +76,7 @@ impl Case {
         });
         let operands = operands.collect();
         let (dtype, domain) = (self.dtype, self.domain.clone());
-        Problem { dtype, b: b.clone(), t: t.clone(), s, h, g, dk, dv, domain, scale, operands }
+        Problem { dtype, b: b.clone(), t: t.clone(), s, h, g, dk, dv, domain, scale, operands, distinct: true }
     }
     fn check(&self) {
         let tilings = [Tiling { queries: 4, keys: 8 }, Tiling { queries: 1, keys: 16 }, Tiling { queries: 16, keys: 64 }];
@@ -200,6 +200,22 @@ impl Case {
             let name = format!("{x} of {} at {:?} with {tiling:?}", self.domain, self.size);
             assert_near(&name, &memory[o + i], &want[i].data, 2e-5);
         }
+    }
+}
+
+#[test]
+fn lists_of_keys_for_many_processors() {
+    for (heads, n, len) in [(2, 1, 1), (2, 37, 11), (4, 21, 30)] {
+        let size = Size { h: 2 * heads, dk: 16, dv: 32, ..SMALL }.tokens(n);
+        let tiling = gpu_attend::Tiling { rows: heads, keys: 8, heads };
+        let list = lists(size, len, |t| t + 1);
+        for domain in ["tokens(0)", "causal & tokens(0)", "tokens(0) & window(9)"] {
+            Case::new(size, domain, std::slice::from_ref(&list)).check_many(tiling);
+            Case::new(Size { s: n + 13, ..size }, domain, std::slice::from_ref(&list)).check_many(tiling);
+        }
+        // Keys that there are not.
+        let odd = i32s(&[2, n, 2, 3], (0..4 * n).flat_map(|i| [-7, i % n, n + 4]));
+        Case::new(size, "tokens(0)", &[odd]).check_many(tiling);
     }
 }
 

@@ -7,6 +7,7 @@ use crate::kernels::{
     gpu_scatter_add::gpu_scatter_add,
     gpu_scatter_few::{gpu_scatter_few, is_few},
     gpu_topk::{gpu_topk, is_ordered},
+    gpu_topk_long::gpu_topk_long,
     host_cumsum::{self, Cumsum, host_cumsum},
     host_gather::{self, Rows, host_gather},
     host_route::{Route, host_route},
@@ -39,7 +40,7 @@ fn check_topk(x: Tensor, k: i64) {
     let rows = x.shape[..x.shape.len() - 1].iter().product();
     let p = TopK { dtype: x.dtype, rows: Dim::sym("R"), n: Dim::sym("N"), k };
     let kernels = host_topk::Tiling::LEGAL.map(|t| host_topk(&p, t)).into_iter();
-    let kernels = kernels.chain(is_ordered(x.dtype).then(|| gpu_topk(&p)));
+    let kernels = kernels.chain(is_ordered(x.dtype).then(|| [gpu_topk(&p), gpu_topk_long(&p)]).into_iter().flatten());
     check(&Op::TopK(k), &[x], &[("R", rows), ("N", n)], kernels, 0.0);
 }
 

@@ -2,7 +2,8 @@
 
 use super::{Random, assert_near, known, oracle, results};
 use crate::{
-    fused::{Fused, Select, fuse_select, fuse_select_many},
+    fused::{Fused, Select, fuse_scores_many, fuse_select, fuse_select_many},
+    kernels::{gpu_topk_long::gpu_topk_long, host_topk::TopK},
     view::StridedView,
 };
 use base::{DType, Dim, DimEnv, TensorType};
@@ -59,6 +60,18 @@ fn check(args: &[Tensor], types: &[&str], dims: &[(&str, i64)], build: Build) ->
         let read: Vec<Tensor> = read.iter().map(|v| args[v.buffer].clone()).collect();
         let got = results(&kernel, &read, &[want[0].data.len()], &dims, false);
         assert_near("the best", &got[0], &want[0].data, 0.0);
+    }
+    // All scores, and the best of them afterwards.
+    let scores = select.scores().shape.iter().map(|d| d.eval(&dims).expect("known dims")).collect::<Vec<_>>();
+    if let Some(Fused { kernel, views, .. }) = fuse_scores_many(&select, &places, &view(args.len(), &select.scores().shape)) {
+        assert_eq!(crate::verify::verify(&kernel), Vec::<String>::new());
+        let read: Vec<Tensor> = views[..views.len() - 1].iter().map(|v| args[v.buffer].clone()).collect();
+        let all = results(&kernel, &read, &[scores.iter().product::<i64>() as usize], &dims, false).remove(0);
+        let (n, rows) = scores.split_last().expect("candidates");
+        let p = TopK { dtype: DType::F32, rows: rows.iter().product::<i64>().into(), n: (*n).into(), k: select.chosen() };
+        let all = Tensor::new(DType::F32, &scores, all);
+        let got = results(&gpu_topk_long(&p), &[all], &[want[0].data.len()], &dims, false);
+        assert_near("the best of stored scores", &got[0], &want[0].data, 0.0);
     }
     exists
 }
