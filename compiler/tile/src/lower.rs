@@ -532,10 +532,9 @@ impl Lowerer<'_> {
         let operands: Vec<StridedView> = node.inputs.iter().map(|v| self.strided(b, *v)).collect();
         let v = Value { node: id, index: 0 };
         let (view, add_to) = self.fresh_destination(b, v);
-        if self.options.products && gpu_topk_long::takes(select.chosen(), DType::F32) {
-            if self.select_of_stored(b, &node, &select, (&operands, &view)).is_some() {
-                return self.finish(b, v, view, add_to);
-            }
+        let long = self.options.products && gpu_topk_long::takes(select.chosen(), DType::F32);
+        if long && self.select_of_stored(b, &node, &select, (&operands, &view)).is_some() {
+            return self.finish(b, v, view, add_to);
         }
         let many = if self.options.products { fuse_select_many(&select, &operands, &view) } else { None };
         let Fused { kernel, views, .. } = many.unwrap_or_else(|| fuse_select(&select, &operands, &view));

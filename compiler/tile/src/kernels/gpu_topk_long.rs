@@ -9,7 +9,7 @@ use super::{
     build::{Build, both, eq},
     host_topk::TopK,
 };
-use crate::ir::{Expr, Kernel, Mem, VarId};
+use crate::ir::{Expr, Kernel, LoopKind, Mem, VarId};
 use base::{DType, Dim};
 use graph::op::{MapFn, ReduceFn};
 
@@ -19,6 +19,8 @@ pub const MANY: i64 = 128;
 const MOST: i64 = 8192;
 /// Lanes of a block.
 const LANES: i64 = 256;
+/// Neighbouring lanes whose counts are added first.
+const TEAM: i64 = 16;
 
 /// Whether the kernel takes a choice of so many, of elements of this dtype.
 pub fn takes(k: i64, dtype: DType) -> bool {
@@ -75,7 +77,7 @@ pub fn gpu_topk_long(p: &TopK) -> Kernel {
     let room = (p.k as u64).next_power_of_two() as i64;
     let values = b.scratch("values", DType::I32, room);
     let places = b.scratch("places", DType::I32, room);
-    let counts = b.scratch("counts", DType::I32, LANES);
+    let (counts, sums) = (b.scratch("counts", DType::I32, LANES), b.scratch("sums", DType::I32, LANES / TEAM));
     let none = b.bind(Build::f(DType::F32, f64::NEG_INFINITY).order());
     b.fill(values, Expr::int(room), none.clone());
     b.fill(places, Expr::int(room), int(-1));
@@ -123,9 +125,18 @@ pub fn gpu_topk_long(p: &TopK) -> Kernel {
         row.each_of(b, &lane, |b, v, i| b.assign(own, Expr::Var(own) + taken(&v, &i).cast(DType::I32)));
         b.store(counts, lane, Expr::Var(own));
     });
+    b.each(Expr::int(LANES / TEAM), |b, team| {
+        let sum = b.var(DType::I32, int(0));
+        b.range(Expr::int(TEAM), |b, i| b.assign(sum, Expr::Var(sum) + Expr::load(counts, team.clone() * Expr::int(TEAM) + i)));
+        b.store(sums, team, Expr::Var(sum));
+    });
     b.each(Expr::int(LANES), |b, lane| {
         let next = b.var(DType::I32, int(0));
-        b.range(lane.clone(), |b, before| b.assign(next, Expr::Var(next) + Expr::load(counts, before)));
+        let team = b.bind(Expr::floor_div(lane.clone(), Expr::int(TEAM)));
+        b.range(team.clone(), |b, before| b.assign(next, Expr::Var(next) + Expr::load(sums, before)));
+        b.for_(team * Expr::int(TEAM), lane.clone(), LoopKind::Serial, |b, before| {
+            b.assign(next, Expr::Var(next) + Expr::load(counts, before));
+        });
         row.each_of(b, &lane, |b, v, i| {
             b.if_(taken(&v, &i), |b| {
                 let to = b.bind(Expr::Var(next).cast(DType::I64));
