@@ -554,17 +554,19 @@ impl Lowerer<'_> {
     ) -> Option<()> {
         let all = select.scores().with_dtype(DType::F32);
         let scores = self.alloc(&all, false, b.depth);
-        let Fused { kernel, views, .. } = fuse_scores_many(select, operands, &scores)?;
+        let (n, rows) = all.shape.split_last().expect("it has candidates");
+        let ends = self.alloc(&TensorType::new(DType::I32, rows.to_vec()), false, b.depth);
+        let Fused { kernel, views, .. } = fuse_scores_many(select, operands, &scores, &ends)?;
         let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
         let work = cost::work(&node.op, &types, &node.types);
         let step = self.launch(kernel, views, node.origin, work);
         b.steps.push(step);
-        let (n, rows) = all.shape.split_last().expect("it has candidates");
         let rows = rows.iter().fold(Dim::from(1), |all, d| all * d.clone());
         let op = Op::TopK(select.chosen());
         let work = cost::work(&op, &[&all], &node.types);
         let p = TopK { dtype: DType::F32, rows, n: n.clone(), k: select.chosen() };
-        let step = self.launch(gpu_topk_long::gpu_topk_long(&p), vec![scores.at, view.at.clone()], node.origin, work);
+        let step =
+            self.launch(gpu_topk_long::gpu_topk_long(&p, true), vec![scores.at, ends.at, view.at.clone()], node.origin, work);
         b.steps.push(step);
         Some(())
     }

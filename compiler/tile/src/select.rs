@@ -286,7 +286,7 @@ fn candidates(
             let (n, rows) = operands[0].shape.split_last().expect("a row to choose from");
             let p = TopK { dtype, rows: product(rows), n: n.clone(), k: *k };
             if device.many && gpu_topk_long::takes(*k, dtype) {
-                return Ok(only(gpu_topk_long::gpu_topk_long(&p), given()));
+                return Ok(only(gpu_topk_long::gpu_topk_long(&p, false), given()));
             }
             if device.many && gpu_topk::is_ordered(dtype) {
                 return Ok(only(gpu_topk::gpu_topk(&p), given()));

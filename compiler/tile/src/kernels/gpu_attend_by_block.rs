@@ -15,8 +15,8 @@
 //! ```
 //!
 //! A tile's rows are queries, each with all heads that share keys, in order. The sort is stable and parts are added in the order of a query's list, so sums
-//! have one order. Work: a comparison for each place of a list and each block there is, and two of everything that parts take: their o are in the
-//! dtype of the result.
+//! have one order. Work: a look for each query and
+//! block there is, and two of everything that parts take: their o are in the dtype of the result.
 //!
 //! # Source: Lu et al., MoBA, arXiv 2502.13189, algorithm 1; Dao, FlashAttention-2, 2023, on merging. Tested on the domains and sizes of `tests/attend.rs`.
 
@@ -31,8 +31,8 @@ use graph::op::{Domain, MapFn};
 
 /// Parts of the queries of a batch and a group.
 const PARTS: i64 = 64;
-/// Queries whose lists are under way at once.
-const AT_ONCE: i64 = 4;
+/// Places of a list: their numbers are kept as f16.
+const MOST_PLACES: i64 = 2047;
 /// Lists of blocks that a block of threads has.
 const LISTS: i64 = 128;
 /// Fewer queries are no tiles.
@@ -55,14 +55,30 @@ struct Plan {
     heads: i64,
     /// Queries of a tile.
     queries: i64,
+    /// Queries that the sort looks at together, and blocks.
+    piece: i64,
+    window: i64,
 }
 
 impl Plan {
     fn new(p: &Problem, t: gpu_attend::Tiling) -> Option<Plan> {
         let (Domain::Blocks { idx, size }, rest) = driving_list(&p.domain)? else { return None };
         let n = p.operands[idx].shape[3].known()?;
-        let fits = t.heads == p.h / p.g && t.rows % t.heads == 0 && size % t.keys == 0 && !has_lists(&rest) && n > 0;
-        fits.then_some(Plan { operand: idx, size, rest, n, heads: t.heads, queries: t.queries() })
+        let fits = t.heads == p.h / p.g
+            && t.rows % t.heads == 0
+            && size % t.keys == 0
+            && !has_lists(&rest)
+            && (1..=MOST_PLACES).contains(&n);
+        fits.then_some(Plan {
+            operand: idx,
+            size,
+            rest,
+            n,
+            heads: t.heads,
+            queries: t.queries(),
+            piece: t.rows / 4,
+            window: 4 * t.rows,
+        })
     }
     /// Blocks of a batch and a group.
     fn blocks(&self, p: &Problem) -> Dim {
@@ -145,7 +161,7 @@ fn int(n: i64) -> Expr {
     Build::f(DType::I32, n as f64)
 }
 
-/// A part of the queries of a batch and a group, whose lists each lane looks through for a block of its own.
+/// A part of the queries of a batch and a group.
 struct Part {
     list: Mem,
     batch: Expr,
@@ -186,16 +202,47 @@ impl Part {
     fn places(&self, p: &Problem, plan: &Plan, query: Expr) -> Expr {
         ((self.batch.clone() * self.t.clone() + query) * Expr::int(p.g) + self.group.clone()) * Expr::int(plan.n)
     }
-    /// For each query of the part in order: whether its list has the block, and the query.
-    fn each(&self, b: &mut Build, p: &Problem, plan: &Plan, block: &Expr, body: impl Fn(&mut Build, Expr, Expr)) {
-        let block = b.bind(block.clone().cast(DType::I32));
-        let load = |b: &mut Build, query: Expr| {
-            let start = b.bind(self.places(p, plan, query.clone()));
-            let one = |i: i64| eq(Expr::load(self.list, start.clone() + Expr::int(i)), block.clone());
-            let found = (1..plan.n).map(one).fold(one(0), |any, x| Expr::map2(MapFn::Or, any, x));
-            (b.bind(found), query)
-        };
-        b.at_once([self.from.clone(), self.to.clone()], AT_ONCE, load, |b, (found, query)| body(b, found, query));
+    /// Runs `begin` for each window of blocks, which is given its first; then for each piece of the part's queries `piece`, which is also given the first query and
+    /// how many, and then `end`. For each query of a piece and block of the window `seen` has 0, or one more than the first place of the list that
+    /// has the block.
+    fn each(
+        &self,
+        b: &mut Build,
+        p: &Problem,
+        plan: &Plan,
+        begin: impl FnOnce(&mut Build, &Expr),
+        piece: impl FnOnce(&mut Build, &Expr, [&Expr; 2], Mem),
+        end: impl FnOnce(&mut Build, &Expr),
+    ) {
+        let seen = b.scratch("seen", DType::F16, plan.piece * plan.window);
+        let windows = b.bind(Expr::floor_div(self.blocks.clone() + Expr::int(plan.window - 1), Expr::int(plan.window)));
+        let pieces = Expr::floor_div(self.to.clone() - self.from.clone() + Expr::int(plan.piece - 1), Expr::int(plan.piece));
+        let pieces = b.bind(pieces);
+        b.range(windows, |b, w| {
+            let window = b.bind(w * Expr::int(plan.window));
+            begin(b, &window);
+            b.range(pieces, |b, i| {
+                let from = b.bind(self.from.clone() + i * Expr::int(plan.piece));
+                let size = b.bind(Expr::minimum(self.to.clone() - from.clone(), Expr::int(plan.piece)));
+                b.fill(seen, Expr::int(plan.piece * plan.window), Build::f(DType::F32, 0.0));
+                b.each(size.clone(), |b, q| {
+                    let places = b.bind(self.places(p, plan, from.clone() + q.clone()));
+                    // The last first, so that the first one stays.
+                    b.range(Expr::int(plan.n), |b, i| {
+                        let place = b.bind(Expr::int(plan.n - 1) - i);
+                        let block = Expr::load(self.list, places.clone() + place.clone()).cast(DType::I64) - window.clone();
+                        let block = b.bind(block);
+                        let inside = both(Expr::le(Expr::int(0), block.clone()), Expr::lt(block.clone(), Expr::int(plan.window)));
+                        b.if_(inside, |b| {
+                            let number = (place + Expr::int(1)).cast(DType::F32);
+                            b.store(seen, q.clone() * Expr::int(plan.window) + block, number);
+                        });
+                    });
+                });
+                piece(b, &window, [&from, &size], seen);
+            });
+            end(b, &window);
+        });
     }
 }
 
@@ -203,11 +250,27 @@ fn count(p: &Problem, plan: &Plan) -> Kernel {
     let mut b = Build::new("attend_count");
     let part = Part::new(&mut b, p, plan);
     let counts = b.write("counts", DType::I32, plan.lists(p) * Dim::from(PARTS));
-    b.each(part.blocks.clone(), |b, block| {
-        let sum = b.var(DType::I32, int(0));
-        part.each(b, p, plan, &block, |b, found, _| b.assign(sum, Expr::Var(sum) + found.cast(DType::I32)));
-        b.store(counts, part.row(&block), Expr::Var(sum));
-    });
+    let found = b.scratch("found", DType::I32, plan.window);
+    part.each(
+        &mut b,
+        p,
+        plan,
+        |b, _| b.fill(found, Expr::int(plan.window), int(0)),
+        |b, _, [_, size], seen| {
+            b.each(Expr::int(plan.window), |b, j| {
+                let sum = b.var(DType::I32, Expr::load(found, j.clone()));
+                b.range(size.clone(), |b, q| {
+                    let some = Expr::lt(Build::f(DType::F32, 0.0), Expr::load(seen, q * Expr::int(plan.window) + j.clone()));
+                    b.assign(sum, Expr::Var(sum) + some.cast(DType::I32));
+                });
+                b.store(found, j, Expr::Var(sum));
+            });
+        },
+        |b, window| {
+            let here = b.bind(Expr::minimum(part.blocks.clone() - window.clone(), Expr::int(plan.window)));
+            b.each(here, |b, j| b.store(counts, part.row(&(window.clone() + j.clone())), Expr::load(found, j)));
+        },
+    );
     b.finish()
 }
 
@@ -294,50 +357,74 @@ fn place(p: &Problem, plan: &Plan, t: gpu_attend::Tiling) -> Kernel {
         (query * Expr::int(p.h) + part.group.clone() * Expr::int(heads) + Expr::int(head)).cast(DType::I32)
     };
     let offset = |b: &mut Build, list: Expr| b.bind(Expr::load(offsets, list).cast(DType::I64));
-    // Places without a block.
-    let first = b.bind(part.from.clone() * Expr::int(plan.n));
-    let last = b.bind(part.to.clone() * Expr::int(plan.n));
-    b.for_(first, last, LoopKind::Vector, |b, i| {
-        let query = b.bind(Expr::floor_div(i.clone(), Expr::int(plan.n)));
-        let at = b.bind(part.places(p, plan, query) + Expr::rem(i, Expr::int(plan.n)));
-        let block = b.bind(Expr::load(part.list, at.clone()).cast(DType::I64));
-        let known = both(Expr::le(Expr::int(0), block.clone()), Expr::lt(block, part.blocks.clone()));
-        b.if_(Expr::map1(MapFn::Not, known), |b| b.store(position, at, int(-1)));
-    });
-    b.each(part.blocks.clone(), |b, block| {
-        let list = b.bind(part.first_list.clone() + block.clone());
-        let [tile, end] = [list.clone(), list.clone() + Expr::int(1)].map(|i| offset(b, i));
-        let start = tile.clone() * Expr::int(plan.queries) + Expr::load(starts, part.row(&block)).cast(DType::I64);
-        let next = b.var(DType::I64, start);
-        let own = b.bind(block.clone().cast(DType::I32));
-        part.each(b, p, plan, &block, |b, found, query| {
-            b.if_(found, |b| {
-                for head in 0..heads {
-                    b.store(rows, Expr::Var(next) * Expr::int(heads) + Expr::int(head), row_of(query.clone(), head));
-                }
-                let mine = b.var(DType::I32, Expr::Var(next).cast(DType::I32));
-                let places = b.bind(part.places(p, plan, query));
-                b.range(Expr::int(plan.n), |b, i| {
-                    let at = b.bind(places.clone() + i);
-                    let listed = b.bind(Expr::load(part.list, at.clone()));
-                    b.if_(eq(listed.clone(), own.clone()), |b| {
-                        // No other lane has this block.
-                        b.store(position, at + (listed - own.clone()).cast(DType::I64), Expr::Var(mine));
-                        b.assign(mine, int(-1));
+    let next = b.scratch("next", DType::I32, plan.window);
+    let here = |b: &mut Build, window: &Expr| b.bind(Expr::minimum(part.blocks.clone() - window.clone(), Expr::int(plan.window)));
+    part.each(
+        &mut b,
+        p,
+        plan,
+        |b, window| {
+            let here = here(b, window);
+            b.each(here, |b, j| {
+                let block = b.bind(window.clone() + j.clone());
+                let start = Expr::load(offsets, part.first_list.clone() + block.clone()) * int(plan.queries);
+                b.store(next, j, start + Expr::load(starts, part.row(&block)));
+            });
+        },
+        |b, window, [from, size], seen| {
+            b.each(size.clone() * Expr::int(plan.n), |b, e| {
+                let (q, place) = (Expr::floor_div(e.clone(), Expr::int(plan.n)), Expr::rem(e, Expr::int(plan.n)));
+                let [q, place] = [q, place].map(|x| b.bind(x));
+                let at = b.bind(part.places(p, plan, from.clone() + q.clone()) + place.clone());
+                let block = b.bind(Expr::load(part.list, at.clone()).cast(DType::I64));
+                let known = both(Expr::le(Expr::int(0), block.clone()), Expr::lt(block.clone(), part.blocks.clone()));
+                let known = b.bind(known);
+                let inside = both(
+                    Expr::le(window.clone(), block.clone()),
+                    Expr::lt(block.clone(), window.clone() + Expr::int(plan.window)),
+                );
+                let inside = b.bind(both(known.clone(), inside));
+                let column = b.bind(Expr::select(inside.clone(), block - window.clone(), Expr::int(0)));
+                let number = Expr::load(seen, q * Expr::int(plan.window) + column);
+                let later = Expr::lt(number, (place + Expr::int(1)).cast(DType::F32));
+                // An earlier place has it, or there is no such block.
+                let none = Expr::select(inside, later, Expr::map1(MapFn::Not, known));
+                b.if_(none, |b| b.store(position, at, int(-1)));
+            });
+            let here = here(b, window);
+            b.each(here, |b, j| {
+                let to = b.var(DType::I32, Expr::load(next, j.clone()));
+                b.range(size.clone(), |b, q| {
+                    let number = b.bind(Expr::load(seen, q.clone() * Expr::int(plan.window) + j.clone()).cast(DType::I64));
+                    b.if_(Expr::lt(Expr::int(0), number.clone()), |b| {
+                        let query = b.bind(from.clone() + q);
+                        let slot = b.bind(Expr::Var(to).cast(DType::I64) * Expr::int(heads));
+                        (0..heads).for_each(|head| b.store(rows, slot.clone() + Expr::int(head), row_of(query.clone(), head)));
+                        let at = part.places(p, plan, query) + number - Expr::int(1);
+                        b.store(position, at, Expr::Var(to));
+                        b.assign(to, Expr::Var(to) + int(1));
                     });
                 });
-                b.assign(next, Expr::Var(next) + Expr::int(1));
+                b.store(next, j, Expr::Var(to));
             });
-        });
-        // The last part has what the block's last tile is left with, the first says whose its tiles are.
-        b.if_(eq(part.number.clone(), Expr::int(PARTS - 1)), |b| {
-            let [from, to] = [Expr::Var(next), end.clone() * Expr::int(plan.queries)].map(|x| x * Expr::int(heads));
-            b.for_(from, to, LoopKind::Serial, |b, i| b.store(rows, i, int(-1)));
-        });
-        b.if_(eq(part.number.clone(), Expr::int(0)), |b| {
-            b.for_(tile, end, LoopKind::Serial, |b, i| b.store(owner, i, list.cast(DType::I32)));
-        });
-    });
+        },
+        |b, window| {
+            // The last part has what a block's last tile is left with, the first says whose its tiles are.
+            let here = here(b, window);
+            b.each(here, |b, j| {
+                let list = b.bind(part.first_list.clone() + window.clone() + j.clone());
+                let [tile, end] = [list.clone(), list.clone() + Expr::int(1)].map(|i| offset(b, i));
+                b.if_(eq(part.number.clone(), Expr::int(PARTS - 1)), |b| {
+                    let from = b.bind(Expr::load(next, j).cast(DType::I64) * Expr::int(heads));
+                    let to = end.clone() * Expr::int(plan.queries * heads);
+                    b.for_(from, to, LoopKind::Serial, |b, i| b.store(rows, i, int(-1)));
+                });
+                b.if_(eq(part.number.clone(), Expr::int(0)), |b| {
+                    b.for_(tile, end, LoopKind::Serial, |b, i| b.store(owner, i, list.cast(DType::I32)));
+                });
+            });
+        },
+    );
     // Tiles that are left, shared out among the blocks.
     let grid = b.kernel.grid.clone();
     let [n, lists, share] = [&tiles, &lists, &grid].map(|d| b.dim(d));

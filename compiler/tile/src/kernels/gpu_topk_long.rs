@@ -1,9 +1,10 @@
-//! The greatest elements of each row where so many are chosen that no list of them grows by merges, for a device of many processors. Buffers: x, indices.
+//! The greatest elements of each row where so many are chosen that no list of them grows by merges, for a device of many processors. Buffers: x, ends, indices,
+//! or x, indices; `ends` has how many elements of each row are looked at.
 //!
-//! A block has a row. In the order of all values as integers it looks for the least one that is taken, two bits at a time, by counting how many elements are
-//! at least each of three bounds; of elements equal to that, those at the lowest indices are taken, whose bound is looked for likewise if not all are. Each
+//! A block has a row. In the order of all values as integers it looks for the least one that is taken, three bits at a time, by counting how many elements are
+//! at least each of seven bounds; of elements equal to that, those at the lowest indices are taken, whose bound is looked for likewise if not all are. Each
 //! lane then counts what it takes and puts it behind what the lanes before have, and a bitonic network sorts what was taken by value, then by index. NaN
-//! come first, -inf is never taken, places that are left are -1. Work: some twenty passes over the row, which the first level keeps.
+//! come first, -inf is never taken, places that are left are -1. Work: fourteen passes over the row.
 
 use super::{
     build::{Build, both, eq},
@@ -54,6 +55,20 @@ impl Row {
         });
         counts
     }
+    /// Raises `low` to the last of N bounds, `by` apart from there on, that `k` elements reach.
+    fn narrow<const N: usize>(&self, b: &mut Build, k: i64, low: VarId, by: &Expr) {
+        // One after the other, as a multiple may have more than 31 bits.
+        let mut at = b.now(low);
+        let bounds: [Expr; N] = std::array::from_fn(|_| {
+            at = b.bind(at.clone() + by.clone());
+            at.clone()
+        });
+        let found = self.count(b, |v, _| bounds.clone().map(|bound| Expr::le(bound, v.clone())));
+        for (bound, count) in bounds.into_iter().zip(found) {
+            let enough = Expr::le(int(k), Expr::Var(count));
+            b.assign(low, Expr::select(enough, bound, Expr::Var(low)));
+        }
+    }
     /// Runs `body` for each element of a lane: its value and its index.
     fn each_of(&self, b: &mut Build, lane: &Expr, body: impl FnOnce(&mut Build, Expr, Expr)) {
         let turns = b.bind(Expr::floor_div(self.n.clone() - lane.clone() + Expr::int(LANES - 1), Expr::int(LANES)));
@@ -66,14 +81,19 @@ impl Row {
     }
 }
 
-/// The kernel.
-pub fn gpu_topk_long(p: &TopK) -> Kernel {
+/// The kernel. `ends` says that rows end where another kernel said.
+pub fn gpu_topk_long(p: &TopK, ends: bool) -> Kernel {
     let mut b = Build::new("topk_long");
     let x = b.read("x", p.dtype, p.rows.clone() * p.n.clone());
+    let ends = ends.then(|| b.read("ends", DType::I32, p.rows.clone()));
     let indices = b.write("indices", DType::I32, p.rows.clone() * Dim::from(p.k));
     b.kernel.grid = p.rows.clone();
-    let n = b.dim(&p.n);
-    let row = Row { x, start: b.bind(b.block() * n.clone()), n };
+    let (n, rows) = (b.dim(&p.n), b.dim(&p.rows));
+    // Later rows may be longer: they begin first.
+    let number = b.bind(rows - Expr::int(1) - b.block());
+    let start = b.bind(number.clone() * n.clone());
+    let n = ends.map_or(n, |ends| b.bind(Expr::load(ends, number.clone()).cast(DType::I64)));
+    let row = Row { x, start, n };
     let room = (p.k as u64).next_power_of_two() as i64;
     let values = b.scratch("values", DType::I32, room);
     let places = b.scratch("places", DType::I32, room);
@@ -84,19 +104,12 @@ pub fn gpu_topk_long(p: &TopK) -> Kernel {
 
     // The least value that is taken, if all equal to it are.
     let low = b.var(DType::I32, int(i64::from(i32::MIN)));
-    let step = b.var(DType::I32, int(1 << 30));
-    b.range(Expr::int(16), |b, _| {
-        let (from, by) = (b.now(low), b.now(step));
-        // One after the other, as three times the first step is more than 31 bits.
-        let one = b.bind(from + by.clone());
-        let two = b.bind(one.clone() + by.clone());
-        let bounds = [one, two.clone(), b.bind(two + by.clone())];
-        let found = row.count(b, |v, _| bounds.clone().map(|bound| Expr::le(bound, v.clone())));
-        for (bound, count) in bounds.into_iter().zip(found) {
-            let enough = Expr::le(int(p.k), Expr::Var(count));
-            b.assign(low, Expr::select(enough, bound, Expr::Var(low)));
-        }
-        b.assign(step, Expr::floor_div(by, int(4)));
+    row.narrow::<3>(&mut b, p.k, low, &int(1 << 30));
+    let step = b.var(DType::I32, int(1 << 27));
+    b.range(Expr::int(10), |b, _| {
+        let by = b.now(step);
+        row.narrow::<7>(b, p.k, low, &by);
+        b.assign(step, Expr::floor_div(by, int(8)));
     });
     let least = b.bind(Expr::maximum(Expr::Var(low), none.clone() + int(1)));
     let [above, equal] = row.count(&mut b, |v, _| [Expr::lt(least.clone(), v.clone()), eq(v.clone(), least.clone())]);
@@ -147,7 +160,7 @@ pub fn gpu_topk_long(p: &TopK) -> Kernel {
         });
     });
     sort(&mut b, [values, places], room);
-    let to = b.bind(b.block() * Expr::int(p.k));
+    let to = b.bind(number * Expr::int(p.k));
     b.each(Expr::int(p.k), |b, i| b.store(indices, to + i.clone(), Expr::load(places, i)));
     b.finish()
 }

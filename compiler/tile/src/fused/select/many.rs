@@ -46,11 +46,11 @@ pub fn select_many(s: &Select, places: &[StridedView], target: &StridedView) -> 
     })
 }
 
-/// The kernel that stores all scores, −∞ of those behind the last candidate, to choose from them afterwards: where a list of the best would be too long. `target` is of f32 and
-/// has the candidates as its last axis.
-pub fn scores_many(s: &Select, places: &[StridedView], target: &StridedView) -> Option<Fused> {
+/// The kernel that stores all scores and where each row ends, to choose from them afterwards: where a list of the best would be too long. `target` is of f32 and
+/// has the candidates as its last axis, `ends` of i32 has its other axes. What is behind a row's end is left as it is.
+pub fn scores_many(s: &Select, places: &[StridedView], target: &StridedView, ends: &StridedView) -> Option<Fused> {
     emitted(s, places, target, |f| {
-        Many::of(s, places, f, false)?.all(f);
+        Many::of(s, places, f, false)?.all(f, ends);
         Some(())
     })
 }
@@ -163,21 +163,21 @@ impl<'a> Many<'a> {
         self.write(f, &at, &rows, &side);
     }
     /// All scores, stored.
-    fn all(&self, f: &mut Fuser) {
+    fn all(&self, f: &mut Fuser, ends: &StridedView) {
         let e = &self.emit;
         f.kernel.name = "scores".into();
         let (at, rows, n) = e.rows(f);
-        let end = e.end(f, &at, &rows, n.clone());
+        let end = e.end(f, &at, &rows, n);
         self.each_chunk(f, (&at, &rows), end.clone(), |f, _, chunk, last| self.store(f, &at, &rows, chunk, last));
-        // What has no score.
-        let target = f.target.clone();
-        let to = f.buffer(&target, DType::F32, crate::ir::Access::Write);
-        let behind = f.bind(n - end.clone());
         let mut loops = Vec::new();
-        let q = f.open(Expr::int(0), rows.clone(), LoopKind::Serial, &mut loops);
-        let j = f.open(Expr::int(0), behind, LoopKind::Vector, &mut loops);
-        let index = self.element(f, &target, &at, &q, end + j);
-        f.here(Stmt::Store { mem: to, index, value: Build::f(DType::F32, f64::NEG_INFINITY) });
+        let q = f.open(Expr::int(0), rows.clone(), LoopKind::Vector, &mut loops);
+        let mut idx = at.to_vec();
+        if let Some(a) = e.s.along {
+            idx[a] = at[a].clone() + q;
+        }
+        let index = f.address(ends, &idx);
+        let to = f.buffer(ends, DType::I32, crate::ir::Access::Write);
+        f.here(Stmt::Store { mem: to, index, value: end.cast(DType::I32) });
         f.close_loops(loops);
     }
     /// Where a row's score of a candidate is stored.

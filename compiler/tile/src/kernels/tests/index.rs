@@ -40,7 +40,7 @@ fn check_topk(x: Tensor, k: i64) {
     let rows = x.shape[..x.shape.len() - 1].iter().product();
     let p = TopK { dtype: x.dtype, rows: Dim::sym("R"), n: Dim::sym("N"), k };
     let kernels = host_topk::Tiling::LEGAL.map(|t| host_topk(&p, t)).into_iter();
-    let kernels = kernels.chain(is_ordered(x.dtype).then(|| [gpu_topk(&p), gpu_topk_long(&p)]).into_iter().flatten());
+    let kernels = kernels.chain(is_ordered(x.dtype).then(|| [gpu_topk(&p), gpu_topk_long(&p, false)]).into_iter().flatten());
     check(&Op::TopK(k), &[x], &[("R", rows), ("N", n)], kernels, 0.0);
 }
 

@@ -64,18 +64,29 @@ fn check(args: &[Tensor], types: &[&str], dims: &[(&str, i64)], build: Build) ->
     // All scores, and the best of them afterwards.
     let scores = select.scores().shape.iter().map(|d| d.eval(&dims).expect("known dims")).collect::<Vec<_>>();
     let few = scores.iter().product::<i64>() <= 200;
-    if let Some(Fused { kernel, views, .. }) = fuse_scores_many(&select, &places, &view(args.len(), &select.scores().shape)) {
+    let (n, rows) = scores.split_last().expect("candidates");
+    let of_scores = &select.scores().shape[..];
+    let [to, ends] = [of_scores, &of_scores[..rows.len()]]
+        .into_iter()
+        .enumerate()
+        .map(|(i, s)| view(args.len() + i, s))
+        .collect::<Vec<_>>()
+        .try_into()
+        .expect("two");
+    if let Some(Fused { kernel, views, .. }) = fuse_scores_many(&select, &places, &to, &ends).filter(|_| few) {
         assert_eq!(crate::verify::verify(&kernel), Vec::<String>::new());
-        let read: Vec<Tensor> = views[..views.len() - 1].iter().map(|v| args[v.buffer].clone()).collect();
-        let all = results(&kernel, &read, &[scores.iter().product::<i64>() as usize], &dims, false).remove(0);
-        let (n, rows) = scores.split_last().expect("candidates");
-        // A row at a time takes the interpreter long.
-        if !few {
-            return exists;
-        }
-        let p = TopK { dtype: DType::F32, rows: rows.iter().product::<i64>().into(), n: (*n).into(), k: select.chosen() };
-        let all = Tensor::new(DType::F32, &scores, all);
-        let got = results(&gpu_topk_long(&p), &[all], &[want[0].data.len()], &dims, false);
+        let num_rows = rows.iter().product::<i64>();
+        // What is behind a row's end stays as it was.
+        let new = [(num_rows * n) as usize, num_rows as usize];
+        let given = views.iter().map(|v| args.get(v.buffer).map(|x| x.data.clone()));
+        let mut buffers: Vec<Vec<f64>> =
+            given.enumerate().map(|(i, x)| x.unwrap_or_else(|| vec![f64::NAN; new[views[i].buffer - args.len()]])).collect();
+        crate::interp::run(&kernel, &mut buffers, &dims, crate::interp::Options::default()).expect("it runs");
+        let [all, ends] = [0, 1].map(|i| views.iter().position(|v| v.buffer == args.len() + i).expect("it is written"));
+        let p = TopK { dtype: DType::F32, rows: num_rows.into(), n: (*n).into(), k: select.chosen() };
+        let all = Tensor::new(DType::F32, &scores, buffers[all].clone());
+        let ends = Tensor::new(DType::I32, rows, buffers[ends].clone());
+        let got = results(&gpu_topk_long(&p, true), &[all, ends], &[want[0].data.len()], &dims, false);
         assert_near("the best of stored scores", &got[0], &want[0].data, 0.0);
     }
     exists
