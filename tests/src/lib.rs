@@ -13,6 +13,8 @@ mod gpu;
 #[cfg(test)]
 mod heads;
 #[cfg(test)]
+mod lists;
+#[cfg(test)]
 mod models;
 #[cfg(test)]
 mod mutations;

@@ -62,7 +62,9 @@ impl Tiling {
         }
         if let Some(size) = super::gpu_attend_union::block_size(&p.domain) {
             // Queries of a tile share loads, and each sees few of the others' blocks.
-            return Tiling { rows: LISTED_ROWS, keys: size.min(if narrow { 64 } else { 32 }), heads };
+            // Sixteen lanes share a row: what is not so many keys is not taken.
+            let keys = if size % 16 == 0 { size.min(if narrow { 64 } else { 32 }) } else { 16 };
+            return Tiling { rows: LISTED_ROWS, keys, heads };
         }
         if p.t.known().is_some_and(|t| t * heads <= LISTED_ROWS) && LISTED_ROWS % heads == 0 {
             return Tiling { rows: LISTED_ROWS, keys: if narrow { 64 } else { 32 }, heads };
