@@ -150,7 +150,20 @@ fn both_ends_of_a_window_cost_few_registers() {
     let [b, t] = ["B", "T"].map(Dim::sym);
     let domain = "causal & window(512)".parse().expect("a domain");
     let s = t.clone();
-    let p = Problem { dtype: DType::BF16, b, t, s, h: 64, g: 4, dk: 128, dv: 128, domain, scale: 0.1, operands: Vec::new() };
+    let p = Problem {
+        dtype: DType::BF16,
+        b,
+        t,
+        s,
+        h: 64,
+        g: 4,
+        dk: 128,
+        dv: 128,
+        domain,
+        scale: 0.1,
+        operands: Vec::new(),
+        distinct: false,
+    };
     let ptx = codegen::emit_ptx(&[gpu_attend(&p, gpu_attend::Tiling::choose(&p))], &GpuOptions::default()).expect("it compiles");
     let told = assemble(&ptxas, "window", &ptx.text);
     // FIXME: six registers, where a tile is at an edge of the window.
