@@ -30,6 +30,7 @@ run() {
     return
   fi
   first=$(losses "$name" 1)
+  [ -n "$first" ] || { echo "$model $name: no losses of micro-batches"; bad=1; return; }
   [ "$first" = "$(losses one 1)" ] && told="losses of the first step as on one" || told="losses of the first step DIFFER"
   if [ "$same" -gt 1 ]; then
     [ "$(losses "$name" "$same")" = "$(losses one "$same")" ] && told="losses of $same steps as on one" || told="losses of $same steps DIFFER ($told)"

@@ -550,6 +550,7 @@ impl Direct for Apart<'_> {
         self.leave(None);
         Ok(())
     }
+    fn stop(&self, _why: &str) {}
     unsafe fn swap(
         &self,
         members: &[usize],

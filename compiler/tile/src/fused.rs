@@ -131,7 +131,7 @@ impl<'a> Fuser<'a> {
         }
     }
     fn finish(mut self) -> Fused {
-        self.conflicts.resize(1 + self.others.len(), false);
+        self.conflicts.resize(1 + self.others.len() + self.heads.len(), false);
         self.kernel.body = self.scopes.pop().expect("the outermost scope").stmts;
         Fused { kernel: self.kernel, views: self.views, target_conflicts: self.conflicts }
     }

@@ -703,11 +703,11 @@ impl Lowerer<'_> {
         if target.replaces != Some(arg) || target.add || b.last_read[arg] != Some(sum) {
             return None;
         }
-        // The argument changes where the product is, not where the sum is.
+        // The argument changes where the product is, not where the sum is; nor may the product read it.
         let reads = |id: NodeId| {
             b.grouping.reads[id.0 as usize].iter().any(|x| matches!(b.func.def(*x).op, Op::Arg(i) if i as usize == arg))
         };
-        if b.func.nodes.ids().any(|id| id != sum && id > v.node && reads(id)) {
+        if b.func.nodes.ids().any(|id| id != sum && id >= v.node && reads(id)) {
             return None;
         }
         let view = target.view.clone();

@@ -165,8 +165,10 @@ impl Gpu {
     pub unsafe fn write(&self, to: *mut u8, bytes: &[u8]) -> Result<(), DeviceError> {
         self.wait()?;
         // SAFETY: the caller vouches for the memory.
-        let copied = self.context.call(|| unsafe { result::memcpy_htod_sync(to as CUdeviceptr, bytes) });
-        copied.map_err(|e| Context::error("a copy to the device", e))
+        let copied = self.context.call(|| unsafe { result::memcpy_htod_async(to as CUdeviceptr, bytes, self.context.stream) });
+        copied.map_err(|e| Context::error("a copy to the device", e))?;
+        // A copy of the default stream could end after the call, with nothing that waits for it.
+        self.wait()
     }
     /// Starts to copy memory on the device, after all that was started.
     ///

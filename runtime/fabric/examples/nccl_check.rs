@@ -26,7 +26,7 @@ use std::{
 const N: usize = 1 << 20;
 /// What a message that does not come is given up after.
 const SHORT: Timeouts = Timeouts { start: Duration::from_secs(120), message: Duration::from_secs(2) };
-const PATIENT: Timeouts = Timeouts { start: Duration::from_secs(120), message: Duration::from_secs(60) };
+const PATIENT: Timeouts = Timeouts { start: Duration::from_secs(120), message: Duration::from_secs(15) };
 
 /// More than all checks of a rank take together, after it has met the others.
 const WATCH: Duration = Duration::from_secs(45);

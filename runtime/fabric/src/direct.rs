@@ -75,6 +75,8 @@ pub trait Direct {
     /// # Errors
     /// As [`Fabric::receive`].
     fn flush(&self) -> Result<(), FabricError>;
+    /// Ends what is under way, of which the others are told elsewhere: memory can be freed then, which would wait for it. A second call does nothing.
+    fn stop(&self, why: &str);
     /// Sends and receives among `members`, whose places in the list name peers, all at once; waits for all of it. What a member sends another comes in order.
     ///
     /// # Errors
@@ -111,6 +113,7 @@ impl Staged<'_> {
 }
 
 impl Direct for Staged<'_> {
+    fn stop(&self, _why: &str) {}
     unsafe fn send_spans(&self, to: usize, tag: Tag, spans: &[Span]) -> Result<(), FabricError> {
         let mut bytes = self.head(&tag).to_vec();
         bytes.reserve_exact(spans.iter().map(|s| s.bytes).sum());

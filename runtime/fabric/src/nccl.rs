@@ -424,10 +424,27 @@ impl<E: Engine> Drop for Links<'_, E> {
 
 /// NCCL's messages have no names, so each is announced over the store: who receives it waits there, sees what it is, and only then asks NCCL for it. What fails
 /// fails as it would over the store, and no kernel spins for what may not come.
+impl<E: Engine> Links<'_, E> {
+    /// An error after which nothing is under way any more.
+    fn failed(&self, e: FabricError) -> FabricError {
+        self.abort(&e);
+        e
+    }
+    /// Waits until a rank says what it sends next.
+    fn announced(&self, from: usize, tag: Tag) -> Result<(), FabricError> {
+        let mut head = [0; HEAD];
+        let said = self.store.receive(from, tag.channel, &mut head).and_then(|()| tag.expect(self.rank, from, &head));
+        said.map_err(|e| self.failed(e))
+    }
+}
+
 impl<E: Engine> Direct for Links<'_, E> {
+    fn stop(&self, why: &str) {
+        self.abort(&FabricError::Aborted { peer: self.rank, why: why.to_string() });
+    }
     unsafe fn send_spans(&self, to: usize, tag: Tag, spans: &[Span]) -> Result<(), FabricError> {
         self.check()?;
-        self.store.send(to, tag.channel, &tag.head)?;
+        self.store.send(to, tag.channel, &tag.head).map_err(|e| self.failed(e))?;
         // In a communicator of two the sender is 0.
         let ops: Vec<Operation> = filled(spans).map(|s| bytes(Call::Send { peer: 1 }, s)).collect();
         // SAFETY: the caller vouches for the memory.
@@ -435,9 +452,7 @@ impl<E: Engine> Direct for Links<'_, E> {
     }
     unsafe fn receive_spans(&self, from: usize, tag: Tag, spans: &[Span]) -> Result<(), FabricError> {
         self.check()?;
-        let mut head = [0; HEAD];
-        self.store.receive(from, tag.channel, &mut head)?;
-        tag.expect(self.rank, from, &head)?;
+        self.announced(from, tag)?;
         let ops: Vec<Operation> = filled(spans).map(|s| bytes(Call::Receive { peer: 0 }, s)).collect();
         // SAFETY: as above.
         unsafe { self.run(Which::Flow((from, self.rank)), &ops)? };
@@ -462,14 +477,11 @@ impl<E: Engine> Direct for Links<'_, E> {
         self.check()?;
         // All members are there, and do the same: what follows does not wait for long.
         let others = || members.iter().copied().filter(|m| *m != self.rank);
-        others().try_for_each(|to| self.store.send(to, tag.channel, &tag.head))?;
-        for from in others() {
-            let mut head = [0; HEAD];
-            self.store.receive(from, tag.channel, &mut head)?;
-            tag.expect(self.rank, from, &head)?;
-        }
-        let mut ops: Vec<Operation> = sends.iter().map(|(peer, s)| bytes(Call::Send { peer: *peer }, *s)).collect();
-        ops.extend(receives.iter().map(|(peer, s)| bytes(Call::Receive { peer: *peer }, *s)));
+        others().try_for_each(|to| self.store.send(to, tag.channel, &tag.head)).map_err(|e| self.failed(e))?;
+        others().try_for_each(|from| self.announced(from, tag))?;
+        let full = |list: &[(usize, Span)]| list.iter().copied().filter(|(_, s)| s.bytes > 0).collect::<Vec<_>>();
+        let mut ops: Vec<Operation> = full(sends).into_iter().map(|(peer, s)| bytes(Call::Send { peer }, s)).collect();
+        ops.extend(full(receives).into_iter().map(|(peer, s)| bytes(Call::Receive { peer }, s)));
         if ops.is_empty() {
             return Ok(());
         }

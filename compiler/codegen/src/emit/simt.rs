@@ -21,10 +21,11 @@ use super::{
     trig,
 };
 use crate::gpu::{
-    access::{Access, expr_uses, exprs},
+    access::{Access, expr_uses, exprs, visit},
     plan::{GroupSum, Place, Plan, Team, is_row_loop, widest},
     unit::{Units, times_alone},
 };
+use base::DType;
 use graph::op::{MapFn, ReduceFn};
 use std::{collections::BTreeSet, fmt::Write};
 use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId, ir};
@@ -147,6 +148,38 @@ impl Simt {
     }
 }
 
+/// Whether statements compare floats or make whole numbers of them: there the least difference may become a step.
+fn has_steps(k: &Kernel, body: &[Stmt]) -> bool {
+    body.iter().any(|s| {
+        let mut found = false;
+        let is_float = |e: &Expr| k.expr_dtype(e).is_float();
+        exprs(s, &mut |e| {
+            visit(e, &mut |e| {
+                found |= match e {
+                    Expr::Map(MapFn::Floor | MapFn::Sign, _) => true,
+                    Expr::Map(MapFn::Eq | MapFn::Ne | MapFn::Lt | MapFn::Le, args) => is_float(&args[0]),
+                    Expr::Map(..) => false,
+                    Expr::Cast(to, x) => !to.is_float() && is_float(x),
+                    Expr::Order(_) => true,
+                    Expr::Const(..) | Expr::Dim(_) | Expr::Var(_) | Expr::Load(..) => false,
+                };
+            });
+        });
+        found
+            || match s {
+                Stmt::For { body, .. } | Stmt::While { body, .. } => has_steps(k, body),
+                Stmt::If { then, otherwise, .. } => has_steps(k, then) || has_steps(k, otherwise),
+                Stmt::Let(..)
+                | Stmt::Var(..)
+                | Stmt::Assign(..)
+                | Stmt::Accumulate(..)
+                | Stmt::Store { .. }
+                | Stmt::Dot(_)
+                | Stmt::Copy(_) => false,
+            }
+    })
+}
+
 /// The module of some kernels without products, and for each the bytes of shared memory that its reductions take.
 pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], machine: Machine) -> (String, Vec<usize>) {
     let mut out = String::from("module {\n");
@@ -160,7 +193,8 @@ pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], machine: Machine) -> (St
         let mut e = Emitter::new(k);
         e.w.gpu = machine == Machine::Gpu;
         let mut written = k.buffers.iter().filter(|b| b.access != ir::Access::Read).peekable();
-        e.w.narrow = e.w.gpu && written.peek().is_some() && written.all(|b| b.dtype.is_float() && b.dtype.bytes() < 4);
+        let halves = written.peek().is_some() && written.all(|b| matches!(b.dtype, DType::BF16 | DType::F16));
+        e.w.narrow = e.w.gpu && halves && !has_steps(k, &k.body);
         let plan = plan.clone();
         let (since, combined, passed) = (Access::default(), false, 0);
         let copies = machine == Machine::Gpu && plan.rows.is_none() && has_chunks(k, &plan.body);

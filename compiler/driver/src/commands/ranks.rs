@@ -189,7 +189,7 @@ pub fn train(
     if world.rank == 0 {
         header(&stages, &job);
     }
-    let word = format!("{} {:016x}", env!("CARGO_PKG_VERSION"), stages.checksum);
+    let word = format!("{} {:016x} {:?}", env!("CARGO_PKG_VERSION"), stages.checksum, r.fabric);
     let hash = job.hash(library::file::checksum(word.as_bytes()));
     #[cfg(feature = "mpi")]
     if let Some(mpi) = &process.mpi {
@@ -220,7 +220,9 @@ fn ordinal(args: &Train, world: &World) -> Result<usize, u8> {
         return Ok(0);
     }
     let count = device::gpus().map_err(|e| common::fail_with(&e))?.len();
-    Ok(if world.size > 1 { (args.on.device + world.local_rank) % count } else { args.on.device })
+    // One that there is not is refused where it is opened.
+    let divides = world.size > 1 && args.on.device < count;
+    Ok(if divides { (args.on.device + world.local_rank) % count } else { args.on.device })
 }
 
 /// As one rank with a GPU of its own: what is large goes over NCCL, what is small over connections.

@@ -245,7 +245,6 @@ impl Search {
             Some(table) => table,
             None => Tuning { program: None, dims: DimEnv::new(), times: BTreeMap::new(), ..self.lock.clone() },
         };
-
         let round = |x: f64| if x < 10.0 { (x * 10.0).round() / 10.0 } else { x.round() };
         if let Some(ns) = self.rates.launch_ns {
             table.launch_ns = round(ns.max(1.0).min(table.launch_ns));

@@ -201,7 +201,8 @@ const MAX_PARTS: i64 = 32;
 pub fn num_parts(p: &Problem, t: Tiling) -> i64 {
     let few = p.t.known().is_some_and(|n| n <= t.queries()) && !has_lists(&p.domain);
     let most = p.s.known().map_or(MAX_PARTS, |s| s / (4 * t.keys)).clamp(1, MAX_PARTS);
-    let parts = (AT_WORK / (p.h / t.heads)).clamp(1, most);
+    let alone = p.b.known().unwrap_or(1).max(1) * (p.h / t.heads);
+    let parts = (AT_WORK / alone).clamp(1, most);
     if few { 1 << parts.ilog2() } else { 1 }
 }
 

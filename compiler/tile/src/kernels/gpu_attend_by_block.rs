@@ -37,6 +37,8 @@ const MOST_PLACES: i64 = 2047;
 const LISTS: i64 = 128;
 /// Fewer queries are no tiles.
 const FEW: i64 = 1024;
+/// Places of a list, at most, whose results are kept apart until they are joined.
+const MOST_JOINED: i64 = 32;
 /// Keys of a block that may be many tiles'.
 const LARGE: i64 = 256;
 /// Heads that share keys, so few that tiles of several queries with other lists would mostly multiply in vain.
@@ -111,7 +113,9 @@ pub fn choose(p: &Problem) -> Option<gpu_attend::Tiling> {
     let tiling = gpu_attend::Tiling { rows: 128, keys, heads: p.h / p.g };
     let many = p.t.known().is_none_or(|t| t >= FEW);
     let pays = tiling.heads <= FEW_HEADS || size >= LARGE;
-    (narrow && many && pays && p.dk % 64 == 0 && p.dv % 64 == 0 && takes(p, tiling, true)).then_some(tiling)
+    // Each place of a list has results of its own, which one kernel joins.
+    let short = Plan::new(p, tiling).is_some_and(|plan| plan.n <= MOST_JOINED);
+    (narrow && many && pays && short && p.dk % 64 == 0 && p.dv % 64 == 0 && takes(p, tiling, true)).then_some(tiling)
 }
 
 /// Whether the kernels take the problem with this tiling.
@@ -215,7 +219,9 @@ impl Part {
         end: impl FnOnce(&mut Build, &Expr),
     ) {
         let seen = b.scratch("seen", DType::F16, plan.piece * plan.window);
-        let windows = b.bind(Expr::floor_div(self.blocks.clone() + Expr::int(plan.window - 1), Expr::int(plan.window)));
+        // Where there are no keys, one window says of every place that it has no tile.
+        let windows = Expr::floor_div(self.blocks.clone() + Expr::int(plan.window - 1), Expr::int(plan.window));
+        let windows = b.bind(Expr::maximum(windows, Expr::int(1)));
         let pieces = Expr::floor_div(self.to.clone() - self.from.clone() + Expr::int(plan.piece - 1), Expr::int(plan.piece));
         let pieces = b.bind(pieces);
         b.range(windows, |b, w| {

@@ -723,6 +723,17 @@ fn mapped_products_are_added_where_a_gradient_is() {
 }
 
 #[test]
+fn a_product_of_what_it_would_be_added_to_is_computed_aside() {
+    let mut f = Func::new("f");
+    let w = f.arg("w", Role::Grad, ty("f32[20, 20]"));
+    let mut b = Builder::new(&mut f);
+    let square = b.contract("ij,jk->ik", w, w);
+    let next = b.add(w, square);
+    f.output("w", Role::Grad, next);
+    compare(f, &[]);
+}
+
+#[test]
 fn outer_products_of_experts_are_added_where_a_gradient_is() {
     let mut f = Func::new("f");
     let g = f.arg("g", Role::Grad, ty("bf16[3, 16, 24]"));

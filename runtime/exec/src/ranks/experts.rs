@@ -182,6 +182,10 @@ impl Peers for Carry<'_> {
         if let Some(traffic) = self.traffic {
             let mut counted = traffic.get();
             counted.count(&parts, row, rank, &self.ways.0);
+            if self.direct.is_some() {
+                // Of rows that go from device to device nobody sees which are equal.
+                (counted.once, counted.across_once) = (0, 0);
+            }
             traffic.set(Traffic { crossed: counted.crossed + crossed, ..counted });
         }
         self.pass()?;

@@ -140,6 +140,9 @@ impl Direct for Lent<'_> {
     fn flush(&self) -> Result<(), FabricError> {
         self.way().flush()
     }
+    fn stop(&self, why: &str) {
+        self.way().stop(why);
+    }
     unsafe fn swap(
         &self,
         members: &[usize],

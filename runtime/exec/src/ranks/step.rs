@@ -45,14 +45,17 @@ pub(super) fn train(
     turns: Option<&Turns>,
     report: &mut dyn Report,
 ) -> Result<f64, ExecError> {
+    // Its memory is freed last: that waits for messages under way, unless they were ended.
+    let mut model = None;
     // A panic of ours must not leave the others waiting.
-    let guard = Guard { fabric: f, turns, finished: std::cell::Cell::new(false) };
-    let result = run(job, f, (direct, turns), report);
+    let guard = Guard { fabric: f, direct, turns, finished: std::cell::Cell::new(false) };
+    let result = run(job, f, (direct, turns), report, &mut model);
     guard.finished.set(true);
     if let Err(e) = &result {
         if !matches!(e.fabric(), Some(fabric::FabricError::Aborted { .. })) {
             f.abort(&e.to_string());
         }
+        direct.iter().for_each(|d| d.stop(&e.to_string()));
         if let Some(turns) = turns {
             turns.stop();
         }
@@ -62,6 +65,7 @@ pub(super) fn train(
 
 struct Guard<'a> {
     fabric: &'a dyn Fabric,
+    direct: Option<&'a dyn Direct>,
     turns: Option<&'a Turns>,
     finished: std::cell::Cell<bool>,
 }
@@ -70,27 +74,29 @@ impl Drop for Guard<'_> {
     fn drop(&mut self) {
         if !self.finished.get() {
             self.fabric.abort("it panicked");
+            self.direct.iter().for_each(|d| d.stop("it panicked"));
             self.turns.iter().for_each(|t| t.stop());
         }
     }
 }
 
-fn run(
-    job: &Job,
-    f: &dyn Fabric,
-    (direct, turns): (Option<&dyn Direct>, Option<&Turns>),
+fn run<'a>(
+    job: &Job<'a>,
+    f: &'a dyn Fabric,
+    (direct, turns): (Option<&'a dyn Direct>, Option<&'a Turns>),
     report: &mut dyn Report,
+    model: &mut Option<Model<'a>>,
 ) -> Result<f64, ExecError> {
     let o = job.options;
     train::check(o)?;
     let rank = f.rank();
-    let mut model = Model::new(*job, f, direct, turns)?;
-    let peak = peak(&model)?;
+    let model = model.insert(Model::new(*job, f, direct, turns)?);
+    let peak = peak(model)?;
     for session in model.sessions.values().take(1) {
         session.admit(&peak, o.memory_limit)?;
     }
     let identity = train::identity(job.whole, job.text, o);
-    let first = save::resume(&mut model, f, &identity, &mut |w| report.warn(w))?;
+    let first = save::resume(model, f, &identity, &mut |w| report.warn(w))?;
     report.start(&peak, first, o.steps);
     let mut metrics = if rank == 0 { Some(Metrics::open(&o.out.join("metrics.jsonl"), first)?) } else { None };
     let started = Instant::now();
@@ -114,7 +120,7 @@ fn run(
         model.lent.sent.borrow_mut().clear();
         let follow = Follow { step, turns };
         model.counts_traffic = job.members() > 1 && step == first + 1;
-        execute(job.plan, rank, &mut model, follow)?;
+        execute(job.plan, rank, model, follow)?;
         model.lent.flush().map_err(ExecError::from).map_err(during("what was sent"))?;
         if model.counts_traffic {
             model.counts_traffic = false;
@@ -122,7 +128,7 @@ fn run(
         }
         for stage in model.sessions.keys().copied().collect::<Vec<_>>() {
             for shards in Held::new(job, stage, rank).shards {
-                shards.share_updates(&mut model, stage).map_err(during("the parameters that copies updated"))?;
+                shards.share_updates(model, stage).map_err(during("the parameters that copies updated"))?;
             }
         }
         let agreed = model.agreed.take().expect("a plan ends with updates");
@@ -153,7 +159,7 @@ fn run(
             if let Some(metrics) = &mut metrics {
                 metrics.sync()?;
             }
-            save::save(&mut model, f, step, &identity).map_err(during("a checkpoint"))?;
+            save::save(model, f, step, &identity).map_err(during("a checkpoint"))?;
             if rank == 0 {
                 checkpoint::prune(&o.out, o.keep.max(1));
             }
@@ -166,7 +172,7 @@ fn run(
         val_loss = model.evaluate(f)?;
     }
     if first < o.steps {
-        let measured = measured::measured(&model, f)?;
+        let measured = measured::measured(model, f)?;
         if rank == 0 {
             let (path, text) = (o.out.join("costs.json"), serde_json::to_string_pretty(&measured.costs(job)).expect("numbers"));
             std::fs::write(&path, text + "\n").map_err(|e| ExecError::io(&path, &e))?;
