@@ -22,6 +22,8 @@ pub(super) struct Sums {
     kernels: Option<cuda::Sums>,
     /// Parts, one after the other.
     parts: Memory,
+    /// What was too small for them, kept to the end: to free memory waits for messages under way.
+    outgrown: Vec<Memory>,
 }
 
 /// Some ranks that have the same tensors.
@@ -85,12 +87,13 @@ impl Sums {
     /// E0442.
     pub fn new(device: Arc<Device>) -> Result<Sums, ExecError> {
         let (kernels, parts) = (device.sums()?, Memory::new(0).expect("nothing"));
-        Ok(Sums { device, kernels, parts })
+        Ok(Sums { device, kernels, parts, outgrown: Vec::new() })
     }
     /// Memory for so many bytes of parts; what was in it is lost.
     fn room(&mut self, bytes: usize) -> Result<Span, ExecError> {
         if self.parts.len() < bytes {
-            self.parts = allocate(Some(&self.device), bytes, "parts of sums", false)?;
+            let more = allocate(Some(&self.device), bytes.max(2 * self.parts.len()), "parts of sums", false)?;
+            self.outgrown.push(std::mem::replace(&mut self.parts, more));
         }
         Ok(Span { at: self.parts.as_ptr(), bytes })
     }
