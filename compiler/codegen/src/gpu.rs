@@ -16,13 +16,13 @@ use crate::{
     emit::{Machine, block_module},
     llvm, mlir, on_all_cores,
 };
-use access::{exprs, visit};
+use access::each_expr;
 use base::{DType, Dim};
 use graph::op::MapFn;
 pub use hopper::{Extent, TensorMap};
 use plan::{Limits, Plan};
 use std::collections::BTreeSet;
-use tile::{Expr, Kernel, Stmt};
+use tile::{Expr, Kernel};
 
 /// For which GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,23 +136,6 @@ fn check(k: &Kernel) -> Result<(), CodegenError> {
     match found {
         Some(f) => Err(CodegenError(format!("kernel {}: {} of f64 has no code for GPUs", k.name, f.name()))),
         None => Ok(()),
-    }
-}
-
-fn each_expr(body: &[Stmt], see: &mut dyn FnMut(&Expr)) {
-    for s in body {
-        exprs(s, &mut |e| visit(e, see));
-        match s {
-            Stmt::For { body, .. } | Stmt::While { body, .. } => each_expr(body, see),
-            Stmt::If { then, otherwise, .. } => [then, otherwise].into_iter().for_each(|b| each_expr(b, see)),
-            Stmt::Let(..)
-            | Stmt::Var(..)
-            | Stmt::Assign(..)
-            | Stmt::Accumulate(..)
-            | Stmt::Store { .. }
-            | Stmt::Dot(_)
-            | Stmt::Copy(_) => {}
-        }
     }
 }
 

@@ -145,6 +145,23 @@ pub enum Stmt {
     Copy(Copy),
 }
 
+impl Stmt {
+    /// The lists of statements inside of it.
+    pub fn lists(&self) -> [&[Stmt]; 2] {
+        match self {
+            Stmt::For { body, .. } | Stmt::While { body, .. } => [body, &[]],
+            Stmt::If { then, otherwise, .. } => [then, otherwise],
+            Stmt::Let(..)
+            | Stmt::Var(..)
+            | Stmt::Assign(..)
+            | Stmt::Accumulate(..)
+            | Stmt::Store { .. }
+            | Stmt::Dot(_)
+            | Stmt::Copy(_) => [&[], &[]],
+        }
+    }
+}
+
 /// A rectangle of a buffer to scratch or back. Elements of scratch are row-major; element `(r, c)` is at index `at_a` of each axis of the buffer, `r % run`
 /// further along the last but one, `r / run` along the one before, and `c` further along the last. Where an index is outside of its axis, scratch becomes 0, and a buffer stays as
 /// it was. Values are widened and rounded as by a load and a store.

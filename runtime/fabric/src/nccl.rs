@@ -479,9 +479,10 @@ impl<E: Engine> Direct for Links<'_, E> {
         let others = || members.iter().copied().filter(|m| *m != self.rank);
         others().try_for_each(|to| self.store.send(to, tag.channel, &tag.head)).map_err(|e| self.failed(e))?;
         others().try_for_each(|from| self.announced(from, tag))?;
-        let full = |list: &[(usize, Span)]| list.iter().copied().filter(|(_, s)| s.bytes > 0).collect::<Vec<_>>();
-        let mut ops: Vec<Operation> = full(sends).into_iter().map(|(peer, s)| bytes(Call::Send { peer }, s)).collect();
-        ops.extend(full(receives).into_iter().map(|(peer, s)| bytes(Call::Receive { peer }, s)));
+        let sends = sends.iter().map(|(peer, s)| (Call::Send { peer: *peer }, *s));
+        let receives = receives.iter().map(|(peer, s)| (Call::Receive { peer: *peer }, *s));
+        let calls = sends.chain(receives).filter(|(_, s)| s.bytes > 0);
+        let ops: Vec<Operation> = calls.map(|(call, s)| bytes(call, s)).collect();
         if ops.is_empty() {
             return Ok(());
         }

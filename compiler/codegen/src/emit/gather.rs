@@ -120,16 +120,11 @@ pub(super) fn arrivals(r: &Ring) -> u32 {
 pub(super) fn changed(body: &[Stmt], found: &mut BTreeSet<VarId>) {
     for s in body {
         match s {
-            Stmt::Let(v, _) | Stmt::Var(v, _) | Stmt::Assign(v, _) | Stmt::Accumulate(v, ..) => {
+            Stmt::Let(v, _) | Stmt::Var(v, _) | Stmt::Assign(v, _) | Stmt::Accumulate(v, ..) | Stmt::For { var: v, .. } => {
                 found.insert(*v);
             }
-            Stmt::For { var, body, .. } => {
-                found.insert(*var);
-                changed(body, found);
-            }
-            Stmt::While { body, .. } => changed(body, found),
-            Stmt::If { then, otherwise, .. } => [then, otherwise].into_iter().for_each(|b| changed(b, found)),
-            Stmt::Store { .. } | Stmt::Dot(_) | Stmt::Copy(_) => {}
+            Stmt::While { .. } | Stmt::If { .. } | Stmt::Store { .. } | Stmt::Dot(_) | Stmt::Copy(_) => {}
         }
+        s.lists().into_iter().for_each(|b| changed(b, found));
     }
 }

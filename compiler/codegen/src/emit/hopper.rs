@@ -8,7 +8,9 @@ use crate::{
     dot::{Matrix, Tiled},
     gpu::{
         access::{Access, expr_uses},
-        hopper::{GROUP, GROUP_ROWS, Hopper, Ring, STRIP, STRIP_BYTES, copy_bytes, is_load, is_vector, limited_rows, runs},
+        hopper::{
+            GROUP, GROUP_ROWS, Hopper, MAX_COLUMNS, Ring, STRIP, STRIP_BYTES, copy_bytes, is_load, is_vector, limited_rows, runs,
+        },
     },
 };
 use base::DType;
@@ -745,9 +747,6 @@ impl Emitter<'_> {
     }
 }
 
-/// Columns of a product, at most.
-const MAX_COLUMNS: i64 = 256;
-
 fn dots_of<'s>(stmts: &[&'s Stmt]) -> Vec<&'s Dot> {
     stmts.iter().filter_map(|s| if let Stmt::Dot(d) = s { Some(d) } else { None }).collect()
 }
@@ -806,14 +805,7 @@ fn takes_turns(body: &[Stmt], consumers: u32) -> bool {
 }
 
 fn has_loads(body: &[Stmt]) -> bool {
-    body.iter().any(|s| {
-        is_load(s)
-            || match s {
-                Stmt::For { body, .. } | Stmt::While { body, .. } => has_loads(body),
-                Stmt::If { then, otherwise, .. } => has_loads(then) || has_loads(otherwise),
-                _ => false,
-            }
-    })
+    body.iter().any(|s| is_load(s) || s.lists().into_iter().any(has_loads))
 }
 
 fn ring_of(h: &Hopper, c: &Copy) -> usize {

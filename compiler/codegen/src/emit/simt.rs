@@ -21,7 +21,7 @@ use super::{
     trig,
 };
 use crate::gpu::{
-    access::{Access, expr_uses, exprs, visit},
+    access::{Access, each_expr, expr_uses, exprs},
     plan::{GroupSum, Place, Plan, Team, is_row_loop, widest},
     unit::{Units, times_alone},
 };
@@ -148,36 +148,21 @@ impl Simt {
     }
 }
 
-/// Whether statements compare floats or make whole numbers of them: there the least difference may become a step.
-fn has_steps(k: &Kernel, body: &[Stmt]) -> bool {
-    body.iter().any(|s| {
-        let mut found = false;
-        let is_float = |e: &Expr| k.expr_dtype(e).is_float();
-        exprs(s, &mut |e| {
-            visit(e, &mut |e| {
-                found |= match e {
-                    Expr::Map(MapFn::Floor | MapFn::Sign, _) => true,
-                    Expr::Map(MapFn::Eq | MapFn::Ne | MapFn::Lt | MapFn::Le, args) => is_float(&args[0]),
-                    Expr::Map(..) => false,
-                    Expr::Cast(to, x) => !to.is_float() && is_float(x),
-                    Expr::Order(_) => true,
-                    Expr::Const(..) | Expr::Dim(_) | Expr::Var(_) | Expr::Load(..) => false,
-                };
-            });
-        });
-        found
-            || match s {
-                Stmt::For { body, .. } | Stmt::While { body, .. } => has_steps(k, body),
-                Stmt::If { then, otherwise, .. } => has_steps(k, then) || has_steps(k, otherwise),
-                Stmt::Let(..)
-                | Stmt::Var(..)
-                | Stmt::Assign(..)
-                | Stmt::Accumulate(..)
-                | Stmt::Store { .. }
-                | Stmt::Dot(_)
-                | Stmt::Copy(_) => false,
-            }
-    })
+/// Whether a kernel compares floats or makes whole numbers of them: there the least difference may become a step.
+fn has_steps(k: &Kernel) -> bool {
+    let mut found = false;
+    let is_float = |e: &Expr| k.expr_dtype(e).is_float();
+    each_expr(&k.body, &mut |e| {
+        found |= match e {
+            Expr::Map(MapFn::Floor | MapFn::Sign, _) => true,
+            Expr::Map(MapFn::Eq | MapFn::Ne | MapFn::Lt | MapFn::Le, args) => is_float(&args[0]),
+            Expr::Map(..) => false,
+            Expr::Cast(to, x) => !to.is_float() && is_float(x),
+            Expr::Order(_) => true,
+            Expr::Const(..) | Expr::Dim(_) | Expr::Var(_) | Expr::Load(..) => false,
+        };
+    });
+    found
 }
 
 /// The module of some kernels without products, and for each the bytes of shared memory that its reductions take.
@@ -194,7 +179,7 @@ pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], machine: Machine) -> (St
         e.w.gpu = machine == Machine::Gpu;
         let mut written = k.buffers.iter().filter(|b| b.access != ir::Access::Read).peekable();
         let halves = written.peek().is_some() && written.all(|b| matches!(b.dtype, DType::BF16 | DType::F16));
-        e.w.narrow = e.w.gpu && halves && !has_steps(k, &k.body);
+        e.w.narrow = e.w.gpu && halves && !has_steps(k);
         let plan = plan.clone();
         let (since, combined, passed) = (Access::default(), false, 0);
         let copies = machine == Machine::Gpu && plan.rows.is_none() && has_chunks(k, &plan.body);
@@ -1072,16 +1057,6 @@ fn scratch_only(mut a: Access) -> Access {
 }
 
 fn has_vector_loop(body: &[Stmt]) -> bool {
-    body.iter().any(|s| match s {
-        Stmt::For { kind: LoopKind::Vector, .. } => true,
-        Stmt::For { body, .. } | Stmt::While { body, .. } => has_vector_loop(body),
-        Stmt::If { then, otherwise, .. } => has_vector_loop(then) || has_vector_loop(otherwise),
-        Stmt::Let(..)
-        | Stmt::Var(..)
-        | Stmt::Assign(..)
-        | Stmt::Accumulate(..)
-        | Stmt::Store { .. }
-        | Stmt::Dot(_)
-        | Stmt::Copy(_) => false,
-    })
+    let is_one = |s: &Stmt| matches!(s, Stmt::For { kind: LoopKind::Vector, .. });
+    body.iter().any(|s| is_one(s) || s.lists().into_iter().any(has_vector_loop))
 }

@@ -196,20 +196,7 @@ impl<'a> Chunk<'a> {
 
 /// Whether statements may copy chunks.
 pub(super) fn has_chunks(k: &Kernel, body: &[Stmt]) -> bool {
-    body.iter().any(|s| {
-        Chunk::new(k, s).is_some()
-            || match s {
-                Stmt::For { body, .. } | Stmt::While { body, .. } => has_chunks(k, body),
-                Stmt::If { then, otherwise, .. } => has_chunks(k, then) || has_chunks(k, otherwise),
-                Stmt::Let(..)
-                | Stmt::Var(..)
-                | Stmt::Assign(..)
-                | Stmt::Accumulate(..)
-                | Stmt::Store { .. }
-                | Stmt::Dot(_)
-                | Stmt::Copy(_) => false,
-            }
-    })
+    body.iter().any(|s| Chunk::new(k, s).is_some() || s.lists().into_iter().any(|b| has_chunks(k, b)))
 }
 
 /// The greatest multiple that matters.

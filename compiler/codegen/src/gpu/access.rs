@@ -82,6 +82,14 @@ pub(crate) fn exprs<'s>(s: &'s Stmt, see: &mut dyn FnMut(&'s Expr)) {
     }
 }
 
+/// The expressions of statements and of those inside, and their parts.
+pub(crate) fn each_expr(body: &[Stmt], see: &mut dyn FnMut(&Expr)) {
+    for s in body {
+        exprs(s, &mut |e| visit(e, see));
+        s.lists().into_iter().for_each(|b| each_expr(b, see));
+    }
+}
+
 /// An expression and its parts.
 pub(crate) fn visit<'e>(e: &'e Expr, see: &mut dyn FnMut(&'e Expr)) {
     see(e);

@@ -31,6 +31,8 @@ pub(crate) const STRIP_BYTES: i64 = 128;
 const ALIGN: usize = 1024;
 /// Other scratch begins at multiples of this. # Units: bytes.
 const SCRATCH_ALIGN: usize = super::plan::ALIGN;
+/// Columns of a product, at most.
+pub(crate) const MAX_COLUMNS: i64 = 256;
 /// Turns of a ring.
 const MAX_STAGES: usize = 8;
 /// Elements that a warp group may hold, if three or four share a processor.
@@ -345,7 +347,7 @@ fn consumers_of(k: &Kernel, held: &[bool], d: &Dot) -> Option<u32> {
         (1, c) => c == rows && rows % STRIP == 0,
         _ => false,
     };
-    let fits = m % GROUP_ROWS == 0 && (1..=3).contains(&(m / GROUP_ROWS)) && n % 8 == 0 && n <= 256 && depth % 16 == 0;
+    let fits = m % GROUP_ROWS == 0 && (1..=3).contains(&(m / GROUP_ROWS)) && n % 8 == 0 && n <= MAX_COLUMNS && depth % 16 == 0;
     let lies = (held[t.a.scratch] || lies(&t.a, m, depth)) && lies(&t.b, depth, n);
     (fits && lies && held[t.c.scratch] && t.fits_tensor_cores(k)).then_some((m / GROUP_ROWS) as u32)
 }

@@ -521,12 +521,8 @@ fn copied_out(body: &[Stmt]) -> Vec<(usize, [i64; 2])> {
 }
 
 fn is_copied(body: &[Stmt], mem: Mem) -> bool {
-    body.iter().any(|s| match s {
-        Stmt::Copy(c) => c.to == mem,
-        Stmt::For { body, .. } | Stmt::While { body, .. } => is_copied(body, mem),
-        Stmt::If { then, otherwise, .. } => is_copied(then, mem) || is_copied(otherwise, mem),
-        _ => false,
-    })
+    let into = |s: &Stmt| matches!(s, Stmt::Copy(c) if c.to == mem);
+    body.iter().any(|s| into(s) || s.lists().into_iter().any(|b| is_copied(b, mem)))
 }
 
 /// Whether a vector loop of so many turns is over the rows of held tiles: it touches what there is one of for each, or has loops over columns.
