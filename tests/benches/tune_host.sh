@@ -8,6 +8,7 @@ cd "$(dirname "$0")/../.."
 lode=${LODE:-target/release/lode}
 table=compiler/tile/tuning/host.txt
 new=$(mktemp)
+comments=$(grep '^#' $table)
 trap 'rm -f "$new"' EXIT
 grep -v '^time ' $table | grep -v '^#' > "$new"
 
@@ -24,7 +25,7 @@ for _ in $(seq "${ROUNDS:-3}"); do
 done
 {
   # Comments stay where they were.
-  grep -v '^time ' "$new" | awk -v comments="$(grep '^#' $table)" '{ print } /^device / { print comments }'
+  grep -v '^time ' "$new" | awk -v comments="$comments" '{ print } /^device / { print comments }'
   awk -v least="${LEAST:-100000}" '/^time / && $5 >= least' "$new"
 } > $table
 grep -c '^time ' $table
