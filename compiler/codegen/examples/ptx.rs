@@ -195,7 +195,7 @@ fn products() -> Vec<Kernel> {
     for (dtype, k) in [(DType::BF16, 136), (DType::F32, 30)] {
         for rows in [Some(false), Some(true), None] {
             let extents = [Dim::from(5), Dim::sym("M"), Dim::from(k), Dim::from(72)];
-            all.push(gpu_grouped(&Grouped { dtype, extents, rows, accumulate: false, aligned: true }, None));
+            all.push(gpu_grouped(&Grouped { dtype, extents, further: Vec::new(), rows, accumulate: false, aligned: true }, None));
         }
     }
     all.push(gated(Dim::from(5), [136, 72], true, None));
@@ -239,7 +239,10 @@ fn large_grouped() -> Vec<Kernel> {
     for [groups, k, n] in [[128, 2048, 1536], [128, 768, 2048], [32, 7168, 4096], [32, 2048, 7168]] {
         for rows in [Some(true), Some(false), None] {
             let extents = [Dim::from(groups), Dim::sym("R"), Dim::from(k), Dim::from(n)];
-            all.push(gpu_grouped(&Grouped { dtype: DType::BF16, extents, rows, accumulate: false, aligned: true }, None));
+            all.push(gpu_grouped(
+                &Grouped { dtype: DType::BF16, extents, further: Vec::new(), rows, accumulate: false, aligned: true },
+                None,
+            ));
         }
     }
     for [groups, k, n] in [[128, 2048, 768], [32, 7168, 2048]] {
@@ -257,7 +260,7 @@ fn gated(groups: Dim, [k, n]: [i64; 2], kept: bool, taken: Option<Dim>) -> Kerne
         .map(|r| (*r, DType::BF16))
         .collect();
     let extents = [groups, Dim::sym("R"), Dim::from(k), Dim::from(n)];
-    let p = Grouped { dtype: DType::BF16, extents, rows: Some(true), accumulate: false, aligned: true };
+    let p = Grouped { dtype: DType::BF16, extents, further: Vec::new(), rows: Some(true), accumulate: false, aligned: true };
     gpu_grouped_map(&p, &Epilogue { taken, matrices: 2, operands: Vec::new(), results, map: Some(&gate), units: None }, None)
 }
 

@@ -814,7 +814,12 @@ impl Lowerer<'_> {
         let class = if rows.is_some() { Class::GroupedProduct } else { Class::GroupedOuter };
         let [groups, all, k, n] = extents.clone();
         let work = Work { class, dtype, shape: vec![groups, all, n, k] };
-        self.launch(gpu_grouped(&Grouped { dtype, extents, rows, accumulate, aligned }, None), views, origin, work)
+        self.launch(
+            gpu_grouped(&Grouped { dtype, extents, further: Vec::new(), rows, accumulate, aligned }, None),
+            views,
+            origin,
+            work,
+        )
     }
     /// A contiguous copy with its axes in another order.
     fn reorder(&mut self, b: &mut Body, view: &StridedView, from: &[char], to: &[char], dtype: DType) -> StridedView {

@@ -3,13 +3,16 @@
 //! a target's cost to say.
 
 use super::{
-    Class, Family, How, Rule,
+    Class, Family, How, Rule, directed,
     regions::{Inside, dependents, region, region_with},
 };
 use crate::rewrite::{Site, Term};
 use base::{DType, TensorType};
 use egg::Id;
-use graph::{Op, op::Form};
+use graph::{
+    Op,
+    op::{Form, MapFn},
+};
 use std::{borrow::Cow, collections::BTreeSet};
 
 /// The table.
@@ -18,6 +21,13 @@ pub fn rules() -> Vec<Rule> {
     vec![
         rule("map-of-contracts", Family::Fusion, "contract"),
         rule("map-of-grouped-contracts", Family::Experts, "grouped_contract"),
+        directed("add-of-grouped-contracts", Family::Experts, Class::Reassociates, "map", add_of_grouped_contracts),
+        Rule {
+            name: "grouped-contract-of-joined",
+            family: Family::Experts,
+            class: Class::Exact,
+            how: How::Outline("grouped_contract", product_of_joined),
+        },
         Rule {
             name: "map-of-contract-columns",
             family: Family::Attention,
@@ -296,6 +306,62 @@ fn regions_of(site: &Site, used: &Products, maps: Vec<Inside>, results: &[Id]) -
         }
     }
     found
+}
+
+/// The summed axis of the matrices of ragged products.
+fn terms_axis(transposed: bool) -> usize {
+    if transposed { 2 } else { 1 }
+}
+
+// x·u + y·w = [x y]·[u; w] of ragged rows: what gate and up give to the rows is one product, summed in one go.
+fn add_of_grouped_contracts(site: &Site) -> Vec<Term> {
+    let Op::Map(MapFn::Add) = site.op else { return Vec::new() };
+    let products = |class: Id| {
+        let defs = site.defs(class).filter_map(|(op, of)| match &*op {
+            Op::GroupedContract { transposed } => Some((*transposed, of.to_vec())),
+            _ => None,
+        });
+        defs.collect::<Vec<_>>()
+    };
+    let joined = |class: Id| site.defs(class).any(|(op, _)| matches!(*op, Op::Concat(_)));
+    let right = products(site.children[1]);
+    let mut found = Vec::new();
+    for (transposed, a) in products(site.children[0]) {
+        for (_, b) in right.iter().filter(|(t, b)| *t == transposed && site.same(a[2], b[2])) {
+            // What is joined already is not joined again, nor is a product with itself.
+            if [a[0], b[0]].into_iter().any(joined) || site.same(a[0], b[0]) {
+                continue;
+            }
+            let concat = |axis, x: Id, y: Id| Term::Op(Op::Concat(axis), vec![x.into(), y.into()]);
+            let of = vec![concat(1, a[0], b[0]), concat(terms_axis(transposed), a[1], b[1]), a[2].into()];
+            found.push(Term::Op(Op::GroupedContract { transposed }, of));
+        }
+    }
+    found
+}
+
+// [x y]·[u; w] of ragged rows: part by part, nothing is joined in memory.
+fn product_of_joined(site: &Site) -> Vec<(Id, Term)> {
+    let Op::GroupedContract { transposed } = site.op else { return Vec::new() };
+    let parts = |class: Id, axis: usize| {
+        let mut defs = site.defs(class);
+        defs.find(|(op, _)| matches!(**op, Op::Concat(a) if a == axis)).map(|(op, of)| (op.into_owned(), of.to_vec()))
+    };
+    let axis = terms_axis(*transposed);
+    let [rows, matrix, offsets] = [0, 1, 2].map(|i| site.egraph.find(site.children[i]));
+    let (Some(xs), Some(ws)) = (parts(rows, 1), parts(matrix, axis)) else { return Vec::new() };
+    let terms = |(_, of): &(Op, Vec<Id>), axis: usize| of.iter().map(|c| site.ty_of(*c).shape[axis].clone()).collect::<Vec<_>>();
+    if terms(&xs, 1) != terms(&ws, axis) {
+        return Vec::new();
+    }
+    let mut order: Vec<Inside> = Vec::new();
+    for class in xs.1.iter().chain(&ws.1).map(|c| site.egraph.find(*c)).chain([offsets]) {
+        if !order.iter().any(|(c, _)| *c == class) {
+            order.push((class, None));
+        }
+    }
+    order.extend([(rows, Some(xs)), (matrix, Some(ws)), (site.class, Some((site.op.clone(), site.children.to_vec())))]);
+    region(site, Form::Product, &order, &[site.class]).terms()
 }
 
 // [f(x·w₁, x·w₂, …) g(x·w₁, x·w₂, …)] = one product with [w₁ w₂], mapped where it is summed: maps of some columns of each of several, as of each head,

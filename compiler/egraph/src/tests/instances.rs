@@ -104,6 +104,17 @@ const OF_MIXTURE: [&str; 9] = [
     "float K M",
 ];
 
+/// Two values of rows, matrices of each as both orientations have them, and choices.
+const OF_TWO_PRODUCTS: [&str; 7] =
+    ["float B K", "float B L", "float 3 K M", "float 3 M K", "float 3 L M", "float 3 M L", "i32 B 1"];
+
+/// The sum of two products of ragged rows: the rows and the matrices of each, and where its groups begin.
+fn sum_of_ragged(b: &mut Builder, products: [[Value; 2]; 2], offsets: [Value; 2], transposed: bool) -> Value {
+    let op = Op::GroupedContract { transposed };
+    let [p, q] = [0, 1].map(|i| b.op(op.clone(), &[products[i][0], products[i][1], offsets[i]]));
+    b.add(p, q)
+}
+
 /// A mixture of experts and an expert that every token has, with the gates of both: whether the factors are in the other order.
 fn mixture(b: &mut Builder, a: &[Value], own: [Value; 3], swapped: [bool; 2], rows: Value) -> Value {
     let of_x = shape(b, a[0]);
@@ -468,6 +479,22 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let h = b.mul(s, u);
         vec![product(b, h, a[3]), b.map(MapFn::Exp, &[u]), u]
     }),
+    // Both orientations of the matrices, of rows that some expert has, and of as many terms or not.
+    ("add-of-grouped-contracts", &OF_TWO_PRODUCTS, |b, a| {
+        let offsets = b.node(Op::Route { groups: 3 }, &[a[6]])[0];
+        [false, true]
+            .map(|t| sum_of_ragged(b, [[a[0], a[2 + usize::from(t)]], [a[1], a[4 + usize::from(t)]]], [offsets; 2], t))
+            .to_vec()
+    }),
+    ("grouped-contract-of-joined", &OF_TWO_PRODUCTS, |b, a| {
+        let offsets = b.node(Op::Route { groups: 3 }, &[a[6]])[0];
+        let x = b.op(Op::Concat(1), &[a[0], a[1]]);
+        let product = |b: &mut Builder, of: [Value; 2], transposed: bool| {
+            let w = b.op(Op::Concat(if transposed { 2 } else { 1 }), &of);
+            b.op(Op::GroupedContract { transposed }, &[x, w, offsets])
+        };
+        vec![product(b, [a[2], a[4]], false), product(b, [a[3], a[5]], true)]
+    }),
     // Gate and up of the same rows, a factor for each row and a bias for each column, the up product being wanted besides; and a residual, to which
     // what is widened for its product is added.
     (
@@ -593,6 +620,44 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
         let most = b.broadcast(most, &shape, &[0]);
         vec![b.map(MapFn::Sub, &[g, most])]
     }),
+    (
+        "a sum of products of other groups",
+        &["add-of-grouped-contracts"],
+        &["f32 B K", "f32 B K", "f32 3 K M", "f32 3 K M", "i32 B 1", "i32 B 1"],
+        |b, a| {
+            let offsets = [a[4], a[5]].map(|idx| b.node(Op::Route { groups: 3 }, &[idx])[0]);
+            vec![sum_of_ragged(b, [[a[0], a[2]], [a[1], a[3]]], offsets, false)]
+        },
+    ),
+    (
+        "a product of the same rows twice",
+        &["add-of-grouped-contracts"],
+        &["f32 B K", "f32 3 K M", "f32 3 K M", "i32 B 1"],
+        |b, a| {
+            let offsets = b.node(Op::Route { groups: 3 }, &[a[3]])[0];
+            vec![sum_of_ragged(b, [[a[0], a[1]], [a[0], a[2]]], [offsets; 2], false)]
+        },
+    ),
+    (
+        "a product whose rows alone are joined",
+        &["grouped-contract-of-joined"],
+        &["f32 B 4", "f32 B 4", "f32 3 8 M", "i32 B 1"],
+        |b, a| {
+            let offsets = b.node(Op::Route { groups: 3 }, &[a[3]])[0];
+            let x = b.op(Op::Concat(1), &[a[0], a[1]]);
+            vec![b.op(Op::GroupedContract { transposed: false }, &[x, a[2], offsets])]
+        },
+    ),
+    (
+        "rows and matrices that are joined at other places",
+        &["grouped-contract-of-joined"],
+        &["f32 B 4", "f32 B 8", "f32 3 8 M", "f32 3 4 M", "i32 B 1"],
+        |b, a| {
+            let offsets = b.node(Op::Route { groups: 3 }, &[a[4]])[0];
+            let (x, w) = (b.op(Op::Concat(1), &[a[0], a[1]]), b.op(Op::Concat(1), &[a[2], a[3]]));
+            vec![b.op(Op::GroupedContract { transposed: false }, &[x, w, offsets])]
+        },
+    ),
     ("a map of rows, and no product", &["map-of-grouped-contracts"], &["f32 B K", "f32 3 K K", "i32 B 1"], |b, a| {
         let offsets = b.node(Op::Route { groups: 3 }, &[a[2]])[0];
         let x = b.map(MapFn::Silu, &[a[0]]);

@@ -56,6 +56,8 @@ pub struct Grouped {
     pub dtype: DType,
     /// Groups, rows, k, n.
     pub extents: [Dim; 4],
+    /// Terms of products with further rows and matrices that are added to those of the one matrix, of rows of a result alone: buffers x, w, x1, w1, ….
+    pub further: Vec<Dim>,
     /// Rows into y `[rows, n]`, w being `[groups, n, k]` if that is `Some(true)`; else outer products into w.
     pub rows: Option<bool>,
     /// Whether outer products are added to w.
@@ -406,27 +408,41 @@ pub fn gpu_grouped_map(p: &Grouped, epilogue: &Epilogue, tiling: Option<Tiling>)
     rows(p, transposed, epilogue, tiling)
 }
 
-/// `y[r] = x[r]·w[group of r]`. Tiles are of rows of one group; what no group has is 0.
+/// `y[r] = x[r]·w[group of r]` (and more of such). Tiles are of rows of one group; what no group has is 0.
 fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tiling>) -> Kernel {
     let mut b = Build::new("grouped");
     let [groups, rows, k, n] = &p.extents;
     let one = Dim::from(1);
-    let matrix = k.clone() * n.clone();
     let of_x = epilogue.taken.as_ref().unwrap_or(rows);
-    let x = Shape { extents: [of_x, k], strides: [k, &one], batch: Vec::new(), aligned: p.aligned };
-    let strides = if transposed { [&one, k] } else { [n, &one] };
-    let w = Shape { extents: [k, n], strides, batch: vec![(groups, &matrix)], aligned: p.aligned };
+    let all_terms: Vec<&Dim> = [k].into_iter().chain(&p.further).collect();
+    let matrix_elems: Vec<Dim> = all_terms.iter().map(|k| (*k).clone() * n.clone()).collect();
+    let rows_of = |k| Shape { extents: [of_x, k], strides: [k, &one], batch: Vec::new(), aligned: p.aligned };
+    let matrix_of = |i: usize| {
+        let k = all_terms[i];
+        let strides = if transposed { [&one, k] } else { [n, &one] };
+        Shape { extents: [k, n], strides, batch: vec![(groups, &matrix_elems[i])], aligned: p.aligned }
+    };
+    let shapes: Vec<[Shape; 2]> = (0..all_terms.len()).map(|i| [rows_of(all_terms[i]), matrix_of(i)]).collect();
     let y = Shape { extents: [rows, n], strides: [n, &one], batch: Vec::new(), aligned: p.aligned };
-    let copies = x.copies(p.dtype) && w.copies(p.dtype);
+    let copies = shapes.iter().flatten().all(|s| s.copies(p.dtype));
     let t = tiling.unwrap_or_else(|| Tiling::choose(p.dtype, rows, n, copies).beside(epilogue.matrices));
-    let xm = b.read("x", p.dtype, x.elems());
-    let wms: Vec<Mem> = (0..epilogue.matrices).map(|i| b.read(&epilogue.name("w", i), p.dtype, w.elems())).collect();
+    let mut brought = Vec::new();
+    for (i, [x, w]) in shapes.iter().enumerate() {
+        let (of_rows, matrices) = if i == 0 { ("x".to_string(), epilogue.matrices) } else { (format!("x{i}"), 1) };
+        let name = |j| if i == 0 { epilogue.name("w", j) } else { format!("w{i}") };
+        let xm = b.read(&of_rows, p.dtype, x.elems());
+        let wms: Vec<Mem> = (0..matrices).map(|j| b.read(&name(j), p.dtype, w.elems())).collect();
+        brought.push((xm, wms));
+    }
     let index = epilogue.taken.as_ref().map(|_| b.read("index", DType::I32, rows.clone()));
     let offsets = b.read("offsets", DType::I32, groups.clone() + Dim::from(1));
     let [operands, yms] = epilogue.buffers(&mut b, "y", &y.elems());
-    let mut x = x.matrix(&mut b, xm, copies);
-    x.index = index.map(|m| if let Mem::Buffer(i) = m { i } else { base::bug!("a buffer") });
-    let ws: Vec<Matrix> = wms.into_iter().map(|m| w.matrix(&mut b, m, copies)).collect();
+    let index = index.map(|m| if let Mem::Buffer(i) = m { i } else { base::bug!("a buffer") });
+    let mut terms = Vec::new();
+    for ([x, w], (xm, wms)) in shapes.iter().zip(brought) {
+        let x = Matrix { index, ..x.matrix(&mut b, xm, copies) };
+        terms.push((x, wms.into_iter().map(|m| w.matrix(&mut b, m, copies)).collect::<Vec<Matrix>>()));
+    }
     let mut results: Vec<Matrix> =
         yms.into_iter().zip(&epilogue.results).map(|(m, (_, d))| y.matrix(&mut b, m, y.copies(*d))).collect();
     let wide = n.ceil_div(&Dim::from(t.n));
@@ -458,9 +474,12 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
     for y in results.iter_mut() {
         y.axes[0].0 = limit.clone();
     }
-    let pieces = k.ceil_div(&Dim::from(t.k));
-    let pieces = b.dim(&pieces);
-    let pieces = b.bind(Expr::select(Expr::lt(group.clone(), groups), pieces, Expr::int(0)));
+    let has_group = b.bind(Expr::lt(group.clone(), groups));
+    let pieces = |k: &&Dim| {
+        let pieces = b.dim(&k.ceil_div(&Dim::from(t.k)));
+        b.bind(Expr::select(has_group.clone(), pieces, Expr::int(0)))
+    };
+    let pieces: Vec<Expr> = all_terms.iter().map(pieces).collect();
     let elems = Expr::int(t.m * t.n);
     let sums: Vec<Mem> =
         (0..epilogue.matrices).map(|i| b.scratch(&epilogue.name("c", i), p.dtype.accumulator(), t.m * t.n)).collect();
@@ -472,19 +491,21 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
         for sums in &sums {
             b.fill(*sums, elems.clone(), Build::f(p.dtype.accumulator(), 0.0));
         }
-        b.range(pieces, |b, piece| {
-            let l = b.bind(piece * Expr::int(t.k));
-            let batch = [group.clone()];
-            x.copy(b, at, [t.m, t.k], [&row, &l], &batch, false);
-            for (w, bt) in ws.iter().zip(&bts) {
-                w.copy(b, *bt, [t.k, t.n], [&l, &col], &batch, false);
-            }
-            for ((w, bt), sums) in ws.iter().zip(&bts).zip(&sums) {
-                let extents = [t.m, t.n, t.k].map(Expr::int);
-                let (left, right, sums) = (x.tile(at, [t.m, t.k]), w.tile(*bt, [t.k, t.n]), tile(*sums, Expr::int(0), t.n));
-                b.dot_rows(extents, left, right, sums, counted.clone());
-            }
-        });
+        for ((x, ws), pieces) in terms.iter().zip(pieces) {
+            b.range(pieces, |b, piece| {
+                let l = b.bind(piece * Expr::int(t.k));
+                let batch = [group.clone()];
+                x.copy(b, at, [t.m, t.k], [&row, &l], &batch, false);
+                for (w, bt) in ws.iter().zip(&bts) {
+                    w.copy(b, *bt, [t.k, t.n], [&l, &col], &batch, false);
+                }
+                for ((w, bt), sums) in ws.iter().zip(&bts).zip(&sums) {
+                    let extents = [t.m, t.n, t.k].map(Expr::int);
+                    let (left, right) = (x.tile(at, [t.m, t.k]), w.tile(*bt, [t.k, t.n]));
+                    b.dot_rows(extents, left, right, tile(*sums, Expr::int(0), t.n), counted.clone());
+                }
+            });
+        }
         let whole = [false, is_multiple(n, t.n)];
         let extents = [limit.clone(), columns.clone()];
         let tile = Tile { t, sums: &sums, held: &held, dtype: p.dtype, at: [&row, &col], batch: &[], extents, whole };

@@ -1,7 +1,7 @@
 //! Regions of the form `product` as one kernel, for a device on which products are kernels: products of the same rows, dense or ragged with each
 //! its group's matrices, and maps of them at each element, which may read others' values there. Rows of ragged products that are taken by index
-//! inside come with their loads and are never stored; operands of dense ones that are widened inside are multiplied as they are (`narrow`). See
-//! `kernels::gpu_product::Epilogue`.
+//! inside come with their loads and are never stored; operands of dense ones that are widened inside are multiplied as they are (`narrow`); what is joined inside
+//! along the summed axis of ragged ones is multiplied part by part. See `kernels::gpu_product::Epilogue`.
 
 use super::{Body, Lowerer, is_aligned};
 use crate::{
@@ -33,6 +33,8 @@ pub(crate) struct Products<'a> {
     x: Value,
     /// The arguments that they are multiplied by.
     matrices: Vec<Value>,
+    /// Further rows and matrices, arguments, that lie behind those along the summed axis: of one product of ragged rows.
+    further: Vec<[Value; 2]>,
     /// What the maps read beside the products: arguments.
     operands: Vec<Value>,
     /// If maps are of some columns with others: how these lie.
@@ -82,6 +84,11 @@ fn units(func: &Func, products: &[NodeId], kind: &Kind) -> Option<Units> {
     (unit % 8 == 0 && has_tiling).then_some(Units { unit, period })
 }
 
+/// The summed axis of the matrices of ragged products.
+fn terms_axis(transposed: bool) -> usize {
+    if transposed { 2 } else { 1 }
+}
+
 /// The greatest common divisor.
 fn common(a: i64, b: i64) -> i64 {
     if b == 0 { a } else { common(b, a % b) }
@@ -104,8 +111,24 @@ impl<'a> Products<'a> {
             }
             _ => Some((arg(v)?, false)),
         };
+        // Parts that are joined along an axis.
+        let joined = |v: Value, axis: usize| match &func.def(v).op {
+            Op::Concat(a) if *a == axis => func.def(v).inputs.iter().map(|p| arg(*p)).collect::<Option<Vec<Value>>>(),
+            _ => None,
+        };
+        let mut further = Vec::new();
         let (kind, (x, widened)) = match &first.op {
             Op::Contract(spec) => (Kind::Dense(spec), operand(rows)?),
+            Op::GroupedContract { transposed } if products.len() == 1 && matches!(func.def(rows).op, Op::Concat(_)) => {
+                let axis = terms_axis(*transposed);
+                let (xs, ws) = (joined(rows, 1)?, joined(first.inputs[1], axis)?);
+                let of_xs = xs.iter().map(|x| &func.ty(*x).shape[1]);
+                if !of_xs.eq(ws.iter().map(|w| &func.ty(*w).shape[axis])) {
+                    return None;
+                }
+                further.extend(xs.iter().zip(&ws).skip(1).map(|(x, w)| [*x, *w]));
+                (Kind::Ragged { transposed: *transposed, index: None, offsets: arg(first.inputs[2])? }, (xs[0], false))
+            }
             Op::GroupedContract { transposed } => {
                 let (x, index) = match func.def(rows) {
                     node if matches!(node.op, Op::Gather { batch: 0 }) => (node.inputs[0], Some(arg(node.inputs[1])?)),
@@ -121,7 +144,10 @@ impl<'a> Products<'a> {
         for id in &products {
             let node = &func.nodes[*id];
             let alike = node.op == first.op && node.inputs[0] == rows && node.inputs.get(2) == first.inputs.get(2);
-            let (w, as_x) = operand(node.inputs[1])?;
+            let (w, as_x) = match &func.def(node.inputs[1]).op {
+                Op::Concat(_) if !further.is_empty() => (func.def(node.inputs[1]).inputs[0], false),
+                _ => operand(node.inputs[1])?,
+            };
             let lies_alike = func.ty(w) == func.ty(*matrices.first().unwrap_or(&w)) && func.ty(w).dtype == func.ty(x).dtype;
             if !alike || node.types[0] != *ty || as_x != widened || !lies_alike {
                 return None;
@@ -159,10 +185,11 @@ impl<'a> Products<'a> {
         let held = Epilogue::fits(func.ty(x).dtype, products.len(), &mapped);
         let fits =
             held && products.len() <= MOST_MATRICES && ty.dtype != DType::E4M3 && func.outputs.iter().all(|o| given(o.value));
-        let by_columns = func.nodes.values().any(|n| is_of_columns(&n.op, &n.types[0]));
+        let by_columns =
+            func.nodes.iter().any(|(id, n)| is_of_columns(&n.op, &n.types[0]) && !inside.iter().any(|v| v.node == id));
         let narrow = matches!(func.ty(x).dtype, DType::BF16 | DType::F16);
         let units = if by_columns { Some(units(func, &products, &kind).filter(|_| narrow && mapped.len() == 1)?) } else { None };
-        let found = Products { func, products, kind, x, matrices, operands, units };
+        let found = Products { func, products, kind, x, matrices, further, operands, units };
         // What is summed in parts is whole nowhere to be mapped.
         (fits && found.dense_extents().is_none_or(|(_, e)| Product::parts_of(found.dtype(), &e) == 1)).then_some(found)
     }
@@ -209,10 +236,15 @@ impl<'a> Products<'a> {
             (Kind::Dense(_), Some((batch, [m, n, k]))) => (Class::Product, vec![batch, m, n * count, k]),
             _ => {
                 let [groups, rows, k, n] = self.ragged_extents();
+                let k = self.further_terms().into_iter().fold(k, |k, more| k + more);
                 (Class::GroupedProduct, vec![groups, rows, n * count, k])
             }
         };
         Work { class, dtype: self.dtype(), shape }
+    }
+    /// The terms of what lies behind along the summed axis.
+    fn further_terms(&self) -> Vec<Dim> {
+        self.further.iter().map(|[x, _]| self.ty(*x).shape[1].clone()).collect()
     }
     /// Of ragged products groups, rows, k, n.
     fn ragged_extents(&self) -> [Dim; 4] {
@@ -405,14 +437,15 @@ impl Lowerer<'_> {
             Kind::Ragged { transposed, index, offsets } => {
                 let mut views = vec![self.dense(b, operand(p.x)).at];
                 views.extend(p.matrices.iter().map(|w| self.dense(b, operand(*w)).at).collect::<Vec<_>>());
+                views.extend(p.further.iter().flatten().map(|v| self.dense(b, operand(*v)).at).collect::<Vec<_>>());
                 let aligned = aligned_results && views.iter().all(|v| is_aligned(v, p.dtype()));
                 views.extend(index.map(|i| self.dense(b, operand(i)).at));
                 views.push(self.dense(b, operand(offsets)).at);
                 epilogue.taken = index.map(|_| p.ty(p.x).shape[0].clone());
                 let map = maps(vec![vec![0], vec![1]]);
                 epilogue.map = Some(&map);
-                let grouped =
-                    Grouped { dtype: p.dtype(), extents: p.ragged_extents(), rows: Some(transposed), accumulate: false, aligned };
+                let (dtype, extents, further) = (p.dtype(), p.ragged_extents(), p.further_terms());
+                let grouped = Grouped { dtype, extents, further, rows: Some(transposed), accumulate: false, aligned };
                 (gpu_grouped_map(&grouped, &epilogue, None), views)
             }
         };

@@ -466,6 +466,28 @@ fn maps_of_products_of_experts_are_one_kernel() {
 }
 
 #[test]
+fn products_of_joined_rows_are_one_kernel() {
+    // Rows and matrices joined along the summed axis, of as many terms or not, both ways that matrices lie.
+    for (transposed, gate, up) in [(true, "bf16[3, 24, 16]", "bf16[3, 24, 40]"), (false, "bf16[3, 16, 24]", "bf16[3, 40, 24]")] {
+        let mut f = Func::new("f");
+        let args = ["bf16[N, 16]", "bf16[N, 40]", gate, up, "i32[N, 1]"];
+        let a: Vec<Value> = args.iter().enumerate().map(|(i, t)| f.arg(&format!("a{i}"), Role::Input, ty(t))).collect();
+        let mut b = Builder::new(&mut f);
+        let offsets = b.node(Op::Route { groups: 3 }, &[a[4]])[0];
+        let rows = b.op(Op::Concat(1), &[a[0], a[1]]);
+        let matrices = b.op(Op::Concat(if transposed { 2 } else { 1 }), &[a[2], a[3]]);
+        let y = b.op(Op::GroupedContract { transposed }, &[rows, matrices, offsets]);
+        let y = outlined(&mut b, &[rows, matrices, y], &[y])[0];
+        f.output("y", Role::Result, y);
+        graph::passes::prune_dead(&mut f);
+        compare(f.clone(), &[("N", 7)]);
+        let lowered = on_gpu(&f);
+        let grouped: Vec<_> = lowered.kernels.iter().filter(|k| k.name.contains("grouped")).map(names).collect();
+        assert_eq!(grouped, [["x", "w", "x1", "w1", "offsets", "y"]]);
+    }
+}
+
+#[test]
 fn regions_of_other_products_are_taken_apart() {
     // Rows that are mapped themselves, products of other rows, or of matrices that lie the other way.
     for way in 0..3 {

@@ -143,6 +143,7 @@ fn ragged_rows_with_empty_groups_and_all_in_one() {
             let p = Grouped {
                 dtype,
                 extents: [Dim::from(groups as i64), Dim::sym("R"), Dim::from(k), Dim::from(n)],
+                further: Vec::new(),
                 rows: Some(transposed),
                 accumulate: false,
                 aligned: true,
@@ -171,6 +172,13 @@ fn ragged_rows_with_empty_groups_and_all_in_one() {
             let kernel = gpu_grouped(&p, None);
             let got = last(&kernel, vec![x.clone(), w.clone(), at.clone(), vec![f64::NAN; want.len()]], &dims);
             assert_near("y", &got, &want, near);
+            // With more rows and matrices, which are halves here.
+            let of_more = [w.iter().map(|x| x / 2.0).collect::<Vec<f64>>(), vec![f64::NAN; want.len()]];
+            let more = Grouped { further: vec![Dim::from(k)], ..p.clone() };
+            let [w1, nothing] = of_more;
+            let got = last(&gpu_grouped(&more, None), vec![x.clone(), w.clone(), x.clone(), w1, at.clone(), nothing], &dims);
+            let halves: Vec<f64> = want.iter().map(|x| x * 1.5).collect();
+            assert_near("y, of more", &got, &halves, near);
             let kernel = gpu_grouped(&Grouped { rows: None, ..p.clone() }, None);
             let rounded: Vec<f64> = sums.iter().map(|x| dtype.round(*x)).collect();
             let got = last(&kernel, vec![x.clone(), y.clone(), at.clone(), vec![f64::NAN; sums.len()]], &dims);
@@ -194,6 +202,7 @@ fn gated_products_of_ragged_rows() {
         let p = Grouped {
             dtype,
             extents: [Dim::from(4), Dim::sym("R"), Dim::from(k), Dim::from(n)],
+            further: Vec::new(),
             rows: Some(transposed),
             accumulate: false,
             aligned: true,
