@@ -88,6 +88,13 @@ impl Gpu {
         let finite = Finite::new(&context)?;
         Ok(Gpu { context, loaded: Arc::new(Loaded { functions, finite, _modules: modules }) })
     }
+    /// The same device with a stream of its own: what is started here and there is in no order.
+    ///
+    /// # Errors
+    /// E0441.
+    pub fn beside(&self) -> Result<Gpu, DeviceError> {
+        Ok(Gpu { context: Context::new(self.context.info.ordinal)?, loaded: self.loaded.clone() })
+    }
     /// What it is.
     pub fn info(&self) -> &GpuInfo {
         &self.context.info
@@ -133,6 +140,15 @@ impl Gpu {
         // SAFETY: both were created and live.
         self.context.call(|| unsafe { result::event::record(handle, self.context.stream) }).map_err(failed)?;
         Ok(event)
+    }
+    /// Waits for a moment: what was started after it may still be under way.
+    ///
+    /// # Errors
+    /// E0443.
+    pub fn wait_for(&self, event: &Event) -> Result<(), DeviceError> {
+        // SAFETY: it was created and recorded.
+        let over = self.context.call(|| unsafe { result::event::synchronize(event.handle) });
+        over.map_err(|e| Context::error("a step", e))
     }
     /// The time between two moments that are over. # Units: nanoseconds.
     pub fn nanoseconds(&self, from: &Event, to: &Event) -> f64 {

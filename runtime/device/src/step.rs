@@ -244,6 +244,27 @@ impl Device {
             Device::Gpu(g) => g.wait(),
         }
     }
+    /// A GPU with another stream, for what goes on while steps run; the host has nothing like it, as its steps are over when they were started.
+    ///
+    /// # Errors
+    /// E0441.
+    pub fn beside(&self) -> Result<Option<Device>, DeviceError> {
+        match self {
+            Device::Host(_) => Ok(None),
+            Device::Gpu(g) => Ok(Some(Device::Gpu(g.beside()?))),
+        }
+    }
+    /// Waits for a moment of this device.
+    ///
+    /// # Errors
+    /// E0443.
+    pub fn wait_for(&self, mark: &Mark) -> Result<(), DeviceError> {
+        match (self, mark) {
+            (Device::Host(_), Mark::Host(_)) => Ok(()),
+            (Device::Gpu(g), Mark::Gpu(event)) => g.wait_for(event),
+            (Device::Host(_), Mark::Gpu(_)) | (Device::Gpu(_), Mark::Host(_)) => base::bug!("a moment of another device"),
+        }
+    }
     /// This moment among the steps.
     ///
     /// # Errors

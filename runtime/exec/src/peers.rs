@@ -2,7 +2,7 @@
 //! lie to where they belong if something carries them so, else over the host as well.
 
 use crate::ExecError;
-use device::{Device, Exchange, Memory, Program, Step, What};
+use device::{Device, Exchange, Mark, Memory, Placed, Program, Step, What};
 use fabric::Span;
 use std::ops::Range;
 
@@ -127,4 +127,142 @@ pub(crate) unsafe fn run(device: &Device, program: &Program, peers: &dyn Peers) 
     }
     // SAFETY: as above.
     Ok(unsafe { device.run_part(program, done..program.steps.len()) }?)
+}
+
+/// Runs a list of two streams and waits for it: the device computes while this thread carries exchanges, with `beside` for what they copy. Before an exchange
+/// is waited for, all steps were started that do not need it, also such that stand behind it. All members come to the exchanges in the list's order.
+///
+/// # Safety
+/// As `Device::run_list`; what the list reads is there.
+pub(crate) unsafe fn run_list(
+    device: &Device,
+    beside: Option<&Device>,
+    program: &Program,
+    list: &[Placed],
+    peers: &dyn Peers,
+) -> Result<(), ExecError> {
+    // SAFETY: the caller vouches for the memory.
+    let ran = unsafe { start_list((device, beside.unwrap_or(device)), program, list, peers) };
+    // Whatever was started is over when this returns: its memory is the caller's again.
+    ran.and(device.wait().map_err(ExecError::from))
+}
+
+/// # Safety
+/// As [`run_list`].
+unsafe fn start_list(
+    (device, beside): (&Device, &Device),
+    program: &Program,
+    list: &[Placed],
+    peers: &dyn Peers,
+) -> Result<(), ExecError> {
+    let mut awaited = vec![false; list.len()];
+    list.iter().filter(|p| p.communicates).flat_map(|p| &p.waits).for_each(|w| awaited[*w] = true);
+    let mut ends: Vec<Option<Mark>> = list.iter().map(|_| None).collect();
+    let mut computes = (0..list.len()).filter(|at| !list[*at].communicates).peekable();
+    let exchanges = (0..list.len()).filter(|at| list[*at].communicates);
+    for next in exchanges.map(Some).chain([None]) {
+        // What needs no exchange from here on. What this one waits for is among it, as waits point backwards.
+        let can_start = |at: &usize| next.is_none_or(|next| list[*at].waits.iter().all(|w| *w < next));
+        while let Some(at) = computes.next_if(can_start) {
+            // SAFETY: the caller vouches for the memory, and the list for the order.
+            unsafe { device.execute(program, list[at].step) }?;
+            ends[at] = if awaited[at] { Some(device.mark()?) } else { None };
+        }
+        let Some(next) = next else { break };
+        for w in &list[next].waits {
+            device.wait_for(ends[*w].as_ref().expect("what is awaited was started"))?;
+        }
+        let Step::Exchange(x) = &program.steps[list[next].step] else { base::bug!("what communicates is an exchange") };
+        // SAFETY: as above.
+        unsafe { carry(beside, x, peers) }?;
+        beside.wait()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use device::{Code, Host, KernelFn};
+    use std::cell::RefCell;
+
+    struct Nothing;
+
+    impl Code for Nothing {
+        fn kernel(&self, _: &str) -> Option<KernelFn> {
+            None
+        }
+    }
+
+    /// One of a group of one that notes which bytes were set at each exchange.
+    struct Watch<'m> {
+        memory: &'m Memory,
+        seen: RefCell<Vec<Vec<u8>>>,
+    }
+
+    impl Peers for Watch<'_> {
+        fn rank(&self) -> usize {
+            0
+        }
+        fn size(&self) -> usize {
+            1
+        }
+        fn all_to_all(&self, parts: Vec<Vec<u8>>, _: usize, _: &[usize]) -> Result<Vec<Vec<u8>>, ExecError> {
+            // SAFETY: nothing runs while an exchange is carried on the host.
+            let bytes = unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.memory.len()) };
+            self.seen.borrow_mut().push(bytes[..5].to_vec());
+            Ok(parts)
+        }
+    }
+
+    #[test]
+    fn what_needs_no_exchange_is_started_before_it_is_waited_for() {
+        let memory = Memory::new(64).expect("there is that much");
+        let at = |n: usize| memory.as_ptr().wrapping_add(n);
+        // Two numbers to the places 0 to 4 come from 32; offsets of one group of no rows.
+        // SAFETY: within the memory.
+        unsafe { at(32).write_bytes(1, 8) };
+        let set = |n: usize| Step::Copy { from: at(32), to: at(n), bytes: 1 };
+        let offsets = Exchange {
+            what: What::Offsets,
+            from: at(48),
+            all: at(40).cast(),
+            to: at(56),
+            members: 1,
+            groups: 0,
+            rows: 0,
+            row: 0,
+        };
+        let exchange = || Step::Exchange(offsets.clone());
+        let host = Host::new(Box::new(Nothing), [], Some(1)).expect("no kernels");
+        let device = Device::Host(host);
+        let steps = vec![set(0), exchange(), set(1), set(2), exchange(), set(3), set(4)];
+        let program = device.prepare(steps, std::ptr::null_mut()).expect("it is the host");
+        let placed = |step: usize, waits: &[usize]| {
+            Placed { step, communicates: matches!(step, 1 | 4), waits: waits.to_vec() }
+        };
+        // The first exchange needs step 0, step 2 needs it, steps 3 and 5 need none, the second exchange needs 2, and 6 needs it.
+        let list = [
+            placed(0, &[]),
+            placed(1, &[0]),
+            placed(2, &[]),
+            placed(3, &[1]),
+            placed(4, &[3]),
+            placed(5, &[]),
+            placed(6, &[4]),
+        ];
+        let watch = Watch { memory: &memory, seen: RefCell::default() };
+        // SAFETY: all of it is within the memory.
+        unsafe { run_list(&device, None, &program, &list, &watch) }.expect("it runs");
+        assert_eq!(watch.seen.take(), [[1, 1, 0, 0, 0], [1, 1, 1, 1, 0]]);
+        assert_eq!(memory.bytes()[..5], [1; 5]);
+        // One after the other nothing is started early.
+        let in_turn: Vec<Placed> = (0..7).map(|s| placed(s, if s > 0 { &[1] } else { &[] })).collect();
+        let waits = |p: &Placed| if p.step > 0 { vec![p.step - 1] } else { Vec::new() };
+        let in_turn: Vec<Placed> = in_turn.iter().map(|p| Placed { waits: waits(p), ..p.clone() }).collect();
+        unsafe { at(0).write_bytes(0, 5) };
+        // SAFETY: as above.
+        unsafe { run_list(&device, None, &program, &in_turn, &watch) }.expect("it runs");
+        assert_eq!(watch.seen.take(), [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0]]);
+    }
 }

@@ -10,6 +10,7 @@ mod execute;
 mod experts;
 mod measured;
 mod model;
+mod pairs;
 mod relay;
 mod save;
 mod shards;

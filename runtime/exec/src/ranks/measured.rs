@@ -66,6 +66,8 @@ pub struct Measured {
     pub stages: Vec<StageTimes>,
     /// By rank.
     pub ranks: Vec<RankMemory>,
+    /// A forward of one micro-batch and a backward of another as one list, where that was run; the mean of all. # Units: milliseconds.
+    pub pair_ms: Option<f64>,
     /// What all ranks sent each other in the last step, by kind: activations, gradients, and so on. # Units: bytes.
     pub sent: Vec<(&'static str, u64)>,
 }
@@ -85,6 +87,8 @@ const KINDS: [(&[u8; 4], &str); 6] = [
 pub(super) struct Counts {
     /// By stage and part, and at last of exchanges: time, and how often.
     times: BTreeMap<(u16, usize), (Duration, u64)>,
+    /// Of pairs that ran as one list.
+    pairs: (Duration, u64),
 }
 
 impl Counts {
@@ -97,9 +101,12 @@ impl Counts {
         // For each forward there is a backward.
         one(PARTS.len(), exchanged, u64::from(part == Part::Forward));
     }
+    pub fn add_pair(&mut self, since: Instant) {
+        self.pairs = (self.pairs.0 + since.elapsed(), self.pairs.1 + 1);
+    }
     /// What was before does not count: the first step is slow.
     pub fn restart(&mut self) {
-        self.times.clear();
+        *self = Counts::default();
     }
 }
 
@@ -169,7 +176,8 @@ pub(super) fn measured(model: &Model, f: &dyn Fabric) -> Result<Measured, ExecEr
         own.extend([time.as_nanos() as u64, n]);
     }
     let sum = |of: &dyn Fn(&crate::Session) -> u64| model.sessions.values().map(of).sum::<u64>();
-    own.extend([sum(&|s| s.store.bytes().values().sum()), sum(&|s| s.arena_bytes()), model.shelf.made()]);
+    own.extend([sum(&|s| s.store.bytes().values().sum()), sum(&|s| s.arena_bytes()) + model.pairs.bytes(), model.shelf.made()]);
+    own.extend([model.counts.pairs.0.as_nanos() as u64, model.counts.pairs.1]);
     let sent = model.lent.sent.borrow();
     own.extend(KINDS.map(|(word, _)| sent.get(word).copied().unwrap_or(0)));
     let bytes: Vec<u8> = own.iter().flat_map(|n| n.to_le_bytes()).collect();
@@ -188,7 +196,8 @@ pub(super) fn measured(model: &Model, f: &dyn Fabric) -> Result<Measured, ExecEr
     Ok(Measured {
         stages: (0..num_stages).map(times).collect(),
         ranks: told.iter().map(memory).collect(),
-        sent: KINDS.iter().enumerate().map(|(i, (_, name))| (*name, total(at + 3 + i))).filter(|(_, n)| *n > 0).collect(),
+        pair_ms: Some((total(at + 3), total(at + 4))).filter(|(_, n)| *n > 0).map(|(ns, n)| ns as f64 / 1e6 / n as f64),
+        sent: KINDS.iter().enumerate().map(|(i, (_, name))| (*name, total(at + 5 + i))).filter(|(_, n)| *n > 0).collect(),
     })
 }
 
@@ -213,7 +222,7 @@ impl Measured {
             forward,
             backward_input,
             backward_weight,
-            pair: None,
+            pair: self.pair_ms,
             update,
             stages: self.stages.iter().map(factor).collect(),
             memory: need,

@@ -5,6 +5,7 @@ use super::{
     execute::{Compute, Turns, tag},
     experts::Carry,
     measured::{Counts, Lent, Part},
+    pairs::{self, Pairs},
     relay::Ways,
     shards::Held,
     step,
@@ -25,7 +26,7 @@ use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// A rank's part of the model.
@@ -56,6 +57,8 @@ pub(super) struct Model<'a> {
     /// By rank; none if no experts are divided.
     nodes: Vec<usize>,
     kept: BTreeMap<Unit, Pool>,
+    /// Forwards and backwards that run at once.
+    pub pairs: Pairs,
     /// Memory of tensors that are done with.
     pub shelf: Shelf,
     /// What was sent to a rank and may not have left yet.
@@ -185,6 +188,9 @@ impl<'a> Model<'a> {
             all.push(("forward".into(), &b.dims));
             session.prepare_all(&all)?;
         }
+        // On the host nothing runs beside what computes, so a pair would be memory alone.
+        let at_once = job.members() > 1 && (direct.is_some() || matches!(*device, Device::Gpu(_)));
+        let pairs = if at_once { Pairs::new(&job, rank, &mut sessions, &device, &a.dims)? } else { Pairs::default() };
         let staged = Staged { fabric, device: device.clone(), checked: job.checked };
         let (lent, sums, shelf) = (Lent::new(direct, staged), Sums::new(device.clone())?, Shelf::new(device.clone()));
         let (losses, kept) = (BTreeMap::new(), BTreeMap::new());
@@ -205,6 +211,7 @@ impl<'a> Model<'a> {
             counts_traffic: false,
             nodes,
             kept,
+            pairs,
             shelf,
             sent: Vec::new(),
             fabric,
@@ -248,7 +255,7 @@ impl<'a> Model<'a> {
         }
     }
     /// Takes what a message holds out of an entry's results.
-    fn encode(&self, stage: u16, payload: Payload, pool: &mut Pool) -> Vec<Memory> {
+    pub fn encode(&self, stage: u16, payload: Payload, pool: &mut Pool) -> Vec<Memory> {
         self.layout(stage, payload).map(|p| pool.remove(&p.name).expect("the entry makes it").memory).collect()
     }
     /// Sends a message's tensors; what has left is free.
@@ -278,14 +285,13 @@ impl<'a> Model<'a> {
         Ok(parcel)
     }
 
-    /// Runs an entry on what it takes from the pool, and adds its results.
-    fn run(&mut self, stage: u16, entry: &str, which: usize, pool: &mut Pool) -> Result<(), ExecError> {
-        let session = self.sessions.get_mut(&stage).expect("a stage of this rank");
-        let (members, since, waited) = (self.job.group(self.rank), Instant::now(), Cell::default());
-        let carry = Carry {
+    /// This rank's way to those that it divides experts with; `waited` counts how long exchanges took.
+    pub fn carry<'m>(&'m self, waited: &'m Cell<Duration>) -> Carry<'m> {
+        let members = self.job.group(self.rank);
+        Carry {
             fabric: self.fabric,
             direct: self.lent.direct.map(|_| &self.lent as &dyn Direct),
-            waited: &waited,
+            waited,
             turns: self.turns,
             checked: self.job.checked,
             step: self.step,
@@ -293,9 +299,18 @@ impl<'a> Model<'a> {
             ways: Ways(members.iter().map(|m| self.nodes.get(*m).copied().unwrap_or(0)).collect()),
             traffic: self.counts_traffic.then_some(&self.traffic),
             members,
-        };
+        }
+    }
+    /// Runs an entry on what it takes from the pool, and adds its results.
+    fn run(&mut self, stage: u16, entry: &str, which: usize, pool: &mut Pool) -> Result<(), ExecError> {
+        let mut session = self.sessions.remove(&stage).expect("a stage of this rank");
+        let mut shelf = std::mem::replace(&mut self.shelf, Shelf::new(self.device.clone()));
+        let (since, waited) = (Instant::now(), Cell::default());
+        let carry = self.carry(&waited);
         let peers: Option<&dyn Peers> = if self.job.members() > 1 { Some(&carry) } else { None };
-        session.run_kept(entry, &self.shapes[which].dims, (pool, &mut self.shelf), peers)?;
+        let ran = session.run_kept(entry, &self.shapes[which].dims, (pool, &mut shelf), peers);
+        (self.shelf, _) = (shelf, self.sessions.insert(stage, session));
+        ran?;
         if let Some(part) = Part::of_entry(entry).filter(|_| which == 0) {
             self.counts.add(stage, part, since, waited.get());
         }
@@ -310,6 +325,19 @@ impl<'a> Model<'a> {
         first_row: usize,
         input: Vec<Memory>,
     ) -> Result<(Vec<Memory>, Pool), ExecError> {
+        let mut pool = self.taken_by_forward(stage, which, first_row, input)?;
+        self.run(stage, "forward", which, &mut pool)?;
+        let made = self.encode(stage, Payload::Activation, &mut pool);
+        Ok((made, pool))
+    }
+    /// What a forward takes: what the stage before made, and the batch.
+    pub fn taken_by_forward(
+        &mut self,
+        stage: u16,
+        which: usize,
+        first_row: usize,
+        input: Vec<Memory>,
+    ) -> Result<Pool, ExecError> {
         let (job, shapes) = (self.job, &self.shapes[which]);
         let o = job.options;
         let mut pool = Pool::new();
@@ -329,9 +357,28 @@ impl<'a> Model<'a> {
         if stage > 0 {
             self.decode(stage - 1, Payload::Activation, input, which, &mut pool);
         }
-        self.run(stage, "forward", which, &mut pool)?;
-        let made = self.encode(stage, Payload::Activation, &mut pool);
-        Ok((made, pool))
+        Ok(pool)
+    }
+    /// What a unit keeps after its forward, whose results are in the pool; its loss, if its stage has one.
+    pub fn keep_forward(&mut self, u: Unit, mut pool: Pool) -> Result<(), ExecError> {
+        if usize::from(u.stage) + 1 == self.job.plan.num_stages() {
+            let (number, loss) = (self.number(u), loss_of(&pool)?);
+            if !loss.is_finite() {
+                let at = format!("stage {}, micro-batch {number}", u.stage);
+                return Err(step::not_finite(&self.job, self.step, "the loss", loss, at));
+            }
+            self.losses.insert(number, loss);
+        }
+        let wanted = wanted(self.job.program(self.rank, u.stage).manifest.entries.iter());
+        self.shelf.retain(&mut pool, |name| wanted.contains(name));
+        self.kept.insert(u, pool);
+        Ok(())
+    }
+    /// What a backward takes: what the unit kept, and the gradient of what its forward made.
+    pub fn taken_by_backward(&mut self, u: Unit, gradient: Vec<Memory>) -> Pool {
+        let mut pool = self.kept.remove(&u).expect("a plan's forward comes first");
+        self.decode(u.stage + 1, Payload::Gradient, gradient, 0, &mut pool);
+        pool
     }
 
     /// The mean validation loss: forwards alone, one part of the text after the other through the stages of direction 0.
@@ -497,19 +544,9 @@ impl Compute for Model<'_> {
         self.get(from, tag, (m.unit.stage, m.payload), 0)
     }
     fn forward(&mut self, u: Unit, input: Vec<Memory>) -> Result<Vec<Memory>, ExecError> {
-        let number = self.number(u);
-        let (made, mut pool) = self.forward_of(u.stage, 0, number * self.shapes[0].rows, input)?;
-        if usize::from(u.stage) + 1 == self.job.plan.num_stages() {
-            let loss = loss_of(&pool)?;
-            if !loss.is_finite() {
-                let at = format!("stage {}, micro-batch {number}", u.stage);
-                return Err(step::not_finite(&self.job, self.step, "the loss", loss, at));
-            }
-            self.losses.insert(number, loss);
-        }
-        let wanted = wanted(self.job.program(self.rank, u.stage).manifest.entries.iter());
-        self.shelf.retain(&mut pool, |name| wanted.contains(name));
-        self.kept.insert(u, pool);
+        let first_row = self.number(u) * self.shapes[0].rows;
+        let (made, pool) = self.forward_of(u.stage, 0, first_row, input)?;
+        self.keep_forward(u, pool)?;
         Ok(made)
     }
     fn backward(&mut self, u: Unit, gradient: Vec<Memory>) -> Result<Vec<Memory>, ExecError> {
@@ -519,8 +556,7 @@ impl Compute for Model<'_> {
         Ok(made)
     }
     fn backward_input(&mut self, u: Unit, gradient: Vec<Memory>) -> Result<Vec<Memory>, ExecError> {
-        let mut pool = self.kept.remove(&u).expect("a plan's forward comes first");
-        self.decode(u.stage + 1, Payload::Gradient, gradient, 0, &mut pool);
+        let mut pool = self.taken_by_backward(u, gradient);
         self.run(u.stage, "backward_input", 0, &mut pool)?;
         let made = self.encode(u.stage, Payload::Gradient, &mut pool);
         let later = entry_of(&self.job, u.stage, "backward_weight");
@@ -533,6 +569,9 @@ impl Compute for Model<'_> {
         self.run(u.stage, "backward_weight", 0, &mut pool)?;
         self.shelf.retain(&mut pool, |_| false);
         Ok(())
+    }
+    fn pair(&mut self, ahead: (Unit, Vec<Memory>), back: (Unit, Vec<Memory>)) -> Result<[Vec<Memory>; 2], ExecError> {
+        pairs::run(self, ahead, back)
     }
     fn reduce(&mut self, stage: u16) -> Result<(), ExecError> {
         step::reduce(self, stage)

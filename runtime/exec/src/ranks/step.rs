@@ -197,6 +197,7 @@ fn peak(model: &Model) -> Result<Peak, ExecError> {
         let kept = memory(&model.job, *stage, model.rank)?;
         *sum.by_role.entry(Role::Inner).or_insert(0) += kept.units * kept.kept;
     }
+    sum.activations += model.pairs.bytes();
     Ok(sum)
 }
 
