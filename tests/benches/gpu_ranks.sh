@@ -80,6 +80,12 @@ for model in ${MODELS:-strata deepseek_v3}; do
   run replicas 1 $over --ranks 1 --replicas "$n"
   run whole-updates 1 $over --ranks 1 --replicas "$n" --whole-updates
   run experts 0 $over --ranks 1 --expert-parallel "$n"
+  # Forward and backward at once, and the same stages one after the other: the same bits, in less time if rows take long.
+  run pairs 0 $over --ranks 1 --expert-parallel "$n" --schedule dualpipev
+  run apart 0 $over --ranks 1 --expert-parallel "$n" --schedule zbv
+  [ "$backend" != cuda ] || grep -q "^pairs " "$out/pairs.log" || { echo "$model: no pair ran as one list"; bad=1; }
+  [ "$(losses pairs "$steps")" = "$(losses apart "$steps")" ] && echo "$model: pairs and one after the other alike in all steps; $(grep "^pairs " "$out/pairs.log")" ||
+    { echo "$model: pairs and one after the other DIFFER"; bad=1; }
   killed $over --schedule 1f1b
   # Copies whose updates are shared or whole, and the same over the host, have one way to sum.
   [ "$(losses replicas "$steps")" = "$(losses whole-updates "$steps")" ] || { echo "$model: shared and whole updates DIFFER"; bad=1; }

@@ -75,9 +75,14 @@ struct Log {
     norms: Vec<f64>,
     val: Vec<f64>,
     sent: Option<Traffic>,
+    /// Whether pairs ran as one list.
+    paired: bool,
 }
 
 impl Report for Log {
+    fn measured(&mut self, m: &ranks::Measured) {
+        self.paired = m.pair_ms.is_some_and(|ms| ms > 0.0);
+    }
     fn traffic(&mut self, sent: &Traffic) {
         self.sent = Some(*sent);
     }
@@ -435,6 +440,21 @@ fn stages_compile_for_a_gpu() {
             _ => None,
         });
         assert!(members.collect::<Vec<_>>().iter().all(|m| *m == 2));
+        // One layer has no loop, and is a pair's all the same.
+        let dims = [("B".into(), 1), ("T".into(), 24)].into_iter().collect();
+        let list = exec::pair::listed(&p.manifest, &dims).expect("it is legal");
+        let order: Vec<&str> = list.iter().map(|(part, _)| part.as_str()).filter(|part| part.ends_with(" 0")).collect();
+        let want = [
+            "combine.B 0",
+            "attention.F 0",
+            "dispatch.F 0",
+            "experts.B 0",
+            "dispatch.B 0",
+            "experts.F 0",
+            "combine.F 0",
+            "attention.B 0",
+        ];
+        assert_eq!(order, want);
     }
     let exchanges = |share: usize, stage: usize| {
         let e = stages.programs[share][stage].manifest.entry("forward").expect("a stage has it");
@@ -577,6 +597,9 @@ fn what_goes_from_device_to_device_is_the_same() {
         (LLAMA, tied, Zbv, 2, 1, 1, true),
         (DEEPSEEK, "num_hidden_layers=2", DualPipe, 2, 2, 2, true),
         (DEEPSEEK, "num_hidden_layers=2", OneFOneB, 1, 4, 4, false),
+        // Pairs of stages with one and with two layers of experts, either way, and of two with two.
+        (DEEPSEEK, "num_hidden_layers=4", DualPipe, 2, 2, 2, true),
+        (QWEN, "num_hidden_layers=4", DualPipeV, 1, 2, 2, false),
     ];
     for (model, more, policy, ranks, copies, experts, sharded) in cases {
         let micro = 2 * ranks * copies;
@@ -627,6 +650,9 @@ fn what_goes_from_device_to_device_is_the_same() {
         ] {
             assert_eq!(swapped.get(word).is_some_and(|n| *n > 0), expected, "{what}: {swapped:?}");
         }
+        // One after the other over the host, as one list from device to device, where both stages of a pair have experts.
+        let listed = experts > 1 && more == "num_hidden_layers=4";
+        assert_eq!((log.paired, want.paired), (listed, false), "{what}");
         let (sent, looked) = (log.sent.map(|t| (t.plain, t.across)), want.sent.map(|t| (t.plain, t.across)));
         assert_eq!(sent, looked, "{what}");
     }

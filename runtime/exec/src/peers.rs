@@ -238,28 +238,19 @@ mod tests {
         let device = Device::Host(host);
         let steps = vec![set(0), exchange(), set(1), set(2), exchange(), set(3), set(4)];
         let program = device.prepare(steps, std::ptr::null_mut()).expect("it is the host");
-        let placed = |step: usize, waits: &[usize]| {
-            Placed { step, communicates: matches!(step, 1 | 4), waits: waits.to_vec() }
-        };
+        let placed = |step: usize, waits: &[usize]| Placed { step, communicates: matches!(step, 1 | 4), waits: waits.to_vec() };
         // The first exchange needs step 0, step 2 needs it, steps 3 and 5 need none, the second exchange needs 2, and 6 needs it.
-        let list = [
-            placed(0, &[]),
-            placed(1, &[0]),
-            placed(2, &[]),
-            placed(3, &[1]),
-            placed(4, &[3]),
-            placed(5, &[]),
-            placed(6, &[4]),
-        ];
+        let list =
+            [placed(0, &[]), placed(1, &[0]), placed(2, &[]), placed(3, &[1]), placed(4, &[3]), placed(5, &[]), placed(6, &[4])];
         let watch = Watch { memory: &memory, seen: RefCell::default() };
         // SAFETY: all of it is within the memory.
         unsafe { run_list(&device, None, &program, &list, &watch) }.expect("it runs");
         assert_eq!(watch.seen.take(), [[1, 1, 0, 0, 0], [1, 1, 1, 1, 0]]);
         assert_eq!(memory.bytes()[..5], [1; 5]);
         // One after the other nothing is started early.
-        let in_turn: Vec<Placed> = (0..7).map(|s| placed(s, if s > 0 { &[1] } else { &[] })).collect();
-        let waits = |p: &Placed| if p.step > 0 { vec![p.step - 1] } else { Vec::new() };
-        let in_turn: Vec<Placed> = in_turn.iter().map(|p| Placed { waits: waits(p), ..p.clone() }).collect();
+        let in_turn: Vec<Placed> =
+            (0..7).map(|step: usize| placed(step, &step.checked_sub(1).into_iter().collect::<Vec<_>>())).collect();
+        // SAFETY: as above.
         unsafe { at(0).write_bytes(0, 5) };
         // SAFETY: as above.
         unsafe { run_list(&device, None, &program, &in_turn, &watch) }.expect("it runs");

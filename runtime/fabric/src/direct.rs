@@ -46,7 +46,7 @@ impl Tag {
     }
 }
 
-/// Moves memory of this rank's device to other ranks and theirs here. What the device was asked for before is over when a call is made; what is
+/// Moves memory of this rank's device to other ranks and theirs here. What the device was asked for with the spans of a call is over when it is made; what is
 /// received is there when it returns. Both ends of a message give spans of the same lengths in the same order.
 pub trait Direct {
     /// Starts to send spans to a rank, as one message. Their memory stays as it is until [`Direct::is_sent`].

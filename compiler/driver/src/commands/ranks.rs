@@ -26,10 +26,13 @@ pub struct Process {
     mpi: Option<fabric::mpi::Mpi>,
 }
 
+/// A year: clocks can be asked for a moment that is so far. # Units: seconds.
+const LONGEST: f64 = 365.0 * 86_400.0;
+
 /// How long waits may take.
 fn timeouts(args: &Ranks) -> Result<Timeouts, u8> {
-    if !args.timeout.is_finite() || args.timeout <= 0.0 {
-        eprintln!("--timeout takes seconds");
+    if !(args.timeout > 0.0 && args.timeout <= LONGEST) {
+        eprintln!("--timeout takes seconds, above 0 and at most {LONGEST}");
         return Err(USAGE);
     }
     let message = Duration::from_secs_f64(args.timeout);

@@ -93,6 +93,7 @@ impl Report for Progress {
                 "stage {stage:<3} measured, in ms: forward {forward:.3}, gradients of inputs {input:.3}, of weights {weight:.3}{exchange}; update {update:.3}"
             ));
         }
+        lines.extend(m.pair_ms.map(|ms| format!("pairs     measured, in ms: {ms:.3} for a forward and a backward as one list")));
         for (rank, r) in m.ranks.iter().enumerate() {
             let [stored, arenas, between] = [r.stored, r.arenas, r.between].map(mib);
             lines.push(format!(

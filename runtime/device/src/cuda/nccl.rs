@@ -141,7 +141,13 @@ impl Nccl {
     /// # Errors
     /// E0443.
     pub fn start(&self, size: usize, rank: usize, id: &Id) -> Result<Comm, DeviceError> {
-        let stream = self.call("a stream", || driver::stream::create(driver::stream::StreamKind::NonBlocking))?;
+        // What computes meanwhile leaves it the first processors that are free.
+        let stream = self.call("a stream", || {
+            let mut range = (0, 0);
+            // SAFETY: the driver writes two numbers.
+            unsafe { cudarc::driver::sys::cuCtxGetStreamPriorityRange(&mut range.0, &mut range.1) }.result()?;
+            driver::stream::create_with_priority(driver::stream::StreamKind::NonBlocking, range.1)
+        })?;
         let id = sys::ncclUniqueId { internal: id.map(|b| b as std::ffi::c_char) };
         let mut config = config();
         let mut handle = std::ptr::null_mut();

@@ -1,10 +1,7 @@
 //! Pairs of a schedule: where ranks divide experts, the forward of one micro-batch and the backward of another run as one list, so that rows of one travel while the
 //! other computes. The bits are those of one after the other, see [`crate::pair`]; a pair of which a stage exchanges no rows runs so.
 
-use super::{
-    Job,
-    model::Model,
-};
+use super::{Job, model::Model};
 use crate::{
     ExecError,
     kept::Pool,
