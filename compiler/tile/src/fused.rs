@@ -536,7 +536,9 @@ impl Fuser<'_> {
             self.store(v, std::slice::from_ref(&idx), add);
         }
         let body = self.scopes.pop().expect("the row's scope").stmts;
-        let kind = if count.is(1) { LoopKind::Serial } else { LoopKind::Parallel };
+        // A row that is one of a stack's is reduced as if there were others: the sum of a layer is the same in any stage.
+        let alone = count.is(1) && !(per_element && ty.rank() > 0);
+        let kind = if alone { LoopKind::Serial } else { LoopKind::Parallel };
         self.scopes[0].stmts.push(Stmt::For { var, lo, hi, kind, body });
     }
     /// Stores what is computed at these indices.

@@ -18,6 +18,9 @@ const COLUMN_ELEMS: i64 = 256;
 const OWN_COLUMN_ELEMS: i64 = 2048;
 /// A reduction of fewer terms is not taken in parts.
 const LARGE_REDUCTION: i64 = 4096;
+/// The same of one of several rows of weights, each of which a warp reduces, and the terms of a part.
+const LARGE_ROW: i64 = 65_536;
+const ROW_PART: i64 = 8192;
 /// Blocks that the parts of a reduction of everything should have together, about two for each processor of a large GPU.
 const MAX_PARTS: i64 = 256;
 /// The same of a reduction over leading axes, whose blocks are small.
@@ -30,7 +33,7 @@ const LOADS_AT_ONCE: i64 = 16;
 const MAX_COLUMN_PARTS: i64 = 512;
 
 /// The kernel that computes `parts` parts of a reduction into `target`, whose first axis they are, in the accumulator's dtype. Reducing that
-/// axis gives the whole. Parts of results that keep the last axis are sums of rows, others are of the first axes or of the only one.
+/// axis gives the whole. Parts of results that keep the last axis are sums of rows, others are of the first axes that are reduced or of the only one.
 pub fn fuse_parts(scene: &Scene, v: Value, target: &StridedView, parts: i64) -> Fused {
     let mut f = Fuser::new(scene, v, target);
     let Op::Reduce(r, axes) = &scene.func.def(v).op else { base::bug!("a part of no reduction") };
@@ -38,18 +41,23 @@ pub fn fuse_parts(scene: &Scene, v: Value, target: &StridedView, parts: i64) -> 
         let by_column = !f.reduces_inline(v);
         f.column_sums(v, *r, axes, Some(parts), false, by_column);
     } else {
-        f.total_parts(v, *r, parts);
+        f.total_parts(v, *r, axes, parts);
     }
     f.finish()
 }
 
-/// Into how many parts a reduction of many elements to few should be taken, if the whole would leave most of a large device idle.
+/// Into how many parts a reduction of many elements to few should be taken, if the whole would leave most of a large device idle. Those of the rows of weights depend on a row's
+/// length alone: a stage with other layers has the same sums.
 pub fn num_parts(func: &Func, v: Value) -> Option<i64> {
     let Op::Reduce(_, axes) = &func.def(v).op else { return None };
     let (operand, ty) = (func.ty(func.def(v).inputs[0]), func.ty(v));
     let terms = axes.iter().map(|a| operand.shape[*a].known()).product::<Option<i64>>();
     if is_unrolled(&func.def(v).op, operand) || terms.is_some_and(|n| n < LARGE_REDUCTION) {
         return None;
+    }
+    if ty.rank() > 0 && ty.elems().known().is_some() && !keeps_last(func, v) && terms.is_some() {
+        let parts = |n: i64| ((n / ROW_PART) as u64).next_power_of_two() as i64;
+        return terms.filter(|n| *n >= LARGE_ROW).map(|n| parts(n).min(MAX_PARTS));
     }
     if ty.elems().is(1) {
         return Some(MAX_PARTS);
@@ -288,27 +296,38 @@ impl Fuser<'_> {
         }
     }
 
-    /// Parts of a reduction over all axes that have more than one element: a block has some of the indices of all but the last of them, or of
-    /// the only one.
-    pub(super) fn total_parts(&mut self, v: Value, f: ReduceFn, parts: i64) {
+    /// Parts of a reduction over all axes that have more than one element, or over the last ones: a block has some of the indices of all but the last of them, or of
+    /// the only one, and of one row if there are several.
+    pub(super) fn total_parts(&mut self, v: Value, f: ReduceFn, axes: &[usize], parts: i64) {
         let func = self.scene.func;
         let (ty, operand) = (func.ty(v).clone(), func.def(v).inputs[0]);
         let shape = func.ty(operand).shape.clone();
         let sum = compute_dtype(ty.dtype.accumulator());
-        self.kernel.grid = Dim::from(parts);
-        let block = self.kernel.block();
+        self.kernel.grid = ty.shape.iter().fold(Dim::from(parts), |n, d| n * d.clone());
+        let (mut part, mut idx) = (self.kernel.block(), vec![Expr::int(0); ty.rank()]);
+        if ty.elems().known().is_none_or(|n| n > 1) {
+            let mut rest = self.bind(Expr::floor_div(part.clone(), Expr::int(parts)));
+            part = self.bind(Expr::rem(part, Expr::int(parts)));
+            for a in (0..ty.rank()).rev().filter(|a| !ty.shape[*a].is(1)) {
+                let extent = self.kernel.dim(&ty.shape[a]);
+                idx[a] = self.bind(Expr::rem(rest.clone(), extent.clone()));
+                rest = self.bind(Expr::floor_div(rest, extent));
+            }
+        }
         let acc = self.new_var(sum, 0);
         self.scopes[0].stmts.push(Stmt::Var(acc, neutral(f, sum)));
-        let real: Vec<usize> = (0..shape.len()).filter(|a| !shape[*a].is(1)).collect();
+        let real: Vec<usize> = axes.iter().copied().filter(|a| !shape[*a].is(1)).collect();
         let mut inner = vec![Expr::int(0); shape.len()];
+        let kept = (0..shape.len()).filter(|a| !axes.contains(a));
+        kept.zip(&idx).for_each(|(a, i)| inner[a] = i.clone());
         let (last, outer) = real.split_last().expect("a reduction of many elements has an axis");
         let mut loops = Vec::new();
         if outer.is_empty() {
-            let (var, lo, hi, _) = self.part_rows(block.clone(), parts, &[(*last, shape[*last].clone())], &mut inner);
+            let (var, lo, hi, _) = self.part_rows(part.clone(), parts, &[(*last, shape[*last].clone())], &mut inner);
             loops.push((var, lo, hi, LoopKind::Vector));
         } else {
             let outer = self.merged(operand, outer, &shape);
-            loops.push(self.part_rows(block.clone(), parts, &outer, &mut inner));
+            loops.push(self.part_rows(part.clone(), parts, &outer, &mut inner));
             let var = self.new_var(DType::I64, 2);
             self.scopes.push(Scope::default());
             inner[*last] = Expr::Var(var);
@@ -318,8 +337,7 @@ impl Fuser<'_> {
         let term = if self.kernel.expr_dtype(&term) == sum { term } else { term.cast(sum) };
         self.scopes.last_mut().expect("a loop").stmts.push(Stmt::Accumulate(acc, f, term));
         self.close_loops(loops);
-        let mut idx = vec![Expr::int(0); ty.rank() + 1];
-        idx[0] = block;
+        idx.insert(0, part);
         let target = self.target.clone();
         let index = self.address(&target, &idx);
         let mem = self.buffer(&target, ty.dtype.accumulator(), Access::Write);

@@ -1,6 +1,10 @@
 //! Entries in the tile interpreter against functions in the graph's.
 
-use crate::{lower, simulate::simulate};
+use crate::{
+    ir::{LoopKind, Stmt},
+    lower,
+    simulate::simulate,
+};
 use base::{DType::*, Dim, DimEnv, TensorType};
 use graph::{
     Func, Module, Op, Role, Value,
@@ -257,6 +261,45 @@ fn large_reductions_are_taken_in_parts() {
     assert_eq!(parts(&["f32[B, T, 70000]"], &[("B", 1), ("T", 2)], &columns), ["274"]);
     let greatest = |b: &mut Builder, x: Value| b.op(Op::Reduce(ReduceFn::Max, vec![0]), &[x]);
     assert_eq!(parts(&["bf16[T, 3, 40]"], &[("T", 200)], &greatest).len(), 2);
+}
+
+fn loops(stmts: &[Stmt]) -> Vec<LoopKind> {
+    let of = |s: &Stmt| {
+        let own = if let Stmt::For { kind, .. } = s { Some(*kind) } else { None };
+        own.into_iter().chain(s.lists().into_iter().flat_map(loops)).collect::<Vec<_>>()
+    };
+    stmts.iter().flat_map(of).collect()
+}
+
+/// The square of a stack's layers, as a gradient's norm takes it: the kernels are the same for any number of layers, but for that number.
+#[test]
+fn sums_of_a_layer_do_not_depend_on_how_many_there_are() {
+    for shape in ["260, 256", "64, 9, 128", "70000", "4096", "5, 40", "3"] {
+        let kernels = |layers: i64| {
+            let mut f = Func::new("f");
+            let x = f.arg("x", Role::Grad, ty(&format!("f32[{layers}, {shape}]")));
+            let mut b = Builder::new(&mut f);
+            let square = b.mul(x, x);
+            let axes: Vec<usize> = (1..b.func.ty(x).rank()).collect();
+            let sum = b.sum(square, &axes);
+            f.output("x", Role::Result, sum);
+            if layers == 2 {
+                compare(f.clone(), &[]);
+            }
+            let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f] };
+            let lowered = lower::lower(&module, lower::Options { fuse: true, parts: true, products: false }).expect("it lowers");
+            // The loops, and how they run: what adds which terms in which order.
+            lowered.kernels.iter().map(|k| (loops(&k.body), k.grid.known().expect("known"))).collect::<Vec<_>>()
+        };
+        let [one, two, five] = [1, 2, 5].map(kernels);
+        let ways = |of: &[(Vec<LoopKind>, i64)]| of.iter().map(|(loops, _)| loops.clone()).collect::<Vec<_>>();
+        assert_eq!((ways(&one), ways(&one)), (ways(&two), ways(&five)), "{shape}");
+        // Parts of each layer.
+        if one.len() > 1 {
+            assert_eq!((one[0].1 * 2, one[0].1 * 5), (two[0].1, five[0].1), "{shape}");
+        }
+        assert_eq!(one.len(), if matches!(shape, "260, 256" | "64, 9, 128" | "70000") { 2 } else { 1 }, "{shape}");
+    }
 }
 
 #[test]
