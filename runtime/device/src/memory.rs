@@ -98,6 +98,17 @@ impl Memory {
         // SAFETY: the memory is valid, initialised and borrowed alone with `self`.
         unsafe { std::slice::from_raw_parts_mut(self.start(), self.bytes) }
     }
+    /// Sets all bytes, whatever was there before: nothing is brought from a device.
+    ///
+    /// # Panics
+    /// If there are more or fewer.
+    pub fn set(&mut self, bytes: &[u8]) {
+        if let Some(m) = &mut self.gpu {
+            m.host_changes();
+        }
+        // SAFETY: the memory is valid, initialised and borrowed alone with `self`.
+        unsafe { std::slice::from_raw_parts_mut(self.start(), self.bytes) }.copy_from_slice(bytes);
+    }
     /// Sets every byte. A failure of a GPU shows in the next run.
     pub fn fill(&mut self, byte: u8) {
         match &mut self.gpu {

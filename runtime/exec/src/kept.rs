@@ -54,7 +54,7 @@ impl Shelf {
     /// E0703, E0443.
     pub fn put(&mut self, t: &HostTensor) -> Result<Slot, ExecError> {
         let mut slot = self.tensor(t.dtype, t.shape.clone())?;
-        slot.memory.bytes_mut().copy_from_slice(&t.bytes);
+        slot.memory.set(&t.bytes);
         slot.memory.send()?;
         Ok(slot)
     }

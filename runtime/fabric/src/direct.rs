@@ -110,18 +110,26 @@ impl Staged<'_> {
     fn head<'t>(&self, tag: &'t Tag) -> &'t [u8] {
         if self.checked { &tag.head } else { &[] }
     }
-}
-
-impl Direct for Staged<'_> {
-    fn stop(&self, _why: &str) {}
-    unsafe fn send_spans(&self, to: usize, tag: Tag, spans: &[Span]) -> Result<(), FabricError> {
+    /// What is sent for spans.
+    ///
+    /// # Safety
+    /// The spans are this rank's device's.
+    unsafe fn message(&self, tag: Tag, spans: &[Span]) -> Result<Vec<u8>, FabricError> {
         let mut bytes = self.head(&tag).to_vec();
         bytes.reserve_exact(spans.iter().map(|s| s.bytes).sum());
         for s in spans {
             // SAFETY: the caller vouches for the memory.
             bytes.extend(unsafe { self.device.read(s.at, s.bytes) }.map_err(|e| self.failed(&e))?);
         }
-        self.fabric.send(to, tag.channel, &bytes)
+        Ok(bytes)
+    }
+}
+
+impl Direct for Staged<'_> {
+    fn stop(&self, _why: &str) {}
+    unsafe fn send_spans(&self, to: usize, tag: Tag, spans: &[Span]) -> Result<(), FabricError> {
+        // SAFETY: the caller vouches for the memory.
+        self.fabric.send(to, tag.channel, &unsafe { self.message(tag, spans) }?)
     }
     unsafe fn receive_spans(&self, from: usize, tag: Tag, spans: &[Span]) -> Result<(), FabricError> {
         let head = self.head(&tag).len();
@@ -154,14 +162,20 @@ impl Direct for Staged<'_> {
     ) -> Result<(), FabricError> {
         let own = members.iter().position(|m| *m == self.fabric.rank()).unwrap_or(0);
         let of = |all: &[(usize, Span)], peer: usize| all.iter().filter(|(p, _)| *p == peer).map(|(_, s)| *s).collect::<Vec<_>>();
+        // What all get is read from the device once.
+        let mut last: (Vec<Span>, Vec<u8>) = Default::default();
         // Each begins with its neighbour, so that not all send to the first one first.
         for k in 1..members.len() {
             let peer = (own + k) % members.len();
             let spans = of(sends, peer);
-            if !spans.is_empty() {
-                // SAFETY: the caller vouches for the memory.
-                unsafe { self.send_spans(members[peer], tag, &spans) }?;
+            if spans.is_empty() {
+                continue;
             }
+            if last.0 != spans {
+                // SAFETY: the caller vouches for the memory.
+                last = (spans.clone(), unsafe { self.message(tag, &spans) }?);
+            }
+            self.fabric.send(members[peer], tag.channel, &last.1)?;
         }
         for (peer, from) in members.iter().enumerate() {
             let spans = of(receives, peer);

@@ -118,7 +118,7 @@ impl Steps {
         }
         let mut places = places_of(&entries[0], ahead, true)?;
         places.extend(places_of(&entries[1], back, false)?);
-        places.extend(weight_places(&entries[2], back, &touches[starts[2]..]));
+        places.extend(weight_places(&entries[2], back.1, &touches[starts[2]..]));
         let mut steps = Steps { places, communicates, touches };
         steps.advance(starts[1]..starts[2]);
         Ok(steps)
@@ -200,45 +200,30 @@ fn wrong(e: &Entry, why: &str) -> ExecError {
     ExecError::Input { name: e.name.clone(), why: why.into() }
 }
 
-/// The layers of an entry that exchange rows.
-#[derive(Clone, Copy)]
-struct Layers {
-    /// The loop that they are turns of, by its place among the entry's steps; none if there is one layer, which has no loop.
-    at: Option<usize>,
-    count: usize,
-}
-
-fn layers_of(e: &Entry) -> Result<Layers, ExecError> {
-    let alone = e.steps.iter().filter(|s| matches!(s, Step::Exchange(Exchange::Rows { .. }))).count();
-    match (&the_loop(e, is_exchange)[..], alone) {
-        ([at], 0) => match &e.steps[*at] {
-            Step::Loop { count, .. } => Ok(Layers { at: Some(*at), count: usize::try_from(*count).unwrap_or(0) }),
+/// The layers of an entry that exchange rows: the loop that they are turns of, by its place among the entry's steps, and how many there are.
+fn layers_of(e: &Entry) -> Result<(usize, usize), ExecError> {
+    match the_loop(e, is_exchange)[..] {
+        [at] => match &e.steps[at] {
+            Step::Loop { count, .. } => Ok((at, usize::try_from(*count).unwrap_or(0))),
             _ => base::bug!("a loop that is none"),
         },
-        // There and back.
-        ([], 2) => Ok(Layers { at: None, count: 1 }),
-        ([], 0) => Err(wrong(e, "it exchanges no rows: build the stage with --expert-parallel 1")),
+        [] => Err(wrong(e, "it exchanges no rows: build the stage with --expert-parallel 1")),
         _ => Err(wrong(e, "layers of several kinds exchange rows")),
     }
 }
 
 /// Where the steps of a forward, or of a backward of inputs, stand.
-fn places_of(e: &Entry, Layers { at, count: layers }: Layers, forward: bool) -> Result<Vec<Place>, ExecError> {
+fn places_of(e: &Entry, (at, layers): (usize, usize), forward: bool) -> Result<Vec<Place>, ExecError> {
     let mut out = Vec::new();
-    // What is around a layer without a loop is taken to be of it.
-    let parts = match at {
-        Some(_) => e.steps.chunks(1),
-        None => e.steps.chunks(e.steps.len().max(1)),
-    };
-    for (i, part) in parts.enumerate() {
-        let steps = flatten(part);
-        if let Some(at) = at.filter(|at| *at != i) {
+    for (i, s) in e.steps.iter().enumerate() {
+        let steps = flatten(std::slice::from_ref(s));
+        if i != at {
             out.extend(steps.iter().map(|_| if i < at { Place::Head } else { Place::Tail }));
             continue;
         }
         let n = steps.len() / layers.max(1);
         for (turn, steps) in steps.chunks(n.max(1)).enumerate() {
-            let layer = if at.is_some() { steps[0].1[0] as usize } else { 0 };
+            let layer = steps[0].1[0] as usize;
             if layer != if forward { turn } else { layers - 1 - turn } {
                 return Err(wrong(e, "its layers do not run in order"));
             }
@@ -273,7 +258,7 @@ fn places_of(e: &Entry, Layers { at, count: layers }: Layers, forward: bool) -> 
 }
 
 /// Where the steps of a backward of weights stand: a layer's outer products over rows of experts and what belongs to them are the experts'.
-fn weight_places(e: &Entry, Layers { at, count: layers }: Layers, touches: &[Vec<Touch>]) -> Vec<Place> {
+fn weight_places(e: &Entry, layers: usize, touches: &[Vec<Touch>]) -> Vec<Place> {
     let is_outer = |s: &Step| match s {
         Step::Launch { work, .. } => work.class == Class::GroupedOuter,
         Step::GroupedGemm(g) => matches!(g, GroupedGemm::Outer { .. }),
@@ -283,7 +268,7 @@ fn weight_places(e: &Entry, Layers { at, count: layers }: Layers, touches: &[Vec
     let mut out = Vec::new();
     for (i, s) in e.steps.iter().enumerate() {
         let steps = flatten(std::slice::from_ref(s));
-        let of_layers = at.is_some() && matches!(s, Step::Loop { count, .. } if loops[..] == [i] && *count == layers as i64);
+        let of_layers = matches!(s, Step::Loop { count, .. } if loops[..] == [i] && *count == layers as i64);
         if !of_layers {
             out.extend(steps.iter().map(|_| Place::Tail));
             continue;

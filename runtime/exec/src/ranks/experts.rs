@@ -138,6 +138,8 @@ pub(super) struct Carry<'a> {
     pub ways: Ways,
     /// How long exchanges took.
     pub waited: &'a Cell<Duration>,
+    /// All that is sent over the host is counted here, without headers. # Units: bytes.
+    pub sent: &'a dyn Fn(usize),
     /// What is sent is counted here, if that is wanted.
     pub traffic: Option<&'a Cell<Traffic>>,
 }
@@ -168,15 +170,15 @@ impl Peers for Carry<'_> {
         let mut crossed = 0;
         // Each begins with its neighbour, so that not all send to the first one first.
         for to in (1..size).map(|i| (rank + i) % size).filter(|to| self.ways.together(*to, rank)) {
-            self.fabric.send(self.members[to], ROWS, &[head, &parts[to]].concat())?;
+            self.send(to, ROWS, head, &parts[to])?;
         }
         for node in self.ways.elsewhere(rank) {
             let given: Vec<&[u8]> = node.iter().map(|m| &parts[*m][..]).collect();
             let (packed, rows) = relay::pack(&given, unit);
-            let to = self.members[self.ways.relay(rank, &node)];
+            let to = self.ways.relay(rank, &node);
             // Who takes it in does not know how many rows are equal.
-            self.fabric.send(to, ROWS, &[head, &(packed.len() as u64).to_le_bytes()].concat())?;
-            self.fabric.send(to, ROWS, &[head, &packed].concat())?;
+            self.send(to, ROWS, head, &(packed.len() as u64).to_le_bytes())?;
+            self.send(to, ROWS, head, &packed)?;
             crossed += rows as u64;
         }
         if let Some(traffic) = self.traffic {
@@ -197,7 +199,7 @@ impl Peers for Carry<'_> {
             for from in others.filter(|from| self.ways.relay(*from, &node) == rank) {
                 for (member, part) in node.iter().zip(self.take_in(from, node.len(), unit, head)?) {
                     if *member != rank {
-                        self.fabric.send(self.members[*member], FORWARDED, &[head, &part].concat())?;
+                        self.send(*member, FORWARDED, head, &part)?;
                         continue;
                     }
                     if part.len() != lengths[from] {
@@ -247,6 +249,10 @@ impl Carry<'_> {
     /// Where all compute in one order: lets the others come as far.
     fn pass(&self) -> Result<(), ExecError> {
         self.turns.map_or(Ok(()), |turns| turns.pass(self.fabric.rank()))
+    }
+    fn send(&self, member: usize, channel: Channel, head: &[u8], bytes: &[u8]) -> Result<(), ExecError> {
+        (self.sent)(bytes.len());
+        Ok(self.fabric.send(self.members[member], channel, &[head, bytes].concat())?)
     }
     fn mismatch(&self, from: usize, channel: Channel, what: String) -> ExecError {
         let (rank, number) = (self.fabric.rank(), self.count.get());

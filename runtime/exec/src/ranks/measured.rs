@@ -62,7 +62,7 @@ pub struct RankMemory {
 /// What was measured.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Measured {
-    /// By stage.
+    /// By stage; none if a single step was run, which is slower than those after it.
     pub stages: Vec<StageTimes>,
     /// By rank.
     pub ranks: Vec<RankMemory>,
@@ -127,7 +127,14 @@ impl<'a> Lent<'a> {
     }
     fn count(&self, tag: Tag, bytes: usize) {
         let [a, b, c, d, ..] = tag.head;
-        *self.sent.borrow_mut().entry([a, b, c, d]).or_default() += bytes as u64;
+        self.count_as([a, b, c, d], bytes);
+    }
+    fn count_as(&self, word: [u8; 4], bytes: usize) {
+        *self.sent.borrow_mut().entry(word).or_default() += bytes as u64;
+    }
+    /// Counts what experts' exchanges send over the host.
+    pub fn count_rows(&self, bytes: usize) {
+        self.count_as(*b"ROWS", bytes);
     }
 }
 
@@ -163,11 +170,11 @@ impl Direct for Lent<'_> {
     }
 }
 
-/// All ranks tell each other what they measured.
+/// All ranks tell each other what they measured in so many steps.
 ///
 /// # Errors
 /// What the fabric says.
-pub(super) fn measured(model: &Model, f: &dyn Fabric) -> Result<Measured, ExecError> {
+pub(super) fn measured(model: &Model, steps: u64, f: &dyn Fabric) -> Result<Measured, ExecError> {
     let num_stages = model.job.plan.num_stages();
     let keys = (0..num_stages as u16).flat_map(|s| (0..=PARTS.len()).map(move |k| (s, k)));
     let mut own: Vec<u64> = Vec::new();
@@ -194,9 +201,11 @@ pub(super) fn measured(model: &Model, f: &dyn Fabric) -> Result<Measured, ExecEr
     let at = num_stages * width;
     let memory = |t: &Vec<u64>| RankMemory { stored: t[at], arenas: t[at + 1], between: t[at + 2] };
     Ok(Measured {
-        stages: (0..num_stages).map(times).collect(),
+        stages: (0..num_stages).filter(|_| steps > 1).map(times).collect(),
         ranks: told.iter().map(memory).collect(),
-        pair_ms: Some((total(at + 3), total(at + 4))).filter(|(_, n)| *n > 0).map(|(ns, n)| ns as f64 / 1e6 / n as f64),
+        pair_ms: Some((total(at + 3), total(at + 4)))
+            .filter(|(_, n)| *n > 0 && steps > 1)
+            .map(|(ns, n)| ns as f64 / 1e6 / n as f64),
         sent: KINDS.iter().enumerate().map(|(i, (_, name))| (*name, total(at + 5 + i))).filter(|(_, n)| *n > 0).collect(),
     })
 }

@@ -285,8 +285,8 @@ impl<'a> Model<'a> {
         Ok(parcel)
     }
 
-    /// This rank's way to those that it divides experts with; `waited` counts how long exchanges took.
-    pub fn carry<'m>(&'m self, waited: &'m Cell<Duration>) -> Carry<'m> {
+    /// This rank's way to those that it divides experts with; `waited` counts how long exchanges took, `sent` what they send over the host.
+    pub fn carry<'m>(&'m self, waited: &'m Cell<Duration>, sent: &'m dyn Fn(usize)) -> Carry<'m> {
         let members = self.job.group(self.rank);
         Carry {
             fabric: self.fabric,
@@ -296,6 +296,7 @@ impl<'a> Model<'a> {
             checked: self.job.checked,
             step: self.step,
             count: &self.exchanges,
+            sent,
             ways: Ways(members.iter().map(|m| self.nodes.get(*m).copied().unwrap_or(0)).collect()),
             traffic: self.counts_traffic.then_some(&self.traffic),
             members,
@@ -306,7 +307,8 @@ impl<'a> Model<'a> {
         let mut session = self.sessions.remove(&stage).expect("a stage of this rank");
         let mut shelf = std::mem::replace(&mut self.shelf, Shelf::new(self.device.clone()));
         let (since, waited) = (Instant::now(), Cell::default());
-        let carry = self.carry(&waited);
+        let sent = |bytes| self.lent.count_rows(bytes);
+        let carry = self.carry(&waited, &sent);
         let peers: Option<&dyn Peers> = if self.job.members() > 1 { Some(&carry) } else { None };
         let ran = session.run_kept(entry, &self.shapes[which].dims, (pool, &mut shelf), peers);
         (self.shelf, _) = (shelf, self.sessions.insert(stage, session));

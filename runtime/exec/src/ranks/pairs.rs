@@ -104,7 +104,8 @@ fn run_list(
     // The list orders its own steps alone.
     device.wait()?;
     let waited = Cell::default();
-    let carry = model.carry(&waited);
+    let sent = |bytes| model.lent.count_rows(bytes);
+    let carry = model.carry(&waited, &sent);
     // SAFETY: `Pairs::new` resolved every pointer into memory of the sessions' stores and of the pair, which live.
     let ran = unsafe { peers::run_list(&device, model.pairs.beside.as_ref(), &of.program, list, &carry) };
     each_entry(model, (ahead, back), |k, session| {

@@ -47,6 +47,19 @@ pub(super) fn mixed<'a>(job: &Job<'a>, share: usize, stage: u16) -> Option<&'a s
     updates.find(is_mixed).map(|e| e.name.as_str())
 }
 
+/// So many parts shared out, the largest first, each to who has least: whose each is.
+fn share_out(sizes: &[i64], members: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..sizes.len()).collect();
+    // A stable sort: equals keep their order.
+    order.sort_by_key(|i| std::cmp::Reverse(sizes[*i]));
+    let (mut load, mut owners) = (vec![0; members], vec![0; sizes.len()]);
+    for i in order {
+        owners[i] = (0..members).min_by_key(|m| load[*m]).expect("there are members");
+        load[owners[i]] += sizes[i];
+    }
+    owners
+}
+
 /// The parameters of a share of the experts, in a stage.
 fn experts(job: &Job, share: usize, stage: u16) -> BTreeSet<String> {
     let names = |share: usize| job.programs[share][usize::from(stage)].manifest.params.iter().map(|p| p.name.clone());
@@ -66,7 +79,6 @@ impl Shards {
         let members = step::copies(job, stage).into_iter().filter(|rank| job.member(*rank) == share).collect();
         Shards::new(job, (share, stage), members, experts(job, share, stage), true)
     }
-    /// The largest parts of the update first, each to the copy that has least.
     fn new(job: &Job, (share, stage): (usize, u16), members: Vec<usize>, divided: BTreeSet<String>, experts: bool) -> Shards {
         let out = Shards { members, parts: None, names: BTreeMap::new(), experts, divided };
         if !job.sharded || out.members.len() < 2 {
@@ -80,14 +92,10 @@ impl Shards {
         let entries = &job.programs[share][usize::from(stage)].manifest.entries;
         let covered =
             |e: &&Entry| is_update(&e.name) && e.args.iter().chain(&e.outputs).filter(kept).all(|p| out.covers(&p.name));
-        let mut order: Vec<&Entry> = entries.iter().filter(covered).collect();
-        // A stable sort: equals keep their order.
-        order.sort_by_key(|e| std::cmp::Reverse(elems(e)));
-        let mut load = vec![0; out.members.len()];
+        let updates: Vec<&Entry> = entries.iter().filter(covered).collect();
+        let sizes: Vec<i64> = updates.iter().map(|e| elems(e)).collect();
         let (mut parts, mut names) = (BTreeMap::new(), BTreeMap::new());
-        for e in order {
-            let owner = (0..load.len()).min_by_key(|m| load[*m]).expect("there are copies");
-            load[owner] += elems(e);
+        for (e, owner) in updates.into_iter().zip(share_out(&sizes, out.members.len())) {
             parts.insert(e.name.clone(), owner);
             names.extend(e.args.iter().chain(&e.outputs).filter(kept).map(|p| (p.name.clone(), owner)));
         }
@@ -180,10 +188,12 @@ impl Shards {
         let store = &mut sessions.get_mut(&stage).expect("a stage of this rank").store;
         for (number, role) in [Role::Grad, Role::Tally].into_iter().enumerate() {
             let owned = role == Role::Grad && self.is_sharded();
-            // What all get is added up by each in turn.
-            let owner = |i: usize, name: &str| if owned { self.owner(name) } else { i % self.members.len() };
-            let slots = store.of_role(role).filter(|(n, _)| self.covers(n)).enumerate();
-            let slots = slots.map(|(i, (name, slot))| (owner(i, name), slot)).collect();
+            let slots: Vec<_> = store.of_role(role).filter(|(n, _)| self.covers(n)).collect();
+            // What all get is added up by all.
+            let sizes: Vec<i64> = slots.iter().map(|(_, slot)| slot.memory.len() as i64).collect();
+            let shared = share_out(&sizes, self.members.len());
+            let owner = |i: usize, name: &str| if owned { self.owner(name) } else { shared[i] };
+            let slots = slots.into_iter().enumerate().map(|(i, (name, slot))| (owner(i, name), slot)).collect();
             let tag = tag(b"SUMS", self.channel(step::COPIES, stage), (0, stage, number as u32), step);
             sums.reduce(&self.among(lent, model.rank, tag), slots, !owned)?;
         }
@@ -199,5 +209,17 @@ impl Shards {
         let slots = store.iter_mut().filter(|((role, _), _)| matches!(role, Role::Param | Role::State));
         let mut slots: Vec<_> = slots.filter_map(|((_, name), slot)| Some((*self.names.get(name)?, slot))).collect();
         spread(&model.device, &self.among(&model.lent, model.rank, tag), &mut slots)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_go_first_and_to_who_has_least() {
+        assert_eq!(share_out(&[1, 8, 3, 3, 1], 2), [1, 0, 1, 1, 1]);
+        assert_eq!(share_out(&[5, 5, 5], 2), [0, 1, 0]);
+        assert!(share_out(&[], 3).is_empty());
     }
 }

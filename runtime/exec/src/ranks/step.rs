@@ -172,10 +172,13 @@ fn run<'a>(
         val_loss = model.evaluate(f)?;
     }
     if first < o.steps {
-        let measured = measured::measured(model, f)?;
+        let measured = measured::measured(model, model.step - first, f)?;
         if rank == 0 {
-            let (path, text) = (o.out.join("costs.json"), serde_json::to_string_pretty(&measured.costs(job)).expect("numbers"));
-            std::fs::write(&path, text + "\n").map_err(|e| ExecError::io(&path, &e))?;
+            if !measured.stages.is_empty() {
+                let text = serde_json::to_string_pretty(&measured.costs(job)).expect("numbers");
+                let path = o.out.join("costs.json");
+                std::fs::write(&path, text + "\n").map_err(|e| ExecError::io(&path, &e))?;
+            }
             report.measured(&measured);
         }
     }
