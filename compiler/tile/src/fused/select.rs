@@ -559,6 +559,16 @@ impl Fuser<'_> {
         loops.push((var, lo, hi, kind));
         Expr::Var(var)
     }
+    /// `if cond`, of the innermost open loop.
+    fn branch(&mut self, cond: Expr, then: impl FnOnce(&mut Self), otherwise: impl FnOnce(&mut Self)) {
+        self.scopes.push(Scope::default());
+        then(self);
+        let then = self.scopes.pop().expect("it was opened").stmts;
+        self.scopes.push(Scope::default());
+        otherwise(self);
+        let otherwise = self.scopes.pop().expect("it was opened").stmts;
+        self.here(Stmt::If { cond, then, otherwise });
+    }
     fn here(&mut self, s: Stmt) {
         self.scopes.last_mut().expect("a scope").stmts.push(s);
     }
@@ -700,7 +710,10 @@ impl<'a> Emit<'a> {
         };
         // Of the keys that the chunk's candidates ask for, those that there are.
         let reach = f.bind((here.clone() - Expr::int(1)) * Expr::int(mul) + Expr::int(len));
-        let from = f.bind(Expr::minimum(Expr::maximum(Expr::int(0) - key.clone(), Expr::int(0)), reach.clone()));
+        // Where candidates have no keys before the first, every chunk begins with one.
+        let begins = s.range().1.known().is_some_and(|lo| lo + self.carried >= 0);
+        let before = || Expr::minimum(Expr::maximum(Expr::int(0) - key.clone(), Expr::int(0)), reach.clone());
+        let from = if begins { Expr::int(0) } else { f.bind(before()) };
         let to = f.bind(Expr::minimum(Expr::maximum(num_keys - key.clone(), from.clone()), reach.clone()));
         Chunk { first, here, key, from, to, reach }
     }
@@ -788,6 +801,10 @@ impl<'a> Emit<'a> {
     /// Where a value with the product's axes is; rows of the sums have those that are taken over in front.
     fn tile(&self, value: Value, letters: &[char], mem: Mem, at: &[Expr], key: &Expr, heads: i64) -> Tile {
         let width = if mem == self.mem.sums { self.width + self.carried } else { self.width };
+        self.tile_of(value, letters, mem, at, key, [heads, width])
+    }
+    /// The same of rows of as many elements.
+    fn tile_of(&self, value: Value, letters: &[char], mem: Mem, at: &[Expr], key: &Expr, [heads, width]: [i64; 2]) -> Tile {
         let mut stride = BTreeMap::new();
         let mut next = width;
         if heads > 1 {

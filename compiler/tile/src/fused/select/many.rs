@@ -26,6 +26,7 @@ use graph::{
     Op, Value,
     op::{MapFn, ReduceFn, Scalar},
 };
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Elements that a row of P is longer than a chunk's keys: eight rows that a warp stores lie in different banks.
 const BANK_ELEMS: i64 = 8;
@@ -72,6 +73,41 @@ struct Many<'a> {
     /// Whether heads are summed between the lanes of a warp.
     warp: bool,
     lists: Option<Lists>,
+    /// What P has of each row alone, and where that is for all rows.
+    of_rows: Vec<(OfRow, Mem)>,
+}
+
+/// What a map of the product repeats along its keys: that, the number of each row, and the letters of this.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct OfRow {
+    repeated: Value,
+    number: Value,
+    letters: Vec<char>,
+}
+
+/// All of f32 in the map of the scores.
+fn of_rows(s: &Select) -> Vec<OfRow> {
+    let (func, out) = (s.func, &s.spec.out);
+    let is_key = |c: &char| matches!(s.need[out.iter().position(|o| o == c).expect("it is there")], Need::Range { .. });
+    let (mut open, mut seen, mut found) = (vec![s.mapped], BTreeSet::from([s.mapped]), Vec::new());
+    while let Some(v) = open.pop() {
+        let node = func.def(v);
+        match &node.op {
+            Op::Broadcast { axes, .. } if s.ty(v).rank() == out.len() => {
+                let letters: Vec<char> = axes.iter().map(|a| out[*a]).collect();
+                let number = node.inputs[0];
+                if !letters.is_empty() && !letters.iter().any(is_key) && s.ty(number).dtype == DType::F32 {
+                    found.push(OfRow { repeated: v, number, letters });
+                }
+            }
+            Op::Map(_) | Op::Cast(_) if s.ty(v).rank() == out.len() => {
+                open.extend(node.inputs.iter().filter(|x| seen.insert(**x)));
+            }
+            _ => {}
+        }
+    }
+    found.sort();
+    found
 }
 
 /// Where an operand lies and its dtype there: an argument, as it is or widened, seen through layout ops.
@@ -137,7 +173,8 @@ impl<'a> Many<'a> {
             false => f.kernel.scratch("mapped", emit.dtype, (TILE * stride) as usize),
         };
         let lists = lists.then(|| Lists::new(&emit, f));
-        Some(Many { emit, queries, keys, mapped, stride, warp, lists })
+        let of_rows = of_rows(s).into_iter().map(|x| (x, f.kernel.scratch("row", DType::F32, TILE as usize))).collect();
+        Some(Many { emit, queries, keys, mapped, stride, warp, lists, of_rows })
     }
 
     fn lists(&self) -> &Lists {
@@ -209,6 +246,7 @@ impl<'a> Many<'a> {
             }
         });
         self.copy(f, &self.queries, at, &Expr::int(0), [TILE, e.heads], e.mem.queries);
+        self.rows(f, at, rows);
         let chunks = f.bind(Expr::floor_div(end.clone() + Expr::int(e.chunk - 1), Expr::int(e.chunk)));
         let mut outer = Vec::new();
         let c = f.open(Expr::int(0), chunks.clone(), LoopKind::Serial, &mut outer);
@@ -226,6 +264,26 @@ impl<'a> Many<'a> {
         chunks
     }
 
+    /// What there is of each row, before the chunks.
+    fn rows(&self, f: &mut Fuser, at: &[Expr], rows: &Expr) {
+        let e = &self.emit;
+        for (x, mem) in &self.of_rows {
+            let last = f.bind(rows.clone() - Expr::int(1));
+            let mut loops = Vec::new();
+            let row = f.open(Expr::int(0), Expr::int(TILE), LoopKind::Vector, &mut loops);
+            let (query, heads) = self.query_and_heads(f, &row, &last);
+            let idx = e.index(&x.letters, at, &query, &heads, None);
+            let value = f.eval(x.number, &idx);
+            f.here(Stmt::Store { mem: *mem, index: row, value });
+            f.close_loops(loops);
+        }
+    }
+    /// The query of a row, up to the last, and its head.
+    fn query_and_heads(&self, f: &mut Fuser, row: &Expr, last: &Expr) -> (Expr, BTreeMap<char, Expr>) {
+        let e = &self.emit;
+        let query = f.bind(Expr::minimum(Expr::floor_div(row.clone(), Expr::int(e.heads)), last.clone()));
+        (query, e.inside_at(f, Expr::rem(row.clone(), Expr::int(e.heads))))
+    }
     /// S of a chunk.
     fn product(&self, f: &mut Fuser, at: &[Expr], key: &Expr) {
         let (e, zero, depth) = (&self.emit, Expr::int(0), self.emit.depth);
@@ -262,8 +320,10 @@ impl<'a> Many<'a> {
     /// P = map(S). Rows past the last are computed as the last is; nothing looks at them.
     fn map(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr) {
         // Without keys there is nothing to look at.
-        let any = f.bind(Expr::minimum(chunk.to.clone() - chunk.from.clone(), Expr::int(1)));
-        let Some(mask) = self.emit.s.mask() else { return self.map_if(f, any, at, chunk, last) };
+        let any = Expr::lt(chunk.from.clone(), chunk.to.clone());
+        let Some(mask) = self.emit.s.mask() else {
+            return f.branch(any, |f| self.map_keys(f, at, chunk, last), |_| {});
+        };
         // Most chunks lie before all rows: there the mask lets everything through.
         let key = f.bind(chunk.key.clone() + chunk.to.clone() - Expr::int(1));
         let [a, b] = [&mask.keys, &mask.rows].map(|(v, axes)| {
@@ -275,20 +335,21 @@ impl<'a> Many<'a> {
             let idx: Vec<Expr> = axes.iter().map(of).collect();
             f.eval(*v, &idx)
         });
-        let all = f.bind(Expr::minimum(Expr::le(a, b).cast(DType::I64), any.clone()));
-        f.given = Some((mask.value, true));
-        self.map_if(f, all.clone(), at, chunk, last);
-        f.given = None;
-        self.map_if(f, any - all, at, chunk, last);
+        let all = f.bind(Expr::and(Expr::le(a, b), any.clone()));
+        let without = |f: &mut Fuser| {
+            f.given = Some((mask.value, true));
+            self.map_keys(f, at, chunk, last);
+            f.given = None;
+        };
+        let with = |f: &mut Fuser| f.branch(any, |f| self.map_keys(f, at, chunk, last), |_| {});
+        f.branch(all, without, with);
     }
-    /// The same if `turns` is 1, not 0.
-    fn map_if(&self, f: &mut Fuser, turns: Expr, at: &[Expr], chunk: &Chunk, last: &Expr) {
+    /// The same of keys that there are.
+    fn map_keys(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr) {
         let (e, s) = (&self.emit, self.emit.s);
         let mut loops = Vec::new();
-        f.open(Expr::int(0), turns, LoopKind::Serial, &mut loops);
         let [element, row, i] = self.pairs(f, TILE, e.width, &mut loops);
-        let query = f.bind(Expr::minimum(Expr::floor_div(row.clone(), Expr::int(e.heads)), last.clone()));
-        let heads = e.inside_at(f, Expr::rem(row.clone(), Expr::int(e.heads)));
+        let (query, heads) = self.query_and_heads(f, &row, last);
         let to = if self.warp { element.clone() } else { row * Expr::int(self.stride) + i.clone() };
         // What lies along the keys is only read where there are some.
         let i = if e.reads_by_key() {
@@ -300,6 +361,12 @@ impl<'a> Many<'a> {
         let idx = e.index(&s.spec.out, at, &query, &heads, Some(&key));
         let product = e.tile(s.product, &s.spec.out, e.mem.scores, at, &chunk.key, e.heads);
         f.tiles = vec![super::Tile { own: Some((idx.clone(), element.clone())), ..product }];
+        for (x, mem) in &self.of_rows {
+            // As loops over elements find what threads hold for their rows.
+            let own = Some((idx.clone(), Expr::floor_div(element.clone(), Expr::int(e.width))));
+            let letters: Vec<char> = s.spec.out.iter().map(|c| if x.letters.contains(c) { *c } else { '\0' }).collect();
+            f.tiles.push(super::Tile { own, ..e.tile_of(x.repeated, &letters, *mem, at, &chunk.key, [e.heads, 1]) });
+        }
         let value = f.eval(s.mapped, &idx);
         let value = if f.kernel.expr_dtype(&value) == e.dtype { value } else { value.cast(e.dtype) };
         let weight = if self.warp { e.weight(f, at, &query, &heads) } else { None };
