@@ -15,7 +15,7 @@ use graph::{
         self,
         bounds::{Bounded, Roundoff, bounds},
     },
-    op::MapFn,
+    op::{Domain, MapFn},
     random::{self, Random},
     text::print,
 };
@@ -264,6 +264,68 @@ fn what_only_looks_alike_is_left_alone() {
         }
         for rule in *forbidden {
             assert!(rules::all().iter().any(|r| r.name == *rule), "{name}: no rule '{rule}'");
+        }
+    }
+    // Every rule has something that it leaves alone.
+    for rule in rules::all() {
+        let has_one = instances::LOOK_ALIKES.iter().any(|(_, forbidden, ..)| forbidden.contains(&rule.name));
+        assert!(has_one, "nothing only looks like {}", rule.name);
+    }
+}
+
+/// Domains of each kind: what attention may see, and the operands that say so. `H` in an operand's type is the number of key heads.
+fn domains() -> Vec<(Domain, &'static [&'static str])> {
+    let and = |a, b| Domain::And(Box::new(a), Box::new(b));
+    let or = |a, b| Domain::Or(Box::new(a), Box::new(b));
+    vec![
+        (Domain::Full, &[]),
+        (Domain::Causal, &[]),
+        (and(Domain::Causal, Domain::Window(2)), &[]),
+        (or(and(Domain::Causal, Domain::Window(1)), Domain::Prefix(2)), &[]),
+        (Domain::EndsBefore { length: 2, stride: 1 }, &[]),
+        (Domain::EndsAt(0), &["i32 B T"]),
+        (and(Domain::Causal, Domain::Segments(0, 1)), &["i32 B T", "i32 B T"]),
+        (and(Domain::Causal, Domain::Blocks { idx: 0, size: 2 }), &["i32 B T H 1"]),
+        (Domain::Tokens(0), &["i32 B T H 2"]),
+        (and(Domain::Causal, Domain::Groups { idx: 0, of: 1 }), &["i32 B T H 1", "i32 B T"]),
+    ]
+}
+
+/// Plain, causal, windowed, packed and block attention are one op to the rules: what holds for one domain is done for each.
+#[test]
+fn rules_of_attention_hold_for_every_domain() {
+    for name in [
+        "attend-of-projected-keys",
+        "attend-of-projected-values",
+        "attend-of-repeated-heads",
+        "attend-of-scaled-query",
+        "attend-of-scaled-values",
+        "map-of-attend",
+    ] {
+        let (_, types, build) = INSTANCES.iter().find(|(n, ..)| *n == name).expect("it has an instance");
+        // The key heads of the instance.
+        let shared = name == "attend-of-repeated-heads";
+        for (domain, operands) in domains() {
+            let mut f = Func::new("f");
+            let all = types.iter().map(|t| t.to_string());
+            let all = all.chain(operands.iter().map(|t| t.replace('H', if shared { "6" } else { "H" })));
+            let args: Vec<Value> =
+                all.enumerate().map(|(i, t)| f.arg(&format!("a{i}"), Role::Input, Draw::first().ty(&t))).collect();
+            let outputs = build(&mut Builder::new(&mut f), &args[..types.len()]);
+            outputs.into_iter().enumerate().for_each(|(i, v)| f.output(&format!("o{i}"), Role::Result, v));
+            for node in f.nodes.values_mut() {
+                if let Op::Attend(a) = &mut node.op {
+                    a.domain = domain.clone();
+                    node.inputs.extend(&args[types.len()..]);
+                }
+            }
+            let what = format!("{name}, {domain:?}");
+            assert_eq!(graph::verify_func(&f), [], "{what}");
+            let (fired, _) = check_all_choices(&what, &f, Class::Reassociates, &Draw::first().dims, 2);
+            let times = fired.iter().find(|(n, _)| *n == name).map(|(_, n)| *n).expect("it is in the table");
+            // Heads whose keys are chosen for each share none.
+            let of_each_head = operands.iter().any(|t| t.contains('H'));
+            assert_eq!(times > 0, !(shared && of_each_head), "{what}: {fired:?}");
         }
     }
 }

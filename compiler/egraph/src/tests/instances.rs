@@ -555,7 +555,7 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
         let s = b.map(MapFn::Silu, &[a[0]]);
         vec![b.add(s, a[1])]
     }),
-    ("−y − x is not x − y", &["neg-of-sub", "add-of-neg"], &["f32 B", "f32 B"], |b, a| {
+    ("−y − x is not x − y", &["neg-of-sub", "add-of-neg", "add-of-neg-left", "sub-of-neg"], &["f32 B", "f32 B"], |b, a| {
         let n = b.map(MapFn::Neg, &[a[1]]);
         vec![b.map(MapFn::Sub, &[n, a[0]])]
     }),
@@ -945,6 +945,72 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
         let z = b.contract("bk,kn->bn", a[0], a[1]);
         exponentials(b, z).to_vec()
     }),
+    ("a transpose with a map after it", &["contract-of-transpose"], &["f32 K B", "f32 K N"], |b, a| {
+        let x = b.transpose(a[0], &[1, 0]);
+        let x = b.map(MapFn::Exp, &[x]);
+        vec![b.contract("bk,kn->bn", x, a[1])]
+    }),
+    (
+        "a reshape that splits an axis, and one across axes",
+        &["contract-of-reshape"],
+        &["f32 B 6", "f32 3 N", "f32 4 6"],
+        |b, a| {
+            let rows = shape(b, a[0])[0].clone();
+            let split = b.reshape(a[0], &[rows, Dim::from(2), Dim::from(3)]);
+            let across = b.reshape(a[2], &[Dim::from(8), Dim::from(3)]);
+            vec![b.contract("bhk,kn->bhn", split, a[1]), b.contract("bk,kn->bn", across, a[1])]
+        },
+    ),
+    ("a number where there are no more elements", &["contract-of-mul-by-constant"], &["f32 B 5", "f32 5 90"], |b, a| {
+        let x = scaled(b, a[0], 0.75);
+        vec![b.contract("bk,kn->bn", x, a[1])]
+    }),
+    (
+        "signs with something between",
+        &["neg-of-neg", "add-of-neg", "add-of-neg-left", "sub-of-neg"],
+        &["f32 B", "f32 B"],
+        |b, a| {
+            let n = b.map(MapFn::Neg, &[a[0]]);
+            let e = b.map(MapFn::Exp, &[n]);
+            vec![b.map(MapFn::Neg, &[e]), b.mul(n, a[1]), b.add(e, a[1])]
+        },
+    ),
+    ("not of what has a not in it", &["not-of-not"], &["i32 B", "i32 B"], |b, a| {
+        let (c, d) = (b.map(MapFn::Lt, a), b.map(MapFn::Eq, a));
+        let n = b.map(MapFn::Not, &[c]);
+        let both = b.map(MapFn::And, &[n, d]);
+        let n = b.map(MapFn::Not, &[both]);
+        vec![b.map(MapFn::Select, &[n, a[0], a[1]])]
+    }),
+    ("a sum of one term", &["contract-of-nothing-summed"], &["f32 B 1", "f32 1 N"], |b, a| {
+        vec![b.contract("bk,kn->bn", a[0], a[1])]
+    }),
+    ("widened after it is joined, or some of it", &["cast-of-layout"], &["bf16 B 8", "bf16 B 8"], |b, a| {
+        let (joined, some) = (b.op(Op::Concat(1), a), slice(b, a[0], 1, 2, 4));
+        vec![b.cast(joined, DType::F32), b.cast(some, DType::F32)]
+    }),
+    (
+        "rows of a map of a cast, rows by a cast index, and what is added up",
+        &["slice-of-cast", "gather-of-cast"],
+        &["bf16 9 K", "f32 B", "i32 9"],
+        |b, a| {
+            let wide = b.cast(a[0], DType::F32);
+            let e = b.map(MapFn::Exp, &[wide]);
+            let index = b.cast(a[1], DType::I32);
+            let sums = b.op(Op::ScatterAdd { batch: 0, n: Dim::from(4) }, &[a[2], wide]);
+            vec![slice(b, e, 0, 2, 4), b.op(Op::Gather { batch: 0 }, &[a[0], index]), sums]
+        },
+    ),
+    (
+        "latents of each head: one axis more",
+        &["attend-of-projected-keys", "attend-of-projected-values"],
+        &["f32 B T H K", "f32 B T H N", "f32 H K N", "f32 H M N"],
+        |b, a| {
+            let k = b.contract("bshl,hkl->bshk", a[1], a[2]);
+            let v = b.contract("bshl,hkl->bshk", a[1], a[3]);
+            attend(b, Domain::Causal, &[a[0], k, v])
+        },
+    ),
     ("the summed axis of a product", &["reduce-of-streamed"], &["f32 B 4100", "f32 4100 K"], |b, a| {
         vec![b.contract("bk,kn->bn", a[0], a[1])]
     }),

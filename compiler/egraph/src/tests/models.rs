@@ -3,34 +3,146 @@
 use super::*;
 use rules::Family;
 
-#[test]
-fn every_family_fires_in_a_shipped_model_and_runs_agree() {
-    let mut fired: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (name, set) in source::MODELS {
-        let module = source::module(name, set);
-        let (out, reports) = optimize(&module, &tile::cost::op_cost, &Options::default());
-        assert_eq!(graph::verify::verify(&out), [], "{name}");
+/// A shipped model as a test has it: its name, the precision that it is given, what is set, and the run-time dims that it is optimised for.
+struct Shipped(&'static str, &'static str, &'static str, &'static [(&'static str, i64)]);
+
+/// f32 storage, products of bf16.
+const NARROW: &str = "precision { storage = f32, compute = bf16 }";
+
+impl Shipped {
+    /// As tests have it, small.
+    fn small(name: &'static str) -> Shipped {
+        Shipped(name, "", source::MODELS.iter().find(|(n, _)| *n == name).expect("it is shipped").1, &[])
+    }
+    fn module(&self) -> Module {
+        let Shipped(name, precision, set, _) = self;
+        let path = format!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/{}/model.lode"), name);
+        let text = std::fs::read_to_string(path).expect("it is shipped");
+        source::compile(&text.replace("dims B, T", &format!("dims B, T\n{precision}")), set)
+    }
+    /// What the rules did, by the cost of a target.
+    fn reports(&self, gpu: bool) -> Vec<Report> {
+        let model = tile::cost::Model::new(tile::Tuning::of_target(gpu));
+        let sizes: DimEnv = self.3.iter().map(|(n, v)| ((*n).into(), *v)).collect();
+        let cost = |op: &Op, x: &[&TensorType], y: &[TensorType]| model.op_cost(&sizes, op, x, y);
+        let module = self.module();
+        let (out, reports) = optimize(&module, &cost, &Options { sizes: sizes.clone(), ..Options::default() });
+        assert_eq!(graph::verify::verify(&out), [], "{}", self.0);
         for r in &reports {
-            assert!(r.num_nodes.1 < Options::default().node_limit, "{name}: {:?}", r.num_nodes);
-            for (rule, _) in &r.fired {
-                let rule = rules::all().into_iter().find(|x| x.name == rule).expect("reports name rules of the table");
-                let models = fired.entry(rule.family.name()).or_default();
-                if !models.contains(name) {
-                    models.push(name);
+            assert!(r.num_nodes.1 < Options::default().node_limit && r.cost.1 <= r.cost.0, "{}: {r:?}", self.0);
+        }
+        reports
+    }
+}
+
+/// Each thing that the families are for, with a shipped model and an entry where the rule makes what is chosen; or where it fires and something
+/// else is cheaper. `host`, `gpu` or both of them.
+const SHOWN: &[(&str, &[&str], &str, &str)] = &[
+    // Algebra: products re-associated, latent attention absorbed, products of shared operands joined, axes moved, norms folded.
+    ("deepseek_v3 forward", &["host"], "chosen", "contract-of-contract attend-of-projected-keys concat-of-broadcast"),
+    ("deepseek_v3 forward", &["host", "gpu"], "fires", "attend-of-projected-values attend-of-repeated-heads"),
+    ("deepseek_v3 forward", &["host", "gpu"], "chosen", "contract-of-shared-operand contract-of-reshape div-by-constant"),
+    ("deepseek_v3 forward", &["host"], "chosen", "reshape-of-contract slice-of-contract"),
+    ("deepseek_v3 forward", &["host", "gpu"], "fires", "transpose-of-contract contract-of-transpose"),
+    ("deepseek_v3 forward", &["host"], "chosen", "contract-of-mul-by-row contract-of-mul-by-summed"),
+    ("llama, wide forward", &["gpu"], "chosen", "contract-of-mul-by-summed"),
+    ("strata grad", &["host", "gpu"], "fires", "add-of-contracts"),
+    // Attention: the choice of blocks, gates and sum of branches in the kernel of one, rotary positions in that of a projection.
+    ("strata forward", &["host", "gpu"], "chosen", "topk-of-scores"),
+    ("strata grad", &["host", "gpu"], "chosen", "topk-of-scores"),
+    ("strata forward", &["gpu"], "chosen", "map-of-attend"),
+    ("strata grad", &["gpu"], "chosen", "map-of-attend"),
+    ("llama, wide forward", &["gpu"], "chosen", "map-of-contract-columns"),
+    ("llama, wide grad", &["gpu"], "fires", "map-of-contract-columns"),
+    // Experts: rows with their loads and SwiGLU where gate and up are summed, weights of rows and the combination, the router; backwards too.
+    ("qwen3_moe forward", &["gpu"], "chosen", "map-of-grouped-contracts contract-of-few-choices"),
+    ("qwen3_moe grad", &["gpu"], "chosen", "map-of-grouped-contracts scatter-add-by-position scatter-add-by-source"),
+    ("qwen3_moe grad", &["host"], "chosen", "scatter-add-by-position scatter-add-by-source contract-of-nothing-summed"),
+    ("qwen3_moe forward", &["host"], "chosen", "contract-of-few-choices topk-of-rows"),
+    ("qwen3_moe forward", &["gpu"], "fires", "topk-of-rows"),
+    ("qwen3_moe forward", &["host", "gpu"], "fires", "grouped-contract-of-shared-operand"),
+    ("deepseek_v3, many forward", &["host", "gpu"], "fires", "add-of-shared-expert"),
+    // Heads: the loss without logits, maps of products.
+    ("llama, wide loss", &["host", "gpu"], "chosen", "gather-of-contract reduce-of-streamed gather-of-map"),
+    ("llama, wide forward", &["gpu"], "chosen", "map-of-contracts"),
+    ("qwen3_moe forward", &["host", "gpu"], "fires", "mul-of-silu"),
+    // Precision: casts and codes where they are few.
+    ("llama, wide grad", &["host", "gpu"], "chosen", "cast-of-layout"),
+    ("llama, wide loss", &["gpu"], "chosen", "gather-of-cast"),
+    ("deepseek_v3, fp8 forward", &["host"], "chosen", "quantize-of-moved gather-of-dequantize"),
+    ("deepseek_v3, fp8 forward", &["host", "gpu"], "fires", "add-of-rounding dequantize-of-moved gather-of-quantize"),
+];
+
+#[test]
+fn what_each_family_is_for_is_done_in_a_shipped_model() {
+    let tiny = Shipped::small("deepseek_v3").2;
+    let fp8: &str = Box::leak(format!("{tiny} fp8_block=16").into_boxed_str());
+    let wide = "hidden_size=768 num_attention_heads=12 num_key_value_heads=4 head_dim=64 intermediate_size=2048 vocab_size=32768";
+    let models = [
+        ("deepseek_v3", Shipped::small("deepseek_v3")),
+        ("strata", Shipped::small("strata")),
+        ("qwen3_moe", Shipped::small("qwen3_moe")),
+        ("llama, wide", Shipped("llama", NARROW, wide, &[("B", 8), ("T", 2048)])),
+        ("deepseek_v3, fp8", Shipped("deepseek_v3", "", fp8, &[])),
+        ("deepseek_v3, many", Shipped("deepseek_v3", "", tiny, &[("B", 1), ("T", 65536)])),
+    ];
+    let mut families: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut missing = Vec::new();
+    for (name, model) in &models {
+        for target in ["host", "gpu"] {
+            let reports = model.reports(target == "gpu");
+            for (place, targets, how, rules) in SHOWN {
+                let Some(entry) = place.strip_prefix(name).and_then(|rest| rest.strip_prefix(' ')) else { continue };
+                let of_entry = || reports.iter().filter(|r| r.func.split('/').next() == Some(entry));
+                assert!(of_entry().next().is_some(), "{place}");
+                for rule in rules.split(' ').filter(|_| targets.contains(&target)) {
+                    let fires = of_entry().flat_map(|r| &r.fired).any(|(name, _)| name == rule);
+                    let chosen = of_entry().flat_map(|r| &r.chosen).any(|s| s.rule == rule);
+                    if !fires || *how == "chosen" && !chosen {
+                        missing.push(format!("{place}, {target}: {rule} is not {how}"));
+                    }
+                    let rule = rules::all().into_iter().find(|r| r.name == rule).expect("a rule of the table");
+                    families.entry(rule.family.name()).or_default().push(rule.name);
                 }
             }
         }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+    for family in Family::ALL {
+        assert!(families.contains_key(family.name()), "no rule of {} is shown: {families:?}", family.name());
+    }
+    let known = |place: &str| models.iter().any(|(name, _)| place.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+    assert!(SHOWN.iter().all(|(place, ..)| known(place)));
+}
+
+#[test]
+fn runs_agree() {
+    for (name, set) in source::MODELS {
+        let module = source::module(name, set);
+        let (out, reports) = optimize(&module, &tile::cost::op_cost, &Options::default());
         let again = optimize(&module, &tile::cost::op_cost, &Options::default());
         assert_eq!((print(&out), reports), (print(&again.0), again.1), "{name}");
     }
-    // The shipped models compute in f32, so their casts are of integers; this is a layer that does not.
-    let module = source::compile(MIXED, "");
-    let (_, reports) = optimize(&module, &tile::cost::op_cost, &Options::default());
-    if reports.iter().flat_map(|r| &r.fired).any(|(rule, _)| rule == "slice-of-cast") {
-        fired.entry(Family::Precision.name()).or_default().push("mixed");
-    }
-    for family in Family::ALL {
-        assert!(fired.contains_key(family.name()), "no rule of {} fires in a model: {fired:?}", family.name());
+}
+
+/// The scores of a router and the products of the shared expert read the same rows.
+#[test]
+fn a_router_is_joined_with_the_shared_expert() {
+    let module = Shipped::small("deepseek_v3").module();
+    for gpu in [false, true] {
+        let out = optimized_for(&module, gpu, &[]);
+        let body = last_layer(&out, "forward");
+        let joined = body.nodes.values().filter(|n| matches!(n.op, Op::Concat(0)));
+        let columns: Vec<Vec<_>> = joined.map(|n| n.inputs.iter().map(|v| body.ty(*v).shape[0].known()).collect()).collect();
+        // Scores of 8 experts; gate and up of 32.
+        let mut all = [Some(8), Some(32), Some(32)];
+        let has_all = |c: &Vec<Option<i64>>| {
+            let mut c = c.clone();
+            c.sort();
+            all.sort();
+            c == all
+        };
+        assert!(columns.iter().any(has_all), "gpu {gpu}: {columns:?}");
     }
 }
 
@@ -73,13 +185,6 @@ fn e_graphs_stay_small_do_not_grow_with_depth_and_nothing_gets_dearer() {
         }
     }
 }
-
-/// A layer in bf16 that widens what it does not need.
-const MIXED: &str = "
-dims B, T
-config { d = 64, n = 16 }
-model mixed(x: bf16[B, T, d]) -> f32[B, T, n] { cast(x, f32)[:, :, 0:n] * 2.0 }
-";
 
 /// Latent attention of some queries over a cache of latents, as written: keys and values of each head are computed.
 const LATENT: &str = "
@@ -397,8 +502,9 @@ fn gradients_of_experts_are_picked_by_the_routing_of_an_earlier_loop() {
 }
 
 /// The largest buffer of an entry, and all of them. # Units: elements.
-fn buffers(m: &Module, entry: &str, sizes: &DimEnv) -> (i64, i64) {
-    let lowered = tile::lower(m, tile::lower::Options::default()).expect("it has kernels");
+fn buffers(m: &Module, entry: &str, gpu: bool, sizes: &DimEnv) -> (i64, i64) {
+    let options = tile::lower::Options { fuse: true, parts: gpu, products: gpu };
+    let lowered = tile::lower(m, options).expect("it has kernels");
     let entry = lowered.entries.iter().find(|e| e.name == entry).expect("the entry is there");
     let inner = entry.buffers.iter().filter(|b| !b.external).map(|b| b.elems.eval(sizes).expect("every dim has a size"));
     inner.fold((0, 0), |(most, sum), n| (most.max(n), sum + n))
@@ -406,19 +512,23 @@ fn buffers(m: &Module, entry: &str, sizes: &DimEnv) -> (i64, i64) {
 
 #[test]
 fn the_loss_stores_no_logits() {
-    let sizes: DimEnv = [("B".into(), 8), ("T".into(), 128)].into_iter().collect();
-    for (name, set) in source::MODELS.iter().filter(|(name, _)| *name != "strata") {
-        // The last chunk has 1,000 tokens.
-        let module = source::module(name, &format!("{set} vocab_size=33768"));
-        let module = Module { funcs: vec![module.func("loss").expect("it is trained").clone()], ..module };
-        let cost = |op: &Op, x: &[&TensorType], y: &[TensorType]| tile::cost::op_cost_at(&sizes, op, x, y);
-        let (out, reports) = optimize(&module, &cost, &Options { sizes: sizes.clone(), ..Options::default() });
-        let chosen: Vec<&str> = reports.iter().flat_map(|r| &r.chosen).map(|s| s.rule).collect();
-        assert!(chosen.contains(&"reduce-of-streamed") && chosen.contains(&"gather-of-contract"), "{name}: {chosen:?}");
-        let logits = 8 * 128 * 33768;
-        assert!(buffers(&module, "loss", &sizes).0 >= logits, "{name}");
-        let (most, sum) = buffers(&out, "loss", &sizes);
-        assert!(most <= logits / 15 && sum <= logits / 3, "{name}: {most} of {sum}, of {logits} logits");
+    // A GPU streams what is large: there the launches of 17 chunks cost something.
+    for (gpu, t) in [(false, 128), (true, 2048)] {
+        let sizes: DimEnv = [("B".into(), 8), ("T".into(), t)].into_iter().collect();
+        let model = tile::cost::Model::new(tile::Tuning::of_target(gpu));
+        for (name, set) in source::MODELS.iter().filter(|(name, _)| *name != "strata") {
+            // The last chunk has 1,000 tokens.
+            let module = source::module(name, &format!("{set} vocab_size=33768"));
+            let module = Module { funcs: vec![module.func("loss").expect("it is trained").clone()], ..module };
+            let cost = |op: &Op, x: &[&TensorType], y: &[TensorType]| model.op_cost(&sizes, op, x, y);
+            let (out, reports) = optimize(&module, &cost, &Options { sizes: sizes.clone(), ..Options::default() });
+            let chosen: Vec<&str> = reports.iter().flat_map(|r| &r.chosen).map(|s| s.rule).collect();
+            assert!(chosen.contains(&"reduce-of-streamed") && chosen.contains(&"gather-of-contract"), "{name}: {chosen:?}");
+            let logits = 8 * t * 33768;
+            assert!(buffers(&module, "loss", gpu, &sizes).0 >= logits, "gpu {gpu}: {name}");
+            let (most, sum) = buffers(&out, "loss", gpu, &sizes);
+            assert!(most <= logits / 15 && sum <= logits / 3, "gpu {gpu}: {name}: {most} of {sum}, of {logits} logits");
+        }
     }
 }
 
