@@ -44,6 +44,39 @@ pub(super) fn cut(func: &Func, targets: impl IntoIterator<Item = Value>, source:
     cut
 }
 
+/// The same, where what the first part, of so many nodes, computes of a value may be handed over in its place: it is no larger, and nothing in the second
+/// part reads the value but through it. What leads from the one to the other, as the rotation of queries, is then not computed again.
+pub(super) fn cut_late(func: &Func, first: usize, targets: &[Value], source: impl Fn(Value) -> Source) -> Cut {
+    let mut instead: BTreeSet<Value> = BTreeSet::new();
+    let with = |instead: &BTreeSet<Value>| {
+        cut(func, targets.iter().copied(), |v| if instead.contains(&v) { Source::Saved } else { source(v) })
+    };
+    let mut best = with(&instead);
+    for v in best.saved.clone() {
+        let (of_v, elems) = (func.ty(v), func.ty(v).elems());
+        let fits = |id: &NodeId| {
+            let node = &func.nodes[*id];
+            let [ty] = &node.types[..] else { return false };
+            *id > v.node
+                && id.index() < first
+                && !is_free(&node.op)
+                && ty.elems() == elems
+                && ty.dtype.bytes() <= of_v.dtype.bytes()
+        };
+        // The last first.
+        for node in best.nodes.clone().into_iter().rev().filter(fits) {
+            let mut other = instead.clone();
+            other.insert(Value { node, index: 0 });
+            let found = with(&other);
+            if !found.saved.contains(&v) && found.saved.len() <= best.saved.len() {
+                (best, instead) = (found, other);
+                break;
+            }
+        }
+    }
+    best
+}
+
 impl Cut {
     /// Appends the nodes to `out`, whose values for those given and saved are in `map`; adds the results to `map`.
     pub(super) fn copy(&self, func: &Func, out: &mut Func, map: &mut BTreeMap<Value, Value>) {

@@ -6,7 +6,7 @@
 
 use super::{
     Adjoints, AutodiffError, Remat, Site,
-    cut::{Source, cut, fresh, is_arg, is_cheap, is_free},
+    cut::{Source, cut_late, fresh, is_arg, is_cheap, is_free},
     flow, reverse,
 };
 use crate::{
@@ -56,7 +56,8 @@ pub(super) fn terms(b: &mut Builder, s: &Site, r: &Repeat) -> Result<Vec<Option<
         op if is_free(op) || (s.remat == Remat::Cheap && is_cheap(op)) => Source::Computed,
         _ => Source::Saved,
     };
-    let cut = cut(&joint.func, joint.gradients.iter().map(|g| g.after), source);
+    let targets: Vec<Value> = joint.gradients.iter().map(|g| g.after).collect();
+    let cut = cut_late(&joint.func, joint.forward, &targets, source);
 
     // Arguments of the backward body and operands of the backward loop, in step.
     let (mut body, mut map, mut operands) = (Func::new("body"), BTreeMap::new(), Vec::new());

@@ -112,6 +112,11 @@ fn loops(g: &Func) -> Vec<&Repeat> {
 }
 
 fn layers(remat: Remat) -> Func {
+    layers_of(remat, layer)
+}
+
+/// The gradient of four of these layers.
+fn layers_of(remat: Remat, layer: impl Fn(&mut Builder, &[Value]) -> Vec<Value>) -> Func {
     let mut f = Func::new("f");
     let of = |shape: &[i64]| TensorType::new(DType::F64, shape.iter().map(|n| Dim::from(*n)).collect::<Vec<_>>());
     let args = [("x", of(&[3, 2])), ("k", of(&[2])), ("w", of(&[4, 2, 2]))].map(|(n, ty)| f.arg(n, Role::Param, ty));
@@ -124,21 +129,64 @@ fn layers(remat: Remat) -> Func {
 
 #[test]
 fn loops_keep_what_is_asked_for() {
-    // Saved: x and the tanh. Cheap: x and the product, from which the tanh is computed again. The weights are never saved.
+    // x and the tanh, which is no larger than the product that it is of and all that is read of it. The weights are never saved.
     for remat in [Remat::Save, Remat::Cheap] {
         let g = layers(remat);
         let [forward, backward] = loops(&g)[..] else { panic!("two loops") };
         assert_eq!(forward.body.outputs.len(), 2 + 2, "{remat:?}");
-        assert_eq!(
-            (backward.carried, backward.constant, backward.stacked()),
-            match remat {
-                Remat::Save => (2, 0, 3),
-                Remat::Cheap => (2, 1, 3),
-            }
-        );
+        assert_eq!((backward.carried, backward.constant, backward.stacked()), (2, 0, 3));
         assert!(backward.reverse && !forward.reverse);
         let tanh = |r: &Repeat| r.body.nodes.values().filter(|n| n.op == Op::Map(MapFn::Tanh)).count();
-        assert_eq!((tanh(forward), tanh(backward)), (1, usize::from(remat == Remat::Cheap)));
+        assert_eq!((tanh(forward), tanh(backward)), (1, 0), "{remat:?}");
+    }
+    // The gradient of y·tanh y reads both: cheap, tanh is computed again.
+    for remat in [Remat::Save, Remat::Cheap] {
+        let g = layers_of(remat, |b, x| {
+            let y = b.contract("ij,jk->ik", x[0], x[2]);
+            let t = b.map(MapFn::Tanh, &[y]);
+            let y = b.mul(y, t);
+            let shape = b.func.ty(y).shape.clone();
+            let k = b.broadcast(x[1], &shape, &[1]);
+            vec![b.add(y, k)]
+        });
+        let [forward, backward] = loops(&g)[..] else { panic!("two loops") };
+        let again = usize::from(remat == Remat::Cheap);
+        assert_eq!((forward.body.outputs.len(), backward.stacked()), (1 + 3 - again, 4 - again), "{remat:?}");
+        let tanh = |r: &Repeat| r.body.nodes.values().filter(|n| n.op == Op::Map(MapFn::Tanh)).count();
+        assert_eq!((tanh(forward), tanh(backward)), (1, again), "{remat:?}");
+    }
+}
+
+#[test]
+fn what_is_read_of_a_kept_value_alone_is_kept_in_its_place() {
+    let product = |b: &mut Builder, x: &[Value]| {
+        let [y, w] = [x[0], x[2]].map(|v| b.cast(v, DType::F32));
+        b.contract("ij,jk->ik", y, w)
+    };
+    let squared = |b: &mut Builder, y: Value| {
+        let square = b.mul(y, y);
+        vec![b.cast(square, DType::F64)]
+    };
+    // Halves that are rotated, and nothing else reads the product.
+    let rotated = layers_of(Remat::Cheap, |b, x| {
+        let y = product(b, x);
+        let half = |b: &mut Builder, at: i64| b.op(Op::Slice { axis: 1, start: Dim::from(at), len: Dim::from(1), step: 1 }, &[y]);
+        let (first, last) = (half(b, 0), half(b, 1));
+        let last = b.map(MapFn::Neg, &[last]);
+        let both = b.op(Op::Concat(1), &[last, first]);
+        squared(b, both)
+    });
+    // What is wider is made again.
+    let widened = layers_of(Remat::Cheap, |b, x| {
+        let y = product(b, x);
+        let y = b.cast(y, DType::F64);
+        squared(b, y)
+    });
+    for (f, kept) in [(rotated, "concat"), (widened, "contract")] {
+        let forward = loops(&f)[0];
+        let stacked = forward.body.outputs.iter().skip(forward.carried).map(|o| forward.body.def(o.value).op.name());
+        // Of the carried value, too, what is read is narrower.
+        assert_eq!(stacked.collect::<Vec<_>>(), ["cast", kept]);
     }
 }
 
