@@ -67,7 +67,7 @@ const SHOWN: &[(&str, &[&str], &str, &str)] = &[
     ("llama, wide forward", &["gpu"], "chosen", "map-of-contracts"),
     ("qwen3_moe forward", &["host", "gpu"], "fires", "mul-of-silu"),
     // Precision: casts and codes where they are few.
-    ("llama, wide grad", &["host", "gpu"], "chosen", "cast-of-layout"),
+    ("llama, wide grad", &["host"], "chosen", "cast-of-layout"),
     ("llama, wide loss", &["gpu"], "chosen", "gather-of-cast"),
     ("deepseek_v3, fp8 forward", &["host"], "chosen", "quantize-of-moved gather-of-dequantize"),
     ("deepseek_v3, fp8 forward", &["host", "gpu"], "fires", "add-of-rounding dequantize-of-moved gather-of-quantize"),

@@ -52,7 +52,8 @@ pub(super) fn cut_late(func: &Func, first: usize, targets: &[Value], source: imp
         cut(func, targets.iter().copied(), |v| if instead.contains(&v) { Source::Saved } else { source(v) })
     };
     let mut best = with(&instead);
-    for v in best.saved.clone() {
+    // Of integers, as the results of a routing, rules may know more than of what is computed of them.
+    for v in best.saved.clone().into_iter().filter(|v| func.ty(*v).dtype.is_float()) {
         let (of_v, elems) = (func.ty(v), func.ty(v).elems());
         let fits = |id: &NodeId| {
             let node = &func.nodes[*id];
