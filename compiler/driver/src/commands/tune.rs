@@ -12,7 +12,7 @@ use crate::{
 };
 use base::DimEnv;
 use exec::measure::Measured;
-use library::{Class, Job, file};
+use library::{Class, Job, Manifest, Step, file};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -71,6 +71,7 @@ fn tune(args: &Tune, format: MessageFormat) -> Result<u8, u8> {
             ..Tuning::of_target(gpu).clone()
         },
         samples: BTreeMap::new(),
+        parts: Parts::default(),
         tried: BTreeMap::new(),
         rates: Rates::default(),
     };
@@ -94,6 +95,7 @@ fn tune(args: &Tune, format: MessageFormat) -> Result<u8, u8> {
         let mut session = common::session_on(library, &args.on, args.threads)?;
         let manifest = session.manifest.clone();
         session.store.initialise(&manifest, 0).map_err(|e| common::fail_with(&e))?;
+        search.parts = Parts::new(&every, &manifest, &search.lock.dims);
         let entries: Vec<_> = manifest.entries.iter().filter(|e| !e.is_variant()).collect();
         for (i, entry) in entries.iter().enumerate() {
             let inputs = match common::inputs(entry, &search.lock.dims) {
@@ -201,18 +203,95 @@ struct Search {
     lock: Tuning,
     /// The times of each bucket: of each job in it, of the fastest kernel.
     samples: BTreeMap<Job, BTreeMap<Job, f64>>,
+    /// Of the library being measured.
+    parts: Parts,
     tried: BTreeMap<String, Vec<Tried>>,
     rates: Rates,
 }
 
-/// A step that moves at least this much shows what memory gives. # Units: bytes; more than caches hold.
+/// What a library's kernels are of: an op may take several, one after the other, as attention's gradient does, and each says the work of all.
+#[derive(Clone, Debug, Default)]
+struct Parts {
+    /// For each work the kernels of each op that does it.
+    of: BTreeMap<Job, BTreeSet<BTreeSet<usize>>>,
+    /// Those that are tilings of one problem: they do the same.
+    tilings: BTreeSet<usize>,
+    /// The times of kernels so far.
+    ns: BTreeMap<(Job, usize), f64>,
+}
+
+impl Parts {
+    fn new(lowered: &Lowered, manifest: &Manifest, dims: &DimEnv) -> Parts {
+        let mut jobs: BTreeMap<usize, BTreeSet<Job>> = BTreeMap::new();
+        for entry in &manifest.entries {
+            each_launch(&entry.steps, &mut |kernel, step| {
+                jobs.entry(kernel).or_default().extend(step.job(&entry.buffers, dims));
+            });
+        }
+        let mut ops: BTreeMap<_, BTreeSet<usize>> = BTreeMap::new();
+        for l in &lowered.launched {
+            ops.entry((&l.func, &l.loops, l.node)).or_default().insert(l.kernel);
+        }
+        let mut of: BTreeMap<Job, BTreeSet<BTreeSet<usize>>> = BTreeMap::new();
+        for kernels in ops.into_values() {
+            for job in kernels.iter().filter_map(|k| jobs.get(k)).flatten() {
+                let same = kernels.iter().copied().filter(|k| jobs.get(k).is_some_and(|all| all.contains(job)));
+                of.entry(job.clone()).or_default().insert(same.collect());
+            }
+        }
+        Parts { of, tilings: lowered.tilings.iter().map(|(.., kernel)| *kernel).collect(), ns: BTreeMap::new() }
+    }
+
+    /// Notes the time of a kernel; what the fastest op takes that does this work, once all of its kernels are known.
+    fn note(&mut self, kernel: usize, job: &Job, ns: f64) -> Option<f64> {
+        let known = self.ns.entry((job.clone(), kernel)).or_insert(ns);
+        *known = known.min(ns);
+        let ops = self.of.get(job)?.iter().filter(|kernels| kernels.contains(&kernel));
+        let whole = |kernels: &BTreeSet<usize>| {
+            let (mut sum, mut least) = (0.0, None);
+            for k in kernels {
+                let ns = *self.ns.get(&(job.clone(), *k))?;
+                if self.tilings.contains(k) {
+                    least = Some(least.map_or(ns, |l: f64| l.min(ns)));
+                } else {
+                    sum += ns;
+                }
+            }
+            Some(sum + least.unwrap_or(0.0))
+        };
+        ops.filter_map(whole).min_by(f64::total_cmp)
+    }
+}
+
+/// The launches among steps, those in loops too.
+fn each_launch(steps: &[Step], visit: &mut dyn FnMut(usize, &Step)) {
+    for step in steps {
+        match step {
+            Step::Launch { kernel, .. } => visit(*kernel, step),
+            Step::Loop { body, .. } => each_launch(body, visit),
+            Step::Gemm(_) | Step::GroupedGemm(_) | Step::Exchange(_) | Step::Copy { .. } | Step::Zero { .. } => {}
+        }
+    }
+}
+
+/// A copy that moves at least this much shows what memory gives. # Units: bytes; more than caches hold. Other steps are said to read all of what they pick
+/// from.
 const LARGE_BYTES: f64 = 16e6;
 
 impl Search {
     fn note(&mut self, lowered: &Lowered, m: &Measured) {
-        let of_bucket = self.samples.entry(tuning::bucket(&m.job)).or_default();
-        let known = of_bucket.entry(m.job.clone()).or_insert(m.ns);
-        *known = known.min(m.ns);
+        let whole = match m.kernel {
+            Some(kernel) => self.parts.note(kernel, &m.job, m.ns),
+            None => Some(m.ns),
+        };
+        if let Some(ns) = whole {
+            let of_bucket = self.samples.entry(tuning::bucket(&m.job)).or_default();
+            let known = of_bucket.entry(m.job.clone()).or_insert(ns);
+            *known = known.min(ns);
+            let of_bucket: Vec<(&Job, f64)> = of_bucket.iter().map(|(job, ns)| (job, *ns)).collect();
+            let ns = self.lock.in_bucket(&of_bucket);
+            self.lock.times.insert(tuning::bucket(&m.job), ns);
+        }
         let tilings: BTreeSet<&(String, String, usize)> =
             lowered.tilings.iter().filter(|(.., kernel)| m.kernel == Some(*kernel)).collect();
         for (problem, tiling, _) in tilings {
@@ -225,16 +304,13 @@ impl Search {
             let best = tried.iter().min_by(|a, b| a.ns.total_cmp(&b.ns)).expect("one was pushed");
             self.lock.tilings.insert(problem.clone(), best.tiling.clone());
         }
-        let of_bucket: Vec<(&Job, f64)> = of_bucket.iter().map(|(job, ns)| (job, *ns)).collect();
-        let ns = self.lock.in_bucket(&of_bucket);
-        self.lock.times.insert(tuning::bucket(&m.job), ns);
         self.rates.launch_ns = Some(self.rates.launch_ns.unwrap_or(f64::INFINITY).min(m.ns));
-        if matches!(m.job.class, Class::Fused | Class::Copy) && m.job.bytes() > LARGE_BYTES {
+        if m.job.class == Class::Copy && m.job.bytes() > LARGE_BYTES {
             self.rates.bytes_per_ns = self.rates.bytes_per_ns.max(m.job.bytes() / m.ns);
         }
-        if m.job.class == Class::Product {
+        if let (Class::Product, Some(ns)) = (m.job.class, whole) {
             let rate = self.rates.products.entry(m.job.dtype).or_insert(0.0);
-            *rate = rate.max(m.job.flops() / m.ns);
+            *rate = rate.max(m.job.flops() / ns);
         }
     }
 
@@ -276,6 +352,27 @@ fn write(path: &Path, text: &str) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernels_of_an_op_are_added_up_and_tilings_are_not() {
+        let job = Job { class: Class::AttendGrad, dtype: base::DType::BF16, shape: vec![2, 64, 64, 64, 32, 32] };
+        let sets = |all: &[&[usize]]| all.iter().map(|s| s.iter().copied().collect()).collect::<BTreeSet<BTreeSet<usize>>>();
+        // An op of kernels 0 and 1, another of the same work in 2, 3 and 4, of which 3 and 4 are tilings of one problem.
+        let of = [(job.clone(), sets(&[&[0, 1], &[2, 3, 4]]))].into_iter().collect();
+        let mut parts = Parts { of, tilings: [3, 4].into(), ns: BTreeMap::new() };
+        for (kernel, ns, want) in [
+            (0, 20.0, None),
+            (1, 300.0, Some(320.0)),
+            (3, 50.0, None),
+            (2, 10.0, None),
+            (4, 40.0, Some(50.0)),
+            (0, 15.0, Some(315.0)),
+        ] {
+            assert_eq!(parts.note(kernel, &job, ns), want, "{kernel}");
+        }
+        let other = Job { shape: vec![1; 6], ..job };
+        assert_eq!(parts.note(0, &other, 1.0), None, "a work that nothing in the library does");
+    }
 
     #[test]
     fn budgets_are_times() {
