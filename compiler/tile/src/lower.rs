@@ -160,7 +160,7 @@ pub fn variant_of(name: &str) -> (&str, Vec<Dim>) {
 /// Whether a region has a kernel of its own, on a device on which products are kernels or another; others are computed op by op.
 pub fn has_kernel(region: &graph::op::Fused, products: bool) -> bool {
     match region.form {
-        Form::Select => Select::of(region).is_some(),
+        Form::Select => !(products && has_few_rows(region)) && Select::of(region).is_some(),
         Form::Product => products && Products::of(region).is_some(),
         // No kernel, but a loop of steps.
         Form::Stream => Stream::of(region, CHUNK).is_some(),
@@ -168,6 +168,24 @@ pub fn has_kernel(region: &graph::op::Fused, products: bool) -> bool {
         Form::Attend => products && Attends::of(region).is_some(),
     }
 }
+
+/// Whether all rows that share keys are one tile's, as in a step of decoding: one block would walk over all keys, where the ops of the region, one by one, are
+/// spread over the keys.
+fn has_few_rows(region: &graph::op::Fused) -> bool {
+    let func = &region.body;
+    let rows = |side: Vec<char>, letters: &[char], v: Value| {
+        let extent = |c: &char| letters.iter().position(|l| l == c).and_then(|a| func.ty(v).shape[a].known());
+        side.iter().map(extent).product::<Option<i64>>().is_some_and(|n| n <= FEW_ROWS)
+    };
+    let few = |n: &graph::Node| match &n.op {
+        Op::Contract(c) => rows(c.rows(), &c.lhs, n.inputs[0]) || rows(c.cols(), &c.rhs, n.inputs[1]),
+        _ => false,
+    };
+    func.nodes.values().find(|n| matches!(n.op, Op::Contract(_))).is_some_and(few)
+}
+
+/// What one warp group multiplies.
+const FEW_ROWS: i64 = 64;
 
 /// Whether some axis of a value may have no element.
 fn may_be_empty(ty: &TensorType) -> bool {
@@ -197,6 +215,8 @@ struct Body<'f> {
     /// Sums into an argument that their operand's step performs: the `add` node is done with it.
     absorbed: BTreeSet<NodeId>,
     steps: Vec<Step>,
+    /// Attentions of which there are only parts, o and lse and how many: what reads them joins them.
+    in_parts: BTreeMap<Value, ([View; 2], i64)>,
     /// Copies that have to wait for the end of the body.
     late: Vec<Step>,
     depth: usize,
@@ -278,6 +298,7 @@ impl Lowerer<'_> {
             outputs,
             last_read,
             absorbed: BTreeSet::new(),
+            in_parts: BTreeMap::new(),
             steps: Vec::new(),
             late: Vec::new(),
             depth,
@@ -452,6 +473,7 @@ impl Lowerer<'_> {
             }
             Op::Repeat(_) => self.repeat(b, id)?,
             Op::Fused(region) => self.region(b, id, region),
+            Op::Attend(_) if self.attend_in_parts(b, id) => {}
             Op::ScatterAdd { .. } | Op::TopK(_) | Op::Cumsum { .. } | Op::Attend(_) | Op::AttendGrad(_) | Op::Route { .. } => {
                 let operands: Vec<StridedView> = node.inputs.iter().map(|v| self.dense(b, *v)).collect();
                 let results: Vec<(StridedView, Option<StridedView>)> =
@@ -459,7 +481,7 @@ impl Lowerer<'_> {
                 let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
                 let views = operands.iter().zip(types.iter().copied()).chain(results.iter().map(|r| &r.0).zip(&node.types));
                 let aligned = views.into_iter().all(|(v, ty)| is_aligned(&v.at, ty.dtype));
-                let distinct = node.inputs.iter().skip(3).all(|v| chooses(b.func, *v) || b.func.ty(*v).rank() != 4);
+                let distinct = node.inputs.iter().skip(3).all(|v| is_set(b.func, *v));
                 let device = Device { many: self.options.products, aligned, distinct };
                 let want = match self.tilings {
                     Tilings::Of(chosen) => Want::Chosen(chosen),
@@ -1009,6 +1031,11 @@ impl Lowerer<'_> {
         }
         Step::Launch { kernel: index, buffers, dims, grid, work }
     }
+}
+
+/// Whether an attention's operand is no list, or one that has nothing twice.
+fn is_set(func: &Func, v: Value) -> bool {
+    func.ty(v).rank() != 4 || chooses(func, v)
 }
 
 /// Whether each row along the last axis is a choice, so that it has nothing twice but -1.

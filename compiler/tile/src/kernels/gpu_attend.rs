@@ -91,7 +91,8 @@ const TOKENS: i64 = 128;
 /// one of single keys that has each once, if heads are a warp group's rows.
 pub fn takes(p: &Problem, t: Tiling, aligned: bool) -> bool {
     let tokens = || Tokens::of(p, t).is_some() && (p.dtype == DType::F32 || t.rows % 64 == 0 && t.rows <= 192);
-    is_plain(p, aligned) && (!has_lists(&p.domain) || Union::new(p, t).is_some() || tokens())
+    let listed = || Union::new(p, t).is_some() || Blocks::of(p, t).is_some() || tokens();
+    is_plain(p, aligned) && (!has_lists(&p.domain) || listed())
 }
 
 /// Whether operands come as rectangles.
@@ -181,6 +182,14 @@ pub struct Ending<'a> {
     pub map: &'a dyn Fn(&mut Build, &Element) -> Expr,
 }
 
+impl Ending<'_> {
+    /// The buffers that it reads.
+    fn read(&self, b: &mut Build) -> Vec<Mem> {
+        let operands = self.operands.iter().enumerate();
+        operands.map(|(i, (dtype, elems))| b.read(&format!("z{i}"), *dtype, elems.clone())).collect()
+    }
+}
+
 /// The kernel.
 pub fn gpu_attend(p: &Problem, t: Tiling) -> Kernel {
     attend(p, t, 1, None)
@@ -199,11 +208,31 @@ const MAX_PARTS: i64 = 32;
 /// Into how many parts the keys that a tile sees are divided where queries are few, so that a batch of one keeps a device busy: [`gpu_attend_part`] gives what
 /// each part has, [`gpu_attend_merge`] joins them in order.
 pub fn num_parts(p: &Problem, t: Tiling) -> i64 {
-    let few = p.t.known().is_some_and(|n| n <= t.queries()) && !has_lists(&p.domain);
-    let most = p.s.known().map_or(MAX_PARTS, |s| s / (4 * t.keys)).clamp(1, MAX_PARTS);
+    let few = p.t.known().filter(|n| *n <= t.queries() && (!has_lists(&p.domain) || Blocks::of(p, t).is_some()));
+    let Some(queries) = few else { return 1 };
+    let bounded = most_keys(&p.domain, p, queries).map(|n| n.div_euclid(t.keys));
+    let most = bounded.or(p.s.known().map(|s| s / (4 * t.keys))).unwrap_or(MAX_PARTS).clamp(1, MAX_PARTS);
     let alone = p.b.known().unwrap_or(1).max(1) * (p.h / t.heads);
-    let parts = (AT_WORK / alone).clamp(1, most);
-    if few { 1 << parts.ilog2() } else { 1 }
+    1 << (AT_WORK / alone).clamp(1, most).ilog2()
+}
+
+/// How many keys so many queries, the last ones, see at most, if the domain bounds that whatever there are.
+fn most_keys(d: &Domain, p: &Problem, queries: i64) -> Option<i64> {
+    let of = |d: &Domain| most_keys(d, p, queries);
+    match d {
+        Domain::Window(w) => Some(w + queries - 1),
+        Domain::Prefix(n) => Some(*n),
+        Domain::Blocks { idx, size } => p.operands[*idx].shape[3].known().map(|n| n * size * queries),
+        Domain::Tokens(idx) => p.operands[*idx].shape[3].known().map(|n| n * queries),
+        Domain::And(x, y) => [of(x), of(y)].into_iter().flatten().min(),
+        Domain::Or(x, y) => Some(of(x)? + of(y)?),
+        Domain::Full
+        | Domain::Causal
+        | Domain::EndsBefore { .. }
+        | Domain::EndsAt(_)
+        | Domain::Segments(..)
+        | Domain::Groups { .. } => None,
+    }
 }
 
 /// What each part of the keys gives: o and lse in the accumulator's dtype, of each part, −∞ where a row sees no key of it.
@@ -218,37 +247,87 @@ pub fn gpu_attend_part(p: &Problem, t: Tiling, parts: i64) -> Kernel {
 
 /// Parts as one: buffers o and lse of parts, then o and lse. Each row takes its parts in order.
 pub fn gpu_attend_merge(p: &Problem, parts: i64) -> Kernel {
-    let mut b = Build::new("attend_merge");
-    let [.., o_elems, lse_elems] = p.elems();
-    let sum = p.sum_dtype();
-    let of_parts = b.read("o_parts", sum, o_elems.clone() * Dim::from(parts));
-    let lse_parts = b.read("lse_parts", sum, lse_elems.clone() * Dim::from(parts));
-    let (o, lse) = (b.write("o", p.dtype, o_elems), b.write("lse", sum, lse_elems.clone()));
-    b.kernel.grid = lse_elems.ceil_div(&Dim::from(MERGED_ROWS));
-    let rows = b.dim(&lse_elems);
-    let f = |x: f64| Build::f(sum, x);
-    b.each_row(rows.clone(), MERGED_ROWS, |b, r| {
-        let at = |part: Expr| part * rows.clone() + r.clone();
-        let largest = b.reduce(ReduceFn::Max, f(f64::NEG_INFINITY), Expr::int(parts), |_, i| Expr::load(lse_parts, at(i)));
+    merge(p, &[parts], None)
+}
+
+/// The same with a map of the result, which may read the results of other attentions of these extents that are in parts too: buffers o and lse of the parts of each, of
+/// this first, what the map reads, then o if that is kept, lse, and the map's result. The [`Element`] has a product for each attention.
+pub fn gpu_attend_merge_map(p: &Problem, parts: &[i64], ending: &Ending) -> Kernel {
+    merge(p, parts, Some(ending))
+}
+
+/// The parts of an attention, and of a row: the largest lse, the sum of weights, and whether it has seen nothing.
+struct Parts {
+    o: Mem,
+    lse: Mem,
+    count: i64,
+    dtype: DType,
+}
+
+impl Parts {
+    fn weigh(&self, b: &mut Build, rows: &Expr, row: &Expr) -> [Expr; 3] {
+        let f = |x: f64| Build::f(self.dtype, x);
+        let lse = |i: Expr| Expr::load(self.lse, i * rows.clone() + row.clone());
+        let largest = b.reduce(ReduceFn::Max, f(f64::NEG_INFINITY), Expr::int(self.count), |_, i| lse(i));
         let largest = b.bind(Expr::Var(largest) + f(0.0));
         let none = b.bind(eq(largest.clone(), f(f64::NEG_INFINITY)));
         let largest = b.bind(Expr::select(none.clone(), f(0.0), largest));
-        let total = b.reduce(ReduceFn::Sum, f(0.0), Expr::int(parts), |_, i| exp(Expr::load(lse_parts, at(i)) - largest.clone()));
+        let total = b.reduce(ReduceFn::Sum, f(0.0), Expr::int(self.count), |_, i| exp(lse(i) - largest.clone()));
         let total = b.bind(Expr::select(none.clone(), f(1.0), Expr::Var(total)));
-        let log = largest.clone() + Expr::map1(MapFn::Log, total.clone());
-        b.store(lse, r.clone(), Expr::select(none, f(0.0), log));
+        [largest, total, none]
+    }
+    /// Column `c` of `dv`.
+    fn column(&self, b: &mut Build, rows: &Expr, row: &Expr, [largest, total, _]: &[Expr; 3], (dv, c): (&Expr, &Expr)) -> Expr {
+        let acc = b.var(self.dtype, Build::f(self.dtype, 0.0));
+        let load = |b: &mut Build, i: Expr| {
+            let row = b.bind(i * rows.clone() + row.clone());
+            let weight = b.bind(exp(Expr::load(self.lse, row.clone()) - largest.clone()));
+            let x = b.bind(Expr::load(self.o, row * dv.clone() + c.clone()));
+            weight * x
+        };
+        b.at_once([Expr::int(0), Expr::int(self.count)], 8, load, |b, x| b.assign(acc, Expr::Var(acc) + x));
+        b.bind(div(Expr::Var(acc), total.clone()))
+    }
+}
+
+fn merge(p: &Problem, parts: &[i64], ending: Option<&Ending>) -> Kernel {
+    let mut b = Build::new("attend_merge");
+    let [.., o_elems, lse_elems] = p.elems();
+    let dtype = p.sum_dtype();
+    let branches: Vec<Parts> = parts
+        .iter()
+        .map(|count| {
+            let [o, lse] = [("o_parts", &o_elems), ("lse_parts", &lse_elems)]
+                .map(|(name, n)| b.read(name, dtype, n.clone() * Dim::from(*count)));
+            Parts { o, lse, count: *count, dtype }
+        })
+        .collect();
+    let read = ending.map_or(Vec::new(), |e| e.read(&mut b));
+    let o = ending.is_none_or(|e| e.keeps).then(|| b.write("o", p.dtype, o_elems.clone()));
+    let lse = b.write("lse", dtype, lse_elems.clone());
+    let mapped = ending.map(|e| (e, b.write("y", e.dtype, o_elems)));
+    b.kernel.grid = lse_elems.ceil_div(&Dim::from(MERGED_ROWS));
+    let rows = b.dim(&lse_elems);
+    b.each_row(rows.clone(), MERGED_ROWS, |b, r| {
+        let weights: Vec<[Expr; 3]> = branches.iter().map(|x| x.weigh(b, &rows, &r)).collect();
+        let [largest, total, none] = weights[0].clone();
+        let log = largest + Expr::map1(MapFn::Log, total);
+        b.store(lse, r.clone(), Expr::select(none, Build::f(dtype, 0.0), log));
         let dv = Expr::int(p.dv);
         b.each(dv.clone(), |b, c| {
-            let acc = b.var(sum, f(0.0));
-            let load = |b: &mut Build, i: Expr| {
-                let row = b.bind(at(i));
-                let weight = b.bind(exp(Expr::load(lse_parts, row.clone()) - largest.clone()));
-                let x = b.bind(Expr::load(of_parts, row * dv.clone() + c.clone()));
-                weight * x
-            };
-            b.at_once([Expr::int(0), Expr::int(parts)], 8, load, |b, x| b.assign(acc, Expr::Var(acc) + x));
-            let value = div(Expr::Var(acc), total.clone());
-            b.store(o, r.clone() * dv.clone() + c, if p.dtype == sum { value } else { value.cast(p.dtype) });
+            let rounded = |x: Expr| if p.dtype == dtype { x } else { x.cast(p.dtype) };
+            let products: Vec<Expr> =
+                branches.iter().zip(&weights).map(|(x, w)| rounded(x.column(b, &rows, &r, w, (&dv, &c)))).collect();
+            let products: Vec<Expr> = products.into_iter().map(|x| b.bind(x)).collect();
+            let at = b.bind(r.clone() * dv.clone() + c.clone());
+            if let Some(o) = o {
+                b.store(o, at.clone(), products[0].clone());
+            }
+            if let Some((ending, y)) = mapped {
+                let value = (ending.map)(b, &Element { products, operands: read.clone(), at: vec![r.clone(), c] });
+                let value = b.bind(value);
+                b.store(y, at, value);
+            }
         });
     });
     b.finish()
@@ -267,12 +346,7 @@ fn attend(p: &Problem, t: Tiling, parts: i64, ending: Option<&Ending>) -> Kernel
     let [q, k, v] = [("q", q_elems), ("k", k_elems), ("v", v_elems)].map(|(name, n)| b.read(name, p.dtype, n));
     let operands = p.operands.iter().enumerate().map(|(i, t)| b.read(&format!("d{i}"), t.dtype, t.elems())).collect();
     let union = union.map(|u| u.read(&mut b, p));
-    let read: Vec<Mem> = ending
-        .iter()
-        .flat_map(|e| &e.operands)
-        .enumerate()
-        .map(|(i, (dtype, elems))| b.read(&format!("z{i}"), *dtype, elems.clone()))
-        .collect();
+    let read = ending.map_or(Vec::new(), |e| e.read(&mut b));
     let o = ending.is_none_or(|e| e.keeps).then(|| b.write("o", stored, o_elems.clone()));
     let lse = b.write("lse", p.sum_dtype(), lse_elems);
     let mapped = ending.map(|e| (e, b.write("y", e.dtype, o_elems)));
@@ -293,7 +367,7 @@ fn attend(p: &Problem, t: Tiling, parts: i64, ending: Option<&Ending>) -> Kernel
     } else {
         (Expr::int(0), b.block())
     };
-    let place = match has_lists(&p.domain) {
+    let place = match has_lists(&p.domain) && Blocks::of(p, t).is_none() {
         true => Place::of_lists(&mut b, p, t),
         false => Place::of_ranges(&mut b, p, t, block),
     };
@@ -304,7 +378,8 @@ fn attend(p: &Problem, t: Tiling, parts: i64, ending: Option<&Ending>) -> Kernel
     let (queries, keys) = (b.dim(&p.t), b.dim(&p.s));
     let scene = Scene { problem: p, operands, t: queries, s: keys, batch: batch.clone(), group: group.clone() };
     let tokens = Tokens::of(p, t).map(|tokens| tokens.read(&mut b, &scene, &first));
-    let which = union.map(Rows::Union).or(tokens.map(Rows::Tokens)).unwrap_or(Rows::Neighbours);
+    let listed = Blocks::of(p, t).map(|x| x.read(&mut b, &scene));
+    let which = union.map(Rows::Union).or(tokens.map(Rows::Tokens)).or(listed.map(Rows::Blocks)).unwrap_or(Rows::Neighbours);
     let a = Attend::new(&mut b, &scene, t, first, which);
 
     q.copy_heads(&mut b, a.q, [t.rows, t.heads], [&batch, &head, &a.first], false);
@@ -375,6 +450,8 @@ pub(super) enum Source<'a> {
     Ranges(Pieces),
     /// In a query's list, in pieces of so many.
     Tokens(Expr, i64, Expr),
+    /// In the blocks that the only query lists, in pieces of so many.
+    Blocks(&'a Blocks, i64, Expr),
 }
 
 impl<'a> Source<'a> {
@@ -392,6 +469,7 @@ impl<'a> Source<'a> {
             Source::Lists(u, keys) => u.pieces(b, *keys),
             Source::Ranges(r) => r.count.clone(),
             Source::Tokens(_, _, count) => count.clone(),
+            Source::Blocks(l, keys, _) => Expr::int(l.n * (l.size / keys)),
         }
     }
     /// The first key of piece `j`, or its place in the lists.
@@ -400,6 +478,7 @@ impl<'a> Source<'a> {
             Source::Lists(u, keys) => u.piece(b, j, *keys),
             Source::Ranges(r) => r.at(b, j),
             Source::Tokens(first, keys, _) => b.bind(first.clone() + j.clone() * Expr::int(*keys)),
+            Source::Blocks(l, keys, end) => l.piece(b, j, *keys, end),
         }
     }
 }
@@ -489,6 +568,42 @@ pub(super) enum Rows {
     Gathered(Gathered),
     /// One, with its heads, which sees what it lists.
     Tokens(Tokens),
+    /// The only one of a batch, with its heads, which sees the blocks that it lists.
+    Blocks(Blocks),
+}
+
+/// A list of blocks of keys of the only query of a batch, which has each once, as in a step of decoding: no union is needed.
+pub(super) struct Blocks {
+    operand: usize,
+    size: i64,
+    rest: Domain,
+    n: i64,
+    /// In a kernel: the lists, and the place of the query's first.
+    from: Option<(Mem, Expr)>,
+}
+
+impl Blocks {
+    /// Of a problem with one query, whose heads are rows of a tile.
+    pub fn of(p: &Problem, t: Tiling) -> Option<Blocks> {
+        let (Domain::Blocks { idx: operand, size }, rest) = driving_list(&p.domain)? else { return None };
+        let n = p.operands[operand].shape[3].known().filter(|n| *n > 0)?;
+        let alone = p.t.known() == Some(1) && p.distinct && t.heads == p.h / p.g && t.rows % t.heads == 0;
+        (alone && size % t.keys == 0 && !has_lists(&rest)).then_some(Blocks { operand, size, rest, n, from: None })
+    }
+    fn read(self, b: &mut Build, scene: &Scene) -> Blocks {
+        let row = scene.batch.clone() * Expr::int(scene.problem.g) + scene.group.clone();
+        let from = Some((scene.operands[self.operand], b.bind(row * Expr::int(self.n))));
+        Blocks { from, ..self }
+    }
+    /// The first key of piece `j`; of no block it lies behind the last key, which nothing sees.
+    fn piece(&self, b: &mut Build, j: &Expr, keys: i64, end: &Expr) -> Expr {
+        let (list, first) = self.from.clone().expect("a kernel reads it");
+        let each = Expr::int(self.size / keys);
+        let at = first + Expr::floor_div(j.clone(), each.clone());
+        let block = b.bind(Expr::load(list, at).cast(DType::I64));
+        let start = block.clone() * Expr::int(self.size) + Expr::rem(j.clone(), each) * Expr::int(keys);
+        b.bind(Expr::select(Expr::lt(block, Expr::int(0)), end.clone(), start))
+    }
 }
 
 /// A list of single keys for each query, which has each once.
@@ -619,6 +734,7 @@ impl<'a> Attend<'a> {
         match &self.rows {
             Rows::Union(u) => Source::Lists(u, t.keys),
             Rows::Tokens(l) => Source::Tokens(l.source().1, t.keys, Expr::int((l.n + t.keys - 1) / t.keys)),
+            Rows::Blocks(l) => Source::Blocks(l, t.keys, self.scene.s.clone()),
             Rows::Neighbours | Rows::Gathered(_) => Source::new(b, self.scene, None, queries, t.keys),
         }
     }
@@ -626,7 +742,7 @@ impl<'a> Attend<'a> {
     fn bring(&self, b: &mut Build, from: &Heads, to: Mem, [batch, group, start]: [&Expr; 3]) {
         match &self.rows {
             Rows::Tokens(l) => from.gather(b, to, self.tiling.keys, [batch, group, start], l.buffer()),
-            Rows::Neighbours | Rows::Union(_) | Rows::Gathered(_) => {
+            Rows::Neighbours | Rows::Union(_) | Rows::Gathered(_) | Rows::Blocks(_) => {
                 from.copy(b, to, self.tiling.keys, [batch, group, start], false);
             }
         }
@@ -697,6 +813,7 @@ impl<'a> Attend<'a> {
                 mask(b, self.scene, &u.rest, self.scores, &sides, Some(&|q| u.lists(&entry, q)));
             }
             Rows::Gathered(g) => mask(b, self.scene, &g.rest, self.scores, &Sides { rows: Some(g), ..sides }, None),
+            Rows::Blocks(l) => mask(b, self.scene, &l.rest, self.scores, &sides, None),
             Rows::Tokens(l) => l.mask(b, self.scene, self.scores, &self.first, start, [self.tiling.rows, keys]),
         }
     }

@@ -26,7 +26,7 @@
 use super::{
     build::{Build, both, eq},
     domain::{Problem, Scene, driving_list},
-    gpu_attend::{Tiling, has_lists},
+    gpu_attend::{Blocks, Tiling, has_lists},
 };
 use crate::ir::{Expr, Kernel, Mem};
 use base::{DType, Dim, TensorType};
@@ -73,7 +73,8 @@ impl Union {
         let n = p.operands[idx].shape[3].known()?;
         let fits = t.heads == p.h / p.g && t.rows % t.heads == 0 && size % t.keys == 0 && !has_lists(&rest);
         let queries = t.rows / t.heads;
-        let fits = fits && n > 0 && n * queries <= MAX_PLACES;
+        // The blocks of an only query are their own union.
+        let fits = fits && n > 0 && n * queries <= MAX_PLACES && Blocks::of(p, t).is_none();
         fits.then_some(Union { operand: idx, size, rest, queries, n, from: None })
     }
     /// Places of a tile.

@@ -1,21 +1,24 @@
 //! Regions of the form `attend` as one kernel, for a device on which attention is one: a map of its result at each element, which may read others' values
 //! there, as the gate of one branch of several and the sum of the others. See `kernels::gpu_attend::Ending`.
 
-use super::{Body, Lowerer, is_aligned, products::Maps};
+use super::{Body, Lowerer, is_aligned, is_set, products::Maps};
 use crate::{
     cost,
     ir::Expr,
     kernels::{
         build::Build,
         domain::Problem,
-        gpu_attend::{self, Ending, Tiling, gpu_attend_map},
+        gpu_attend::{self, Ending, Tiling, gpu_attend_map, gpu_attend_merge_map, gpu_attend_part},
         gpu_attend_by_block, gpu_attend_union,
         gpu_product::Element,
     },
     view::StridedView,
 };
-use base::{DType, TensorType};
-use graph::{Func, NodeId, Op, Value, op::Fused};
+use base::{DType, Dim, TensorType};
+use graph::{
+    Func, NodeId, Op, Value,
+    op::{Form, Fused},
+};
 use library::Work;
 
 /// A region that can be computed so.
@@ -84,6 +87,13 @@ impl<'a> Attends<'a> {
     pub(crate) fn result(&self) -> &'a TensorType {
         &self.func.nodes[self.node].types[0]
     }
+    /// Whether an argument has the result's axes wherever the map reads it.
+    fn reads_whole(&self, arg: usize) -> bool {
+        let v = Value { node: NodeId(arg as u32), index: 0 };
+        let users = self.func.nodes.values().filter(|n| n.inputs.contains(&v));
+        let maps = |n: &graph::Node| matches!(n.op, Op::Map(_) | Op::Cast(_));
+        self.func.ty(v).shape == self.result().shape && { users }.all(maps)
+    }
     /// Whether several blocks share a processor: those that go over lists, whose rows are one warp group's.
     pub(crate) fn shares_processors(&self) -> bool {
         gpu_attend_union::lists(&self.problem, Tiling::choose(&self.problem)).is_some()
@@ -97,6 +107,63 @@ impl<'a> Attends<'a> {
 }
 
 impl Lowerer<'_> {
+    /// Memory for the parts of an attention: o and lse.
+    pub(super) fn parts_of(&mut self, p: &Problem, parts: i64, depth: usize) -> [library::View; 2] {
+        let [.., o, lse] = p.elems();
+        [o, lse].map(|n| self.alloc(&TensorType::new(p.sum_dtype(), vec![n * Dim::from(parts)]), false, depth).at)
+    }
+    /// An attention of which only parts are computed, as all that reads it is a map of another in parts, which joins both; whether it is one.
+    pub(super) fn attend_in_parts(&mut self, b: &mut Body, id: NodeId) -> bool {
+        let node = b.func.nodes[id].clone();
+        let (Op::Attend(a), true) = (&node.op, self.options.products) else { return false };
+        let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
+        let distinct = node.inputs.iter().skip(3).all(|v| is_set(b.func, *v));
+        let Ok(p) = Problem::new(a, &types, 3).map(|p| Problem { distinct, ..p }) else { return false };
+        let (tiling, work) = (Tiling::choose(&p), cost::work(&node.op, &types, &node.types));
+        let taken = gpu_attend_by_block::choose(&p).is_none() && gpu_attend::takes(&p, tiling, true);
+        let parts = if taken { gpu_attend::num_parts(&p, tiling) } else { 1 };
+        if parts == 1 || !self.is_joined_by_map(b, id, &p) {
+            return false;
+        }
+        let mut views = self.given(b, &node.inputs);
+        let aside = self.parts_of(&p, parts, b.depth);
+        views.extend(aside.clone());
+        let step = self.launch(gpu_attend_part(&p, tiling, parts), views, node.origin, work);
+        b.steps.push(step);
+        b.in_parts.insert(Value { node: id, index: 0 }, (aside, parts));
+        true
+    }
+    /// Whether all that reads an attention is the map of another of the same extents in parts.
+    fn is_joined_by_map(&self, b: &Body, id: NodeId, p: &Problem) -> bool {
+        let [o, lse] = [0, 1].map(|index| Value { node: id, index });
+        let mut readers = b.func.nodes.ids().filter(|r| b.grouping.reads[r.0 as usize].iter().any(|v| v.node == id));
+        let (Some(reader), None) = (readers.next(), readers.next()) else { return false };
+        let node = &b.func.nodes[reader];
+        let Op::Fused(region) = &node.op else { return false };
+        let Some(a) = Attends::of(region).filter(|_| region.form == Form::Attend) else { return false };
+        let once = node.inputs.iter().filter(|v| v.node == id).count() == 1 && !b.outputs.contains_key(&o);
+        let at = node.inputs.iter().position(|v| *v == o).filter(|_| once && !b.outputs.contains_key(&lse));
+        let Some(at) = at else { return false };
+        // As the reader will see it: its lists may have something twice, and are no parts then.
+        let given = |v: &Value| if let Op::Arg(i) = a.func.def(*v).op { Some(node.inputs[i as usize]) } else { None };
+        let lists = a.func.nodes[a.node].inputs.iter().skip(3).filter_map(given).collect::<Vec<_>>();
+        let distinct = lists.iter().all(|v| is_set(b.func, *v));
+        let other = Problem { distinct, ..a.problem.clone() };
+        let of_map = a.operands.iter().any(|v| matches!(a.func.def(*v).op, Op::Arg(i) if i as usize == at));
+        let of_attend = a.func.nodes[a.node].inputs.iter().any(|v| matches!(a.func.def(*v).op, Op::Arg(i) if i as usize == at));
+        let same = other.elems()[3..] == p.elems()[3..] && other.dtype == p.dtype && a.reads_whole(at);
+        of_map && !of_attend && same && gpu_attend::num_parts(&other, Tiling::choose(&other)) > 1
+    }
+    /// What an attention is given, where rectangles of it can be copied.
+    fn given(&mut self, b: &mut Body, inputs: &[Value]) -> Vec<library::View> {
+        let mut views = Vec::new();
+        for v in inputs {
+            let (view, dtype) = (self.dense(b, *v), b.func.ty(*v).dtype);
+            let view = if is_aligned(&view.at, dtype) { view } else { self.copied(b, &view, dtype) };
+            views.push(view.at);
+        }
+        views
+    }
     /// The steps of such a region.
     pub(super) fn attends(&mut self, b: &mut Body, id: NodeId, a: &Attends) {
         let node = b.func.nodes[id].clone();
@@ -105,14 +172,28 @@ impl Lowerer<'_> {
             _ => base::bug!("an argument of the region"),
         };
         let given = a.func.nodes[a.node].inputs.clone();
-        let mut views: Vec<library::View> = Vec::new();
-        for v in &given {
-            let (view, dtype) = (self.dense(b, outside(*v)), a.func.ty(*v).dtype);
-            let view = if is_aligned(&view.at, dtype) { view } else { self.copied(b, &view, dtype) };
-            views.push(view.at);
+        let mut views = self.given(b, &given.iter().map(|v| outside(*v)).collect::<Vec<_>>());
+        let distinct = given.iter().skip(3).all(|v| is_set(b.func, outside(*v)));
+        let p = &Problem { distinct, ..a.problem.clone() };
+        let (tiling, work) = (Tiling::choose(p), a.work());
+        // The parts of it, and of what the map reads.
+        let parts = gpu_attend::num_parts(p, tiling);
+        let mut of_parts = Vec::new();
+        let mut merged: Vec<(Value, i64)> = Vec::new();
+        if parts > 1 {
+            let aside = self.parts_of(p, parts, b.depth);
+            let buffers = [&views[..], &aside[..]].concat();
+            let step = self.launch(gpu_attend_part(p, tiling, parts), buffers, node.origin, work.clone());
+            b.steps.push(step);
+            views = aside.into();
+            for v in &a.operands {
+                if let Some((aside, parts)) = b.in_parts.remove(&outside(*v)) {
+                    views.extend(aside);
+                    merged.push((*v, parts));
+                }
+            }
+            of_parts = [parts].into_iter().chain(merged.iter().map(|(_, n)| *n)).collect();
         }
-        let (p, tiling) = (&a.problem, Tiling::choose(&a.problem));
-        let work = a.work();
         if let Some(lists) = gpu_attend_union::lists(p, tiling) {
             let memories = gpu_attend_union::memories(p, tiling);
             let union: Vec<library::View> = memories.iter().map(|ty| self.alloc(ty, false, b.depth).at).collect();
@@ -121,7 +202,8 @@ impl Lowerer<'_> {
             b.steps.push(step);
             views.extend(union);
         }
-        let seen: Vec<StridedView> = a.operands.iter().map(|v| self.strided(b, outside(*v))).collect();
+        let operands: Vec<Value> = a.operands.iter().copied().filter(|v| merged.iter().all(|(m, _)| m != v)).collect();
+        let seen: Vec<StridedView> = operands.iter().map(|v| self.strided(b, outside(*v))).collect();
         views.extend(seen.iter().map(|v| v.at.clone()));
 
         // What the attention gives beside its map, and the map, each where it goes; rectangles go to where they can be copied.
@@ -142,16 +224,21 @@ impl Lowerer<'_> {
                 None => views.push(self.alloc(ty, false, b.depth).at),
             }
         }
-        let operands = a.operands.iter().zip(&seen).map(|(v, view)| (a.func.ty(*v).dtype, view.span())).collect();
+        let read = operands.iter().zip(&seen).map(|(v, view)| (a.func.ty(*v).dtype, view.span())).collect();
         let (shape, axes, loops) = (&a.result().shape, [0, 1, 2, 3], [vec![0, 1, 2], vec![3]]);
         let map = |build: &mut Build, element: &Element| -> Expr {
-            let (sums, known) = (&[sums(0)][..], Vec::new());
-            let (func, operands) = (a.func, &a.operands);
-            let mut maps = Maps { func, sums, operands, views: &seen, shape, loops: &loops, element, units: None, known };
+            let others = merged.iter().zip(&element.products[1..]);
+            let known = others.map(|((v, _), x)| (*v, axes.to_vec(), 0, x.clone())).collect();
+            let (sums, func) = (&[sums(0)][..], a.func);
+            let mut maps = Maps { func, sums, operands: &operands, views: &seen, shape, loops: &loops, element, units: None, known };
             maps.eval(build, a.mapped, &axes, 0)
         };
-        let ending = Ending { operands, keeps, dtype: a.func.ty(a.mapped).dtype, map: &map };
-        let step = self.launch(gpu_attend_map(p, tiling, &ending), views, node.origin, work);
+        let ending = Ending { operands: read, keeps, dtype: a.func.ty(a.mapped).dtype, map: &map };
+        let kernel = match of_parts.is_empty() {
+            true => gpu_attend_map(p, tiling, &ending),
+            false => gpu_attend_merge_map(p, &of_parts, &ending),
+        };
+        let step = self.launch(kernel, views, node.origin, work);
         b.steps.push(step);
         for (v, dtype, view, aside, add_to) in late {
             if let Some(aside) = aside {

@@ -983,6 +983,48 @@ fn a_gate_and_a_sum_of_branches_are_in_the_kernel_of_one() {
 }
 
 #[test]
+fn branches_of_an_only_query_are_joined_by_the_last() {
+    // The first branch's result is asked for too; the chosen blocks; the dtype.
+    for (asked, chosen, dtype) in [(false, true, BF16), (true, true, F32), (false, false, F32)] {
+        let of = |shape: &str| ty(&format!("{dtype}[{shape}]"));
+        let mut f = Func::new("f");
+        let types = [of("B, 1, 4, 16"), of("B, S, 2, 16"), of("B, S, 2, 32"), of("B, 1, 4"), ty("f32[B, 1, 2, N]")];
+        let a: Vec<Value> = types.iter().enumerate().map(|(i, t)| f.arg(&format!("a{i}"), Role::Input, t.clone())).collect();
+        let list = f.arg("list", Role::Input, ty("i32[B, 1, 2, 3]"));
+        let mut b = Builder::new(&mut f);
+        let best = b.op(Op::TopK(3), &[a[4]]);
+        let attend = |b: &mut Builder, domain: &str, operands: &[Value]| {
+            let attend = Attend { domain: domain.parse().expect("a domain"), scale: Scalar::new(0.25) };
+            b.node(Op::Attend(attend), &[&a[..3], operands].concat())
+        };
+        let near = attend(&mut b, "causal & window(300)", &[]);
+        let far = attend(&mut b, "causal & blocks(0, 64)", &[if chosen { best } else { list }]);
+        let shape = b.func.ty(near[0]).shape.clone();
+        let gate = b.broadcast(a[3], &shape, &[0, 1, 2]);
+        let sum = b.mul(gate, near[0]);
+        let sum = b.add(sum, far[0]);
+        let inside: Vec<Value> =
+            (far[0].node.0..b.func.nodes.len() as u32).map(|i| Value { node: graph::NodeId(i), index: 0 }).collect();
+        let sum = outlined_as(Form::Attend, &mut b, &inside, &[sum])[0];
+        f.output("sum", Role::Result, sum);
+        if asked {
+            f.output("near", Role::Result, near[0]);
+        }
+        graph::passes::prune_dead(&mut f);
+        compare(f.clone(), &[("B", 2), ("S", 401), ("N", 7)]);
+        let of: Vec<_> = on_gpu(&f).kernels.iter().map(|k| k.name.trim_start_matches("host_").to_string()).collect();
+        let of: Vec<&str> = of.iter().map(|n| n.trim_end_matches(|c: char| c.is_ascii_digit() || c == '_')).collect();
+        let want = match (asked, chosen) {
+            (false, true) => vec!["topk", "attend_part", "attend_part", "attend_merge"],
+            (true, true) => vec!["topk", "attend_part", "attend_merge", "attend_part", "attend_merge"],
+            // A list that may have a block twice is not in parts.
+            _ => vec!["attend_part", "attend_merge", "attend_union", "attend"],
+        };
+        assert_eq!(of, want);
+    }
+}
+
+#[test]
 fn regions_in_which_rows_meet_are_taken_apart() {
     for way in 0..4 {
         let mut f = Func::new("f");

@@ -404,6 +404,50 @@ fn heads_that_share_keys_are_rows() {
     }
 }
 
+impl Case {
+    /// One query of each batch, which has each block once: whole, and in parts of which some have no keys.
+    fn check_only_query(&self, tiling: gpu_attend::Tiling) {
+        let scale = 1.0 / (self.size.dk as f64).sqrt();
+        let case = Case { dtype: DType::F32, operands: self.operands.clone(), domain: self.domain.clone(), data: None, ..*self };
+        let mut p = Problem { t: Dim::from(1), ..case.problem(scale) };
+        p.operands.iter_mut().filter(|ty| ty.rank() == 4).for_each(|ty| ty.shape[1] = Dim::from(1));
+        assert!(gpu_attend::takes(&p, tiling, true) && gpu_attend_union::lists(&p, tiling).is_none());
+        let dims: DimEnv = [("B", case.size.b), ("S", case.size.s)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
+        let args: Vec<Tensor> = case.random().into_iter().chain(case.operands.clone()).collect();
+        let want = oracle(&Op::Attend(Attend { domain: case.domain.clone(), scale: Scalar::new(scale) }), &args);
+        let lens: Vec<usize> = want.iter().map(|x| x.data.len()).collect();
+        let near = |got: &[Vec<f64>], what: &str| {
+            for (i, x) in ["o", "lse"].into_iter().enumerate() {
+                assert_near(&format!("{x} of {} at {:?} {what}", self.domain, self.size), &got[i], &want[i].data, 2e-5);
+            }
+        };
+        near(&results(&gpu_attend::gpu_attend(&p, tiling), &args, &lens, &dims, true), "whole");
+        for parts in [2, 4] {
+            let n = parts as usize;
+            let of_parts = results(&gpu_attend_part(&p, tiling, parts), &args, &[lens[0] * n, lens[1] * n], &dims, true);
+            let of_parts: Vec<Tensor> = of_parts.into_iter().map(|x| Tensor::new(DType::F32, &[x.len() as i64], x)).collect();
+            near(&results(&gpu_attend_merge(&p, parts), &of_parts, &lens, &dims, true), "in parts");
+        }
+    }
+}
+
+#[test]
+fn blocks_of_an_only_query() {
+    let tiling = |rows, keys, heads| gpu_attend::Tiling { rows, keys, heads };
+    for (heads, tiling) in [(2, tiling(16, 8, 2)), (4, tiling(16, 4, 4)), (1, tiling(8, 8, 1))] {
+        for s in [1, 21, 64] {
+            let size = Size { h: 2 * heads, dk: 16, dv: 16, t: 1, s, ..SMALL };
+            let blocks = (s + 7) / 8;
+            let none = i32s(&[2, 1, 2, 1], vec![-1; 4]);
+            for list in [lists(size, 3, |_| blocks), lists(size, 5, |_| 2.min(blocks)), none] {
+                for domain in ["blocks(0, 8)", "causal & blocks(0, 8)", "blocks(0, 8) & window(9)"] {
+                    Case::new(size, domain, std::slice::from_ref(&list)).check_only_query(tiling);
+                }
+            }
+        }
+    }
+}
+
 /// Lists `[b, t, g, n]` of distinct numbers below `limit(t)`, the unused places -1.
 fn lists(size: Size, n: i64, limit: impl Fn(i64) -> i64) -> Tensor {
     let mut r = Random::new(5);
