@@ -1,4 +1,5 @@
-//! Attention over a cache of latents gives what attention over all tokens gives, for few new tokens and for many: both variants of its entry.
+//! Attention over a cache gives what attention over all tokens gives: of latents, for few new tokens and for many, which are both variants of its entry; and sparse
+//! attention of one new token.
 
 use base::{DType, DimEnv};
 use driver::{
@@ -73,5 +74,49 @@ fn a_cache_gives_what_all_tokens_give_in_both_buckets() {
         let worst = got[0].1.to_f64().iter().zip(&want).fold(0.0f64, |m, (x, y)| m.max((x - y).abs() / scale));
         // As for whole models: f32 sums of a few hundred terms.
         assert!(worst < 2e-4, "{new} after {old}: {worst:.1e} of {scale:.1e}");
+    }
+}
+
+#[test]
+fn a_step_of_sparse_attention_gives_the_last_row() {
+    const SIZES: &str = "length: 8, stride: 4, size: 8, count: 3, window: 6";
+    let whole = format!(
+        "use std.nsa\ndims B, T\nmodel m(q: [B, T, 4, 16], k: [B, T, 2, 16], v: [B, T, 2, 16], gate: [B, T, 4, 3]) -> [B, T, 4, 16] {{
+  nsa(q, k, v, gate, {SIZES})
+}}\n"
+    );
+    let compressed = "use std.nsa.compress\ndims B, T\nmodel m(k: [B, T, 2, 16]) -> [B, max(0, (T - 4) / 4), 2, 16] {
+  compress(k, 8, 4)
+}\n";
+    let step = format!(
+        "use std.nsa.nsa_cached\ndims B, S\nmodel m(q: [B, 1, 4, 16], k: [B, S, 2, 16], v: [B, S, 2, 16],
+  kc: [B, max(0, (S - 4) / 4), 2, 16], vc: [B, max(0, (S - 4) / 4), 2, 16], gate: [B, 1, 4, 3]) -> [B, 1, 4, 16] {{
+  nsa_cached(q, k, v, kc, vc, gate, {SIZES})
+}}\n"
+    );
+    let (mut whole, mut compressed, mut step) = (session(&whole), session(compressed), session(&step));
+    for n in [1, 5, 8, 11, 12, 30, 64] {
+        let tensor = |name: &str, shape: [i64; 3], scale: f64| {
+            let stream = Stream::new(n as u64, name);
+            let count = shape.iter().product::<i64>() * 2;
+            let all = (0..count).map(|i| scale * stream.normal(i as u64));
+            HostTensor::from_f64(DType::F32, &[2, shape[0], shape[1], shape[2]], all)
+        };
+        let [q, k, v] = [("q", 4), ("k", 2), ("v", 2)].map(|(name, heads)| tensor(name, [n, heads, 16], 1.0));
+        let gate = tensor("gate", [n, 4, 3], 0.5);
+        let last = |x: &HostTensor| {
+            let flat = HostTensor { shape: vec![2, n, x.shape[2] * x.shape[3]], ..x.clone() };
+            let row = part(&flat, (n - 1, n), (0, flat.shape[2]));
+            HostTensor { shape: vec![2, 1, x.shape[2], x.shape[3]], ..row }
+        };
+        let at = dims(n, n);
+        let want = whole.run("forward", &at, &[("q", &q), ("k", &k), ("v", &v), ("gate", &gate)]).expect("it runs");
+        let [kc, vc] = [&k, &v].map(|x| compressed.run("forward", &at, &[("k", x)]).expect("it runs").remove(0).1);
+        let inputs = [("q", &last(&q)), ("k", &k), ("v", &v), ("kc", &kc), ("vc", &vc), ("gate", &last(&gate))];
+        let got = step.run("forward", &at, &inputs).expect("it runs");
+        let want = last(&want[0].1).to_f64();
+        let scale = want.iter().fold(1e-6f64, |m, x| m.max(x.abs()));
+        let worst = got[0].1.to_f64().iter().zip(&want).fold(0.0f64, |m, (x, y)| m.max((x - y).abs() / scale));
+        assert!(worst < 2e-4, "after {n}: {worst:.1e} of {scale:.1e}");
     }
 }

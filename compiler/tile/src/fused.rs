@@ -27,6 +27,8 @@ use sums::{has_many_parts, keeps_last};
 
 /// Elements a block should handle, about a quarter of a level-2 cache in f32.
 const BLOCK_ELEMS: i64 = 16_384;
+/// Elements of a piece of a row that may be of any length, for many processors: two for each lane.
+const PIECE: i64 = 64;
 /// Pieces of the innermost loop, at most.
 const MAX_PIECES: usize = 8;
 
@@ -485,8 +487,12 @@ impl Fuser<'_> {
         let rows = groups.iter().fold(Dim::from(1), |n, g| n * product(g.clone()));
         let mut idx = vec![Expr::int(0); ty.rank()];
         let flat = inner.as_ref().filter(|_| groups.is_empty()).cloned();
+        // Rows of any length may be few and long: blocks have pieces of them.
+        let long = |g: &std::ops::Range<usize>| self.scene.grouping.many && self.heads.is_empty() && product(g.clone()).known().is_none();
+        let cut = inner.clone().filter(|g| flat.is_none() && long(g)).map(|g| product(g).ceil_div(&Dim::from(PIECE)));
         let (count, per_block) = match (&flat, &inner) {
             (Some(g), _) => (product(g.clone()), BLOCK_ELEMS),
+            (None, Some(_)) if let Some(pieces) = &cut => (rows.clone() * pieces.clone(), 1),
             (None, Some(g)) => (rows.clone(), (BLOCK_ELEMS / product(g.clone()).known().unwrap_or(256).max(1)).max(1)),
             (None, None) => (rows.clone(), 64),
         };
@@ -504,6 +510,12 @@ impl Fuser<'_> {
             return;
         }
         let mut rest = Expr::Var(var);
+        let mut piece = None;
+        if let Some(pieces) = &cut {
+            let pieces = self.kernel.dim(pieces);
+            piece = Some(self.bind(Expr::rem(rest.clone(), pieces.clone()) * Expr::int(PIECE)));
+            rest = self.bind(Expr::floor_div(rest, pieces));
+        }
         for (k, g) in groups.iter().enumerate().rev() {
             if k == 0 {
                 idx[g.end - 1] = rest.clone();
@@ -520,6 +532,13 @@ impl Fuser<'_> {
                 let column = self.new_var(DType::I64, 2);
                 self.piece = len.known().map(|n| (column, n));
                 let extent = self.kernel.dim(&len);
+                let (first, end) = match &piece {
+                    Some(first) => {
+                        let end = Expr::minimum(first.clone() + Expr::int(PIECE), extent);
+                        (first.clone(), self.bind(end))
+                    }
+                    None => (Expr::int(0), extent),
+                };
                 self.scopes.push(Scope::default());
                 let at = |start: &i64| {
                     let mut idx = idx.clone();
@@ -529,7 +548,7 @@ impl Fuser<'_> {
                 self.store(v, &starts.iter().map(at).collect::<Vec<_>>(), add);
                 let has_loop = self.scopes[2].stmts.iter().any(|s| matches!(s, Stmt::For { .. }));
                 let kind = if has_loop { LoopKind::Serial } else { LoopKind::Vector };
-                self.close_loops(vec![(column, Expr::int(0), extent, kind)]);
+                self.close_loops(vec![(column, first, end, kind)]);
             }
             self.piece = None;
         } else {

@@ -25,6 +25,8 @@ pub struct Grouping {
     pub reads: Vec<Vec<Value>>,
     /// The roots that one step computes together, by the node in whose place that stands.
     pub joined: BTreeMap<NodeId, Vec<NodeId>>,
+    /// Whether kernels are for a device of many processors.
+    pub many: bool,
 }
 
 /// Costs above which a value with several users is stored. # Units: about one per floating-point operation.
@@ -123,7 +125,8 @@ fn takes_strides(op: &Op) -> bool {
 pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Grouping {
     let n = func.nodes.len();
     let narrowed = |node: &Node| narrow::narrow_operands(func, &node.op, &node.inputs).filter(|_| products && fuse);
-    let mut g = Grouping { root: vec![false; n], reads: vec![Vec::new(); n], joined: BTreeMap::new() };
+    let mut g =
+        Grouping { root: vec![false; n], reads: vec![Vec::new(); n], joined: BTreeMap::new(), many: parts && products };
     // Full recomputation costs, as if nothing were stored below.
     let mut cost = vec![0u32; n];
     for (id, node) in func.nodes.iter() {

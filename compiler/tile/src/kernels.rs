@@ -13,6 +13,7 @@ pub mod gpu_scatter_few;
 pub mod gpu_scatter_sorted;
 pub mod gpu_topk;
 pub mod gpu_topk_long;
+pub mod gpu_topk_parts;
 pub mod host_attend;
 pub mod host_attend_grad;
 pub mod host_cumsum;

@@ -5,7 +5,7 @@ use crate::{
     kernels::{
         domain::Problem,
         gpu_attend, gpu_attend_by_block, gpu_attend_grad, gpu_attend_union, gpu_route, gpu_scatter_add, gpu_scatter_few,
-        gpu_scatter_sorted, gpu_topk, gpu_topk_long, host_attend, host_attend_grad,
+        gpu_scatter_sorted, gpu_topk, gpu_topk_long, gpu_topk_parts, host_attend, host_attend_grad,
         host_cumsum::{self, Cumsum},
         host_gather::Rows,
         host_route::{self, Route},
@@ -98,6 +98,15 @@ pub fn kernels(
         let tiling = gpu_attend_grad::Tiling::choose(&p);
         if gpu_attend_grad::takes(&p, tiling, device.aligned) {
             return Ok(attend_grad(&p, tiling));
+        }
+    }
+    if let (Op::TopK(k), true) = (op, device.many) {
+        let (n, rows) = operands[0].shape.split_last().expect("a row to choose from");
+        let p = TopK { dtype: operands[0].dtype, rows: product(rows), n: n.clone(), k: *k };
+        // Rows of one run-time dim at most are few, as those of a batch.
+        let few = rows.iter().filter(|d| d.known().is_none()).count() <= 1;
+        if few && gpu_topk_parts::takes(&p) {
+            return Ok(topk_parts(&p));
         }
     }
     let Kernels { problem, candidates, dtypes } = candidates(op, operands, results, device, want)?;
@@ -198,6 +207,17 @@ fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling) -> Work {
     }
     launches.push((gpu_attend_grad::gpu_attend_grad_queries(p, tiling), [given, vec![dq]].concat(), None));
     Work { problem: String::new(), launches, asides, dtypes: vec![p.dtype; 3] }
+}
+
+/// A choice from few rows by many processors.
+fn topk_parts(p: &TopK) -> Work {
+    let [of_parts, join] = gpu_topk_parts::gpu_topk_parts(p);
+    let [values, places] = [0, 1].map(Place::Aside);
+    let launches = vec![
+        (of_parts, vec![Place::Operand(0), values, places], None),
+        (join, vec![values, places, Place::Result(0)], None),
+    ];
+    Work { problem: String::new(), launches, asides: gpu_topk_parts::memories(p).into(), dtypes: vec![DType::I32] }
 }
 
 /// A routing by many processors.

@@ -8,6 +8,7 @@ use crate::kernels::{
     gpu_scatter_few::{gpu_scatter_few, is_few},
     gpu_topk::{gpu_topk, is_ordered},
     gpu_topk_long::gpu_topk_long,
+    gpu_topk_parts,
     host_cumsum::{self, Cumsum, host_cumsum},
     host_gather::{self, Rows, host_gather},
     host_route::{Route, host_route},
@@ -41,7 +42,16 @@ fn check_topk(x: Tensor, k: i64) {
     let p = TopK { dtype: x.dtype, rows: Dim::sym("R"), n: Dim::sym("N"), k };
     let kernels = host_topk::Tiling::LEGAL.map(|t| host_topk(&p, t)).into_iter();
     let kernels = kernels.chain(is_ordered(x.dtype).then(|| [gpu_topk(&p), gpu_topk_long(&p, false)]).into_iter().flatten());
-    check(&Op::TopK(k), &[x], &[("R", rows), ("N", n)], kernels, 0.0);
+    check(&Op::TopK(k), std::slice::from_ref(&x), &[("R", rows), ("N", n)], kernels, 0.0);
+    if gpu_topk_parts::takes(&p) {
+        let dims = [("R", rows), ("N", n)].into_iter().map(|(n, x)| (n.into(), x)).collect();
+        let [of_parts, join] = gpu_topk_parts::gpu_topk_parts(&p);
+        let lens = gpu_topk_parts::memories(&p).map(|ty| ty.elems().eval(&dims).expect("known dims") as usize);
+        let best = results(&of_parts, std::slice::from_ref(&x), &lens, &dims, false);
+        let best: Vec<Tensor> = best.into_iter().map(|x| Tensor::new(DType::I32, &[x.len() as i64], x)).collect();
+        let got = results(&join, &best, &[(rows * k) as usize], &dims, false);
+        assert_near("the best of parts", &got[0], &oracle(&Op::TopK(k), &[x])[0].data, 0.0);
+    }
 }
 
 #[test]
@@ -72,6 +82,9 @@ fn topk_of_random_rows() {
         let coarse = (0..20 * n).map(|_| r.int(-2, 3) as f64).collect();
         check_topk(Tensor::new(DType::BF16, &[20, n], coarse), k);
     }
+    // Several parts of a row, and ties across them.
+    let coarse = (0..2 * 290).map(|_| r.int(-2, 9) as f64).collect();
+    check_topk(Tensor::new(DType::F32, &[2, 290], coarse), 5);
 }
 
 #[test]

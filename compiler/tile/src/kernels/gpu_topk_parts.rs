@@ -1,0 +1,120 @@
+//! The greatest elements of few rows that may be long, for a device of many processors. Two kernels, one after the other:
+//!
+//! ```text
+//! parts   x → values, places               the k best of each part of a row, in order
+//! join    values, places → indices         the k best of these
+//! ```
+//!
+//! A lane has an element and counts those that come before it, greater ones and equal ones with a lower index: that is its place. NaN come first, -inf is never
+//! taken, places that are left are -1. Work: n·PART + (n·k/PART)² a row.
+
+use super::{
+    build::{Build, eq},
+    gpu_topk::is_ordered,
+    host_topk::TopK,
+};
+use crate::ir::{Expr, Kernel, Mem};
+use base::{DType, Dim, TensorType};
+use graph::op::MapFn;
+
+/// Elements of a part.
+const PART: i64 = 128;
+/// Elements that are chosen, at most: few of a part.
+const MOST: i64 = 32;
+/// Values that are loaded at once.
+const AT_ONCE: i64 = 8;
+
+/// Whether it is built for such a choice, of rows of any length.
+pub fn takes(p: &TopK) -> bool {
+    is_ordered(p.dtype) && p.n.known().is_none() && p.k <= MOST
+}
+
+/// Parts of a row; one of an empty row too, which says so.
+fn parts(p: &TopK) -> Dim {
+    p.n.ceil_div(&Dim::from(PART)).maximum(&Dim::from(1))
+}
+
+/// The types of values and places.
+pub fn memories(p: &TopK) -> [TensorType; 2] {
+    [0, 1].map(|_| TensorType::new(DType::I32, vec![p.rows.clone() * parts(p) * Dim::from(p.k)]))
+}
+
+/// Both kernels: buffers x, values, places; values, places, indices.
+pub fn gpu_topk_parts(p: &TopK) -> [Kernel; 2] {
+    [of_parts(p), join(p)]
+}
+
+fn int(n: i64) -> Expr {
+    Build::f(DType::I32, n as f64)
+}
+
+/// What -inf is in the order of all.
+fn never() -> Expr {
+    Build::f(DType::F32, f64::NEG_INFINITY).order()
+}
+
+/// How many of the first `n` values from `start` on come before the one at `at`, which is `own`.
+fn rank(b: &mut Build, values: Mem, [start, n, at]: [&Expr; 3], own: &Expr) -> Expr {
+    let rank = b.var(DType::I32, int(0));
+    let load = |b: &mut Build, j: Expr| {
+        let x = b.bind(Expr::load(values, start.clone() + j.clone()));
+        (x, j)
+    };
+    b.at_once([Expr::int(0), n.clone()], AT_ONCE, load, |b, (x, j)| {
+        let earlier = Expr::and(eq(x.clone(), own.clone()), Expr::lt(j, at.clone()));
+        let before = Expr::map2(MapFn::Or, earlier, Expr::lt(own.clone(), x));
+        b.assign(rank, Expr::Var(rank) + before.cast(DType::I32));
+    });
+    b.bind(Expr::Var(rank).cast(DType::I64))
+}
+
+fn of_parts(p: &TopK) -> Kernel {
+    let mut b = Build::new("topk_parts");
+    let x = b.read("x", p.dtype, p.rows.clone() * p.n.clone());
+    let [values, places] = memories(p).map(|ty| ty.elems());
+    let (values, places) = (b.write("values", DType::I32, values), b.write("places", DType::I32, places));
+    b.kernel.grid = p.rows.clone() * parts(p);
+    let (n, parts) = (b.dim(&p.n), b.dim(&parts(p)));
+    let row = b.bind(Expr::floor_div(b.block(), parts.clone()));
+    let first = b.bind(Expr::rem(b.block(), parts) * Expr::int(PART));
+    let last = b.bind(n.clone() - Expr::int(1));
+    let own = b.scratch("own", DType::I32, PART);
+    b.each(Expr::int(PART), |b, e| b.store(own, e, never()));
+    b.if_(Expr::lt(Expr::int(0), n.clone()), |b| {
+        b.each(Expr::int(PART), |b, e| {
+            let i = b.bind(first.clone() + e.clone());
+            let near = Expr::minimum(i.clone(), last.clone());
+            let value = b.bind(Expr::load(x, row * n.clone() + near).order());
+            b.store(own, e, Expr::select(Expr::lt(i, n), value, never()));
+        });
+    });
+    let to = b.bind(b.block() * Expr::int(p.k));
+    b.each(Expr::int(PART), |b, e| {
+        let value = b.bind(Expr::load(own, e.clone()));
+        let place = rank(b, own, [&Expr::int(0), &Expr::int(PART), &e], &value);
+        b.if_(Expr::lt(place.clone(), Expr::int(p.k)), |b| {
+            let to = b.bind(to + place);
+            let taken = Expr::map2(MapFn::Ne, value.clone(), never());
+            b.store(places, to.clone(), Expr::select(taken, (first + e).cast(DType::I32), int(-1)));
+            b.store(values, to, value);
+        });
+    });
+    b.finish()
+}
+
+fn join(p: &TopK) -> Kernel {
+    let mut b = Build::new("topk_join");
+    let [values, places] = memories(p).map(|ty| ty.elems());
+    let (values, places) = (b.read("values", DType::I32, values), b.read("places", DType::I32, places));
+    let indices = b.write("indices", DType::I32, p.rows.clone() * Dim::from(p.k));
+    b.kernel.grid = p.rows.clone();
+    let n = b.dim(&(parts(p) * Dim::from(p.k)));
+    let (start, to) = (b.bind(b.block() * n.clone()), b.bind(b.block() * Expr::int(p.k)));
+    b.each(n.clone(), |b, i| {
+        let at = b.bind(start.clone() + i.clone());
+        let own = b.bind(Expr::load(values, at.clone()));
+        let place = rank(b, values, [&start, &n, &i], &own);
+        b.if_(Expr::lt(place.clone(), Expr::int(p.k)), |b| b.store(indices, to + place, Expr::load(places, at)));
+    });
+    b.finish()
+}
