@@ -316,7 +316,7 @@ fn threads_agree(model: usize) {
 
 fn kernels_agree(model: &str, kernels: &[Kernel]) {
     let threads = Emulated::load(kernels).expect("it compiles");
-    let env: DimEnv = [("B".into(), 2), ("T".into(), 19)].into_iter().collect();
+    let env: DimEnv = [("B".into(), 2), ("T".into(), 19), ("S".into(), 150)].into_iter().collect();
     // What places rows takes where they begin from the kernels before it: `routing_by_threads`, `sums_by_index_by_threads`.
     let led = ["route_place", "scatter_place", "scatter_sum", "scatter_join"];
     let alone = kernels.iter().filter(|k| !led.iter().any(|name| k.name.contains(name)));
@@ -343,6 +343,13 @@ fn threads_compute_qwen3_moe() {
 #[test]
 fn threads_compute_deepseek_v3() {
     threads_agree(3);
+}
+
+#[test]
+fn threads_compute_a_step_of_sparse_attention() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/nsa_decode.lode");
+    let text = std::fs::read_to_string(path).expect("the bench is part of the source");
+    kernels_agree("nsa_decode", &kernels_of(&text.replace("bf16", "f32"), "h=4 g=2 d=16"));
 }
 
 #[test]

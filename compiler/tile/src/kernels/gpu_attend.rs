@@ -256,85 +256,82 @@ pub fn gpu_attend_merge_map(p: &Problem, parts: &[i64], ending: &Ending) -> Kern
     merge(p, parts, Some(ending))
 }
 
-/// The parts of an attention, and of a row: the largest lse, the sum of weights, and whether it has seen nothing.
+/// The parts of an attention, and of the block's row what each of them weighs.
 struct Parts {
     o: Mem,
     lse: Mem,
+    weights: Mem,
     count: i64,
     dtype: DType,
 }
 
 impl Parts {
-    fn weigh(&self, b: &mut Build, rows: &Expr, row: &Expr) -> [Expr; 3] {
-        let f = |x: f64| Build::f(self.dtype, x);
-        let lse = |i: Expr| Expr::load(self.lse, i * rows.clone() + row.clone());
-        let largest = b.reduce(ReduceFn::Max, f(f64::NEG_INFINITY), Expr::int(self.count), |_, i| lse(i));
-        let largest = b.bind(Expr::Var(largest) + f(0.0));
-        let none = b.bind(eq(largest.clone(), f(f64::NEG_INFINITY)));
-        let largest = b.bind(Expr::select(none.clone(), f(0.0), largest));
-        let total = b.reduce(ReduceFn::Sum, f(0.0), Expr::int(self.count), |_, i| exp(lse(i) - largest.clone()));
+    /// Weighs the parts of a row; its lse.
+    fn weigh(&self, b: &mut Build, rows: &Expr, row: &Expr) -> Expr {
+        let (f, count) = (|x: f64| Build::f(self.dtype, x), Expr::int(self.count));
+        let own = b.scratch("own", self.dtype, self.count);
+        b.each(count.clone(), |b, i| b.store(own, i.clone(), Expr::load(self.lse, i * rows.clone() + row.clone())));
+        let largest = b.reduce(ReduceFn::Max, f(f64::NEG_INFINITY), count.clone(), |_, i| Expr::load(own, i));
+        let none = b.bind(eq(Expr::Var(largest), f(f64::NEG_INFINITY)));
+        let largest = b.bind(Expr::select(none.clone(), f(0.0), Expr::Var(largest)));
+        let of_part = |i: Expr| exp(Expr::load(own, i) - largest.clone());
+        let total = b.reduce(ReduceFn::Sum, f(0.0), count.clone(), |_, i| of_part(i));
         let total = b.bind(Expr::select(none.clone(), f(1.0), Expr::Var(total)));
-        [largest, total, none]
+        b.each(count, |b, i| b.store(self.weights, i.clone(), div(of_part(i), total.clone())));
+        b.bind(Expr::select(none, f(0.0), largest + Expr::map1(MapFn::Log, total)))
     }
     /// Column `c` of `dv`.
-    fn column(&self, b: &mut Build, rows: &Expr, row: &Expr, [largest, total, _]: &[Expr; 3], (dv, c): (&Expr, &Expr)) -> Expr {
+    fn column(&self, b: &mut Build, rows: &Expr, row: &Expr, (dv, c): (&Expr, &Expr)) -> Expr {
         let acc = b.var(self.dtype, Build::f(self.dtype, 0.0));
         let load = |b: &mut Build, i: Expr| {
-            let row = b.bind(i * rows.clone() + row.clone());
-            let weight = b.bind(exp(Expr::load(self.lse, row.clone()) - largest.clone()));
-            let x = b.bind(Expr::load(self.o, row * dv.clone() + c.clone()));
-            weight * x
+            let at = (i.clone() * rows.clone() + row.clone()) * dv.clone() + c.clone();
+            (b.bind(Expr::load(self.o, at)), i)
         };
-        b.at_once([Expr::int(0), Expr::int(self.count)], 8, load, |b, x| b.assign(acc, Expr::Var(acc) + x));
-        b.bind(div(Expr::Var(acc), total.clone()))
+        b.at_once([Expr::int(0), Expr::int(self.count)], LOADED, load, |b, (x, i)| {
+            b.assign(acc, Expr::Var(acc) + x * Expr::load(self.weights, i));
+        });
+        Expr::Var(acc)
     }
 }
 
+/// A block has a row.
 fn merge(p: &Problem, parts: &[i64], ending: Option<&Ending>) -> Kernel {
     let mut b = Build::new("attend_merge");
     let [.., o_elems, lse_elems] = p.elems();
     let dtype = p.sum_dtype();
-    let branches: Vec<Parts> = parts
-        .iter()
-        .map(|count| {
-            let [o, lse] = [("o_parts", &o_elems), ("lse_parts", &lse_elems)]
-                .map(|(name, n)| b.read(name, dtype, n.clone() * Dim::from(*count)));
-            Parts { o, lse, count: *count, dtype }
-        })
-        .collect();
+    let mut of_parts = |count: i64| {
+        let [o, lse] =
+            [("o_parts", &o_elems), ("lse_parts", &lse_elems)].map(|(name, n)| b.read(name, dtype, n.clone() * Dim::from(count)));
+        Parts { o, lse, weights: b.scratch("weights", dtype, count), count, dtype }
+    };
+    let branches: Vec<Parts> = parts.iter().map(|count| of_parts(*count)).collect();
     let read = ending.map_or(Vec::new(), |e| e.read(&mut b));
     let o = ending.is_none_or(|e| e.keeps).then(|| b.write("o", p.dtype, o_elems.clone()));
     let lse = b.write("lse", dtype, lse_elems.clone());
     let mapped = ending.map(|e| (e, b.write("y", e.dtype, o_elems)));
-    b.kernel.grid = lse_elems.ceil_div(&Dim::from(MERGED_ROWS));
-    let rows = b.dim(&lse_elems);
-    b.each_row(rows.clone(), MERGED_ROWS, |b, r| {
-        let weights: Vec<[Expr; 3]> = branches.iter().map(|x| x.weigh(b, &rows, &r)).collect();
-        let [largest, total, none] = weights[0].clone();
-        let log = largest + Expr::map1(MapFn::Log, total);
-        b.store(lse, r.clone(), Expr::select(none, Build::f(dtype, 0.0), log));
-        let dv = Expr::int(p.dv);
-        b.each(dv.clone(), |b, c| {
-            let rounded = |x: Expr| if p.dtype == dtype { x } else { x.cast(p.dtype) };
-            let products: Vec<Expr> =
-                branches.iter().zip(&weights).map(|(x, w)| rounded(x.column(b, &rows, &r, w, (&dv, &c)))).collect();
-            let products: Vec<Expr> = products.into_iter().map(|x| b.bind(x)).collect();
-            let at = b.bind(r.clone() * dv.clone() + c.clone());
-            if let Some(o) = o {
-                b.store(o, at.clone(), products[0].clone());
-            }
-            if let Some((ending, y)) = mapped {
-                let value = (ending.map)(b, &Element { products, operands: read.clone(), at: vec![r.clone(), c] });
-                let value = b.bind(value);
-                b.store(y, at, value);
-            }
-        });
+    b.kernel.grid = lse_elems.clone();
+    let (rows, row, dv) = (b.dim(&lse_elems), b.block(), Expr::int(p.dv));
+    let logs: Vec<Expr> = branches.iter().map(|x| x.weigh(&mut b, &rows, &row)).collect();
+    b.store(lse, row.clone(), logs[0].clone());
+    b.each(dv.clone(), |b, c| {
+        let rounded = |x: Expr| if p.dtype == dtype { x } else { x.cast(p.dtype) };
+        let products: Vec<Expr> = branches.iter().map(|x| rounded(x.column(b, &rows, &row, (&dv, &c)))).collect();
+        let products: Vec<Expr> = products.into_iter().map(|x| b.bind(x)).collect();
+        let at = b.bind(row.clone() * dv.clone() + c.clone());
+        if let Some(o) = o {
+            b.store(o, at.clone(), products[0].clone());
+        }
+        if let Some((ending, y)) = mapped {
+            let value = (ending.map)(b, &Element { products, operands: read.clone(), at: vec![row.clone(), c] });
+            let value = b.bind(value);
+            b.store(y, at, value);
+        }
     });
     b.finish()
 }
 
-/// Rows of a block that merges.
-const MERGED_ROWS: i64 = 4;
+/// Parts of which a thread loads an element at once.
+const LOADED: i64 = 16;
 
 fn attend(p: &Problem, t: Tiling, parts: i64, ending: Option<&Ending>) -> Kernel {
     debug_assert!(takes(p, t, true), "{:?} with {t:?}", p.domain);

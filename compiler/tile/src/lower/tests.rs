@@ -1015,8 +1015,8 @@ fn branches_of_an_only_query_are_joined_by_the_last() {
         let of: Vec<_> = on_gpu(&f).kernels.iter().map(|k| k.name.trim_start_matches("host_").to_string()).collect();
         let of: Vec<&str> = of.iter().map(|n| n.trim_end_matches(|c: char| c.is_ascii_digit() || c == '_')).collect();
         let want = match (asked, chosen) {
-            (false, true) => vec!["topk", "attend_part", "attend_part", "attend_merge"],
-            (true, true) => vec!["topk", "attend_part", "attend_merge", "attend_part", "attend_merge"],
+            (false, true) => vec!["topk_parts", "topk_join", "attend_part", "attend_part", "attend_merge"],
+            (true, true) => vec!["topk_parts", "topk_join", "attend_part", "attend_merge", "attend_part", "attend_merge"],
             // A list that may have a block twice is not in parts.
             _ => vec!["attend_part", "attend_merge", "attend_union", "attend"],
         };
