@@ -125,8 +125,7 @@ fn takes_strides(op: &Op) -> bool {
 pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Grouping {
     let n = func.nodes.len();
     let narrowed = |node: &Node| narrow::narrow_operands(func, &node.op, &node.inputs).filter(|_| products && fuse);
-    let mut g =
-        Grouping { root: vec![false; n], reads: vec![Vec::new(); n], joined: BTreeMap::new(), many: parts && products };
+    let mut g = Grouping { root: vec![false; n], reads: vec![Vec::new(); n], joined: BTreeMap::new(), many: parts && products };
     // Full recomputation costs, as if nothing were stored below.
     let mut cost = vec![0u32; n];
     for (id, node) in func.nodes.iter() {

@@ -213,10 +213,8 @@ fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling) -> Work {
 fn topk_parts(p: &TopK) -> Work {
     let [of_parts, join] = gpu_topk_parts::gpu_topk_parts(p);
     let [values, places] = [0, 1].map(Place::Aside);
-    let launches = vec![
-        (of_parts, vec![Place::Operand(0), values, places], None),
-        (join, vec![values, places, Place::Result(0)], None),
-    ];
+    let launches =
+        vec![(of_parts, vec![Place::Operand(0), values, places], None), (join, vec![values, places, Place::Result(0)], None)];
     Work { problem: String::new(), launches, asides: gpu_topk_parts::memories(p).into(), dtypes: vec![DType::I32] }
 }
 

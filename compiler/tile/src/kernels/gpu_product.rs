@@ -79,6 +79,10 @@ pub struct Tiling {
     pub down: i64,
 }
 
+/// Rows that are few, and the columns of their tiles at most.
+const FEW_ROWS: i64 = 64;
+const FEW_COLUMNS: i64 = 128;
+
 impl Tiling {
     const fn new(m: i64, n: i64, k: i64) -> Tiling {
         Tiling { m, n, k, down: 16 }
@@ -105,7 +109,10 @@ impl Tiling {
             _ => t.m == 64 && t.k == 16,
         };
         let covered = |d: &Dim, by: i64| d.known().map_or(0, |d| (d + by - 1) / by * by);
-        let waste = |t: &&Tiling| (covered(n, t.n), covered(m, t.m), -t.m * t.n);
+        // Few rows against columns of any number, as keys of a step of decoding, wait for memory: narrow tiles are more blocks.
+        let few = n.known().is_none() && m.known().is_some_and(|m| m <= FEW_ROWS);
+        let wide = |t: &Tiling| few && t.n > FEW_COLUMNS;
+        let waste = |t: &&Tiling| (wide(t), covered(n, t.n), covered(m, t.m), -t.m * t.n);
         *Tiling::LEGAL.iter().filter(fits).min_by_key(waste).expect("there is one for every dtype")
     }
 }

@@ -230,7 +230,8 @@ impl Lowerer<'_> {
             let others = merged.iter().zip(&element.products[1..]);
             let known = others.map(|((v, _), x)| (*v, axes.to_vec(), 0, x.clone())).collect();
             let (sums, func) = (&[sums(0)][..], a.func);
-            let mut maps = Maps { func, sums, operands: &operands, views: &seen, shape, loops: &loops, element, units: None, known };
+            let mut maps =
+                Maps { func, sums, operands: &operands, views: &seen, shape, loops: &loops, element, units: None, known };
             maps.eval(build, a.mapped, &axes, 0)
         };
         let ending = Ending { operands: read, keeps, dtype: a.func.ty(a.mapped).dtype, map: &map };
