@@ -422,12 +422,9 @@ impl Case {
             }
         };
         near(&results(&gpu_attend::gpu_attend(&p, tiling), &args, &lens, &dims, true), "whole");
-        for parts in [2, 4] {
-            let n = parts as usize;
-            let of_parts = results(&gpu_attend_part(&p, tiling, parts), &args, &[lens[0] * n, lens[1] * n], &dims, true);
-            let of_parts: Vec<Tensor> = of_parts.into_iter().map(|x| Tensor::new(DType::F32, &[x.len() as i64], x)).collect();
-            near(&results(&gpu_attend_merge(&p, parts), &of_parts, &lens, &dims, true), "in parts");
-        }
+        let of_parts = results(&gpu_attend_part(&p, tiling, 3), &args, &[lens[0] * 3, lens[1] * 3], &dims, true);
+        let of_parts: Vec<Tensor> = of_parts.into_iter().map(|x| Tensor::new(DType::F32, &[x.len() as i64], x)).collect();
+        near(&results(&gpu_attend_merge(&p, 3), &of_parts, &lens, &dims, true), "in parts");
     }
 }
 
@@ -435,7 +432,7 @@ impl Case {
 fn blocks_of_an_only_query() {
     let tiling = |rows, keys, heads| gpu_attend::Tiling { rows, keys, heads };
     for (heads, tiling) in [(2, tiling(16, 8, 2)), (4, tiling(16, 4, 4)), (1, tiling(8, 8, 1))] {
-        for s in [1, 21, 64] {
+        for s in [1, 37] {
             let size = Size { h: 2 * heads, dk: 16, dv: 16, t: 1, s, ..SMALL };
             let blocks = (s + 7) / 8;
             let none = i32s(&[2, 1, 2, 1], vec![-1; 4]);
