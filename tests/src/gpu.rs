@@ -316,7 +316,7 @@ fn threads_agree(model: usize) {
 
 fn kernels_agree(model: &str, kernels: &[Kernel]) {
     let threads = Emulated::load(kernels).expect("it compiles");
-    let env: DimEnv = [("B".into(), 2), ("T".into(), 19), ("S".into(), 150)].into_iter().collect();
+    let env: DimEnv = [("B".into(), 2), ("T".into(), 19), ("S".into(), 150), ("M".into(), 8)].into_iter().collect();
     // What places rows takes where they begin from the kernels before it: `routing_by_threads`, `sums_by_index_by_threads`.
     let led = ["route_place", "scatter_place", "scatter_sum", "scatter_join"];
     let alone = kernels.iter().filter(|k| !led.iter().any(|name| k.name.contains(name)));
