@@ -398,7 +398,12 @@ fn experts_over_ranks(model: (&str, &str), more: &str, name: &str, runs: &[(Poli
         assert!((got.rows > 0, want.rows) == (true, 0), "{what}: {} {}", got.rows, want.rows);
         // What was counted as equal is what was sent.
         assert_eq!(sent.crossed, sent.across_once, "{what}: {sent:?}");
-        assert!(*experts < 4 || sent.crossed < sent.across, "{what}: {sent:?}");
+        // Two ranks share a node; of a pipeline of two ranks they are of one replica, so each member of a group is alone on its node. Rows are equal where a node has several experts.
+        let given =
+            |name: &str| model.1.split_whitespace().find_map(|s| s.strip_prefix(name)?.strip_prefix('=')?.parse::<usize>().ok());
+        let all = given("experts").or(given("n_routed_experts")).or(given("num_experts")).expect("the model has experts");
+        let on_a_node = all / experts * if *ranks == 1 { 2 } else { 1 };
+        assert!(*experts < 4 || on_a_node < 2 || sent.crossed < sent.across, "{what}: {sent:?}");
         // Whatever carries the rows, and whoever keeps the optimiser.
         let (other, tensors) = train(*experts, Over::Replay, false);
         assert!(other == got && tensors == found, "{what}: {:?} {:?}", other.sent, got.sent);
