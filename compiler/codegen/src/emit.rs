@@ -77,6 +77,8 @@ struct Emitter<'k> {
     multiples: Vec<i64>,
     /// Extremes of the vector loops around.
     partial: Vec<Partial>,
+    /// The variables that need to be no more exact than a narrow float.
+    coarse: Vec<bool>,
     /// The threads that run what is emitted, unless it is for the host.
     simt: Option<simt::Simt>,
 }
@@ -176,6 +178,7 @@ impl<'k> Emitter<'k> {
             places,
             multiples: vec![1; n],
             partial: Vec::new(),
+            coarse: vec![false; n],
             simt: None,
         }
     }
@@ -239,11 +242,7 @@ impl<'k> Emitter<'k> {
             return self.team_stmt(s);
         }
         match s {
-            Stmt::Let(v, e) => {
-                let value = self.expr(e);
-                self.learn(*v, e);
-                self.vars[v.0 as usize] = Slot::Value(value);
-            }
+            Stmt::Let(v, e) => self.bind(*v, e),
             Stmt::Var(v, e) => {
                 let value = self.expr(e);
                 let ty = self.type_of(*v);
@@ -315,15 +314,24 @@ impl<'k> Emitter<'k> {
         self.w.line("}");
         self.end_partial(outer);
     }
+    /// Gives a variable its value.
+    fn bind(&mut self, v: VarId, e: &Expr) {
+        let narrow = self.w.narrow;
+        self.w.narrow |= self.coarse[v.0 as usize];
+        let value = self.expr(e);
+        self.w.narrow = narrow;
+        self.learn(v, e);
+        self.vars[v.0 as usize] = Slot::Value(value);
+    }
     /// Notes what is known of a variable's value.
     fn learn(&mut self, v: VarId, e: &Expr) {
         self.natural[v.0 as usize] = self.not_negative(e);
         self.multiples[v.0 as usize] = self.multiple(e);
     }
     fn inside(&mut self, body: impl FnOnce(&mut Self)) {
-        self.w.depth += 1;
+        self.w.enter();
         body(self);
-        self.w.depth -= 1;
+        self.w.leave();
     }
 
     // --- expressions ---
@@ -368,7 +376,8 @@ impl<'k> Emitter<'k> {
                 self.go_to_unit(index);
                 let p = self.address(*mem, &at, dtype);
                 let (ty, pointer, aligned) = (memory_type(dtype), self.pointer_type(*mem), self.alignment(*mem, index));
-                let v = self.w.op(&format!("llvm.load {p}{aligned} : {pointer} -> {ty}"));
+                let again = if self.simt.as_ref().is_some_and(|t| t.is_constant(self.k, *mem)) { " invariant" } else { "" };
+                let v = self.w.op(&format!("llvm.load {p}{again}{aligned} : {pointer} -> {ty}"));
                 self.w.widen(v, dtype)
             }
             Expr::Map(f, args) => {
@@ -412,7 +421,9 @@ impl<'k> Emitter<'k> {
                         return self.w.divide_unsigned(*f, &values[0], &values[1], ty);
                     }
                 }
-                if *f == MapFn::Exp && dtype == DType::F32 && self.simt.as_ref().is_some_and(simt::Simt::on_tensor_cores) {
+                // What is lost of e^x is far less than what a narrow float keeps.
+                let coarse = self.w.narrow || self.simt.as_ref().is_some_and(simt::Simt::on_tensor_cores);
+                if *f == MapFn::Exp && dtype == DType::F32 && coarse {
                     return self.w.fast_exp(&values[0]);
                 }
                 self.w.map(*f, &values, dtype)

@@ -9,6 +9,7 @@
 pub(crate) mod access;
 pub(crate) mod hopper;
 pub(crate) mod plan;
+pub(crate) mod rows;
 pub(crate) mod unit;
 
 use crate::{

@@ -529,6 +529,7 @@ impl Emitter<'_> {
         let busy = counted.map(|counted| self.counts(&counted));
         if let Some(busy) = &busy {
             self.w.line(&format!("scf.if {busy} {{"));
+            self.w.enter();
         }
         let (under_way, zero) = (self.slot("i32"), self.w.int(0, "i32"));
         self.store(&zero, &under_way, "i32");
@@ -538,9 +539,10 @@ impl Emitter<'_> {
         dots.into_iter().for_each(|d| self.settle(d, 0, &[]));
         self.give_back(&under_way);
         if busy.is_some() {
+            self.w.leave();
             self.w.line("} else {");
             self.simt_mut().turn.idle = true;
-            emit(self);
+            self.inside(&emit);
             self.simt_mut().turn.idle = false;
             self.w.line("}");
         }

@@ -21,13 +21,17 @@ use super::{
     trig,
 };
 use crate::gpu::{
-    access::{Access, each_expr, expr_uses, exprs},
+    access::{Access, each_expr, expr_uses, exprs, visit},
     plan::{GroupSum, Place, Plan, Team, is_row_loop, widest},
-    unit::{Units, times_alone},
+    rows::{Online, read_once},
+    unit::{Units, is_arithmetic, times_alone},
 };
 use base::DType;
 use graph::op::{MapFn, ReduceFn};
-use std::{collections::BTreeSet, fmt::Write};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+};
 use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId, ir};
 
 /// What runs the threads.
@@ -62,6 +66,8 @@ pub(super) struct Simt {
     partial: Vec<VarId>,
     /// The turns that a thread takes at once, if they are aligned, and which of them is emitted.
     at_once: Option<(Units, usize)>,
+    /// Of a row that is read once: whether all memories begin aligned.
+    aligned_row: Option<bool>,
     /// Values that each warp passes to the others at once, at most.
     passed: usize,
 }
@@ -89,6 +95,11 @@ impl Simt {
         let bytes = k.mem_dtype(mem).bytes();
         let starts = (turn * bytes).is_multiple_of(units.alignment(bytes));
         (starts && units.touches(mem, index)).then(|| units.alignment(bytes))
+    }
+    /// Whether what a row's loops read there is the same in all of them, which is said where they stand one after the other.
+    pub(super) fn is_constant(&self, k: &Kernel, mem: Mem) -> bool {
+        let read = |i: usize| k.buffers[i].access == ir::Access::Read;
+        self.aligned_row == Some(true) && self.machine == Machine::Gpu && matches!(mem, Mem::Buffer(i) if read(i))
     }
     /// Whether products are `mma.sync`, and what goes with them as exact as that.
     pub(super) fn on_tensor_cores(&self) -> bool {
@@ -165,6 +176,38 @@ fn has_steps(k: &Kernel) -> bool {
     found
 }
 
+/// The variables of which nothing is made but what is stored as a narrow float.
+fn only_for_halves(k: &Kernel) -> Vec<bool> {
+    let (mut made, mut fine) = (BTreeMap::new(), Vec::new());
+    look_for_uses(k, &k.body, &mut made, &mut fine);
+    let mut coarse = vec![false; k.vars.len()];
+    made.keys().for_each(|v: &VarId| coarse[v.0 as usize] = true);
+    while let Some(e) = fine.pop() {
+        visit(&e, &mut |e| {
+            if let Expr::Var(v) = e
+                && std::mem::replace(&mut coarse[v.0 as usize], false)
+            {
+                fine.extend(made.get(v).cloned());
+            }
+        });
+    }
+    coarse
+}
+
+/// What immutable variables are made of, and what else there is but values that are stored as narrow floats.
+fn look_for_uses(k: &Kernel, body: &[Stmt], made: &mut BTreeMap<VarId, Expr>, fine: &mut Vec<Expr>) {
+    for s in body {
+        match s {
+            Stmt::Let(v, e) => {
+                made.insert(*v, e.clone());
+            }
+            Stmt::Store { mem, index, .. } if matches!(k.mem_dtype(*mem), DType::BF16 | DType::F16) => fine.push(index.clone()),
+            s => exprs(s, &mut |e| fine.push(e.clone())),
+        }
+        s.lists().into_iter().for_each(|body| look_for_uses(k, body, made, fine));
+    }
+}
+
 /// The module of some kernels without products, and for each the bytes of shared memory that its reductions take.
 pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], machine: Machine) -> (String, Vec<usize>) {
     let mut out = String::from("module {\n");
@@ -179,7 +222,11 @@ pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], machine: Machine) -> (St
         e.w.gpu = machine == Machine::Gpu;
         let mut written = k.buffers.iter().filter(|b| b.access != ir::Access::Read).peekable();
         let halves = written.peek().is_some() && written.all(|b| matches!(b.dtype, DType::BF16 | DType::F16));
-        e.w.narrow = e.w.gpu && halves && !has_steps(k);
+        let coarse = e.w.gpu && !has_steps(k);
+        e.w.narrow = coarse && halves;
+        if coarse && !halves {
+            e.coarse = only_for_halves(k);
+        }
         let plan = plan.clone();
         let (since, combined, passed) = (Access::default(), false, 0);
         let copies = machine == Machine::Gpu && plan.rows.is_none() && has_chunks(k, &plan.body);
@@ -196,6 +243,7 @@ pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], machine: Machine) -> (St
             combined,
             partial: Vec::new(),
             at_once: None,
+            aligned_row: None,
             passed,
         });
         let (text, reductions) = e.threads();
@@ -235,7 +283,7 @@ impl Emitter<'_> {
             None if plan.hopper.is_some() => self.warp_groups(&plan.body),
             None => self.blocks(&plan.body, |e| e.stmts(&plan.body, LoopKind::Serial)),
         }
-        let body = std::mem::take(&mut self.w.out);
+        let body = self.w.take();
         let reductions = self.simt().passed * (plan.threads / plan.warp) as usize * 8;
         self.prologue(&plan, reductions);
         let (head, start) = (&self.w.head, &self.w.out);
@@ -411,6 +459,25 @@ impl Emitter<'_> {
             let known = (rows.count.known(), few, None);
             return self.alone(|e| e.turns(rows.var, [&zero, &count], [&first, &step], known, &rows.body));
         }
+        let size = if let Team::Lanes(n) = rows.team { n } else { self.simt().plan.threads };
+        let Some(mems) = read_once(self.k, &rows.body, i64::from(size)) else {
+            return self.each_row(rows, [&first, &count, &step]);
+        };
+        let starts = mems.into_iter().map(|m| (m, self.w.int(0, "i64"))).collect();
+        let aligned = self.starts_are_aligned(starts, |_| ALIGNED as usize);
+        let before = (self.simt().since.clone(), self.simt().combined);
+        self.w.line(&format!("scf.if {aligned} {{"));
+        self.simt_mut().aligned_row = Some(true);
+        self.inside(|e| e.each_row(rows, [&first, &count, &step]));
+        self.w.line("} else {");
+        (self.simt_mut().since, self.simt_mut().combined) = before;
+        self.simt_mut().aligned_row = Some(false);
+        self.inside(|e| e.each_row(rows, [&first, &count, &step]));
+        self.w.line("}");
+        self.simt_mut().aligned_row = None;
+    }
+    /// Rows from the first on.
+    fn each_row(&mut self, rows: &crate::gpu::plan::Rows, [first, count, step]: [&str; 3]) {
         let row = self.w.fresh();
         self.vars[rows.var.0 as usize] = Slot::Value(row.clone());
         self.w.line(&format!("scf.for {row} = {first} to {count} step {step} : i64 {{"));
@@ -421,7 +488,18 @@ impl Emitter<'_> {
                 simt.since.join(&scratch_only(Access::of(&rows.body)));
                 simt.combined = true;
             }
-            e.stmts(&rows.body, LoopKind::Serial);
+            let mut rest = &rows.body[..];
+            while let Some((s, after)) = rest.split_first() {
+                if e.simt().aligned_row.is_none()
+                    && let Some(o) = Online::of(rest)
+                    && e.online(&o)
+                {
+                    rest = &rest[3..];
+                    continue;
+                }
+                e.stmt(s, LoopKind::Serial);
+                rest = after;
+            }
         });
         self.w.line("}");
         self.simt_mut().team = Team::Block;
@@ -437,9 +515,7 @@ impl Emitter<'_> {
         match s {
             Stmt::Let(v, e) => {
                 self.wait_before(&access);
-                let value = self.expr(e);
-                self.learn(*v, e);
-                self.vars[v.0 as usize] = Slot::Value(value);
+                self.bind(*v, e);
             }
             Stmt::Var(v, e) => {
                 self.wait_before(&access);
@@ -723,11 +799,113 @@ impl Emitter<'_> {
         // With few turns more threads are better.
         let lanes = match self.simt().team {
             Team::Lanes(n) => Some(i64::from(n)),
-            Team::Block | Team::Thread => None,
+            Team::Block => self.simt().aligned_row.map(|_| size),
+            Team::Thread => None,
         };
         let few = lanes.unwrap_or(i64::from(self.simt().plan.warp));
         self.alone(|e| e.turns(var, [&lo, &hi], [&rank, &step], (turns, few, lanes), body));
         self.gather(partial);
+    }
+    /// Both loops as one: a thread has the greatest of what it saw and a sum that is of differences from that. `false` if elements are not taken at once.
+    fn online(&mut self, o: &Online) -> bool {
+        let Some((units, turns)) = Units::new(self.k, o.var, o.lets).zip(o.hi.known()) else { return false };
+        let (ty, size, width) = (self.type_of(o.sum), i64::from(self.simt().size()), units.turns as i64);
+        if ty != "f32" || turns % width != 0 || turns < width * size {
+            return false;
+        }
+        self.wait_before(&Access::of(o.lets));
+        self.natural[o.var.0 as usize] = true;
+        self.stmt(o.declared, LoopKind::Serial);
+        let most = self.begin(vec![(o.most, ReduceFn::Max)]);
+        let sum = self.begin(vec![(o.sum, ReduceFn::Sum)]);
+        let (zero, rank) = (self.w.int(0, "i64"), self.rank());
+        let all = size * GROUPS;
+        let [groups, one, all, up, ahead] = [turns / width, size, all, all - 1, all - size].map(|n| self.w.int(n, "i64"));
+        let aligned = self.are_aligned(&units, &zero);
+        // As many groups together as there are whole ones, then the others.
+        let whole = self.w.bin("subi", &groups, &ahead, "i64");
+        let many = self.w.bin("subi", &whole, &rank, "i64");
+        let many = self.w.bin("maxsi", &many, &zero, "i64");
+        let many = self.w.bin("addi", &many, &up, "i64");
+        let many = self.w.bin("divui", &many, &all, "i64");
+        let first = self.w.bin("muli", &many, &all, "i64");
+        let first = self.w.bin("addi", &rank, &first, "i64");
+        let run = |e: &mut Self, aligned: bool| {
+            for (from, to, step, count) in [(&rank, &whole, &all, GROUPS), (&first, &groups, &one, 1)] {
+                let group = e.w.fresh();
+                e.w.line(&format!("scf.for {group} = {from} to {to} step {step} : i64 {{"));
+                e.inside(|e| e.alone(|e| e.online_groups(o, (&units, aligned), &group, &one, count)));
+                e.w.line("}");
+            }
+        };
+        self.w.line(&format!("scf.if {aligned} {{"));
+        self.inside(|e| run(e, true));
+        self.w.line("} else {");
+        self.inside(|e| run(e, false));
+        self.w.line("}");
+        let [own, place] = [o.most, o.sum].map(|v| self.place(v));
+        let own = self.load(&own, ty);
+        self.gather(most);
+        let whole = self.place(o.most);
+        let whole = self.load(&whole, ty);
+        let rest = self.load(&place, ty);
+        let less = self.w.bin("subf", &own, &whole, ty);
+        let factor = self.power_of_e(&less);
+        let rest = self.w.bin("mulf", &rest, &factor, ty);
+        self.store(&rest, &place, ty);
+        self.gather(sum);
+        true
+    }
+    /// What a thread does with some groups of neighbours.
+    fn online_groups(&mut self, o: &Online, (units, aligned): (&Units, bool), group: &str, step: &str, count: i64) {
+        let (zero, mut turns, mut group) = (self.w.int(0, "i64"), Vec::new(), group.to_string());
+        for i in 0..count {
+            if i > 0 {
+                group = self.w.bin("addi", &group, step, "i64");
+            }
+            let mut own = self.neighbours(o.var, &zero, &group, units);
+            self.side_by_side(&mut own, (units, aligned), o.lets);
+            self.simt_mut().at_once = None;
+            turns.extend(own);
+        }
+        let mut values = Vec::new();
+        for mut vars in turns {
+            std::mem::swap(&mut self.vars, &mut vars);
+            values.push(self.expr(o.value));
+            std::mem::swap(&mut self.vars, &mut vars);
+        }
+        let [most, sum] = [o.most, o.sum].map(|v| self.place(v));
+        let (old, lowest, zero) = (self.load(&most, "f32"), self.w.float(f64::NEG_INFINITY, "f32"), self.w.float(0.0, "f32"));
+        let new = self.in_pairs(values.clone(), |e, a, b| e.combine(ReduceFn::Max, a, b, "f32", false));
+        let new = self.combine(ReduceFn::Max, &old, &new, "f32", false);
+        self.store(&new, &most, "f32");
+        // Where nothing is greater than -∞, e^x is 0.
+        let nothing = self.w.cmpf("oeq", &new, &lowest, "f32");
+        let base = self.w.select(&nothing, &zero, &new, "f32");
+        let power = |e: &mut Self, x: &String| {
+            let less = e.w.bin("subf", x, &base, "f32");
+            e.power_of_e(&less)
+        };
+        let (powers, factor): (Vec<String>, String) = (values.iter().map(|x| power(self, x)).collect(), power(self, &old));
+        let more = self.in_pairs(powers, |e, a, b| e.combine(ReduceFn::Sum, a, b, "f32", false));
+        let old = self.load(&sum, "f32");
+        let old = self.w.bin("mulf", &old, &factor, "f32");
+        let new = self.combine(ReduceFn::Sum, &old, &more, "f32", false);
+        self.store(&new, &sum, "f32");
+    }
+    /// All combined, neighbours first, so that few wait for one another.
+    fn in_pairs(&mut self, mut values: Vec<String>, combine: impl Fn(&mut Self, &str, &str) -> String) -> String {
+        while values.len() > 1 {
+            values = values.chunks(2).map(|p| if let [a, b] = p { combine(self, a, b) } else { p[0].clone() }).collect();
+        }
+        values.pop().expect("there is a value")
+    }
+    /// e^x of an x that is not positive: what is lost of small powers is nothing beside the 1 that they are added to.
+    fn power_of_e(&mut self, x: &str) -> String {
+        match self.simt().machine {
+            Machine::Gpu => self.w.fast_exp(x),
+            Machine::Emulated => self.w.map(MapFn::Exp, &[x.to_string()], DType::F32),
+        }
     }
     /// Turns of a loop that one of several threads takes. If they touch neighbouring elements it takes some at once, as one access if those are
     /// aligned; what remains, or all of a map that is not aligned, one by one. A reduction takes its terms in the same order, aligned or not.
@@ -754,12 +932,25 @@ impl Emitter<'_> {
             }
             return;
         };
+        if let Some(aligned) = self.simt().aligned_row
+            && let Some((n, lanes)) = known.zip(lanes)
+            && let Some(times) = units.times_of_row(n, lanes)
+        {
+            let groups = self.w.int(n / units.turns as i64, "i64");
+            return self.at_once(var, lo, [rank, &groups, step], (&units, aligned), aligned.then_some(times), body);
+        }
         let aligned = self.are_aligned(&units, lo);
         let (zero, width) = (self.w.int(0, "i64"), self.w.int(units.turns as i64, "i64"));
         let count = self.w.bin("subi", hi, lo, "i64");
         let count = self.w.bin("maxsi", &count, &zero, "i64");
         let groups = self.w.bin("divui", &count, &width, "i64");
         let groups = if units.reduces { groups } else { self.w.select(&aligned, &groups, &zero, "i64") };
+        if units.twice && !units.reduces && known.is_none_or(|n| n >= 4 * units.turns as i64 * threads) && lanes.is_none() {
+            let taken = self.twice(var, [lo, rank, step, &groups], &units, body);
+            let first = self.w.bin("addi", lo, &taken, "i64");
+            let first = self.w.bin("addi", &first, rank, "i64");
+            return self.one_by_one(var, [&first, hi, step], body);
+        }
         let times = known.zip(lanes).and_then(|(n, lanes)| units.times(n, lanes));
         if units.reduces || times.is_some() {
             self.w.line(&format!("scf.if {aligned} {{"));
@@ -776,6 +967,44 @@ impl Emitter<'_> {
         let first = self.w.bin("addi", lo, &taken, "i64");
         let first = self.w.bin("addi", &first, rank, "i64");
         self.one_by_one(var, [&first, hi, step], body);
+    }
+    /// Groups of a map two at once: what a warp takes lies together, its second groups after its first. How many turns were taken.
+    fn twice(&mut self, var: VarId, [lo, rank, step, groups]: [&str; 4], units: &Units, body: &[Stmt]) -> String {
+        let warp = i64::from(self.simt().plan.warp);
+        let (lanes, both, width) = (self.w.int(warp, "i64"), self.w.int(2 * warp, "i64"), self.w.int(units.turns as i64, "i64"));
+        let wholes = self.w.bin("divui", groups, &both, "i64");
+        let [first, step] = [rank, step].map(|n| self.w.bin("divui", n, &lanes, "i64"));
+        let lane = self.w.bin("remui", rank, &lanes, "i64");
+        let whole = self.w.fresh();
+        self.w.line(&format!("scf.for {whole} = {first} to {wholes} step {step} : i64 {{"));
+        self.inside(|e| {
+            let before = e.w.bin("muli", &whole, &both, "i64");
+            let group = e.w.bin("addi", &before, &lane, "i64");
+            let after = e.w.bin("addi", &group, &lanes, "i64");
+            let mut turns = Vec::new();
+            for group in [group, after] {
+                turns.extend(e.neighbours(var, lo, &group, units));
+            }
+            e.side_by_side(&mut turns, (units, true), body);
+            e.simt_mut().at_once = None;
+        });
+        self.w.line("}");
+        let taken = self.w.bin("muli", &wholes, &both, "i64");
+        self.w.bin("muli", &taken, &width, "i64")
+    }
+    /// For each turn of a group, what variables are.
+    fn neighbours(&mut self, var: VarId, lo: &str, group: &str, units: &Units) -> Vec<Vec<Slot>> {
+        let width = self.w.int(units.turns as i64, "i64");
+        let start = self.w.bin("muli", group, &width, "i64");
+        let start = self.w.bin("addi", lo, &start, "i64");
+        let mut turns = Vec::new();
+        for turn in 0..units.turns {
+            let turn = self.w.int(turn as i64, "i64");
+            let i = self.w.bin("addi", &start, &turn, "i64");
+            self.vars[var.0 as usize] = Slot::Value(i);
+            turns.push(self.vars.clone());
+        }
+        turns
     }
     fn one_by_one(&mut self, var: VarId, [first, hi, step]: [&str; 3], body: &[Stmt]) {
         let i = self.w.fresh();
@@ -795,16 +1024,7 @@ impl Emitter<'_> {
         body: &[Stmt],
     ) {
         let one = |e: &mut Self, group: &str| {
-            let width = e.w.int(units.turns as i64, "i64");
-            let start = e.w.bin("muli", group, &width, "i64");
-            let start = e.w.bin("addi", lo, &start, "i64");
-            let mut turns = Vec::new();
-            for turn in 0..units.turns {
-                let turn_number = e.w.int(turn as i64, "i64");
-                let i = if turn == 0 { start.clone() } else { e.w.bin("addi", &start, &turn_number, "i64") };
-                e.vars[var.0 as usize] = Slot::Value(i);
-                turns.push(e.vars.clone());
-            }
+            let mut turns = e.neighbours(var, lo, group, units);
             e.side_by_side(&mut turns, (units, aligned), body);
             e.simt_mut().at_once = None;
         };
@@ -836,13 +1056,14 @@ impl Emitter<'_> {
                 self.w.line("}");
                 continue;
             }
-            // All is loaded before anything is stored.
+            // All is loaded before anything is computed of it, and computed before anything is stored.
             let first = part.iter().position(|s| matches!(s, Stmt::Store { .. })).unwrap_or(part.len());
-            for part in [&part[..first], &part[first..]] {
+            let (loads, rest) = loads_ahead(self.k, &part[..first]);
+            for part in [loads, rest, part[first..].iter().collect()] {
                 for (turn, vars) in turns.iter_mut().enumerate() {
                     std::mem::swap(&mut self.vars, vars);
                     self.simt_mut().at_once = aligned.then(|| (units.clone(), turn));
-                    self.stmts(part, LoopKind::Serial);
+                    part.iter().for_each(|s| self.stmt(s, LoopKind::Serial));
                     std::mem::swap(&mut self.vars, vars);
                 }
             }
@@ -850,16 +1071,23 @@ impl Emitter<'_> {
     }
     /// Whether all that the turn `lo` touches starts at a multiple of what a thread touches at once.
     fn are_aligned(&mut self, units: &Units, lo: &str) -> String {
-        let mut bits: Option<String> = None;
+        let mut starts = Vec::new();
         for (mem, offset) in &units.firsts {
-            let (dtype, space) = (self.k.mem_dtype(*mem), self.pointer_type(*mem));
             let offset = self.expr(offset);
-            let index = self.w.bin("addi", lo, &offset, "i64");
+            starts.push((*mem, self.w.bin("addi", lo, &offset, "i64")));
+        }
+        self.starts_are_aligned(starts, |bytes| units.alignment(bytes))
+    }
+    /// Whether elements of memories are where an element of so many bytes has to be.
+    fn starts_are_aligned(&mut self, starts: Vec<(Mem, String)>, alignment: impl Fn(usize) -> usize) -> String {
+        let mut bits: Option<String> = None;
+        for (mem, index) in starts {
+            let (dtype, space) = (self.k.mem_dtype(mem), self.pointer_type(mem));
             // Not `inbounds`: there may be no turn.
-            let (base, ty) = (pointer(*mem), memory_type(dtype));
+            let (base, ty) = (pointer(mem), memory_type(dtype));
             let p = self.w.op(&format!("llvm.getelementptr {base}[{index}] : ({space}, i64) -> {space}, {ty}"));
             let address = self.w.op(&format!("llvm.ptrtoint {p} : {space} to i64"));
-            let mask = self.w.int(units.alignment(dtype.bytes()) as i64 - 1, "i64");
+            let mask = self.w.int(alignment(dtype.bytes()) as i64 - 1, "i64");
             let low = self.w.bin("andi", &address, &mask, "i64");
             bits = Some(match bits {
                 None => low,
@@ -1035,6 +1263,11 @@ impl Emitter<'_> {
     }
 }
 
+/// What neighbours are taken at once begin at, where all are aligned. # Units: bytes.
+const ALIGNED: i64 = 16;
+/// Groups of neighbours of a long row that a thread loads together.
+const GROUPS: i64 = 4;
+
 /// What a thread of the host that stands for one of a GPU is passed, in order.
 const THREAD: [(&str, &str); 10] = [
     ("tid", "i64"),
@@ -1054,6 +1287,25 @@ fn scratch_only(mut a: Access) -> Access {
     a.read.retain(|m| matches!(m, Mem::Scratch(_)));
     a.written.retain(|m| matches!(m, Mem::Scratch(_)));
     a
+}
+
+/// The statements that a turn may start with, as they are values of buffers whose places depend on what comes before alone; and the others.
+fn loads_ahead<'b>(k: &Kernel, body: &'b [Stmt]) -> (Vec<&'b Stmt>, Vec<&'b Stmt>) {
+    let mut later = BTreeSet::new();
+    body.iter().partition(|s| {
+        let (v, ahead) = match s {
+            Stmt::Let(v, Expr::Load(Mem::Buffer(_), index)) => (v, !expr_uses(index, &|v| later.contains(&v))),
+            Stmt::Let(v, e) if is_arithmetic(e) && k.expr_dtype(e) == DType::I64 => (v, !expr_uses(e, &|v| later.contains(&v))),
+            Stmt::Let(v, _) | Stmt::Var(v, _) | Stmt::Assign(v, _) | Stmt::Accumulate(v, ..) => (v, false),
+            Stmt::Store { .. } | Stmt::For { .. } | Stmt::While { .. } | Stmt::If { .. } | Stmt::Dot(_) | Stmt::Copy(_) => {
+                return false;
+            }
+        };
+        if !ahead {
+            later.insert(*v);
+        }
+        ahead
+    })
 }
 
 fn has_vector_loop(body: &[Stmt]) -> bool {

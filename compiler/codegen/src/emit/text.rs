@@ -1,7 +1,7 @@
 //! Writes MLIR operations, on scalars or on vectors of several lanes, one function at a time.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Write,
 };
 
@@ -36,7 +36,15 @@ pub(super) struct Writer {
     pub helpers: BTreeSet<Helper>,
     next: usize,
     constants: BTreeMap<String, String>,
+    /// The values of integer constants.
+    numbers: BTreeMap<String, i64>,
+    /// What operations without effect gave, where that is in scope; and what each scope around added.
+    known: HashMap<String, String>,
+    scopes: Vec<Vec<String>>,
 }
+
+/// How operations begin that give the same whenever they are given the same.
+const PURE: [&str; 5] = ["arith.", "math.", "llvm.getelementptr ", "llvm.ptrtoint ", "llvm.intr.fmuladd("];
 
 impl Writer {
     /// Of a function without text.
@@ -51,6 +59,9 @@ impl Writer {
             helpers: BTreeSet::new(),
             next: 0,
             constants: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            known: HashMap::new(),
+            scopes: Vec::new(),
         }
     }
     /// A new name.
@@ -62,17 +73,44 @@ impl Writer {
     pub fn line(&mut self, text: &str) {
         let _ = writeln!(self.out, "{:width$}{text}", "", width = 2 * self.depth);
     }
-    /// A new value of an operation.
+    /// The value of an operation: a new one, or what the same gave before.
     pub fn op(&mut self, text: &str) -> String {
+        let pure = PURE.iter().any(|p| text.starts_with(p));
+        if pure && let Some(v) = self.known.get(text) {
+            return v.clone();
+        }
         let v = self.fresh();
         let _ = writeln!(self.out, "{:width$}{v} = {text}", "", width = 2 * self.depth);
+        if pure {
+            self.known.insert(text.to_string(), v.clone());
+            if let Some(scope) = self.scopes.last_mut() {
+                scope.push(text.to_string());
+            }
+        }
         v
     }
     /// The lines of `body`, one level in.
     pub fn inside(&mut self, body: impl FnOnce(&mut Self)) {
-        self.depth += 1;
+        self.enter();
         body(self);
+        self.leave();
+    }
+    /// What follows is one level in.
+    pub fn enter(&mut self) {
+        self.depth += 1;
+        self.scopes.push(Vec::new());
+    }
+    /// It ends, and with it what its operations gave.
+    pub fn leave(&mut self) {
         self.depth -= 1;
+        for text in self.scopes.pop().expect("a level was entered") {
+            self.known.remove(&text);
+        }
+    }
+    /// What was written; what follows will stand before it.
+    pub fn take(&mut self) -> String {
+        self.known.clear();
+        std::mem::take(&mut self.out)
     }
     /// The type of `lanes` scalars.
     pub fn ty(&self, scalar: &str) -> String {
@@ -104,11 +142,25 @@ impl Writer {
     }
     /// An integer constant.
     pub fn int(&mut self, n: i64, scalar: &str) -> String {
-        self.constant(&n.to_string(), scalar)
+        let name = self.constant(&n.to_string(), scalar);
+        if scalar == "i64" && self.lanes == 1 {
+            self.numbers.insert(name.clone(), n);
+        }
+        name
     }
 
     /// `arith.op a, b`.
     pub fn bin(&mut self, op: &str, a: &str, b: &str, scalar: &str) -> String {
+        let number = |v: &str| if scalar == "i64" { self.numbers.get(v).copied() } else { None };
+        match (op, number(a), number(b)) {
+            ("addi", Some(a), Some(b)) if let Some(n) = a.checked_add(b) => return self.int(n, scalar),
+            ("muli", Some(a), Some(b)) if let Some(n) = a.checked_mul(b) => return self.int(n, scalar),
+            ("addi", Some(0), None) | ("muli", Some(1), None) => return b.to_string(),
+            ("addi" | "subi", None, Some(0)) | ("muli", None, Some(1)) => return a.to_string(),
+            ("muli", Some(0), None) => return a.to_string(),
+            ("muli", None, Some(0)) => return b.to_string(),
+            _ => {}
+        }
         let ty = self.ty(scalar);
         self.op(&format!("arith.{op} {a}, {b} : {ty}"))
     }

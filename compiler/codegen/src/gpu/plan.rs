@@ -8,6 +8,7 @@
 use super::{
     access::{Access, expr_uses, exprs, stmt_uses, visit},
     hopper::{self, Hopper},
+    rows::{self, read_once},
     unit::Units,
 };
 use crate::{
@@ -117,8 +118,8 @@ const MAX_HELD: i64 = 96;
 const ELEMS_PER_THREAD: i64 = 8;
 /// A row with more in its vector loops than this is for a whole block.
 const LARGE_ROW: i64 = 4096;
-/// A row with more than this takes all the threads that a block may have.
-const WIDE_ROW: i64 = 16_384;
+/// So many threads leave most of a large device idle.
+const FEW_ELEMS: i64 = 8192;
 /// Scratch memories start at multiples of this. # Units: bytes.
 pub(crate) const ALIGN: usize = 128;
 
@@ -149,7 +150,8 @@ impl Plan {
         let rows = whole_range(k).map(|(count, dropped)| {
             let Some(Stmt::For { var, kind, body: row, .. }) = body.pop() else { base::bug!("the rows of {}", k.name) };
             body.retain(|s| !matches!(s, Stmt::Let(v, _) if dropped.contains(v)));
-            let team = if kind == LoopKind::Vector { Team::Thread } else { row_team(k, &row, limits.warp) };
+            let alone = kind == LoopKind::Vector && !is_few_long_sums(&count, &row, limits);
+            let team = if alone { Team::Thread } else { row_team(k, &row, limits) };
             Rows { var, count, team, body: row }
         });
         let widest = widest(rows.as_ref().map_or(&body, |r| &r.body)).unwrap_or(256);
@@ -159,8 +161,7 @@ impl Plan {
         let threads = match rows.as_ref().map(|r| r.team) {
             Some(Team::Thread) => most,
             Some(Team::Lanes(_)) => least,
-            // Few rows at a time stay in the second level, where loops after the first find them.
-            Some(Team::Block) if widest >= WIDE_ROW => (4 * most).min(limits.most),
+            Some(Team::Block) if let Some(n) = rows.as_ref().and_then(|r| threads_of_row(k, &r.body, limits)) => n,
             Some(Team::Block) | None => (widest.clamp(1, i64::from(most)) as u32).next_power_of_two().clamp(least, most),
         };
         let own = rows.as_ref().filter(|r| r.team == Team::Thread).map(|r| Access::of(&r.body).written);
@@ -280,8 +281,21 @@ fn whole_range(k: &Kernel) -> Option<(Expr, Vec<VarId>)> {
     (!used).then_some((count.clone(), dropped))
 }
 
+/// The threads of a block that reads a row once.
+fn threads_of_row(k: &Kernel, row: &[Stmt], limits: Limits) -> Option<u32> {
+    let all = [limits.threads.1, 2 * limits.threads.1, 4 * limits.threads.1];
+    all.into_iter().filter(|n| *n <= limits.most).find(|n| read_once(k, row, i64::from(*n)).is_some())
+}
+
+/// Whether elements are few and each sums so much that a thread would be at it long after the others have nothing to do.
+fn is_few_long_sums(count: &Expr, row: &[Stmt], limits: Limits) -> bool {
+    let long = widest(row).is_some_and(|n| n >= 4 * i64::from(limits.warp));
+    long && count.known().is_some_and(|n| n <= FEW_ELEMS)
+}
+
 /// Who takes a row.
-fn row_team(k: &Kernel, row: &[Stmt], warp: u32) -> Team {
+fn row_team(k: &Kernel, row: &[Stmt], limits: Limits) -> Team {
+    let warp = limits.warp;
     let Some(widest) = widest_list(row) else { return Team::Thread };
     // What a row keeps in scratch is its team's: a block has one, a thread may have one.
     let scratch = Access::of(row).written.iter().any(|m| matches!(m, Mem::Scratch(_)));
@@ -289,6 +303,8 @@ fn row_team(k: &Kernel, row: &[Stmt], warp: u32) -> Team {
         Some(n) if n <= 1 => Team::Thread,
         _ if scratch => Team::Block,
         Some(n) if n > LARGE_ROW => Team::Block,
+        // What is too much for the lanes of a warp to keep in registers a block can.
+        Some(n) if n > rows::MOST * i64::from(warp) && threads_of_row(k, row, limits).is_some() => Team::Block,
         // A lane takes as many turns at once as it can.
         Some(n) => {
             let lanes = n as u32 / turns_at_once(k, row).unwrap_or(1);

@@ -1,6 +1,9 @@
 //! Loops whose turns touch neighbouring elements, so that a thread may take several turns with one access of up to 16 bytes.
 
-use super::access::{expr_uses, exprs, visit};
+use super::{
+    access::{expr_uses, exprs, visit},
+    rows,
+};
 use graph::op::MapFn;
 use std::collections::BTreeMap;
 use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId};
@@ -27,6 +30,8 @@ pub(crate) struct Units {
     pub firsts: Vec<(Mem, Expr)>,
     /// Whether it reduces into something.
     pub reduces: bool,
+    /// Whether a thread takes twice as many, from two places: so few are neighbours as what is stored is wider than what is loaded.
+    pub twice: bool,
     /// Parts of expressions of one turn.
     parts: usize,
     offsets: Offsets,
@@ -70,6 +75,8 @@ struct Look {
     inside: BTreeMap<VarId, Option<Expr>>,
     touched: Vec<(Mem, Expr)>,
     firsts: Vec<(Mem, Expr)>,
+    /// What is stored to of these.
+    stored: Vec<Mem>,
     parts: usize,
     reduces: bool,
 }
@@ -83,6 +90,7 @@ impl Look {
         let mut accesses = Vec::new();
         if let Stmt::Store { mem, index, .. } = s {
             accesses.push((*mem, index));
+            self.stored.push(*mem);
         }
         let mut parts = 0;
         exprs(s, &mut |e| {
@@ -146,7 +154,7 @@ impl Look {
 }
 
 /// Whether an expression is made of numbers and variables alone.
-fn is_arithmetic(e: &Expr) -> bool {
+pub(crate) fn is_arithmetic(e: &Expr) -> bool {
     match e {
         Expr::Const(..) | Expr::Dim(_) | Expr::Var(_) => true,
         Expr::Map(_, args) => args.iter().all(is_arithmetic),
@@ -159,16 +167,20 @@ impl Units {
     pub(crate) fn new(k: &Kernel, var: VarId, body: &[Stmt]) -> Option<Units> {
         let offsets = Offsets(BTreeMap::from([(var, Some(Expr::int(0)))]));
         let (touched, firsts, inside) = (Vec::new(), Vec::new(), BTreeMap::new());
-        let mut look = Look { offsets, inside, touched, firsts, parts: 0, reduces: false };
+        let mut look = Look { offsets, inside, touched, firsts, stored: Vec::new(), parts: 0, reduces: false };
         if !look.list(body) {
             return None;
         }
-        let Look { offsets, touched, firsts, parts, reduces, .. } = look;
-        let narrowest = touched.iter().map(|(m, _)| k.mem_dtype(*m).bytes()).min()?;
+        let Look { offsets, touched, firsts, stored, parts, reduces, .. } = look;
+        let bytes = |m: &Mem| k.mem_dtype(*m).bytes();
+        let narrowest = touched.iter().map(|(m, _)| bytes(m)).min()?;
+        // Two stores of half a sector each are two writes for the second level.
+        let widest = touched.iter().map(|(m, _)| m).filter(|m| stored.contains(m)).map(bytes).fold(narrowest, usize::max);
+        let (narrowest, twice) = (widest, widest > narrowest);
         // As many as an access has, or fewer where the body is long.
         let most = (ACCESS_BYTES / narrowest).min(MAX_TURNS).min(MAX_PARTS / parts.max(1));
         let turns = if most > 1 { 1 << most.ilog2() } else { most };
-        (turns > 1).then_some(Units { turns, touched, firsts, reduces, parts, offsets })
+        (turns > 1).then_some(Units { turns, touched, firsts, reduces, twice, parts, offsets })
     }
     /// How many times a thread takes turns at once, if that is so few that they stand one after the other, without a loop: then the loads of all are under way
     /// together. `turns` are shared by so many lanes.
@@ -177,6 +189,13 @@ impl Units {
         let times = turns / each;
         let short = self.parts as i64 * self.turns as i64 * times <= MAX_PARTS as i64;
         (turns % each == 0 && (2..=MAX_TIMES).contains(&times) && short).then_some(times)
+    }
+    /// The same where all loops over a row are such, once too.
+    pub(crate) fn times_of_row(&self, turns: i64, threads: i64) -> Option<i64> {
+        let each = threads * self.turns as i64;
+        let (times, elems) = (turns / each, turns / threads);
+        let short = self.parts as i64 * elems <= 2 * MAX_PARTS as i64;
+        (turns % each == 0 && (1..=rows::MOST).contains(&elems) && short).then_some(times)
     }
     /// The alignment of the elements that the turns of a thread touch. # Units: bytes.
     pub(crate) fn alignment(&self, bytes: usize) -> usize {

@@ -470,3 +470,123 @@ fn neighbours_at_any_alignment() {
         }
     }
 }
+
+/// The greatest of each row of `n`, the sum of e^x of what is less, and with `all` also the quotients, as fused maps have them.
+fn softmax_of(dtype: DType, n: i64, all: bool) -> Kernel {
+    let mut b = Build::new("rows");
+    let r = Dim::sym("R");
+    let x = b.read("x", dtype, r.clone() * Dim::from(n));
+    let y = b.write("y", dtype, r.clone() * Dim::from(n));
+    let [most, sum] = ["most", "sum"].map(|name| b.write(name, DType::F32, r.clone()));
+    b.kernel.grid = r.ceil_div(&Dim::from(2));
+    let r = b.dim(&r);
+    b.each_row(r, 2, |b, row| {
+        let start = b.bind(row.clone() * Expr::int(n));
+        let top = b.reduce(ReduceFn::Max, Build::f(DType::F32, f64::NEG_INFINITY), Expr::int(n), |b, i| {
+            b.bind(Expr::load(x, start.clone() + i))
+        });
+        let powers = |b: &mut Build, i: Expr| {
+            let x = b.bind(Expr::load(x, start.clone() + i));
+            let less = b.bind(x - Expr::Var(top));
+            b.bind(exp(less))
+        };
+        let whole = b.reduce(ReduceFn::Sum, Build::f(DType::F32, 0.0), Expr::int(n), powers);
+        b.store(most, row.clone(), Expr::Var(top));
+        b.store(sum, row, Expr::Var(whole));
+        if all {
+            b.each(Expr::int(n), |b, i| {
+                let power = powers(b, i.clone());
+                b.store(y, start.clone() + i, div(power, Expr::Var(whole)));
+            });
+        }
+    });
+    b.finish()
+}
+
+#[test]
+fn long_rows_are_read_once() {
+    // Rows that lanes, a block and a block of more threads keep, and such as are too long for that.
+    let [f32, bf16] = [DType::F32, DType::BF16];
+    for (n, dtype, all) in
+        [(64, f32, true), (256, bf16, true), (1024, f32, true), (1032, bf16, true), (4212, f32, false), (4104, bf16, false)]
+    {
+        {
+            let k = softmax_of(dtype, n, all);
+            let code = load(std::slice::from_ref(&k));
+            let mut x: Vec<f64> =
+                integers(6 * n as usize, 3).iter().enumerate().map(|(i, x)| x * 3.0 - (i / 100 % 7) as f64).collect();
+            let row = |i: i64| (i * n) as usize..((i + 1) * n) as usize;
+            // A NaN, none greater than -∞, some of these, a part of a thread and more of them, and an ∞.
+            x[row(1)][7] = f64::NAN;
+            x[row(2)].fill(f64::NEG_INFINITY);
+            x[row(3)][..n as usize / 2].fill(f64::NEG_INFINITY);
+            x[row(4)][9] = f64::INFINITY;
+            let zeros = vec![0.0; x.len()];
+            let slack = if dtype == DType::BF16 { 4e-3 } else { 2e-6 };
+            let buffers = [x, zeros, vec![0.0; 6], vec![0.0; 6]];
+            agree(&code, &k, &buffers, &[("R", 6)], slack);
+            // Where memory begins in between the bits are the same.
+            let env: DimEnv = [("R".into(), 6)].into_iter().collect();
+            let run = |shift: usize| {
+                called(&k, &buffers, &env, |pointers, dims| {
+                    let bytes: Vec<usize> = k.buffers.iter().zip(&buffers).map(|(b, x)| b.dtype.bytes() * x.len()).collect();
+                    let mut moved: Vec<Vec<u64>> = bytes.iter().map(|n| vec![0; n / 8 + 10]).collect();
+                    let places: Vec<*mut u8> = moved
+                        .iter_mut()
+                        .zip(&k.buffers)
+                        .map(|(m, b)| {
+                            let start: *mut u8 = m.as_mut_ptr().cast();
+                            // SAFETY: there are 80 bytes more than the buffer has.
+                            unsafe { start.add(start.align_offset(16) + shift * b.dtype.bytes()) }
+                        })
+                        .collect();
+                    for ((from, to), n) in pointers.iter().zip(&places).zip(&bytes) {
+                        // SAFETY: both have so many bytes, in allocations of their own.
+                        unsafe { to.copy_from_nonoverlapping(*from, *n) };
+                    }
+                    // SAFETY: the interpreter finds no access out of bounds.
+                    unsafe { code.threads.run(&k.name, &places, dims, 3, 2, false) };
+                    for ((to, from), n) in pointers.iter().zip(&places).zip(&bytes) {
+                        // SAFETY: as above.
+                        unsafe { to.copy_from_nonoverlapping(*from, *n) };
+                    }
+                })
+            };
+            let bits = |x: Vec<Vec<f64>>| x.into_iter().flatten().map(f64::to_bits).collect::<Vec<_>>();
+            assert!(bits(run(0)) == bits(run(1)), "{dtype} {n}");
+        }
+    }
+}
+
+#[test]
+fn what_is_stored_is_wider_than_what_is_loaded() {
+    // m = m / 2 + x, y = y - m / 3, as an optimizer has them: y is narrow.
+    let mut b = Build::new("step");
+    let n = Dim::sym("N");
+    let x = b.read("x", DType::BF16, n.clone());
+    let [m, y] = [("m", DType::F32), ("y", DType::BF16)].map(|(name, dtype)| b.update(name, dtype, n.clone()));
+    b.kernel.grid = n.ceil_div(&Dim::from(100));
+    let n = b.dim(&n);
+    let first = b.bind(b.block() * Expr::int(100));
+    let last = b.bind(Expr::minimum(first.clone() + Expr::int(100), n));
+    b.for_(first, last, tile::LoopKind::Vector, |b, i| {
+        let [x, old] = [x, m].map(|from| b.bind(Expr::load(from, i.clone())));
+        let new = b.bind(old * Build::f(DType::F32, 0.5) + x);
+        let before = b.bind(Expr::load(y, i.clone()));
+        let less = b.bind(div(new.clone(), Build::f(DType::F32, 3.0)));
+        b.store(m, i.clone(), new);
+        b.store(y, i, before - less);
+    });
+    let k = b.finish();
+    let code = load(std::slice::from_ref(&k));
+    for n in [0, 1, 31, 32, 33, 96, 250] {
+        let buffers = [1, 2, 3].map(|seed| integers(n as usize, seed));
+        agree(&code, &k, &buffers, &[("N", n)], 4e-3);
+    }
+    // On a GPU a thread loads and stores twice four neighbours; the quotient needs to be no more exact than y.
+    let text = crate::emit_ptx(&[k], &crate::GpuOptions::default()).expect("it compiles").text;
+    let count = |what: &str| text.matches(what).count();
+    let wide = |op: &str, ty: &str| count(&format!("{op}.{ty}"));
+    assert_eq!((wide("ld.global", "v4.b32"), wide("st.global", "v4.b32")), (2, 2), "{text}");
+    assert!(count("div.full.f32") > 0 && count("div.rn.f32") == 0, "{text}");
+}

@@ -99,6 +99,37 @@ fn a_short_row_is_for_a_warp_and_a_long_one_for_a_block() {
     assert_eq!(launch.grid, Dim::sym("R").ceil_div(&Dim::from(16)));
 }
 
+/// y = x / Σ x of each row of bf16, and of the row Σ e^(x - most).
+fn shares(n: i64) -> Kernel {
+    let mut b = Build::new("shares");
+    let r = Dim::sym("R");
+    let x = b.read("x", DType::BF16, r.clone() * Dim::from(n));
+    let y = b.write("y", DType::BF16, r.clone() * Dim::from(n));
+    b.kernel.grid = r.clone();
+    let r = b.dim(&r);
+    b.each_row(r, 1, |b, row| {
+        let start = b.bind(row * Expr::int(n));
+        let sum = b.reduce(ReduceFn::Sum, Build::f(DType::F32, 0.0), Expr::int(n), |_, i| Expr::load(x, start.clone() + i));
+        b.each(Expr::int(n), |b, i| {
+            let at = b.bind(start + i);
+            b.store(y, at.clone(), Expr::load(x, at) * Expr::Var(sum));
+        });
+    });
+    b.finish()
+}
+
+#[test]
+fn a_row_that_fits_is_loaded_once() {
+    // 16 elements a thread: two loads, and as many stores; then the same element by element, where memory is not aligned.
+    let (text, launch) = ptx(&shares(4096));
+    assert_eq!((launch.threads, launch.grid), (256, Dim::sym("R")));
+    let count = |what: &str| text.matches(what).count();
+    assert_eq!((count("ld.global.nc.v4.b32"), count("st.global.v4.b32"), count("bar.sync")), (2, 2, 4), "{text}");
+    // Too long for registers: each loop loads.
+    let text = ptx(&shares(65_536)).0;
+    assert_eq!((text.matches("ld.global.nc.v4.b32").count(), text.matches("st.global.v4.b32").count()), (2, 1), "{text}");
+}
+
 #[test]
 fn products_go_through_shared_memory() {
     let mut b = Build::new("product");
