@@ -5,7 +5,8 @@
 #   tests/benches/tune_gpu.sh measure FOLDER    # where the GPU is: FOLDER/table.txt, the shipped table with what was found; BUDGET (28s) a model, of which compiling takes about half
 #   tests/benches/tune_gpu.sh merge FOLDER      # anywhere: FOLDER/table.txt becomes the shipped table
 #
-# Of a bucket the shorter time counts. What took less than LEAST (10000) ns is left to the roofline: alone, such a kernel is mostly started.
+# Of a bucket the shorter time counts. What took less than LEAST (10000) ns is left to the roofline: alone, such a kernel is mostly started. Taken over are the steps whose
+# extents say what they do, products and attention in bf16 and choices (KEEP); maps with equal arithmetic and traffic may be of any kind. SKIP leaves out more.
 set -eu
 do=$1
 folder=$(realpath "$2")
@@ -17,16 +18,14 @@ table=$folder/table.txt
 if [ "$do" = merge ]; then
   new=$(mktemp)
   trap 'rm -f "$new"' EXIT
-  # Comments stay where they were: before the rates, and before the times.
-  awk -v least="${LEAST:-10000}" '
+  keep=${KEEP:-'^(product|grouped_product|grouped_outer|attend|attend_grad) bf16 |^topk '}
+  # Comments, the device and its rates stay.
+  awk -v least="${LEAST:-10000}" -v keep="$keep" -v skip="${SKIP:-^$}" '
     FNR == 1 { file += 1 }
-    file == 1 && /^#/ { if (rates) late = late $0 "\n"; else early = early $0 "\n" }
-    file == 1 && /^rate/ { rates = 1 }
-    file == 1 && /^time/ { known[$2 $3 $4] = 1 }
-    file == 1 || /^time/ && $5 < least && !(($2 $3 $4) in known) { next }
-    /^rate/ && early { printf "%s", early; early = "" }
-    /^time/ && late { printf "%s", late; late = "" }
-    { print }' $shipped "$table" > "$new"
+    file == 1 && !/^time/ { print }
+    { key = $2 " " $3 " " $4 }
+    file == 1 && /^time/ { known[key] = 1 }
+    file == 2 && /^time/ && (key in known || $5 >= least && key ~ keep && key !~ skip) { print }' $shipped "$table" > "$new"
   cat "$new" > $shipped
   grep -c '^time ' $shipped
   exit

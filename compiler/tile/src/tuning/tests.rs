@@ -157,10 +157,14 @@ fn the_table_of_gpus_says_what_was_measured() {
         };
         steps.entry(bucket(&job)).or_default().push((job, ns));
     }
+    // What `lode tune` found beside these, or in one of their buckets in less time, is there too.
     let mut want = shipped.clone();
-    want.times =
-        steps.into_iter().map(|(k, of)| (k, want.in_bucket(&of.iter().map(|(j, ns)| (j, *ns)).collect::<Vec<_>>()))).collect();
-    assert!(want == *shipped, "tuning/sm_90a.txt should end with\n{want}");
+    for (bucket, of) in steps {
+        let ns = want.in_bucket(&of.iter().map(|(j, ns)| (j, *ns)).collect::<Vec<_>>());
+        let known = want.times.entry(bucket).or_insert(ns);
+        *known = (*known).min(ns);
+    }
+    assert!(want == *shipped, "tuning/sm_90a.txt should be\n{want}");
     // And questions of what was measured are answered by it.
     let model = crate::cost::Model::new(shipped);
     for (class, dtype, shape, _) in ON_GPUS {
