@@ -15,6 +15,7 @@ mod merge_equal;
 mod prune_dead;
 mod simplify_layout;
 mod sink_carried;
+mod split_deltas;
 mod stream_fused;
 
 pub use drop_stop_gradient::drop_stop_gradient;
@@ -32,6 +33,7 @@ pub use merge_equal::merge_equal;
 pub use prune_dead::prune_dead;
 pub use simplify_layout::simplify_layout;
 pub use sink_carried::sink_carried;
+pub use split_deltas::{is_zero, split_deltas, split_deltas_where};
 pub use stream_fused::{CHUNK, Stream, stream_fused, stream_fused_by};
 
 pub(crate) use expand_quantize::{definition, definition_of};
@@ -86,6 +88,11 @@ pub const ALL: &[Pass] = &[
     Pass { name: "prune_dead", about: "removes what no output needs", run: prune_dead },
     Pass { name: "simplify_layout", about: "removes and joins layout ops and casts", run: simplify_layout },
     Pass { name: "sink_carried", about: "computes what loops carry last", run: sink_carried },
+    Pass {
+        name: "split_deltas",
+        about: "what gated gradients of attention take from its result, apart; for GPUs",
+        run: split_deltas,
+    },
     Pass { name: "stream_fused", about: "regions along a long axis as loops over its chunks", run: stream_fused },
 ];
 

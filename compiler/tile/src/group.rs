@@ -143,6 +143,9 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
     for o in &func.outputs {
         forced[o.value.node.0 as usize] = true;
     }
+    if parts {
+        func.nodes.ids().filter(|id| joins_gradients(func, *id)).for_each(|id| forced[id.0 as usize] = true);
+    }
     if !fuse {
         for (id, node) in func.nodes.iter() {
             forced[id.0 as usize] |=
@@ -171,7 +174,7 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
         let as_users = if is_root { BTreeSet::from([id]) } else { users[i].clone() };
         let is_fused_op = is_inline(&node.op) || matches!(node.op, Op::Reduce(..));
         let narrow = narrowed(node);
-        for (k, v) in node.inputs.iter().enumerate() {
+        for (k, v) in node.inputs.iter().enumerate().filter(|(k, _)| !is_unread(func, node, *k)) {
             let j = v.node.0 as usize;
             users[j].extend(&as_users);
             let grows = matches!(&node.op, Op::Broadcast { shape, axes } if axes.len() < shape.len());
@@ -206,7 +209,8 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
         let mut reads = BTreeSet::new();
         let node = &func.nodes[id];
         // Of what is only widened the narrow value is read.
-        let read = narrowed(node).map_or_else(|| node.inputs.to_vec(), Vec::from);
+        let all = || (0..node.inputs.len()).filter(|k| !is_unread(func, node, *k)).map(|k| node.inputs[k]).collect();
+        let read = narrowed(node).map_or_else(all, Vec::from);
         read.into_iter().for_each(|v| collect_reads(func, &g, v, &mut seen, &mut reads));
         g.reads[id.0 as usize] = reads.into_iter().collect();
     }
@@ -214,6 +218,19 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
         join::join_maps(func, &mut g);
     }
     g
+}
+
+/// Whether a sum is of gradients of attentions before another: stored, it takes the memory of one in place of that of both.
+fn joins_gradients(func: &Func, id: NodeId) -> bool {
+    let node = &func.nodes[id];
+    let is_grad = |n: &Node| matches!(n.op, Op::AttendGrad(_));
+    let of_grads = node.op == Op::Map(MapFn::Add) && node.inputs.iter().all(|v| is_grad(func.def(*v)));
+    of_grads && (id.0 as usize + 1..func.nodes.len()).any(|n| is_grad(&func.nodes[NodeId(n as u32)]))
+}
+
+/// Whether an operand is not looked at: zeros in place of the result, of which a gradient of attention needs nothing then.
+pub fn is_unread(func: &Func, node: &Node, operand: usize) -> bool {
+    matches!(node.op, Op::AttendGrad(_)) && operand == 3 && graph::passes::is_zero(func, node.inputs[3])
 }
 
 /// Whether a value takes little arithmetic and reads, computed again, no more bytes than itself.

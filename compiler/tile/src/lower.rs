@@ -12,11 +12,11 @@ use crate::{
         fuse_select_many, num_parts,
     },
     gemm::gemm,
-    group::{Grouping, group, is_layout},
+    group::{Grouping, group, is_layout, is_unread},
     ir::{COPY_ALIGN, Kernel},
     kernels::gpu_product::{Grouped, Product, gpu_grouped, gpu_product, is_multiple},
     kernels::{gpu_topk_long, host_topk::TopK},
-    select::{Device, Place, Want, kernels},
+    select::{Device, Place, Want, kernels, takes_attend_grad},
     view::StridedView,
 };
 use attends::Attends;
@@ -24,7 +24,7 @@ use base::{DType, Dim, TensorType};
 use graph::{
     Func, Module, NodeId, Op, Role, Value,
     op::{Form, MapFn},
-    passes::{CHUNK, Stream, expand_fused_where, expand_quantize, stream_fused},
+    passes::{CHUNK, Stream, expand_fused_where, expand_quantize, split_deltas_where, stream_fused},
 };
 use library::{BufferId, Class, Exchange, GroupedGemm, Port, Step, View, Work};
 use products::Products;
@@ -121,6 +121,11 @@ pub fn lower_with(module: &Module, options: Options, tilings: Tilings) -> Result
         stream_fused(func);
         expand_fused_where(func, &|region| !has_kernel(region, options.products && options.fuse));
         expand_quantize(func);
+        if options.products && options.parts && options.fuse {
+            split_deltas_where(func, &|func, node| {
+                takes_attend_grad(&node.op, &node.inputs.iter().map(|v| func.ty(*v)).collect::<Vec<_>>())
+            });
+        }
     }
     for func in &module.funcs {
         let (func_name, loops) = (func.name.clone(), Vec::new());
@@ -475,14 +480,25 @@ impl Lowerer<'_> {
             Op::Fused(region) => self.region(b, id, region),
             Op::Attend(_) if self.attend_in_parts(b, id) => {}
             Op::ScatterAdd { .. } | Op::TopK(_) | Op::Cumsum { .. } | Op::Attend(_) | Op::AttendGrad(_) | Op::Route { .. } => {
-                let operands: Vec<StridedView> = node.inputs.iter().map(|v| self.dense(b, *v)).collect();
+                // What is not looked at is as good as another of its type.
+                let unread = |k: usize| is_unread(b.func, &node, k);
+                let of_sums = (0..node.inputs.len()).any(unread);
+                let inputs: Vec<Value> =
+                    node.inputs.iter().enumerate().map(|(k, v)| if unread(k) { node.inputs[5] } else { *v }).collect();
+                let mut operands: Vec<StridedView> = inputs.iter().map(|v| self.dense(b, *v)).collect();
                 let results: Vec<(StridedView, Option<StridedView>)> =
                     (0..node.types.len()).map(|i| self.fresh_destination(b, value(i))).collect();
                 let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
                 let views = operands.iter().zip(types.iter().copied()).chain(results.iter().map(|r| &r.0).zip(&node.types));
                 let aligned = views.into_iter().all(|(v, ty)| is_aligned(&v.at, ty.dtype));
                 let distinct = node.inputs.iter().skip(3).all(|v| is_set(b.func, *v));
-                let device = Device { many: self.options.products, aligned, distinct };
+                if of_sums && !aligned {
+                    // The kernel for others looks at it.
+                    operands[3] = self.alloc(types[3], false, b.depth);
+                    let (at, elems) = (operands[3].at.clone(), types[3].elems());
+                    b.steps.push(Step::Zero { at, elems });
+                }
+                let device = Device { many: self.options.products, aligned, distinct, of_sums };
                 let want = match self.tilings {
                     Tilings::Of(chosen) => Want::Chosen(chosen),
                     Tilings::Every => Want::All,

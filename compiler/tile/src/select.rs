@@ -27,6 +27,8 @@ pub struct Device {
     pub aligned: bool,
     /// Whether lists of keys are known to have each once.
     pub distinct: bool,
+    /// Whether a gradient of attention needs nothing of its result, which is zeros then.
+    pub of_sums: bool,
 }
 
 /// What is done for an op: kernels one after the other, and memory between them.
@@ -97,7 +99,7 @@ pub fn kernels(
         let p = problem(op, a, operands, &operands[7..])?;
         let tiling = gpu_attend_grad::Tiling::choose(&p);
         if gpu_attend_grad::takes(&p, tiling, device.aligned) {
-            return Ok(attend_grad(&p, tiling));
+            return Ok(attend_grad(&p, tiling, device.of_sums));
         }
     }
     if let (Op::TopK(k), true) = (op, device.many) {
@@ -162,15 +164,26 @@ fn attend_by_block(p: &Problem, tiling: gpu_attend::Tiling) -> Work {
     Work { problem: String::new(), launches, asides, dtypes: vec![p.dtype, p.sum_dtype()] }
 }
 
+/// Whether a gradient of attention is computed by many processors, if its operands are aligned.
+pub fn takes_attend_grad(op: &Op, operands: &[&TensorType]) -> bool {
+    let Op::AttendGrad(a) = op else { return false };
+    let Ok(p) = problem(op, a, operands, &operands[7..]) else { return false };
+    gpu_attend_grad::takes(&p, gpu_attend_grad::Tiling::choose(&p), true)
+}
+
 /// The gradient of attention by many processors.
-fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling) -> Work {
+fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling, of_sums: bool) -> Work {
     let [q, k, v, o, lse, d_o, d_lse] = [0, 1, 2, 3, 4, 5, 6].map(Place::Operand);
     let ([l, delta], [dq, dk, dv]) = ([0, 1].map(Place::Aside), [0, 1, 2].map(Place::Result));
     let of_domain = (7..7 + p.operands.len()).map(Place::Operand);
     let mut given: Vec<Place> = [q, k, v, d_o, l, delta].into_iter().chain(of_domain).collect();
     let of_rows = TensorType::new(p.sum_dtype(), vec![gpu_attend_grad::of_rows(p, tiling)]);
     let mut asides = vec![of_rows.clone(), of_rows];
-    let mut launches = vec![(gpu_attend_grad::gpu_attend_grad_rows(p, tiling), vec![o, lse, d_o, d_lse, l, delta], None)];
+    let rows = match of_sums {
+        true => (gpu_attend_grad::gpu_attend_grad_rows_of_sums(p, tiling), vec![lse, d_lse, l, delta], None),
+        false => (gpu_attend_grad::gpu_attend_grad_rows(p, tiling), vec![o, lse, d_o, d_lse, l, delta], None),
+    };
+    let mut launches = vec![rows];
     let mut inverse = Vec::new();
     let forward = gpu_attend_grad::forward(tiling);
     if let Some(lists) = gpu_attend_union::lists(p, forward) {
@@ -188,13 +201,13 @@ fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling) -> Work {
         inverse = vec![offsets, firsts, entries, owner];
     }
     // dk and dv, or sums that are still to be added.
-    let of_sums = gpu_attend_grad::of_sums(p, tiling);
+    let kept = gpu_attend_grad::of_sums(p, tiling);
     let first = asides.len();
-    let sums = if of_sums.is_some() { [0, 1].map(|i| Place::Aside(first + i)) } else { [dk, dv] };
-    asides.extend(of_sums.clone().into_iter().flatten());
+    let sums = if kept.is_some() { [0, 1].map(|i| Place::Aside(first + i)) } else { [dk, dv] };
+    asides.extend(kept.clone().into_iter().flatten());
     let keys = [given.clone(), inverse.clone(), sums.to_vec()].concat();
     launches.push((gpu_attend_grad::gpu_attend_grad_keys(p, tiling), keys, None));
-    if of_sums.is_some() {
+    if kept.is_some() {
         for (sum, d, values) in [(sums[0], dk, false), (sums[1], dv, true)] {
             launches.push(match inverse.get(1) {
                 Some(firsts) => {

@@ -2,7 +2,7 @@
 //!
 //! In: a grouping. Out: the same with roots *joined*: one step computes them all, where the first of them stands by whose turn all that they read is there,
 //! and before anything else reads them. Joined are element by element maps that read each other or the same long value, and what is computed of whole rows
-//! for these.
+//! for these. Maps are not moved past a gradient of attention.
 
 mod rows;
 
@@ -47,7 +47,12 @@ pub(super) fn join_maps(func: &Func, g: &mut Grouping) {
     let mut groups: Vec<Joined> = Vec::new();
     let joins = |id: &NodeId| is_map(func, &g.root, *id) || rows::may_be(func, *id);
     for id in func.nodes.ids().filter(|id| g.root[id.0 as usize] && joins(id)) {
-        let found = groups.iter().enumerate().rev().find_map(|(k, j)| Some((k, order.with(j, id)?)));
+        let with = |k: usize| Some((k, order.with(&groups[k], id)?));
+        // Sums of rows as early as they can be: what they are of is not needed for them later.
+        let found = match is_map(func, &g.root, id) {
+            true => (0..groups.len()).rev().find_map(with),
+            false => (0..groups.len()).find_map(with),
+        };
         match found {
             Some((k, joined)) => {
                 joined.members.iter().for_each(|m| order.at[m.0 as usize] = joined.at);
@@ -95,6 +100,9 @@ impl Order<'_> {
         let inputs = || read.iter().copied().filter(outside);
         // As early as what they read is there.
         let when = *members.iter().find(|m| inputs().all(|x| at(x) < **m))?;
+        if members.iter().any(|m| crosses(self.func, when, *m)) {
+            return None;
+        }
         let later = |x: &NodeId| self.readers[x.0 as usize].iter().filter(|r| outside(r)).all(|r| at(*r) > when);
         // What replaces an argument is written in its place if all have read it.
         let is_arg = |x: NodeId| matches!(self.func.nodes[x].op, Op::Arg(_));
@@ -119,6 +127,16 @@ impl Order<'_> {
         let read = |v: &Value| j.members.iter().any(|m| self.reads[m.0 as usize].contains(v));
         self.reads[id.0 as usize].iter().any(|v| j.members.contains(&v.node) || long(v) && read(v))
     }
+}
+
+/// Whether a map would be computed on the other side of a gradient of attention: it, or what it reads, would take memory all that time, and what that takes to read
+/// operands again is little beside it.
+fn crosses(func: &Func, when: NodeId, id: NodeId) -> bool {
+    let own = &func.nodes[id];
+    let as_long = |n: &graph::Node| [&n.types[0], func.ty(n.inputs[5])].iter().any(|ty| ty.elems() == own.types[0].elems());
+    let is_grad = |n: &graph::Node| matches!(n.op, Op::AttendGrad(_)) && as_long(n);
+    let between = when.min(id).0..when.max(id).0;
+    matches!(own.op, Op::Map(_) | Op::Cast(_)) && between.into_iter().any(|n| is_grad(&func.nodes[NodeId(n)]))
 }
 
 /// Whether a root adds a product to an argument, which the product does itself.

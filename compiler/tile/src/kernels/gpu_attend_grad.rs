@@ -122,12 +122,21 @@ const ROWS: i64 = 8;
 
 /// l and Δ. Buffers: o, lse, d_o, d_lse, l, Δ.
 pub fn gpu_attend_grad_rows(p: &Problem, tiling: Tiling) -> Kernel {
+    rows(p, tiling, true)
+}
+
+/// The same where Σ o·d_o is taken off d_lse already. Buffers: lse, d_lse, l, Δ.
+pub fn gpu_attend_grad_rows_of_sums(p: &Problem, tiling: Tiling) -> Kernel {
+    rows(p, tiling, false)
+}
+
+fn rows(p: &Problem, tiling: Tiling, summed: bool) -> Kernel {
     let mut b = Build::new("attend_grad_rows");
     let [_, _, _, o_elems, lse_elems] = p.elems();
     let sums = p.sum_dtype();
-    let o = b.read("o", p.dtype, o_elems.clone());
+    let o = summed.then(|| b.read("o", p.dtype, o_elems.clone()));
     let lse = b.read("lse", sums, lse_elems.clone());
-    let d_o = b.read("d_o", p.dtype, o_elems);
+    let d_o = summed.then(|| b.read("d_o", p.dtype, o_elems));
     let d_lse = b.read("d_lse", sums, lse_elems);
     let of_rows = of_rows(p, tiling);
     let [l, delta] = ["l", "delta"].map(|name| b.write(name, sums, of_rows.clone()));
@@ -144,13 +153,18 @@ pub fn gpu_attend_grad_rows(p: &Problem, tiling: Tiling) -> Kernel {
         let inside = b.bind(Expr::lt(query.clone(), t.clone()));
         let query = Expr::minimum(query, t.clone() - Expr::int(1));
         let at = b.bind((batch * t + query) * Expr::int(p.h) + head);
-        let first = b.bind(at.clone() * Expr::int(p.dv));
-        let sum = b.reduce(ReduceFn::Sum, f(0.0), Expr::int(p.dv), |_, d| {
-            Expr::load(o, first.clone() + d.clone()) * Expr::load(d_o, first.clone() + d)
-        });
+        let sum = match o.zip(d_o) {
+            Some((o, d_o)) => {
+                let first = b.bind(at.clone() * Expr::int(p.dv));
+                Expr::Var(b.reduce(ReduceFn::Sum, f(0.0), Expr::int(p.dv), |_, d| {
+                    Expr::load(o, first.clone() + d.clone()) * Expr::load(d_o, first.clone() + d)
+                }))
+            }
+            None => f(0.0),
+        };
         let scaled = Expr::load(lse, at.clone()) * f(std::f64::consts::LOG2_E);
         b.store(l, row.clone(), Expr::select(inside.clone(), scaled, f(0.0)));
-        b.store(delta, row, Expr::select(inside, Expr::Var(sum) - Expr::load(d_lse, at), f(0.0)));
+        b.store(delta, row, Expr::select(inside, sum - Expr::load(d_lse, at), f(0.0)));
     });
     b.finish()
 }

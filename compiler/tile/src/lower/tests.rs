@@ -1025,6 +1025,49 @@ fn branches_of_an_only_query_are_joined_by_the_last() {
 }
 
 #[test]
+fn gated_gradients_of_attention_need_none_of_its_results() {
+    let mut f = Func::new("f");
+    let types = ["f32[B, T, 4, 16]", "f32[B, T, 2, 16]", "f32[B, T, 2, 32]", "f32[B, T, 4, 32]"];
+    let gates = ["f32[B, T, 4]"; 3];
+    let a: Vec<Value> =
+        types.iter().chain(&gates).enumerate().map(|(i, t)| f.arg(&format!("a{i}"), Role::Input, ty(t))).collect();
+    let mut b = Builder::new(&mut f);
+    let shape = b.func.ty(a[3]).shape.clone();
+    let domains = ["causal", "causal & window(5)", "causal & window(9)"];
+    let attends: Vec<(Attend, Vec<Value>)> = domains
+        .iter()
+        .map(|domain| {
+            let attend = Attend { domain: domain.parse().expect("a domain"), scale: Scalar::new(0.25) };
+            let results = b.node(Op::Attend(attend.clone()), &a[..3]);
+            (attend, results)
+        })
+        .collect();
+    let none = b.full_like(a[4], 0.0);
+    let (mut outputs, mut sum) = (Vec::new(), None);
+    for ((attend, results), gate) in attends.into_iter().zip(&a[4..]) {
+        let wide = b.broadcast(*gate, &shape, &[0, 1, 2]);
+        let d_o = b.mul(a[3], wide);
+        let grads = b.node(Op::AttendGrad(attend), &[&a[..3], &results, &[d_o, none]].concat());
+        sum = Some(sum.map_or(grads[0], |sum| b.add(sum, grads[0])));
+        let of_gate = b.mul(a[3], results[0]);
+        outputs.extend([grads[1], grads[2], b.sum(of_gate, &[3])]);
+    }
+    outputs.extend(sum);
+    outputs.into_iter().enumerate().for_each(|(i, v)| f.output(&format!("o{i}"), Role::Result, v));
+    compare(f.clone(), &[("B", 2), ("T", 37)]);
+    let lowered = on_gpu(&f);
+    // The results are read by one kernel, before any gradient; the first two gradients of queries are summed before the third is there.
+    let steps = &lowered.entries[0].steps;
+    let kernels = steps.iter().filter_map(|s| if let library::Step::Launch { kernel, .. } = s { Some(&lowered.kernels[*kernel]) } else { None });
+    let of: Vec<&str> = kernels.map(|k| k.name.trim_start_matches("host_").trim_end_matches(|c: char| c.is_ascii_digit())).collect();
+    let grad = ["map_", "attend_grad_rows_", "attend_grad_keys_", "attend_grad_queries_"];
+    let want = [&["attend_"; 3][..], &grad, &grad, &["map_"], &grad, &["map_"]].concat();
+    assert_eq!(of, want);
+    let rows = lowered.kernels.iter().filter(|k| k.name.contains("grad_rows"));
+    assert!(rows.map(names).all(|names| names == ["lse", "d_lse", "l", "delta"]));
+}
+
+#[test]
 fn regions_in_which_rows_meet_are_taken_apart() {
     for way in 0..4 {
         let mut f = Func::new("f");
