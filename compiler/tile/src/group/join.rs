@@ -87,6 +87,10 @@ impl Order<'_> {
             return None;
         }
         let maps = members.iter().all(|m| shape(*m) == shape(id) && is_map(self.func, self.root, *m));
+        // Beside what rows are summed of, which is needed no more after that, it would be in memory at once.
+        if !maps && members.iter().any(|m| self.is_upstream(*m)) {
+            return None;
+        }
         let elems = if maps { self.func.nodes[id].types[0].elems() } else { rows::of(self.func, self.root, &members)?.elems() };
         if !self.shares(j, id, &elems) {
             return None;
@@ -120,6 +124,14 @@ impl Order<'_> {
         let touched = args.filter(|a| read.contains(a) || self.replaced[a.0 as usize].is_some_and(|by| members.contains(&by)));
         let legal = members.iter().all(later) && touched.filter(|a| is_arg(*a)).all(in_place);
         legal.then_some(Joined { members, at: when })
+    }
+    /// Whether a root is what a gradient of attention comes from.
+    fn is_upstream(&self, id: NodeId) -> bool {
+        let of = |r: &NodeId| {
+            let reader = &self.func.nodes[*r];
+            matches!(reader.op, Op::AttendGrad(_)) && reader.inputs[5].node == id
+        };
+        self.readers[id.0 as usize].iter().any(of)
     }
     /// Whether a root reads what a group computes, or a value of so many elements that the group reads.
     fn shares(&self, j: &Joined, id: NodeId, elems: &Dim) -> bool {
