@@ -17,7 +17,7 @@ mod text;
 mod tiles;
 mod trig;
 
-use crate::{copy::expand_copies, dot::expand_dot, gpu::hopper::is_load};
+use crate::{copy::expand_copies, dot::expand_dot};
 use base::DType;
 use convert::memory_type;
 use graph::op::MapFn;
@@ -208,9 +208,7 @@ impl<'k> Emitter<'k> {
     // --- statements ---
 
     fn stmts(&mut self, body: &[Stmt], kind: LoopKind) {
-        if self.simt.as_ref().is_some_and(|t| t.plan.hopper.is_some() && t.is_team())
-            && body.iter().any(|s| is_load(s) || matches!(s, Stmt::Dot(_)))
-        {
+        if self.simt.as_ref().is_some_and(|t| t.plan.hopper.is_some() && t.is_team()) && hopper::is_staged(body) {
             return self.staged(body);
         }
         body.iter().for_each(|s| self.stmt(s, kind));

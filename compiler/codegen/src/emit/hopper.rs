@@ -40,6 +40,8 @@ pub(super) struct Turn {
     in_loop: bool,
     /// Whether products are left out, because none of the warp group's rows counts.
     idle: bool,
+    /// Whether that is decided around the loop at hand.
+    decided: bool,
 }
 
 /// A product under way.
@@ -343,7 +345,21 @@ impl Emitter<'_> {
         let before = self.simt().turn.pending.len();
         let taken = if self.simt().turn.in_loop { taken_in_turns(body, h.consumers) } else { None };
         let mut together: Vec<&Stmt> = Vec::new();
+        let mut begun = 0;
         for (i, s) in body.iter().enumerate() {
+            if i < begun {
+                continue;
+            }
+            let loops = if self.simt().turn.decided { 0 } else { alike_loops(&body[i..]) };
+            if loops > 1 {
+                begun = i + loops;
+                let access = Access::of(&body[i..begun]);
+                if let Some(last) = self.simt().turn.pending.iter().rposition(|p| p.access.conflicts(&access)) {
+                    self.settle_pending(last + 1);
+                }
+                self.loops_of_products(&body[i..begun]);
+                continue;
+            }
             for (run, ring) in rings.iter().enumerate().filter(|(run, _)| runs[*run].start == i) {
                 let r = &h.rings[*ring];
                 let [slot, phase, full] = self.stage(*ring, r, 0);
@@ -521,12 +537,11 @@ impl Emitter<'_> {
             self.simt_mut().turn.in_loop = outside;
             return;
         }
-        // One number of rows for all products, known before the loop.
-        let mut set = BTreeSet::from([var]);
-        changed(body, &mut set);
-        let counted = dots[0].counted.clone().filter(|e| !expr_uses(e, &|v| set.contains(&v)));
-        let counted = counted.filter(|_| dots.iter().all(|d| d.counted == dots[0].counted));
-        let busy = counted.map(|counted| self.counts(&counted));
+        let (decided, idle) = (self.simt().turn.decided, self.simt().turn.idle);
+        if decided && idle {
+            return emit(self);
+        }
+        let busy = rows_of_all(var, body, &dots).filter(|_| !decided).map(|counted| self.counts(counted));
         if let Some(busy) = &busy {
             self.w.line(&format!("scf.if {busy} {{"));
             self.w.enter();
@@ -546,6 +561,21 @@ impl Emitter<'_> {
             self.simt_mut().turn.idle = false;
             self.w.line("}");
         }
+    }
+    /// Loops of products that follow each other, with one decision whether the warp group's rows count: the sums stay where they are in between.
+    fn loops_of_products(&mut self, loops: &[Stmt]) {
+        let Some(Stmt::For { var, body, .. }) = loops.first() else { base::bug!("loops") };
+        let dots = only_products(body);
+        let busy = rows_of_all(*var, body, &dots).map(|counted| self.counts(counted)).expect("rows that count");
+        self.simt_mut().turn.decided = true;
+        self.w.line(&format!("scf.if {busy} {{"));
+        self.inside(|e| loops.iter().for_each(|s| e.stmt(s, LoopKind::Serial)));
+        self.w.line("} else {");
+        self.simt_mut().turn.idle = true;
+        self.inside(|e| loops.iter().for_each(|s| e.stmt(s, LoopKind::Serial)));
+        self.simt_mut().turn.idle = false;
+        self.w.line("}");
+        self.simt_mut().turn.decided = false;
     }
     /// Whether one of this warp group's rows is among the first that count.
     fn counts(&mut self, counted: &Expr) -> String {
@@ -772,6 +802,29 @@ fn only_products(body: &[Stmt]) -> Vec<&Dot> {
     let apart = (1..sums.len()).all(|i| !sums[..i].contains(&sums[i]));
     let own = apart && dots.iter().all(|d| d.accumulate && !sums.contains(&d.a.mem));
     if simple && own && runs(body).len() == 1 { dots } else { Vec::new() }
+}
+
+/// Whether a list has something to wait for, or loops that belong together.
+pub(super) fn is_staged(body: &[Stmt]) -> bool {
+    body.iter().any(|s| is_load(s) || matches!(s, Stmt::Dot(_))) || body.windows(2).any(|two| alike_loops(two) > 1)
+}
+
+/// The number of rows that count for all products of a loop, if it is one and known before the loop.
+fn rows_of_all<'s>(var: VarId, body: &'s [Stmt], dots: &[&'s Dot]) -> Option<&'s Expr> {
+    let mut set = BTreeSet::from([var]);
+    changed(body, &mut set);
+    let counted = dots.first()?.counted.as_ref().filter(|e| !expr_uses(e, &|v| set.contains(&v)))?;
+    dots.iter().all(|d| d.counted.as_ref() == Some(counted)).then_some(counted)
+}
+
+/// How many loops of products a list begins with that have one number of rows that count.
+fn alike_loops(body: &[Stmt]) -> usize {
+    let rows = |s: &Stmt| match s {
+        Stmt::For { var, body, kind: LoopKind::Serial, .. } => rows_of_all(*var, body, &only_products(body)).cloned(),
+        _ => None,
+    };
+    let Some(first) = body.first().and_then(rows) else { return 0 };
+    body.iter().take_while(|s| rows(s).as_ref() == Some(&first)).count()
 }
 
 /// The first and the last of the products at the beginning of a loop's body that warp groups start in turns, so that one weighs what its products gave
