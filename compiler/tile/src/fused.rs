@@ -489,7 +489,8 @@ impl Fuser<'_> {
         let flat = inner.as_ref().filter(|_| groups.is_empty()).cloned();
         // Rows of any length may be few and long: blocks have pieces of them.
         let long = |g: &std::ops::Range<usize>| {
-            self.scene.grouping.many && self.heads.is_empty() && product(g.clone()).known().is_none()
+            let whole = self.scene.grouping.many && self.heads.is_empty() && product(g.clone()).known().is_none();
+            whole && !self.reduces_rows(v)
         };
         let cut = inner.clone().filter(|g| flat.is_none() && long(g)).map(|g| product(g).ceil_div(&Dim::from(PIECE)));
         let (count, per_block) = match (&flat, &inner) {

@@ -492,7 +492,7 @@ impl Lowerer<'_> {
                 let views = operands.iter().zip(types.iter().copied()).chain(results.iter().map(|r| &r.0).zip(&node.types));
                 let aligned = views.into_iter().all(|(v, ty)| is_aligned(&v.at, ty.dtype));
                 let distinct = node.inputs.iter().skip(3).all(|v| is_set(b.func, *v));
-                if of_sums && !aligned {
+                if of_sums && !(aligned && self.options.products && takes_attend_grad(&node.op, &types)) {
                     // The kernel for others looks at it.
                     operands[3] = self.alloc(types[3], false, b.depth);
                     let (at, elems) = (operands[3].at.clone(), types[3].elems());

@@ -211,7 +211,7 @@ fn time(file: &Path, entry: &str, rest: &[&str]) -> Result<(), ExecError> {
     let manifest = s.manifest.clone();
     let ports = s.entry(entry)?.args.clone();
     let peak = s.peak(&[(entry, &dims)])?;
-    s.admit(&peak, None)?;
+    s.admit(&peak, None, 0)?;
     s.store.initialise(&manifest, 0)?;
     let mut inputs = Vec::new();
     for port in ports.iter().filter(|p| matches!(p.role, Role::Input | Role::Scalar)) {

@@ -49,7 +49,7 @@ impl Session {
         for p in e.args.iter().chain(&e.outputs).filter(|p| !p.role.is_stored() || self.store.get(p.role, &p.name).is_none()) {
             *peak.by_role.entry(p.role).or_insert(0) += plan.bytes[p.buffer] as u64;
         }
-        self.admit(&peak, None)?;
+        self.admit(&peak, None, 0)?;
         self.store.zero(Role::Grad);
         self.store.zero(Role::Tally);
         self.replace_arena(self.room(&e, &plan))?;

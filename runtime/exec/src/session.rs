@@ -218,12 +218,12 @@ impl Session {
         }
         Ok(peak)
     }
-    /// Fails if the peak is above the limit, or above what is available.
+    /// Fails if the peak is above the limit, or above what is available; `others` of it, beside its own memory, is allocated already.
     ///
     /// # Errors
     /// E0703 with the number and a table by cause.
-    pub fn admit(&self, peak: &Peak, limit: Option<u64>) -> Result<(), ExecError> {
-        let held = self.store.bytes().values().sum::<u64>() + self.arena.len() as u64;
+    pub fn admit(&self, peak: &Peak, limit: Option<u64>, others: u64) -> Result<(), ExecError> {
+        let held = self.held_bytes() + others;
         let system = self.device.available_bytes().map(|n| n + held);
         let available = limit.into_iter().chain(system).min();
         match available {
@@ -235,6 +235,10 @@ impl Session {
         }
     }
 
+    /// What it has allocated. # Units: bytes.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.store.bytes().values().sum::<u64>() + self.arena_bytes()
+    }
     /// What its entries use while they run. # Units: bytes.
     pub(crate) fn arena_bytes(&self) -> u64 {
         self.arena.len() as u64

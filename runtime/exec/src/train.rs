@@ -114,7 +114,7 @@ pub fn train(s: &mut Session, text: &Text, o: &Options, report: &mut dyn Report)
     check(o)?;
     let feed = Feed::new(s, o)?;
     let peak = s.peak(&[("grad", &feed.dims), ("loss", &feed.eval_dims), ("norm", &feed.dims), ("update", &feed.dims)])?;
-    s.admit(&peak, o.memory_limit)?;
+    s.admit(&peak, o.memory_limit, 0)?;
     if let Some(vocab) = vocab(s) {
         text.expect_vocab(vocab)?;
     }

@@ -820,7 +820,13 @@ fn rows_of_all<'s>(var: VarId, body: &'s [Stmt], dots: &[&'s Dot]) -> Option<&'s
 /// How many loops of products a list begins with that have one number of rows that count.
 fn alike_loops(body: &[Stmt]) -> usize {
     let rows = |s: &Stmt| match s {
-        Stmt::For { var, body, kind: LoopKind::Serial, .. } => rows_of_all(*var, body, &only_products(body)).cloned(),
+        Stmt::For { var, body, kind: LoopKind::Serial, .. } => {
+            let dots = only_products(body);
+            // What a loop multiplies is copied in it, so that none outlives it.
+            let copied = |m: Mem| body.iter().any(|s| matches!(s, Stmt::Copy(c) if c.to == m));
+            let own = dots.iter().all(|d| copied(d.a.mem) && copied(d.b.mem));
+            rows_of_all(*var, body, &dots).filter(|_| own).cloned()
+        }
         _ => None,
     };
     let Some(first) = body.first().and_then(rows) else { return 0 };

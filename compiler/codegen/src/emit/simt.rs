@@ -813,7 +813,9 @@ impl Emitter<'_> {
         if ty != "f32" || turns % width != 0 || turns < width * size {
             return false;
         }
-        self.wait_before(&Access::of(o.lets));
+        let mut read = Access::of(o.lets);
+        read.join(&Access::of_exprs([o.value]));
+        self.wait_before(&read);
         self.natural[o.var.0 as usize] = true;
         self.stmt(o.declared, LoopKind::Serial);
         let most = self.begin(vec![(o.most, ReduceFn::Max)]);

@@ -1,6 +1,6 @@
 //! `lode bench`: how fast an entry runs on this machine, with seeded inputs and parameters.
 
-use super::common::{self, FAILED, USAGE};
+use super::common::{self, FAILED, LONGEST, USAGE};
 use crate::putln;
 use crate::{
     cli::{self, Bench, MessageFormat, Model, On},
@@ -52,7 +52,7 @@ impl Subject {
             eprintln!("--dims has to give {d}; the model has {}", manifest.dims.join(", "));
             return Err(USAGE);
         }
-        session.admit(&session.peak(&[(entry, &dims)]).map_err(failed)?, None).map_err(failed)?;
+        session.admit(&session.peak(&[(entry, &dims)]).map_err(failed)?, None, 0).map_err(failed)?;
         session.store.initialise(&manifest, 0).map_err(failed)?;
         let inputs = common::inputs(session.entry(entry).map_err(failed)?, &dims).map_err(|name| {
             eprintln!("{name} depends on more than the dims given");
@@ -63,6 +63,10 @@ impl Subject {
 }
 
 fn bench(args: &Bench, format: MessageFormat) -> Result<u8, u8> {
+    if !(args.seconds >= 0.0 && args.seconds <= LONGEST) {
+        eprintln!("--seconds takes a number, at least 0 and at most {LONGEST}");
+        return Err(USAGE);
+    }
     let (entry, on) = (args.entry.as_str(), (&args.on, args.threads));
     let Subject { mut session, dims, inputs } = Subject::new(&args.model, (entry, &args.dims), on, args.no_optimize, format)?;
     let failed = |e: exec::ExecError| common::fail_with(&e);

@@ -19,6 +19,8 @@ use tile::{Tuning, TuningError};
 
 /// The exit code of a mistake in the input.
 pub const FAILED: u8 = 1;
+/// A year: clocks can be asked for a moment that is so far. # Units: seconds.
+pub const LONGEST: f64 = 365.0 * 86_400.0;
 /// The exit code of a mistake in the command.
 pub const USAGE: u8 = 2;
 

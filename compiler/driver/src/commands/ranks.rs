@@ -1,6 +1,6 @@
 //! `lode train` over ranks: of this process, or this process as one of several.
 
-use super::common::{self, FAILED, USAGE};
+use super::common::{self, FAILED, LONGEST, USAGE};
 use crate::{
     cli::{Carrier, Cut, Engine, Ranks, Train},
     pipeline::{Front, Options},
@@ -25,9 +25,6 @@ pub struct Process {
     #[cfg(feature = "mpi")]
     mpi: Option<fabric::mpi::Mpi>,
 }
-
-/// A year: clocks can be asked for a moment that is so far. # Units: seconds.
-const LONGEST: f64 = 365.0 * 86_400.0;
 
 /// How long waits may take.
 fn timeouts(args: &Ranks) -> Result<Timeouts, u8> {

@@ -88,7 +88,8 @@ impl Report for Progress {
         let mut lines = Vec::new();
         for (stage, s) in m.stages.iter().enumerate() {
             let [forward, input, weight, update] = s.ms;
-            let exchange = if s.exchange_ms > 0.0 { format!(", exchanges {:.3}", s.exchange_ms) } else { String::new() };
+            let exchange: f64 = s.exchange_ms.iter().sum();
+            let exchange = if exchange > 0.0 { format!(", exchanges {exchange:.3}") } else { String::new() };
             lines.push(format!(
                 "stage {stage:<3} measured, in ms: forward {forward:.3}, gradients of inputs {input:.3}, of weights {weight:.3}{exchange}; update {update:.3}"
             ));

@@ -4,7 +4,7 @@
 //! another round. The file is written whenever something was found, under another name first: it is whole or not there, and whoever
 //! interrupts keeps the best so far.
 
-use super::common::{self, FAILED, USAGE};
+use super::common::{self, FAILED, LONGEST, USAGE};
 use crate::{
     cli::{MessageFormat, Tune},
     pipeline::{self, Lock, Options},
@@ -36,7 +36,8 @@ fn budget(text: &str) -> Option<Duration> {
         Some(n) => (n, 60.0),
         None => (text.strip_suffix('s').unwrap_or(text), 1.0),
     };
-    number.parse::<f64>().ok().filter(|x| x.is_finite() && *x > 0.0).map(|x| Duration::from_secs_f64(x * unit))
+    let seconds = number.parse::<f64>().ok()? * unit;
+    (seconds > 0.0 && seconds <= LONGEST).then(|| Duration::from_secs_f64(seconds))
 }
 
 fn tune(args: &Tune, format: MessageFormat) -> Result<u8, u8> {
@@ -212,8 +213,8 @@ struct Search {
 /// What a library's kernels are of: an op may take several, one after the other, as attention's gradient does, and each says the work of all.
 #[derive(Clone, Debug, Default)]
 struct Parts {
-    /// For each work the kernels of each op that does it.
-    of: BTreeMap<Job, BTreeSet<BTreeSet<usize>>>,
+    /// For each work the kernels of each op that does it, and how often it launches each.
+    of: BTreeMap<Job, BTreeSet<BTreeMap<usize, usize>>>,
     /// Those that are tilings of one problem: they do the same.
     tilings: BTreeSet<usize>,
     /// The times of kernels so far.
@@ -228,14 +229,15 @@ impl Parts {
                 jobs.entry(kernel).or_default().extend(step.job(&entry.buffers, dims));
             });
         }
-        let mut ops: BTreeMap<_, BTreeSet<usize>> = BTreeMap::new();
+        let mut ops: BTreeMap<_, BTreeMap<usize, usize>> = BTreeMap::new();
         for l in &lowered.launched {
-            ops.entry((&l.func, &l.loops, l.node)).or_default().insert(l.kernel);
+            *ops.entry((&l.func, &l.loops, l.node)).or_default().entry(l.kernel).or_default() += 1;
         }
-        let mut of: BTreeMap<Job, BTreeSet<BTreeSet<usize>>> = BTreeMap::new();
+        let mut of: BTreeMap<Job, BTreeSet<BTreeMap<usize, usize>>> = BTreeMap::new();
         for kernels in ops.into_values() {
-            for job in kernels.iter().filter_map(|k| jobs.get(k)).flatten() {
-                let same = kernels.iter().copied().filter(|k| jobs.get(k).is_some_and(|all| all.contains(job)));
+            for job in kernels.keys().filter_map(|k| jobs.get(k)).flatten() {
+                let does = |(k, _): &(&usize, &usize)| jobs.get(k).is_some_and(|all| all.contains(job));
+                let same = kernels.iter().filter(does).map(|(k, n)| (*k, *n));
                 of.entry(job.clone()).or_default().insert(same.collect());
             }
         }
@@ -246,15 +248,15 @@ impl Parts {
     fn note(&mut self, kernel: usize, job: &Job, ns: f64) -> Option<f64> {
         let known = self.ns.entry((job.clone(), kernel)).or_insert(ns);
         *known = known.min(ns);
-        let ops = self.of.get(job)?.iter().filter(|kernels| kernels.contains(&kernel));
-        let whole = |kernels: &BTreeSet<usize>| {
+        let ops = self.of.get(job)?.iter().filter(|kernels| kernels.contains_key(&kernel));
+        let whole = |kernels: &BTreeMap<usize, usize>| {
             let (mut sum, mut least) = (0.0, None);
-            for k in kernels {
+            for (k, launches) in kernels {
                 let ns = *self.ns.get(&(job.clone(), *k))?;
                 if self.tilings.contains(k) {
                     least = Some(least.map_or(ns, |l: f64| l.min(ns)));
                 } else {
-                    sum += ns;
+                    sum += *launches as f64 * ns;
                 }
             }
             Some(sum + least.unwrap_or(0.0))
@@ -356,13 +358,13 @@ mod tests {
     #[test]
     fn kernels_of_an_op_are_added_up_and_tilings_are_not() {
         let job = Job { class: Class::AttendGrad, dtype: base::DType::BF16, shape: vec![2, 64, 64, 64, 32, 32] };
-        let sets = |all: &[&[usize]]| all.iter().map(|s| s.iter().copied().collect()).collect::<BTreeSet<BTreeSet<usize>>>();
-        // An op of kernels 0 and 1, another of the same work in 2, 3 and 4, of which 3 and 4 are tilings of one problem.
-        let of = [(job.clone(), sets(&[&[0, 1], &[2, 3, 4]]))].into_iter().collect();
+        // An op of kernel 0 and twice kernel 1, another of the same work in 2, 3 and 4, of which 3 and 4 are tilings of one problem.
+        let ops = [BTreeMap::from([(0, 1), (1, 2)]), BTreeMap::from([(2, 1), (3, 1), (4, 1)])];
+        let of = BTreeMap::from([(job.clone(), BTreeSet::from(ops))]);
         let mut parts = Parts { of, tilings: [3, 4].into(), ns: BTreeMap::new() };
         for (kernel, ns, want) in [
             (0, 20.0, None),
-            (1, 300.0, Some(320.0)),
+            (1, 150.0, Some(320.0)),
             (3, 50.0, None),
             (2, 10.0, None),
             (4, 40.0, Some(50.0)),
@@ -379,7 +381,7 @@ mod tests {
         assert_eq!(budget("60s"), Some(Duration::from_secs(60)));
         assert_eq!(budget("1.5m"), Some(Duration::from_secs(90)));
         assert_eq!(budget("7"), Some(Duration::from_secs(7)));
-        for wrong in ["", "s", "-1s", "0", "soon", "infs"] {
+        for wrong in ["", "s", "-1s", "0", "soon", "infs", "1e30", "1e308m"] {
             assert_eq!(budget(wrong), None, "{wrong}");
         }
     }

@@ -249,6 +249,17 @@ impl Fuser<'_> {
         found
     }
 
+    /// Whether it reads a reduction that there is one of for several of its elements: a piece of a row would find that of the whole row.
+    pub(super) fn reduces_rows(&self, v: Value) -> bool {
+        let (func, mut found) = (self.scene.func, false);
+        self.visit_inline(v, &mut |x| {
+            let node = func.def(x);
+            let loops = matches!(node.op, Op::Reduce(..)) && !is_unrolled(&node.op, func.ty(node.inputs[0]));
+            found |= loops && func.ty(x).elems() != func.ty(v).elems();
+        });
+        found
+    }
+
     /// Summed axes, those as one that lie as one wherever the operand is read: the last of each, and the extent of all.
     fn merged(&self, operand: Value, axes: &[usize], shape: &[Dim]) -> Vec<(usize, Dim)> {
         let mut breaks = vec![false; shape.len()];

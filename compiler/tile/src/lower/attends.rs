@@ -1,7 +1,7 @@
 //! Regions of the form `attend` as one kernel, for a device on which attention is one: a map of its result at each element, which may read others' values
 //! there, as the gate of one branch of several and the sum of the others. See `kernels::gpu_attend::Ending`.
 
-use super::{Body, Lowerer, is_aligned, is_set, products::Maps};
+use super::{Body, Lowerer, is_aligned, is_layout, is_set, products::Maps};
 use crate::{
     cost,
     ir::Expr,
@@ -141,7 +141,15 @@ impl Lowerer<'_> {
         let node = &b.func.nodes[reader];
         let Op::Fused(region) = &node.op else { return false };
         let Some(a) = Attends::of(region).filter(|_| region.form == Form::Attend) else { return false };
-        let once = node.inputs.iter().filter(|v| v.node == id).count() == 1 && !b.outputs.contains_key(&o);
+        // A view of a result has to find it in memory.
+        let below = |v: &Value| {
+            let mut v = *v;
+            while is_layout(&b.func.def(v).op) {
+                v = b.func.def(v).inputs[0];
+            }
+            v
+        };
+        let once = node.inputs.iter().filter(|v| below(v).node == id).count() == 1 && !b.outputs.contains_key(&o);
         let at = node.inputs.iter().position(|v| *v == o).filter(|_| once && !b.outputs.contains_key(&lse));
         let Some(at) = at else { return false };
         // As the reader will see it: its lists may have something twice, and are no parts then.

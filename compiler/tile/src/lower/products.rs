@@ -471,7 +471,8 @@ impl Lowerer<'_> {
                 below = b.func.def(below).inputs[0];
             }
             let inside = p.func.arg_value(i);
-            let of_maps = p.operands.contains(&inside) && inside != p.x && !p.matrices.contains(&inside);
+            let multiplied = inside == p.x || p.matrices.contains(&inside) || p.further.iter().flatten().any(|v| *v == inside);
+            let of_maps = p.operands.contains(&inside) && !multiplied;
             let at_element = of_maps && below == *v && p.ty(inside).shape == p.result().shape;
             !replaced(below) || at_element && !p.is_repeated(inside)
         };

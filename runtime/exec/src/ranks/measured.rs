@@ -44,8 +44,8 @@ impl Part {
 pub struct StageTimes {
     /// By [`Part`]; without the time in which rows of experts are exchanged.
     pub ms: [f64; 4],
-    /// That time, for a micro-batch's forward and backward.
-    pub exchange_ms: f64,
+    /// That time, for a micro-batch's forward and for its backward.
+    pub exchange_ms: [f64; 2],
 }
 
 /// What a rank has allocated. # Units: bytes.
@@ -85,7 +85,7 @@ const KINDS: [(&[u8; 4], &str); 6] = [
 /// What a rank counts while it runs.
 #[derive(Default)]
 pub(super) struct Counts {
-    /// By stage and part, and at last of exchanges: time, and how often.
+    /// By stage and part, and at last of exchanges of forwards and of backwards: time, and how often.
     times: BTreeMap<(u16, usize), (Duration, u64)>,
     /// Of pairs that ran as one list.
     pairs: (Duration, u64),
@@ -98,8 +98,13 @@ impl Counts {
             *t = (t.0 + time, t.1 + n);
         };
         one(part as usize, since.elapsed().saturating_sub(exchanged), 1);
-        // For each forward there is a backward.
-        one(PARTS.len(), exchanged, u64::from(part == Part::Forward));
+        // Of a backward that is cut in two, what it exchanges counts once.
+        let (side, n) = match part {
+            Part::Forward => (0, 1),
+            Part::BackwardInput => (1, 1),
+            Part::BackwardWeight | Part::Update => (1, 0),
+        };
+        one(PARTS.len() + side, exchanged, n);
     }
     pub fn add_pair(&mut self, since: Instant) {
         self.pairs = (self.pairs.0 + since.elapsed(), self.pairs.1 + 1);
@@ -176,7 +181,7 @@ impl Direct for Lent<'_> {
 /// What the fabric says.
 pub(super) fn measured(model: &Model, steps: u64, f: &dyn Fabric) -> Result<Measured, ExecError> {
     let num_stages = model.job.plan.num_stages();
-    let keys = (0..num_stages as u16).flat_map(|s| (0..=PARTS.len()).map(move |k| (s, k)));
+    let keys = (0..num_stages as u16).flat_map(|s| (0..PARTS.len() + 2).map(move |k| (s, k)));
     let mut own: Vec<u64> = Vec::new();
     for key in keys {
         let (time, n) = model.counts.times.get(&key).copied().unwrap_or_default();
@@ -192,12 +197,13 @@ pub(super) fn measured(model: &Model, steps: u64, f: &dyn Fabric) -> Result<Meas
     let told: Vec<Vec<u64>> =
         told.iter().map(|b| b.as_chunks::<8>().0.iter().map(|n| u64::from_le_bytes(*n)).collect()).collect();
     let total = |i: usize| told.iter().map(|t| t[i]).sum::<u64>();
-    let width = 2 * (PARTS.len() + 1);
+    let width = 2 * (PARTS.len() + 2);
     let mean = |stage: usize, k: usize| {
         let (ns, n) = (total(stage * width + 2 * k), total(stage * width + 2 * k + 1));
         ns as f64 / 1e6 / n.max(1) as f64
     };
-    let times = |s: usize| StageTimes { ms: [0, 1, 2, 3].map(|k| mean(s, k)), exchange_ms: mean(s, PARTS.len()) };
+    let times =
+        |s: usize| StageTimes { ms: [0, 1, 2, 3].map(|k| mean(s, k)), exchange_ms: [0, 1].map(|k| mean(s, PARTS.len() + k)) };
     let at = num_stages * width;
     let memory = |t: &Vec<u64>| RankMemory { stored: t[at], arenas: t[at + 1], between: t[at + 2] };
     Ok(Measured {
@@ -215,9 +221,16 @@ impl Measured {
     pub fn costs(&self, job: &Job) -> schedule::Costs {
         let n = self.stages.len() as f64;
         let mean = |k: usize| self.stages.iter().map(|s| s.ms[k]).sum::<f64>() / n;
-        let [forward, backward_input, backward_weight, update] = [0, 1, 2, 3].map(mean);
+        let [mut forward, mut backward_input, backward_weight, update] = [0, 1, 2, 3].map(mean);
+        // A pair's time has its exchanges; so have its halves', beside it.
+        if self.pair_ms.is_some() {
+            let exchanges = |k: usize| self.stages.iter().map(|s| s.exchange_ms[k]).sum::<f64>() / n;
+            forward += exchanges(0);
+            backward_input += exchanges(1);
+        }
         let whole = forward + backward_input + backward_weight;
-        let factor = |s: &StageTimes| if whole > 0.0 { s.ms[..3].iter().sum::<f64>() / whole } else { 1.0 };
+        let exchanged = |s: &StageTimes| if self.pair_ms.is_some() { s.exchange_ms.iter().sum() } else { 0.0 };
+        let factor = |s: &StageTimes| if whole > 0.0 { (s.ms[..3].iter().sum::<f64>() + exchanged(s)) / whole } else { 1.0 };
         let mut need = costs::Memory::default();
         for stage in 0..self.stages.len() as u16 {
             let holder = job.plan.placement.holders(stage).first().copied().unwrap_or(0);

@@ -93,7 +93,9 @@ fn run<'a>(
     let model = model.insert(Model::new(*job, f, direct, turns)?);
     let peak = peak(model)?;
     for session in model.sessions.values().take(1) {
-        session.admit(&peak, o.memory_limit)?;
+        // What all stages and pairs of this rank have already is in the peak too.
+        let others = model.sessions.values().skip(1).map(|s| s.held_bytes()).sum::<u64>() + model.pairs.bytes();
+        session.admit(&peak, o.memory_limit, others)?;
     }
     let identity = train::identity(job.whole, job.text, o);
     let first = save::resume(model, f, &identity, &mut |w| report.warn(w))?;
@@ -145,8 +147,11 @@ fn run<'a>(
             peak_bytes: peak.total(),
         };
         if last || (o.eval_every > 0 && step.is_multiple_of(o.eval_every)) {
+            // Experts' rows of validation are not the step's.
+            let sent = model.lent.sent.borrow().clone();
             val_loss = model.evaluate(f).map_err(during("validation"))?;
             figures.val_loss = Some(val_loss);
+            *model.lent.sent.borrow_mut() = sent;
         }
         if let Some(metrics) = &mut metrics {
             metrics.write(&figures, &agreed.losses)?;
@@ -174,10 +179,13 @@ fn run<'a>(
     if first < o.steps {
         let measured = measured::measured(model, model.step - first, f)?;
         if rank == 0 {
+            let path = o.out.join("costs.json");
             if !measured.stages.is_empty() {
                 let text = serde_json::to_string_pretty(&measured.costs(job)).expect("numbers");
-                let path = o.out.join("costs.json");
                 std::fs::write(&path, text + "\n").map_err(|e| ExecError::io(&path, &e))?;
+            } else if path.exists() {
+                // Those of an earlier run, maybe of another model.
+                std::fs::remove_file(&path).map_err(|e| ExecError::io(&path, &e))?;
             }
             report.measured(&measured);
         }

@@ -89,9 +89,9 @@ fn memory_is_counted_by_cause_and_limited() {
     assert_eq!((peak.by_role[&Role::Grad], peak.by_role[&Role::Moment]), (weights, 2 * weights));
     assert_eq!((peak.by_role[&Role::State], peak.by_role[&Role::Tally]), (128, 128));
     assert_eq!(peak.activations, 4 * 16 * 32 * 4);
-    assert!(s.admit(&peak, None).is_ok());
-    assert!(s.admit(&peak, Some(peak.total())).is_ok());
-    let Err(ExecError::Memory { needed_mib, available_mib, table }) = s.admit(&peak, Some(peak.total() - 1)) else {
+    assert!(s.admit(&peak, None, 0).is_ok());
+    assert!(s.admit(&peak, Some(peak.total()), 0).is_ok());
+    let Err(ExecError::Memory { needed_mib, available_mib, table }) = s.admit(&peak, Some(peak.total() - 1), 0) else {
         panic!("one byte is missing");
     };
     assert_eq!((needed_mib, available_mib), (1, 0));

@@ -85,6 +85,16 @@ struct OfRow {
     letters: Vec<char>,
 }
 
+/// Whether it is computed of arguments without a loop.
+fn is_plain(s: &Select, v: Value) -> bool {
+    let node = s.func.def(v);
+    let plain = match &node.op {
+        Op::Arg(_) | Op::Const(..) | Op::Map(_) | Op::Cast(_) => true,
+        op => is_layout(op),
+    };
+    plain && node.inputs.iter().all(|x| is_plain(s, *x))
+}
+
 /// All of f32 in the map of the scores.
 fn of_rows(s: &Select) -> Vec<OfRow> {
     let (func, out) = (s.func, &s.spec.out);
@@ -96,7 +106,8 @@ fn of_rows(s: &Select) -> Vec<OfRow> {
             Op::Broadcast { axes, .. } if s.ty(v).rank() == out.len() => {
                 let letters: Vec<char> = axes.iter().map(|a| out[*a]).collect();
                 let number = node.inputs[0];
-                if !letters.is_empty() && !letters.iter().any(is_key) && s.ty(number).dtype == DType::F32 {
+                let fits = s.ty(number).dtype == DType::F32 && is_plain(s, number);
+                if !letters.is_empty() && !letters.iter().any(is_key) && fits {
                     found.push(OfRow { repeated: v, number, letters });
                 }
             }
