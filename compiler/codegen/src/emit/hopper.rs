@@ -353,10 +353,7 @@ impl Emitter<'_> {
             let loops = if self.simt().turn.decided { 0 } else { alike_loops(&body[i..]) };
             if loops > 1 {
                 begun = i + loops;
-                let access = Access::of(&body[i..begun]);
-                if let Some(last) = self.simt().turn.pending.iter().rposition(|p| p.access.conflicts(&access)) {
-                    self.settle_pending(last + 1);
-                }
+                self.settle_conflicts(&Access::of(&body[i..begun]));
                 self.loops_of_products(&body[i..begun]);
                 continue;
             }
@@ -400,9 +397,7 @@ impl Emitter<'_> {
                 continue;
             }
             let access = Access::of(std::slice::from_ref(s));
-            if let Some(last) = self.simt().turn.pending.iter().rposition(|p| p.access.conflicts(&access)) {
-                self.settle_pending(last + 1);
-            }
+            self.settle_conflicts(&access);
             let done: Vec<usize> = (0..rings.len()).filter(|run| last_use(*run) == Some(i)).map(|run| rings[run]).collect();
             if let Stmt::Dot(d) = s {
                 if taken.is_some_and(|[begin, _]| begin == i) {
@@ -504,6 +499,12 @@ impl Emitter<'_> {
         let group = self.w.int(i64::from(GROUP), "i64");
         let group = self.w.bin("divui", "%tid", &group, "i64");
         self.w.op(&format!("arith.trunci {group} : i64 to i32"))
+    }
+    /// Waits for the products under way up to the last that touches what is touched next.
+    fn settle_conflicts(&mut self, access: &Access) {
+        if let Some(last) = self.simt().turn.pending.iter().rposition(|p| p.access.conflicts(access)) {
+            self.settle_pending(last + 1);
+        }
     }
     /// Waits for the first `count` products under way.
     fn settle_pending(&mut self, count: usize) {

@@ -318,15 +318,7 @@ fn row_team(k: &Kernel, row: &[Stmt], limits: Limits) -> Team {
 fn turns_at_once(k: &Kernel, body: &[Stmt]) -> Option<u32> {
     let of = |s: &Stmt| match s {
         Stmt::For { var, kind: LoopKind::Vector, body, .. } => Some(Units::new(k, *var, body).map_or(1, |u| u.turns as u32)),
-        Stmt::For { body, kind: LoopKind::Serial | LoopKind::Parallel, .. } | Stmt::While { body, .. } => turns_at_once(k, body),
-        Stmt::If { then, otherwise, .. } => [then, otherwise].into_iter().filter_map(|l| turns_at_once(k, l)).min(),
-        Stmt::Let(..)
-        | Stmt::Var(..)
-        | Stmt::Assign(..)
-        | Stmt::Accumulate(..)
-        | Stmt::Store { .. }
-        | Stmt::Dot(_)
-        | Stmt::Copy(_) => None,
+        s => s.lists().into_iter().filter_map(|l| turns_at_once(k, l)).min(),
     };
     body.iter().filter_map(of).min()
 }
@@ -343,19 +335,7 @@ fn widest_list(body: &[Stmt]) -> Option<Option<i64>> {
     for s in body {
         match s {
             Stmt::For { lo, hi, kind: LoopKind::Vector, .. } => join(lo.known().zip(hi.known()).map(|(l, h)| h - l)),
-            Stmt::For { body, kind: LoopKind::Serial | LoopKind::Parallel, .. } | Stmt::While { body, .. } => {
-                widest_list(body).into_iter().for_each(&mut join);
-            }
-            Stmt::If { then, otherwise, .. } => {
-                [then, otherwise].into_iter().filter_map(|l| widest_list(l)).for_each(&mut join);
-            }
-            Stmt::Let(..)
-            | Stmt::Var(..)
-            | Stmt::Assign(..)
-            | Stmt::Accumulate(..)
-            | Stmt::Store { .. }
-            | Stmt::Dot(_)
-            | Stmt::Copy(_) => {}
+            s => s.lists().into_iter().filter_map(widest_list).for_each(&mut join),
         }
     }
     found
@@ -529,9 +509,7 @@ fn copied_out(body: &[Stmt]) -> Vec<(usize, [i64; 2])> {
             Mem::Scratch(i) => vec![(i, [c.rows, c.cols])],
             Mem::Buffer(_) => Vec::new(),
         },
-        Stmt::For { body, .. } | Stmt::While { body, .. } => copied_out(body),
-        Stmt::If { then, otherwise, .. } => [copied_out(then), copied_out(otherwise)].concat(),
-        Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } | Stmt::Dot(_) => Vec::new(),
+        s => s.lists().into_iter().flat_map(copied_out).collect(),
     };
     body.iter().flat_map(of).collect()
 }
