@@ -408,18 +408,9 @@ impl Lowerer<'_> {
             return Ok(());
         }
         match &node.op {
-            Op::Contract(spec) => {
+            Op::Contract(_) => {
                 let operands = self.operands(b, &node);
-                let widened = self.widened(b, value(0)).filter(|_| self.is_in_parts(&node.types[0], spec, &operands));
-                let (view, add) = match widened {
-                    Some(r) => self.destination_at(b, r, id, true),
-                    None => match self.absorbs(b, value(0)) {
-                        Some(view) => (view, true),
-                        None => self.destination(b, value(0), false),
-                    },
-                };
-                let stored = self.done_with(b, value(0), widened, &view);
-                self.contract(b, &node, operands, (&view, stored), add);
+                self.contraction(b, id, &node, operands);
             }
             Op::GroupedContract { transposed } => {
                 let (y, add) = self.fresh_destination(b, value(0));
@@ -754,6 +745,21 @@ impl Lowerer<'_> {
         Some(view)
     }
 
+    /// The root that is a contraction, of operands as they are multiplied and their dtype.
+    fn contraction(&mut self, b: &mut Body, id: NodeId, node: &graph::Node, operands: ([StridedView; 2], DType)) {
+        let Op::Contract(spec) = &node.op else { base::bug!("{} is no contraction", node.op.name()) };
+        let value = Value { node: id, index: 0 };
+        let widened = self.widened(b, value).filter(|_| self.is_in_parts(&node.types[0], spec, &operands));
+        let (view, add) = match widened {
+            Some(r) => self.destination_at(b, r, id, true),
+            None => match self.absorbs(b, value) {
+                Some(view) => (view, true),
+                None => self.destination(b, value, false),
+            },
+        };
+        let stored = self.done_with(b, value, widened, &view);
+        self.contract(b, node, operands, (&view, stored), add);
+    }
     /// The operands of a contraction as they are multiplied, and their dtype.
     fn operands(&mut self, b: &mut Body, node: &graph::Node) -> ([StridedView; 2], DType) {
         let fuses = self.options.products && self.options.fuse;

@@ -160,7 +160,7 @@ fn by_constant(site: &Site, class: Id) -> Vec<(Id, f64)> {
 }
 
 /// A value of the type that has one number everywhere.
-fn full(ty: &TensorType, x: f64) -> Term {
+pub(super) fn full(ty: &TensorType, x: f64) -> Term {
     let scalar = Term::Op(Op::Const(Scalar::new(x), ty.dtype), Vec::new());
     if ty.rank() == 0 { scalar } else { Term::of(Op::Broadcast { shape: ty.shape.clone(), axes: Vec::new() }, scalar) }
 }

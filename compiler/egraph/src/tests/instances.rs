@@ -354,6 +354,21 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let y = b.cast(a[0], DType::I32);
         vec![slice(b, y, 1, 2, 4)]
     }),
+    // Parts as columns of the result, on either side and of a batch; and as terms, of a matrix that is repeated.
+    (
+        "contract-of-widened-and-f32",
+        &["bf16 B T 40", "f32 40 3", "f32 B T 40", "f32 40 2", "bf16 40 N", "f32 B T 40"],
+        |b, a| {
+            let [x, w] = [a[0], a[4]].map(|v| b.cast(v, DType::F32));
+            let batch = b.contract("bti,bto->bio", x, a[2]);
+            let terms = b.contract("btk,kn->btn", a[5], w);
+            vec![b.contract("btk,kn->btn", x, a[1]), b.contract("kn,btk->ntb", a[3], x), batch, terms]
+        },
+    ),
+    ("contract-of-widened", &["bf16 B K", "bf16 K N", "f16 B 9", "f16 9 N"], |b, a| {
+        let wide: Vec<Value> = a.iter().map(|v| b.cast(*v, DType::F32)).collect();
+        vec![b.contract("bk,kn->bn", wide[0], wide[1]), b.contract("bk,kn->nb", wide[2], wide[3])]
+    }),
     ("gather-of-cast", &["float N K", "i32 B"], |b, a| {
         let y = b.cast(a[0], DType::I32);
         vec![b.op(Op::Gather { batch: 0 }, &[y, a[1]])]
@@ -989,6 +1004,18 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
         let (joined, some) = (b.op(Op::Concat(1), a), slice(b, a[0], 1, 2, 4));
         vec![b.cast(joined, DType::F32), b.cast(some, DType::F32)]
     }),
+    (
+        "a product of f32 as it is, one of f16 and f32, one of bf16 and f16, one of bf16 and f64, and one with as much in its result as it reads",
+        &["contract-of-widened-and-f32", "contract-of-widened"],
+        &["bf16 B 9", "f32 B 9", "f16 B 9", "f32 9 9", "f64 9 2"],
+        |b, a| {
+            let [x, h] = [a[0], a[2]].map(|v| b.cast(v, DType::F32));
+            let wide = b.cast(a[0], DType::F64);
+            let (plain, half) = (b.contract("bk,kn->bn", a[1], a[3]), b.contract("bk,kn->bn", h, a[3]));
+            let (mixed, double) = (b.contract("bk,bn->kn", x, h), b.contract("bk,kn->bn", wide, a[4]));
+            vec![plain, half, mixed, double, b.contract("bk,kn->bn", x, a[3])]
+        },
+    ),
     (
         "rows of a map of a cast, rows by a cast index, and what is added up",
         &["slice-of-cast", "gather-of-cast"],

@@ -191,9 +191,16 @@ impl<'a> Products<'a> {
         let units = if by_columns { Some(units(func, &products, &kind).filter(|_| narrow && mapped.len() == 1)?) } else { None };
         let found = Products { func, products, kind, x, matrices, further, operands, units };
         // What is summed in parts is whole nowhere to be mapped.
-        (fits && found.dense_extents().is_none_or(|(_, e)| Product::parts_of(found.dtype(), &e) == 1)).then_some(found)
+        let in_parts = found.dense_extents().is_some_and(|(_, e)| Product::parts_of(found.dtype(), &e) > 1);
+        (fits && (found.alone().is_some() || !in_parts)).then_some(found)
     }
 
+    /// The one dense product, if nothing follows it.
+    pub(super) fn alone(&self) -> Option<&'a Contract> {
+        let Kind::Dense(spec) = self.kind else { return None };
+        let given = self.func.outputs.iter().map(|o| o.value.node);
+        given.eq(self.products.iter().copied()).then_some(spec)
+    }
     fn ty(&self, v: Value) -> &'a TensorType {
         self.func.ty(v)
     }
@@ -359,6 +366,11 @@ impl Lowerer<'_> {
             Op::Arg(i) => node.inputs[i as usize],
             _ => base::bug!("an argument of the region"),
         };
+        if let Some(spec) = p.alone() {
+            let operands = [p.x, p.matrices[0]].map(|v| self.strided(b, operand(v)));
+            let product = graph::Node { op: Op::Contract(spec.clone()), ..node.clone() };
+            return self.contraction(b, id, &product, (operands, p.dtype()));
+        }
         let seen: Vec<StridedView> = p.operands.iter().map(|v| self.strided(b, operand(*v))).collect();
         let product_of = |v: Value| p.products.iter().position(|x| *x == v.node);
         let in_place = self.only_maps_read_targets(b, &node.inputs, p);
