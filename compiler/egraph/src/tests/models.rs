@@ -70,6 +70,7 @@ const SHOWN: &[(&str, &[&str], &str, &str)] = &[
     // Precision: casts and codes where they are few.
     ("llama, wide grad", &["host"], "chosen", "cast-of-layout"),
     ("llama, wide loss", &["gpu"], "chosen", "gather-of-cast"),
+    ("qwen3_moe, wide grad", &["gpu"], "chosen", "contract-of-widened-and-f32 contract-of-widened"),
     ("deepseek_v3, fp8 forward", &["host"], "chosen", "quantize-of-moved gather-of-dequantize"),
     ("deepseek_v3, fp8 forward", &["host", "gpu"], "fires", "add-of-rounding dequantize-of-moved gather-of-quantize"),
 ];
@@ -79,11 +80,13 @@ fn what_each_family_is_for_is_done_in_a_shipped_model() {
     let tiny = Shipped::small("deepseek_v3").2;
     let fp8: &str = Box::leak(format!("{tiny} fp8_block=16").into_boxed_str());
     let wide = "hidden_size=768 num_attention_heads=12 num_key_value_heads=4 head_dim=64 intermediate_size=2048 vocab_size=32768";
+    let wide_experts = "hidden_size=2048 num_attention_heads=32 num_key_value_heads=4 head_dim=128 moe_intermediate_size=768 num_experts=128";
     let models = [
         ("deepseek_v3", Shipped::small("deepseek_v3")),
         ("strata", Shipped::small("strata")),
         ("qwen3_moe", Shipped::small("qwen3_moe")),
         ("llama, wide", Shipped("llama", NARROW, wide, &[("B", 8), ("T", 2048)])),
+        ("qwen3_moe, wide", Shipped("qwen3_moe", NARROW, wide_experts, &[("B", 8), ("T", 2048)])),
         ("deepseek_v3, fp8", Shipped("deepseek_v3", "", fp8, &[])),
         ("deepseek_v3, many", Shipped("deepseek_v3", "", tiny, &[("B", 1), ("T", 65536)])),
     ];
