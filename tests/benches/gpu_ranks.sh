@@ -3,7 +3,7 @@
 # losses of the micro-batches have the bits of the one process (of all steps where each stage lives once, else of the first, whose parameters are the same), how
 # long a step takes, and what ranks send each other; and that a run whose rank is killed ends and goes on. Ends with 1 if one differs that may not.
 # Usage: tests/benches/gpu_ranks.sh TEXT STEPS OUT; LODE names the binary. N=2 (ranks), FABRIC=nccl, BACKEND=cuda, MODELS="strata deepseek_v3" can be set: FABRIC=tcp takes
-# every message over the host, also with one GPU for all; BACKEND=host FABRIC=tcp needs no GPU. RUNS="dualpipev pairs apart" are the runs, without it all.
+# every message over the host, also with one GPU for all; BACKEND=host FABRIC=tcp needs no GPU. NODE=1 is how many ranks share a machine where several are pretended. RUNS="dualpipev pairs apart" are the runs, without it all.
 set -u
 text=$1 steps=$2 out=$3
 lode=${LODE:-target/release/lode} n=${N:-2} fabric=${FABRIC:-nccl} backend=${BACKEND:-cuda} bad=0
@@ -95,6 +95,14 @@ for model in ${MODELS:-strata deepseek_v3}; do
     [ "$(losses pairs "$steps")" = "$(losses apart "$steps")" ] && echo "$model: pairs and one after the other alike in all steps; $(grep "^pairs " "$out/pairs.log")" ||
       { echo "$model: pairs and one after the other DIFFER"; bad=1; }
   fi
+  # As if every NODE ranks shared a machine: a row that several experts of another read crosses once, and the bits are the same.
+  run nodes 0 $over --ranks 1 --expert-parallel "$n" --ranks-per-node "${NODE:-1}"
+  run nodes-pairs 0 $over --ranks 1 --expert-parallel "$n" --schedule dualpipev --ranks-per-node "${NODE:-1}"
+  for ways in "experts nodes" "pairs nodes-pairs"; do
+    wants $ways || continue
+    [ "$(losses "${ways% *}" "$steps")" = "$(losses "${ways#* }" "$steps")" ] && echo "$model ${ways% *}: all steps alike on one node and on several" ||
+      { echo "$model ${ways% *}: one node and several DIFFER"; bad=1; }
+  done
   ! wants killed || killed $over --schedule 1f1b
   # Copies whose updates are shared or whole, and the same over the host, have one way to sum.
   ! wants replicas whole-updates || [ "$(losses replicas "$steps")" = "$(losses whole-updates "$steps")" ] || { echo "$model: shared and whole updates DIFFER"; bad=1; }

@@ -191,6 +191,13 @@ fn sums_of_tensors_assemble() {
 }
 
 #[test]
+fn kernels_of_rows_assemble() {
+    let Some(ptxas) = ptxas() else { return };
+    let told = assemble(&ptxas, "rows", &device::cuda::rows::ptx());
+    assert_eq!(told.matches(" 0 bytes spill stores").count(), 9, "{told}");
+}
+
+#[test]
 fn products_with_what_follows_them_spill_no_registers_and_run_on() {
     let Some(ptxas) = ptxas() else { return };
     let text = source("llama").replace("dims B, T", "dims B, T\nprecision { storage = f32, compute = bf16 }");

@@ -530,6 +530,8 @@ struct Apart<'a> {
     under_way: RefCell<Vec<(usize, Span, Vec<u8>)>>,
     looks: Cell<usize>,
     swapped: RefCell<BTreeMap<[u8; 4], usize>>,
+    /// Rows of experts from two ranks to two others. # Units: bytes.
+    crossed: Cell<usize>,
 }
 
 impl Apart<'_> {
@@ -581,9 +583,51 @@ impl Direct for Apart<'_> {
         assert!(self.sets.iter().any(|s| s == members), "no set {members:?}");
         let word = [0, 1, 2, 3].map(|i| tag.head[i]);
         *self.swapped.borrow_mut().entry(word).or_default() += sends.iter().map(|(_, s)| s.bytes).sum::<usize>();
+        let across = |to: usize| word == *b"ROWS" && members[to] / 2 != self.staged.fabric.rank() / 2;
+        self.crossed.set(self.crossed.get() + sends.iter().filter(|(to, _)| across(*to)).map(|(_, s)| s.bytes).sum::<usize>());
         // SAFETY: as above.
         unsafe { self.staged.swap(members, tag, sends, receives) }
     }
+}
+
+/// Trains from device to device, and loads the last checkpoint: also what went so by first word, and what of experts' rows went from a pair of ranks to
+/// another. # Units: bytes.
+fn run_direct(job: &Job) -> (Log, BTreeMap<String, Vec<f64>>, BTreeMap<[u8; 4], usize>, usize) {
+    let one = |f: threads::Threads, report: &mut dyn Report| {
+        let device = Arc::new(Device::Host(Host::new(Box::new(Nothing), [], Some(1)).expect("no kernels")));
+        let staged = Staged { fabric: &f, device, checked: true };
+        let apart = Apart {
+            staged,
+            flows: job.flows(),
+            sets: job.sets(),
+            under_way: RefCell::default(),
+            looks: Cell::new(0),
+            swapped: RefCell::default(),
+            crossed: Cell::new(0),
+        };
+        ranks::train_rank(job, &f, Some(&apart), report).expect("it trains");
+        assert!(apart.under_way.take().is_empty());
+        (apart.swapped.take(), apart.crossed.get())
+    };
+    let mut log = Log::default();
+    let mut world = threads::world(job.plan.num_ranks(), TIMEOUTS).into_iter();
+    let first = world.next().expect("a rank");
+    let (swapped, crossed) = std::thread::scope(|s| {
+        let one = &one;
+        let others: Vec<_> = world.map(|f| s.spawn(move || one(f, &mut Silent))).collect();
+        let (mut swapped, mut crossed) = one(first, &mut log);
+        for (words, bytes) in others.into_iter().map(|t| t.join().expect("no rank panics")) {
+            words.into_iter().for_each(|(word, n)| *swapped.entry(word).or_default() += n);
+            crossed += bytes;
+        }
+        (swapped, crossed)
+    });
+    let newest = exec::checkpoint::list(&job.options.out).first().cloned().expect("a checkpoint");
+    let read = exec::checkpoint::read(&newest).expect("it reads");
+    let all = read.iter().flat_map(|(path, bytes)| exec::checkpoint::parse(bytes, path).expect("it is whole"));
+    let found = all.map(|(n, t)| (n, t.to_f64())).collect();
+    let _ = std::fs::remove_dir_all(&job.options.out);
+    (log, found, swapped, crossed)
 }
 
 /// What goes from device to device, as over NCCL, makes the same bits as what goes over the host: activations, gradients and their sums, rows of experts,
@@ -609,37 +653,11 @@ fn what_goes_from_device_to_device_is_the_same() {
         let o = options(folder(&format!("{what}-host").replace([' ', ','], "-")), micro, 2);
         let (want, tensors) = run_as(&stages, &plan, Over::Threads, &o, sharded).expect("it trains");
         let _ = std::fs::remove_dir_all(&o.out);
-        let (o, text) = (options(folder(&what.replace([' ', ','], "-")), micro, 2), text());
-        let job = Job { sharded, ..job(&stages, &plan, &text, &o) };
-        let one = |f: threads::Threads, report: &mut dyn Report| {
-            let device = Arc::new(Device::Host(Host::new(Box::new(Nothing), [], Some(1)).expect("no kernels")));
-            let staged = Staged { fabric: &f, device, checked: true };
-            let (flows, sets) = (job.flows(), job.sets());
-            let (under_way, looks, swapped) = (RefCell::default(), Cell::new(0), RefCell::default());
-            let apart = Apart { staged, flows, sets, under_way, looks, swapped };
-            ranks::train_rank(&job, &f, Some(&apart), report).expect("it trains");
-            assert!(apart.under_way.take().is_empty());
-            apart.swapped.take()
-        };
-        let mut log = Log::default();
-        let mut world = threads::world(plan.num_ranks(), TIMEOUTS).into_iter();
-        let first = world.next().expect("a rank");
-        let swapped = std::thread::scope(|s| {
-            let one = &one;
-            let others: Vec<_> = world.map(|f| s.spawn(move || one(f, &mut Silent))).collect();
-            let mut swapped = one(first, &mut log);
-            for (word, n) in others.into_iter().flat_map(|t| t.join().expect("no rank panics")) {
-                *swapped.entry(word).or_default() += n;
-            }
-            swapped
-        });
+        let o = options(folder(&what.replace([' ', ','], "-")), micro, 2);
+        let text = text();
+        let (log, found, swapped, _) = run_direct(&Job { sharded, ..job(&stages, &plan, &text, &o) });
         assert_eq!((&log.losses, &log.norms, &log.val), (&want.losses, &want.norms, &want.val), "{what}");
-        let newest = exec::checkpoint::list(&o.out).first().cloned().expect("a checkpoint");
-        let read = exec::checkpoint::read(&newest).expect("it reads");
-        let all = read.iter().flat_map(|(path, bytes)| exec::checkpoint::parse(bytes, path).expect("it is whole"));
-        let found: BTreeMap<String, Vec<f64>> = all.map(|(n, t)| (n, t.to_f64())).collect();
         assert!(found == tensors, "{what}");
-        let _ = std::fs::remove_dir_all(&o.out);
         // Each of these went so, where there is something of it: both ends of a V are on one rank.
         let dirs = plan.placement.num_dirs();
         for (word, expected) in [
@@ -653,8 +671,46 @@ fn what_goes_from_device_to_device_is_the_same() {
         // One after the other over the host, as one list from device to device, where both stages of a pair have experts.
         let listed = experts > 1 && more == "num_hidden_layers=4";
         assert_eq!((log.paired, want.paired), (listed, false), "{what}");
-        let (sent, looked) = (log.sent.map(|t| (t.plain, t.across)), want.sent.map(|t| (t.plain, t.across)));
+        let (sent, looked) =
+            (log.sent.map(|t| (t.plain, t.across, t.crossed)), want.sent.map(|t| (t.plain, t.across, t.crossed)));
         assert_eq!(sent, looked, "{what}");
+    }
+}
+
+/// From device to device, too, a row that several experts of a node read crosses to it once: of two nodes of two ranks, of four of one, and of a group whose
+/// members are one a node, the bits are those of one node, and fewer bytes cross.
+#[test]
+fn rows_from_device_to_device_cross_to_a_node_once() {
+    use Policy::*;
+    let cases = [
+        (DEEPSEEK, "num_hidden_layers=2", OneFOneB, 1, 4, &[2, 1][..]),
+        (STRATA, "layers=2", OneFOneB, 1, 4, &[2]),
+        (DEEPSEEK, "num_hidden_layers=4", DualPipe, 2, 2, &[2]),
+    ];
+    for (model, more, policy, ranks, copies, nodes) in cases {
+        let micro = 2 * ranks * copies;
+        let plan = plan(policy, ranks, micro / copies, copies);
+        let stages = compile_for(model, more, None, (plan.num_stages(), copies));
+        let text = text();
+        let of = |each: usize| {
+            let o = options(folder(&format!("once-{}-{ranks}-{each}", model.0)), micro, 2);
+            run_direct(&Job { nodes: Nodes::Each(each), ..job(&stages, &plan, &text, &o) })
+        };
+        let (want, tensors, _, plain) = of(4);
+        for &each in nodes {
+            let what = format!("{} on {ranks} ranks, {each} a node", model.0);
+            let (log, found, _, crossed) = of(each);
+            assert_eq!(
+                (&log.losses, &log.norms, &log.val, log.paired),
+                (&want.losses, &want.norms, &want.val, want.paired),
+                "{what}"
+            );
+            assert!(found == tensors, "{what}");
+            println!("{what}: {crossed} bytes in place of {plain}, {:?}", log.sent);
+            assert!(0 < crossed && crossed < plain, "{what}: {crossed} of {plain}");
+            let sent = log.sent.expect("ranks divide experts");
+            assert!(sent.crossed < sent.across, "{what}: {sent:?}");
+        }
     }
 }
 

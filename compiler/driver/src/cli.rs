@@ -492,6 +492,9 @@ pub struct Ranks {
     /// Send with every message what it is, and check that.
     #[arg(long, env = "LODE_CHECK_MESSAGES")]
     pub check_messages: bool,
+    /// Send experts' rows as if every N ranks shared a machine; without it ranks tell each other where they are. The bits are the same.
+    #[arg(long, value_name = "N", env = "LODE_RANKS_PER_NODE")]
+    pub ranks_per_node: Option<usize>,
     /// This process's rank, where no launcher says it.
     #[arg(long)]
     pub rank: Option<usize>,

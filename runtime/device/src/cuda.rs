@@ -9,6 +9,7 @@ mod mirror;
 mod module;
 pub mod nccl;
 mod program;
+pub mod rows;
 pub mod sums;
 
 pub use context::{GpuInfo, driver_version, gpus, identity};
@@ -26,7 +27,10 @@ use cudarc::driver::{
 use finite::Finite;
 use library::{GpuLaunch, Kernel, SM_90A};
 use module::{Function, Module};
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 /// The compute capability that code for `sm_90a` runs on.
 const CAPABILITY: (i32, i32) = (9, 0);
@@ -42,6 +46,8 @@ pub struct Gpu {
 pub(crate) struct Loaded {
     functions: Vec<Function>,
     finite: Finite,
+    /// Loaded when they are asked for.
+    rows: OnceLock<rows::RowKernels>,
     /// Holds them.
     _modules: Vec<Module>,
 }
@@ -86,7 +92,7 @@ impl Gpu {
         };
         let functions = kernels.iter().map(function).collect::<Result<_, _>>()?;
         let finite = Finite::new(&context)?;
-        Ok(Gpu { context, loaded: Arc::new(Loaded { functions, finite, _modules: modules }) })
+        Ok(Gpu { context, loaded: Arc::new(Loaded { functions, finite, rows: OnceLock::new(), _modules: modules }) })
     }
     /// The same device with a stream of its own: what is started here and there is in no order.
     ///

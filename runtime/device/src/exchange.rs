@@ -193,6 +193,24 @@ impl Exchange {
         out.receives.retain(|(_, range)| !range.is_empty());
         out
     }
+    /// How many rows a member has for each group of another, by the table of all members' offsets.
+    pub fn pieces(&self, all: &[i32], of: usize, holder: usize) -> Vec<usize> {
+        let (width, own) = (self.groups + 1, self.groups / self.members);
+        let ends = self.ends(&all[of * width..][..width]);
+        (holder * own..(holder + 1) * own).map(|group| ends[group + 1] - ends[group]).collect()
+    }
+    /// A member's offsets. What they hold is data: kept within the rows, not decreasing, and all rows of one expert after those of the one before.
+    fn ends(&self, given: &[i32]) -> Vec<usize> {
+        let limit = if self.what == What::Offsets { i32::MAX as usize / self.members } else { self.rows };
+        let mut low = 0;
+        let next = |x: &i32| {
+            low = usize::try_from(*x).unwrap_or(0).clamp(low, limit);
+            low
+        };
+        let mut ends: Vec<usize> = given.iter().map(next).collect();
+        ends[0] = 0;
+        ends
+    }
     /// Carries it out in a group of one.
     ///
     /// # Safety
@@ -231,19 +249,7 @@ struct Table {
 
 impl Table {
     fn of(x: &Exchange, given: &[i32]) -> Table {
-        let width = x.groups + 1;
-        let limit = if x.what == What::Offsets { i32::MAX as usize / x.members } else { x.rows };
-        // What they hold is data: kept within the rows, not decreasing, and all rows of one expert after those of the one before.
-        let clamped = |row: &[i32]| {
-            let mut low = 0;
-            let mut next = |x: &i32| {
-                low = usize::try_from(*x).unwrap_or(0).clamp(low, limit);
-                low
-            };
-            row.iter().map(&mut next).collect::<Vec<usize>>()
-        };
-        let mut offsets: Vec<Vec<usize>> = given.chunks(width).map(clamped).collect();
-        offsets.iter_mut().for_each(|o| o[0] = 0);
+        let offsets = given.chunks(x.groups + 1).map(|row| x.ends(row)).collect();
         Table { offsets, own: x.groups / x.members }
     }
     /// The rows of `member` for a group.

@@ -9,6 +9,7 @@ pub mod error;
 pub mod exchange;
 pub mod memory;
 pub mod product;
+pub mod rows;
 pub mod step;
 pub mod streams;
 
@@ -18,6 +19,7 @@ pub use error::DeviceError;
 pub use exchange::{Exchange, Places, What};
 pub use memory::Memory;
 pub use product::{Grouped, Product};
+pub use rows::Rows;
 pub use step::{Device, Host, Launch, Mark, Program, Step};
 pub use streams::{Link, Placed, Ran, Streams};
 

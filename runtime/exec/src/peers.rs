@@ -3,8 +3,6 @@
 
 use crate::ExecError;
 use device::{Device, Exchange, Mark, Memory, Placed, Program, Step, What};
-use fabric::Span;
-use std::ops::Range;
 
 /// One of a group. All members run the same entries, so all come to the same exchanges in the same order.
 pub trait Peers {
@@ -17,18 +15,18 @@ pub trait Peers {
     /// # Errors
     /// What carries the parts says.
     fn all_to_all(&self, parts: Vec<Vec<u8>>, row: usize, lengths: &[usize]) -> Result<Vec<Vec<u8>>, ExecError>;
-    /// Whether rows go from device to device: by [`Peers::swap`].
+    /// Whether rows go from device to device: by [`Peers::carry_rows`].
     fn is_direct(&self) -> bool {
         false
     }
-    /// Sends and receives pieces of the device's memory, by member; returns when they have left and are there.
+    /// Carries an exchange of rows from where they lie to where they belong, after what the device was asked for before; what it copies may still be under way.
     ///
     /// # Errors
     /// What carries them says.
     ///
     /// # Safety
-    /// As [`fabric::Direct::swap`].
-    unsafe fn swap(&self, _sends: &[(usize, Span)], _receives: &[(usize, Span)]) -> Result<(), ExecError> {
+    /// The exchange's pointers are the device's and valid for its extents, and nothing else uses the memory meanwhile.
+    unsafe fn carry_rows(&self, _device: &Device, _x: &Exchange) -> Result<(), ExecError> {
         base::bug!("rows do not go from device to device here")
     }
 }
@@ -51,7 +49,7 @@ pub(crate) fn check(program: &Program, entry: &str, peers: Option<&dyn Peers>) -
 pub(crate) unsafe fn carry(device: &Device, x: &Exchange, peers: &dyn Peers) -> Result<(), ExecError> {
     if x.what != What::Offsets && peers.is_direct() {
         // SAFETY: the caller vouches for the memory.
-        return unsafe { carry_direct(device, x, peers) };
+        return unsafe { peers.carry_rows(device, x) };
     }
     let rank = peers.rank();
     let over_host = |x: &Exchange| -> Result<(), ExecError> {
@@ -82,30 +80,6 @@ pub(crate) unsafe fn carry(device: &Device, x: &Exchange, peers: &dyn Peers) -> 
             device.write(x.all.cast::<u8>(), all.bytes())?;
         }
         device.write(x.to, to.bytes_mut())?;
-    }
-    Ok(())
-}
-
-/// Carries out an exchange of rows, piece by piece from where they lie.
-///
-/// # Safety
-/// As [`carry`].
-unsafe fn carry_direct(device: &Device, x: &Exchange, peers: &dyn Peers) -> Result<(), ExecError> {
-    // SAFETY: the caller vouches for the memory. Reading waits for the device.
-    let told = unsafe { device.read(x.all.cast::<u8>(), x.told() * size_of::<i32>()) }?;
-    let told: Vec<i32> = told.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)).collect();
-    let places = x.places(peers.rank(), &told);
-    let from = |r: &Range<usize>| Span { at: x.from.cast_mut().wrapping_add(r.start), bytes: r.len() };
-    let to = |r: &Range<usize>| Span { at: x.to.wrapping_add(r.start), bytes: r.len() };
-    let sends: Vec<_> = places.sends.iter().map(|(m, r)| (*m, from(r))).collect();
-    let receives: Vec<_> = places.receives.iter().map(|(m, r)| (*m, to(r))).collect();
-    // SAFETY: the places are within the exchange's extents, for which the caller vouches.
-    unsafe {
-        peers.swap(&sends, &receives)?;
-        for (own, place) in &places.keeps {
-            device.copy(from(own).at, to(place).at, own.len())?;
-        }
-        device.zero(to(&places.rest).at, places.rest.len())?;
     }
     Ok(())
 }

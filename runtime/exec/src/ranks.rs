@@ -6,12 +6,14 @@
 //! direction; a parameter of several stages (a tied table), by stage; the squares of the gradient's norm, in double precision by name of
 //! tensor; losses, by micro-batch, where those of direction d come after those of d − 1.
 
+mod direct;
 mod execute;
 mod experts;
 mod measured;
 mod model;
 mod pairs;
 mod relay;
+mod room;
 mod save;
 mod shards;
 mod step;
@@ -71,7 +73,7 @@ impl device::Code for Shared {
 pub enum Nodes {
     /// This rank's has this number, which no other machine has; the others say theirs.
     Machine(u64),
-    /// Every so many ranks share one: for ranks of one process, as if they were on several.
+    /// Every so many ranks share one, as if they were on several.
     Each(usize),
 }
 

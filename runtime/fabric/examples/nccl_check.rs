@@ -8,9 +8,12 @@
 //! A line a check; exit code 1 if one fails. Several ranks also see that one which gives up ends the others, within the time-out.
 
 use base::DType;
-use device::cuda::nccl::{Call, Comm, Gate, Id, Nccl, Operation, State};
+use device::{
+    Device, Gpu, Host, Rows,
+    cuda::nccl::{Call, Comm, Gate, Id, Nccl, Operation, State},
+};
 use fabric::{
-    Channel, Direct, Fabric, FabricError, Span, Tag, Timeouts, discover,
+    Channel, Direct, Fabric, FabricError, Span, Tag, Timeouts, World, discover,
     nccl::{Engine, Flow, Links},
     tcp, threads,
 };
@@ -117,6 +120,8 @@ fn run() -> Result<bool, String> {
     watch(world.rank);
     at("every call");
     let mut good = calls(nccl, &*store(1)?, PATIENT).map_err(|e| e.to_string())?;
+    at("kernels of rows");
+    good &= rows(&world)?;
     at("a call that stalls");
     good &= stalls(Holding::new(open()?)?, &*store(2)?).map_err(|e| e.to_string())?;
     if world.size > 1 {
@@ -124,6 +129,54 @@ fn run() -> Result<bool, String> {
         good &= gives_up(open()?, &*store(3)?).map_err(|e| e.to_string())?;
     }
     Ok(good)
+}
+
+/// Which rows are equal, and copies of them, on the GPU against the host: rows of 16, 4 and 1 bytes at once, of one word and of more than a warp takes in a turn.
+fn rows(world: &World) -> Result<bool, String> {
+    let failed = |e: device::DeviceError| e.to_string();
+    let gpu = Device::Gpu(Gpu::new(world.local_rank, &[], &[], None).map_err(failed)?);
+    gpu.prepare_rows().map_err(failed)?;
+    let host = Device::Host(Host::new(Box::new(Nothing), [], Some(1))?);
+    let mut good = true;
+    for (bytes, count) in [(16, 1), (7168 * 2, 3000), (2052, 500), (4, 70_000), (3, 999), (128, 0)] {
+        // Every third row has the bytes of the one three before; all else differs in the last byte at least.
+        let kind = |i: usize| if i.is_multiple_of(3) { i / 6 * 6 } else { i };
+        let byte = |i: usize, j: usize| if j + 1 == bytes { kind(i) as u8 } else { (kind(i) >> 8) as u8 ^ (j * 31) as u8 };
+        let data: Vec<u8> = (0..count).flat_map(|i| (0..bytes).map(move |j| byte(i, j))).collect();
+        let places: Vec<[u32; 2]> = (0..count as u32).map(|i| [count as u32 - 1 - i, i]).collect();
+        let alike: Vec<[u32; 2]> = (0..count as u32).step_by(3).map(|i| [i, i / 6 * 6]).collect();
+        let mut wrong = alike.clone();
+        wrong.extend((count > 1).then_some([0, 1]));
+        let on = |device: &Device| -> Result<_, device::DeviceError> {
+            let memory = |n: usize| Ok(device.memory(n, false)?.expect("there is that much"));
+            let (from, to, room) = (memory(bytes * count)?, memory(bytes * count)?, memory(device::rows::room(count + 1))?);
+            device.wait()?;
+            let [from, to] = [from.as_ptr(), to.as_ptr()].map(|at| Rows { at, bytes, count });
+            // SAFETY: the memory is as long, and used by nothing else.
+            unsafe {
+                device.write(from.at, &data)?;
+                device.copy_rows(to, from, &places, room.as_ptr())?;
+                let copied = device.read(to.at, bytes * count)?;
+                let alike = [&alike, &wrong].map(|pairs| device.are_alike(from, pairs, room.as_ptr()));
+                let [alike, wrong] = alike;
+                Ok((copied, device.marks(from, room.as_ptr())?, alike?, wrong?))
+            }
+        };
+        let (got, want) = (on(&gpu).map_err(failed)?, on(&host).map_err(failed)?);
+        let fine = got == want && got.2 && (count < 2 || !got.3);
+        good &= fine;
+        println!("rank {}: {count} rows of {bytes} bytes: {}", world.rank, if fine { "good" } else { "WRONG" });
+    }
+    Ok(good)
+}
+
+/// No kernels.
+struct Nothing;
+
+impl device::Code for Nothing {
+    fn kernel(&self, _: &str) -> Option<device::KernelFn> {
+        None
+    }
 }
 
 /// Both ways along a chain of all ranks.

@@ -176,7 +176,7 @@ pub fn train(
         plan: &plan,
         programs: &stages.programs,
         replicas: settled.replicas,
-        nodes: Nodes::Machine(discover::machine()),
+        nodes: r.ranks_per_node.map_or_else(|| Nodes::Machine(discover::machine()), Nodes::Each),
         whole: &stages.whole,
         inputs: &stages.inputs,
         text: &text,

@@ -355,16 +355,12 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         vec![slice(b, y, 1, 2, 4)]
     }),
     // Parts as columns of the result, on either side and of a batch; and as terms, of a matrix that is repeated.
-    (
-        "contract-of-widened-and-f32",
-        &["bf16 B T 40", "f32 40 3", "f32 B T 40", "f32 40 2", "bf16 40 N", "f32 B T 40"],
-        |b, a| {
-            let [x, w] = [a[0], a[4]].map(|v| b.cast(v, DType::F32));
-            let batch = b.contract("bti,bto->bio", x, a[2]);
-            let terms = b.contract("btk,kn->btn", a[5], w);
-            vec![b.contract("btk,kn->btn", x, a[1]), b.contract("kn,btk->ntb", a[3], x), batch, terms]
-        },
-    ),
+    ("contract-of-widened-and-f32", &["bf16 B T 40", "f32 40 3", "f32 B T 40", "f32 40 2", "bf16 40 N", "f32 B T 40"], |b, a| {
+        let [x, w] = [a[0], a[4]].map(|v| b.cast(v, DType::F32));
+        let batch = b.contract("bti,bto->bio", x, a[2]);
+        let terms = b.contract("btk,kn->btn", a[5], w);
+        vec![b.contract("btk,kn->btn", x, a[1]), b.contract("kn,btk->ntb", a[3], x), batch, terms]
+    }),
     ("contract-of-widened", &["bf16 B K", "bf16 K N", "f16 B 9", "f16 9 N"], |b, a| {
         let wide: Vec<Value> = a.iter().map(|v| b.cast(*v, DType::F32)).collect();
         vec![b.contract("bk,kn->bn", wide[0], wide[1]), b.contract("bk,kn->nb", wide[2], wide[3])]

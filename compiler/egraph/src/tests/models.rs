@@ -80,7 +80,8 @@ fn what_each_family_is_for_is_done_in_a_shipped_model() {
     let tiny = Shipped::small("deepseek_v3").2;
     let fp8: &str = Box::leak(format!("{tiny} fp8_block=16").into_boxed_str());
     let wide = "hidden_size=768 num_attention_heads=12 num_key_value_heads=4 head_dim=64 intermediate_size=2048 vocab_size=32768";
-    let wide_experts = "hidden_size=2048 num_attention_heads=32 num_key_value_heads=4 head_dim=128 moe_intermediate_size=768 num_experts=128";
+    let wide_experts =
+        "hidden_size=2048 num_attention_heads=32 num_key_value_heads=4 head_dim=128 moe_intermediate_size=768 num_experts=128";
     let models = [
         ("deepseek_v3", Shipped::small("deepseek_v3")),
         ("strata", Shipped::small("strata")),

@@ -3,14 +3,16 @@
 
 use super::{
     Job, Program,
+    direct::Rooms,
     execute::Turns,
     relay::{self, Ways},
     shards,
 };
 use crate::{ExecError, Peers};
-use fabric::{Channel, Direct, Fabric, FabricError, Span, Tag, direct::HEAD};
+use device::{Device, Exchange};
+use fabric::{Channel, Direct, Fabric, FabricError, Tag, direct::HEAD};
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::BTreeSet,
     time::{Duration, Instant},
 };
@@ -19,6 +21,8 @@ use std::{
 const ROWS: Channel = Channel(0x4800_0000);
 /// Rows that came from another node, from who took them in.
 const FORWARDED: Channel = Channel(0x4900_0000);
+/// Which rows are which, of those that go to another node from device to device.
+pub(super) const LISTS: Channel = Channel(0x4a00_0000);
 /// A packed message that says it is longer is damaged. # Units: bytes.
 const MAX_PACKED: u64 = 1 << 36;
 
@@ -97,15 +101,6 @@ impl Traffic {
             }
         }
     }
-    /// With what member `own` sends as it is: nothing looks which rows are equal.
-    fn with_sent(mut self, sends: &[(usize, Span)], own: usize, nodes: &[usize]) -> Traffic {
-        for (to, span) in sends {
-            let (bytes, over) = (span.bytes as u64, u64::from(nodes[*to] != nodes[own]));
-            (self.plain, self.across, self.crossed) =
-                (self.plain + bytes, self.across + bytes * over, self.crossed + bytes * over);
-        }
-        self
-    }
     fn numbers(self) -> [u64; 5] {
         [self.plain, self.once, self.across, self.across_once, self.crossed]
     }
@@ -140,6 +135,8 @@ pub(super) struct Carry<'a> {
     pub waited: &'a Cell<Duration>,
     /// All that is sent over the host is counted here, without headers. # Units: bytes.
     pub sent: &'a dyn Fn(usize),
+    /// What rows from device to device use.
+    pub rooms: &'a RefCell<Rooms>,
     /// What is sent is counted here, if that is wanted.
     pub traffic: Option<&'a Cell<Traffic>>,
 }
@@ -153,6 +150,14 @@ impl Carry<'_> {
         out[16..].copy_from_slice(&self.count.get().to_le_bytes());
         out
     }
+    /// What goes before a message over the host.
+    pub(super) fn head(&self) -> Vec<u8> {
+        if self.checked { self.header().to_vec() } else { Vec::new() }
+    }
+    /// What rows from device to device say of themselves.
+    pub(super) fn tag(&self) -> Tag {
+        Tag { channel: ROWS, head: self.header(), number: self.count.get() }
+    }
 }
 
 impl Peers for Carry<'_> {
@@ -164,7 +169,7 @@ impl Peers for Carry<'_> {
     }
     fn all_to_all(&self, parts: Vec<Vec<u8>>, row: usize, lengths: &[usize]) -> Result<Vec<Vec<u8>>, ExecError> {
         let (rank, size, since) = (self.rank(), self.size(), Instant::now());
-        let head = if self.checked { &self.header()[..] } else { &[] };
+        let head = &self.head()[..];
         // What has no rows is the same for all, so it is one.
         let unit = if row > 0 { row } else { parts[rank].len().max(1) };
         let mut crossed = 0;
@@ -230,18 +235,10 @@ impl Peers for Carry<'_> {
     fn is_direct(&self) -> bool {
         self.direct.is_some()
     }
-    unsafe fn swap(&self, sends: &[(usize, Span)], receives: &[(usize, Span)]) -> Result<(), ExecError> {
+    unsafe fn carry_rows(&self, device: &Device, x: &Exchange) -> Result<(), ExecError> {
         let Some(direct) = self.direct else { base::bug!("nothing carries rows from device to device") };
-        let since = Instant::now();
-        if let Some(traffic) = self.traffic {
-            traffic.set(traffic.get().with_sent(sends, self.rank(), &self.ways.0));
-        }
-        let tag = Tag { channel: ROWS, head: self.header(), number: self.count.get() };
         // SAFETY: the caller vouches for the memory.
-        unsafe { direct.swap(&self.members, tag, sends, receives) }?;
-        self.count.set(self.count.get() + 1);
-        self.waited.set(self.waited.get() + since.elapsed());
-        Ok(())
+        unsafe { self.carry_direct(direct, device, x) }
     }
 }
 
@@ -250,16 +247,16 @@ impl Carry<'_> {
     fn pass(&self) -> Result<(), ExecError> {
         self.turns.map_or(Ok(()), |turns| turns.pass(self.fabric.rank()))
     }
-    fn send(&self, member: usize, channel: Channel, head: &[u8], bytes: &[u8]) -> Result<(), ExecError> {
+    pub(super) fn send(&self, member: usize, channel: Channel, head: &[u8], bytes: &[u8]) -> Result<(), ExecError> {
         (self.sent)(bytes.len());
         Ok(self.fabric.send(self.members[member], channel, &[head, bytes].concat())?)
     }
-    fn mismatch(&self, from: usize, channel: Channel, what: String) -> ExecError {
+    pub(super) fn mismatch(&self, from: usize, channel: Channel, what: String) -> ExecError {
         let (rank, number) = (self.fabric.rank(), self.count.get());
         FabricError::Mismatch { rank, peer: self.members[from], channel, number, what }.into()
     }
     /// The next message of a member, after its header.
-    fn receive(&self, from: usize, channel: Channel, length: usize, head: &[u8]) -> Result<Vec<u8>, ExecError> {
+    pub(super) fn receive(&self, from: usize, channel: Channel, length: usize, head: &[u8]) -> Result<Vec<u8>, ExecError> {
         let mut bytes = vec![0; head.len() + length];
         self.fabric.receive(self.members[from], channel, &mut bytes)?;
         if bytes[..head.len()] != *head {

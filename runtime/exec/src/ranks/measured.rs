@@ -188,7 +188,11 @@ pub(super) fn measured(model: &Model, steps: u64, f: &dyn Fabric) -> Result<Meas
         own.extend([time.as_nanos() as u64, n]);
     }
     let sum = |of: &dyn Fn(&crate::Session) -> u64| model.sessions.values().map(of).sum::<u64>();
-    own.extend([sum(&|s| s.store.bytes().values().sum()), sum(&|s| s.arena_bytes()) + model.pairs.bytes(), model.shelf.made()]);
+    own.extend([
+        sum(&|s| s.store.bytes().values().sum()),
+        sum(&|s| s.arena_bytes()) + model.pairs.bytes(),
+        model.shelf.made() + model.rooms.borrow().bytes(),
+    ]);
     own.extend([model.counts.pairs.0.as_nanos() as u64, model.counts.pairs.1]);
     let sent = model.lent.sent.borrow();
     own.extend(KINDS.map(|(word, _)| sent.get(word).copied().unwrap_or(0)));

@@ -2,6 +2,7 @@
 
 use super::{
     Code, Job, Shared, Traffic,
+    direct::Rooms,
     execute::{Compute, Turns, tag},
     experts::Carry,
     measured::{Counts, Lent, Part},
@@ -23,7 +24,7 @@ use fabric::{Direct, Fabric, Span, Staged, Tag};
 use library::{Entry, Library, Port, Role};
 use schedule::{Message, Payload, Unit};
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
@@ -56,6 +57,8 @@ pub(super) struct Model<'a> {
     pub counts_traffic: bool,
     /// By rank; none if no experts are divided.
     nodes: Vec<usize>,
+    /// What rows from device to device use.
+    pub rooms: RefCell<Rooms>,
     kept: BTreeMap<Unit, Pool>,
     /// Forwards and backwards that run at once.
     pub pairs: Pairs,
@@ -195,6 +198,10 @@ impl<'a> Model<'a> {
         let (lent, sums, shelf) = (Lent::new(direct, staged), Sums::new(device.clone())?, Shelf::new(device.clone()));
         let (losses, kept) = (BTreeMap::new(), BTreeMap::new());
         let nodes = if job.members() > 1 { nodes(job.nodes.of(rank), fabric)? } else { Vec::new() };
+        if direct.is_some() && nodes.iter().any(|n| *n != nodes[0]) {
+            device.prepare_rows()?;
+        }
+        let rooms = RefCell::new(Rooms::new(&device));
         Ok(Model {
             job,
             rank,
@@ -210,6 +217,7 @@ impl<'a> Model<'a> {
             traffic: Cell::default(),
             counts_traffic: false,
             nodes,
+            rooms,
             kept,
             pairs,
             shelf,
@@ -298,6 +306,7 @@ impl<'a> Model<'a> {
             count: &self.exchanges,
             sent,
             ways: Ways(members.iter().map(|m| self.nodes.get(*m).copied().unwrap_or(0)).collect()),
+            rooms: &self.rooms,
             traffic: self.counts_traffic.then_some(&self.traffic),
             members,
         }

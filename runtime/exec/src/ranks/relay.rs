@@ -3,7 +3,7 @@
 //! Members of the same node send each other theirs as they are.
 //! # Source: DeepSeek-V3 report, 2024, section 3.2.2: a token goes once to each node, and on to its experts' ranks inside.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// The node of each member of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,10 @@ impl Ways {
     /// Whether all members share a node.
     pub fn is_one(&self) -> bool {
         self.0.windows(2).all(|w| w[0] == w[1])
+    }
+    /// Whether some share one.
+    pub fn are_shared(&self) -> bool {
+        (0..self.0.len()).any(|m| self.0[..m].contains(&self.0[m]))
     }
     pub fn together(&self, a: usize, b: usize) -> bool {
         self.0[a] == self.0[b]
@@ -31,6 +35,36 @@ impl Ways {
     pub fn relay(&self, from: usize, at: &[usize]) -> usize {
         let place = self.beside(from).iter().position(|m| *m == from).expect("a member is on its node");
         at[place % at.len()]
+    }
+}
+
+/// Rows for the members of a node of which some are equal.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Once {
+    /// Those that are sent: the first of each that are equal.
+    pub rows: Vec<u32>,
+    /// For each row which of them it is.
+    pub places: Vec<u32>,
+}
+
+impl Once {
+    /// Of rows, by a mark that equal ones have alike; none if all marks differ.
+    pub fn new(given: &[u32], mark: impl Fn(u32) -> u64) -> Option<Once> {
+        // It is only asked what it holds, so its order does not count.
+        let mut seen: HashMap<u64, u32> = HashMap::with_capacity(given.len());
+        let (mut rows, mut places) = (Vec::new(), Vec::with_capacity(given.len()));
+        for row in given {
+            places.push(*seen.entry(mark(*row)).or_insert_with(|| {
+                rows.push(*row);
+                rows.len() as u32 - 1
+            }));
+        }
+        (rows.len() < given.len()).then_some(Once { rows, places })
+    }
+    /// Each row that is not sent with the one that is sent for it.
+    pub fn pairs(&self, given: &[u32]) -> Vec<[u32; 2]> {
+        let all = given.iter().zip(&self.places).map(|(row, place)| [*row, self.rows[*place as usize]]);
+        all.filter(|[row, sent]| row != sent).collect()
     }
 }
 
@@ -91,6 +125,16 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_are_equal_are_sent_once() {
+        let mark = |row: u32| u64::from(row % 3);
+        let given = [5, 4, 2, 8, 7];
+        let once = Once::new(&given, mark).expect("some are equal");
+        assert_eq!(once, Once { rows: vec![5, 4], places: vec![0, 1, 0, 0, 1] });
+        assert_eq!(once.pairs(&given), [[2, 5], [8, 5], [7, 4]]);
+        assert_eq!((Once::new(&[3, 4, 5], mark), Once::new(&[], mark)), (None, None));
+    }
+
+    #[test]
     fn a_damaged_message_is_none_and_never_a_panic() {
         let (packed, _) = pack(&[b"aabb", b"bbaa"], 2);
         for cut in 0..packed.len() {
@@ -110,6 +154,7 @@ mod tests {
         assert_eq!((ways.is_one(), Ways(vec![3, 3]).is_one(), ways.beside(3)), (false, true, vec![2, 3]));
         assert_eq!(ways.elsewhere(1), [vec![2, 3], vec![4]]);
         assert_eq!(ways.elsewhere(4), [vec![0, 1], vec![2, 3]]);
+        assert_eq!([ways.are_shared(), Ways(vec![0, 1, 2]).are_shared()], [true, false]);
         let relay = |from: usize| ways.elsewhere(from).iter().map(|at| ways.relay(from, at)).collect::<Vec<_>>();
         assert_eq!([0, 1, 3, 4].map(relay), [[2, 4], [3, 4], [4, 1], [0, 2]]);
     }

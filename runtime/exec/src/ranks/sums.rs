@@ -1,13 +1,10 @@
 //! Tensors that several ranks have alike, summed element by element in order of the ranks, where they lie: each part goes to who adds it up, and from there to
 //! who wants it. So the bits are the same whatever carries the parts, and on a host as on a GPU.
 
-use crate::{
-    ExecError,
-    store::{Slot, allocate},
-    tensor,
-};
+use super::room::Room;
+use crate::{ExecError, store::Slot, tensor};
 use base::DType;
-use device::{Device, Memory, cuda};
+use device::{Device, cuda};
 use fabric::{Direct, Span, Tag};
 use std::sync::Arc;
 
@@ -21,9 +18,7 @@ pub(super) struct Sums {
     device: Arc<Device>,
     kernels: Option<cuda::Sums>,
     /// Parts, one after the other.
-    parts: Memory,
-    /// What was too small for them, kept to the end: to free memory waits for messages under way.
-    outgrown: Vec<Memory>,
+    parts: Room,
 }
 
 /// Some ranks that have the same tensors.
@@ -86,16 +81,8 @@ impl Sums {
     /// # Errors
     /// E0442.
     pub fn new(device: Arc<Device>) -> Result<Sums, ExecError> {
-        let (kernels, parts) = (device.sums()?, Memory::new(0).expect("nothing"));
-        Ok(Sums { device, kernels, parts, outgrown: Vec::new() })
-    }
-    /// Memory for so many bytes of parts; what was in it is lost.
-    fn room(&mut self, bytes: usize) -> Result<Span, ExecError> {
-        if self.parts.len() < bytes {
-            let more = allocate(Some(&self.device), bytes.max(2 * self.parts.len()), "parts of sums", false)?;
-            self.outgrown.push(std::mem::replace(&mut self.parts, more));
-        }
-        Ok(Span { at: self.parts.as_ptr(), bytes })
+        let (kernels, parts) = (device.sums()?, Room::new(device.clone(), "parts of sums"));
+        Ok(Sums { device, kernels, parts })
     }
     /// Starts the sum of tensors that lie one after the other, in order.
     ///
@@ -146,7 +133,7 @@ impl Sums {
                 sends.push((*owner, s));
             }
         }
-        let parts = self.room(at)?.at;
+        let parts = self.parts.take(at)?.at;
         for (_, s, at) in &sums {
             let part = |m: usize| Span { at: parts.wrapping_add(at + m * s.bytes), bytes: s.bytes };
             receives.extend(among.others().map(|m| (m, part(m))));
@@ -169,7 +156,7 @@ impl Sums {
     /// As [`Sums::reduce`].
     pub fn reduce_stages(&mut self, among: &Among, owners: &[usize], slots: &mut [(usize, &mut Slot)]) -> Result<(), ExecError> {
         let (dtype, bytes) = slots.first().map_or((DType::F32, 0), |(_, s)| (s.dtype, s.memory.len()));
-        let parts = self.room(bytes * owners.len())?.at;
+        let parts = self.parts.take(bytes * owners.len())?.at;
         let (mut sends, mut receives) = (Vec::new(), Vec::new());
         for (stage, owner) in owners.iter().enumerate() {
             let part = Span { at: parts.wrapping_add(stage * bytes), bytes };
@@ -216,7 +203,7 @@ fn sum(dtype: DType, parts: &[Vec<u8>]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::{HostTensor, ranks::execute::tag};
-    use device::{Code, Host, KernelFn};
+    use device::{Code, Host, KernelFn, Memory};
     use fabric::{Channel, Fabric, Staged, Timeouts, threads};
 
     struct Nothing;
