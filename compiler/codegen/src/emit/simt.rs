@@ -456,7 +456,7 @@ impl Emitter<'_> {
         if rows.team == Team::Thread {
             let zero = self.w.int(0, "i64");
             let few = i64::from(self.simt().plan.warp);
-            let known = (rows.count.known(), few, None);
+            let known = (rows.count.known(), [few, 4 * few], None);
             return self.alone(|e| e.turns(rows.var, [&zero, &count], [&first, &step], known, &rows.body));
         }
         let size = if let Team::Lanes(n) = rows.team { n } else { self.simt().plan.threads };
@@ -803,7 +803,8 @@ impl Emitter<'_> {
             Team::Thread => None,
         };
         let few = lanes.unwrap_or(i64::from(self.simt().plan.warp));
-        self.alone(|e| e.turns(var, [&lo, &hi], [&rank, &step], (turns, few, lanes), body));
+        // Two groups a thread only where no thread is left without one.
+        self.alone(|e| e.turns(var, [&lo, &hi], [&rank, &step], (turns, [few, 2 * size], lanes), body));
         self.gather(partial);
     }
     /// Both loops as one: a thread has the greatest of what it saw and a sum that is of differences from that. `false` if elements are not taken at once.
@@ -916,7 +917,7 @@ impl Emitter<'_> {
         var: VarId,
         [lo, hi]: [&str; 2],
         [rank, step]: [&str; 2],
-        (known, threads, lanes): (Option<i64>, i64, Option<i64>),
+        (known, [threads, groups_of_twice], lanes): (Option<i64>, [i64; 2], Option<i64>),
         body: &[Stmt],
     ) {
         let units = Units::new(self.k, var, body);
@@ -947,7 +948,7 @@ impl Emitter<'_> {
         let count = self.w.bin("maxsi", &count, &zero, "i64");
         let groups = self.w.bin("divui", &count, &width, "i64");
         let groups = if units.reduces { groups } else { self.w.select(&aligned, &groups, &zero, "i64") };
-        if units.twice && !units.reduces && known.is_none_or(|n| n >= 4 * units.turns as i64 * threads) && lanes.is_none() {
+        if units.twice && !units.reduces && known.is_none_or(|n| n >= units.turns as i64 * groups_of_twice) && lanes.is_none() {
             let taken = self.twice(var, [lo, rank, step, &groups], &units, body);
             let first = self.w.bin("addi", lo, &taken, "i64");
             let first = self.w.bin("addi", &first, rank, "i64");

@@ -228,7 +228,7 @@ fn dense(dtype: DType, [m, n, k]: [i64; 3], aligned: bool) -> Kernel {
 
 #[test]
 fn large_products_run_on_warp_groups() {
-    let (text, launch) = ptx(&dense(DType::BF16, [256, 512, 1024], true));
+    let (text, launch) = ptx(&dense(DType::BF16, [8192, 4096, 1024], true));
     check(
         &text,
         "check: mbarrier.init
@@ -245,10 +245,10 @@ fn large_products_run_on_warp_groups() {
     assert_eq!((launch.threads, launch.maps.len(), launch.workspace), (384, 2, 0));
     let [a, b] = &launch.maps[..] else { panic!("two maps") };
     assert_eq!(((a.buffer, a.rows, a.cols), (b.buffer, b.rows, b.cols)), ((0, 128, 64), (1, 256, 64)));
-    assert_eq!(a.axes, [(Extent::Const(256), Extent::Const(1024)), (Extent::Const(1024), Extent::Const(1))]);
+    assert_eq!(a.axes, [(Extent::Const(8192), Extent::Const(1024)), (Extent::Const(1024), Extent::Const(1))]);
 
     // What begins anywhere is loaded by threads, and multiplied from shared memory.
-    let (text, launch) = ptx(&dense(DType::BF16, [256, 512, 1024], false));
+    let (text, launch) = ptx(&dense(DType::BF16, [8192, 4096, 1024], false));
     check(&text, "check: ld.global\ncheck: mma.sync.aligned.m16n8k16\nnot: wgmma");
     assert!(launch.maps.is_empty());
     let (text, _) = ptx(&dense(DType::F32, [64, 64, 64], true));

@@ -79,6 +79,9 @@ pub struct Tiling {
     pub down: i64,
 }
 
+/// What a piece of 64 terms takes with tiles of so many rows and columns, in percent of the widest: products of 4096 rows, columns and terms (`docs/performance.md`).
+const PIECE_COSTS: [((i64, i64), i64); 3] = [((128, 256), 100), ((128, 192), 83), ((128, 128), 66)];
+
 /// Rows that are few, and the columns of their tiles at most.
 const FEW_ROWS: i64 = 64;
 const FEW_COLUMNS: i64 = 128;
@@ -118,6 +121,28 @@ impl Tiling {
 }
 
 impl Tiling {
+    /// The one of a product alone: where rows and columns are known and wide tiles leave processors idle, narrower ones if they are done sooner.
+    fn choose_alone(dtype: DType, m: &Dim, n: &Dim, copies: bool) -> Tiling {
+        let chosen = Tiling::choose(dtype, m, n, copies);
+        let (Some(rows), Some(cols)) = (m.known(), n.known()) else { return chosen };
+        let cost = |t: &Tiling| PIECE_COSTS.iter().find(|((m, n), _)| (t.m, t.n) == (*m, *n)).map(|(_, cost)| *cost);
+        if !copies || chosen.k != 64 || cost(&chosen).is_none() {
+            return chosen;
+        }
+        // What a processor does: tiles one after the other, or a part of one.
+        let work = |t: &Tiling| {
+            let tiles = t.tiles(rows, cols);
+            Some(cost(t)? * ((tiles + PROCESSORS - 1) / PROCESSORS) * MAX_PARTS / (PROCESSORS / tiles.max(1)).clamp(1, MAX_PARTS))
+        };
+        let narrower = Tiling::LEGAL.into_iter().filter(|t| t.k == chosen.k && t.n <= chosen.n);
+        let best = narrower.filter_map(|t| Some((work(&t)?, t))).min_by_key(|(work, _)| *work);
+        // More tiles read more of the operands.
+        best.filter(|(least, _)| least * 10 <= work(&chosen).unwrap_or(0) * 9).map_or(chosen, |(_, t)| t)
+    }
+    /// How many there are of a result.
+    fn tiles(&self, rows: i64, cols: i64) -> i64 {
+        (rows + self.m - 1) / self.m * ((cols + self.n - 1) / self.n)
+    }
     /// The same of whole periods of columns, if there is one.
     pub fn of_periods(dtype: DType, m: &Dim, n: &Dim, copies: bool, period: i64) -> Option<Tiling> {
         let chosen = Tiling::choose(dtype, m, n, copies);
@@ -266,11 +291,11 @@ impl Product {
     pub fn parts_of(dtype: DType, [m, n, k]: &[Dim; 3]) -> i64 {
         let (Some(rows), Some(cols)) = (m.known(), n.known()) else { return 1 };
         let (t, blocks) = match dtype {
-            DType::BF16 | DType::F16 => (Tiling::choose(dtype, m, n, true), PROCESSORS),
+            DType::BF16 | DType::F16 => (Tiling::choose_alone(dtype, m, n, true), PROCESSORS),
             DType::F32 => (Tiling::choose(dtype, m, n, false), PROCESSORS * NEIGHBOURS),
             _ => return 1,
         };
-        let tiles = (rows + t.m - 1) / t.m * ((cols + t.n - 1) / t.n);
+        let tiles = t.tiles(rows, cols);
         let most = k.known().map_or(MAX_PARTS, |k| k / (t.k * PIECES_OF_PART));
         (blocks / tiles.max(1)).min(most).clamp(1, MAX_PARTS)
     }
@@ -315,6 +340,7 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
     let copies = a.copies(p.dtype) && bb.copies(p.dtype);
     let choose = || match epilogue.units {
         Some(u) => Tiling::of_periods(p.dtype, m, n, copies, u.period).expect("whole periods have a tiling"),
+        None if epilogue.map.is_none() => Tiling::choose_alone(p.dtype, m, n, copies),
         None => Tiling::choose(p.dtype, m, n, copies).beside(epilogue.matrices),
     };
     let t = tiling.unwrap_or_else(choose);
