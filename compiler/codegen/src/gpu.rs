@@ -99,28 +99,10 @@ pub fn emit_ptx(kernels: &[Kernel], options: &GpuOptions) -> Result<Ptx, Codegen
         // What every part declares is said once.
         let common = |line: &str| [".version", ".target", ".address_size", ".extern"].iter().any(|p| line.starts_with(p));
         let said = |line: &&str| !common(line) || declared.insert(line.to_string());
-        let text: Vec<&str> = text.lines().filter(said).collect();
-        wait_first(&text).for_each(|line| out.text.extend([line, "\n"]));
+        text.lines().filter(said).for_each(|line| out.text.extend([line, "\n"]));
         out.kernels.extend(kernels);
     }
     Ok(out)
-}
-
-/// What a kernel does before all else: it lets what is launched after it be placed on processors as soon as all its own blocks are, and waits until what was
-/// launched before it is over and can be read. No access to memory may come before that, which no pass of the compiler knows: so it is put into the text.
-const WAIT_FIRST: [&str; 2] = ["\tgriddepcontrol.launch_dependents;", "\tgriddepcontrol.wait;"];
-
-/// The lines of PTX, with [`WAIT_FIRST`] before the first instruction of each kernel.
-fn wait_first<'a>(lines: &'a [&'a str]) -> impl Iterator<Item = &'a str> {
-    let (mut entry, mut body) = (false, false);
-    lines.iter().flat_map(move |line| {
-        entry |= line.contains(".entry ");
-        // Declarations begin with a point.
-        let first = body && !line.trim_start().starts_with(['.', '/']) && !line.trim().is_empty();
-        body = if first { false } else { body || entry && *line == "{" };
-        entry &= !body && !first;
-        WAIT_FIRST.into_iter().take(if first { 2 } else { 0 }).chain([*line])
-    })
 }
 
 fn module(kernels: &[Kernel]) -> Result<(String, Vec<GpuKernel>), CodegenError> {

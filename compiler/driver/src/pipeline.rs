@@ -255,7 +255,6 @@ fn gpu_launch(k: &codegen::GpuKernel) -> library::GpuLaunch {
         dynamic_shared_bytes: k.dynamic_shared,
         workspace_bytes: k.workspace,
         maps: k.maps.iter().map(map).collect(),
-        waits: true,
     }
 }
 

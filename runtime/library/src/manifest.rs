@@ -117,9 +117,6 @@ pub struct GpuLaunch {
     pub workspace_bytes: usize,
     /// The tensor maps that follow the other parameters.
     pub maps: Vec<TensorMap>,
-    /// Whether the code itself waits until what was launched before it is over, so that it may be started before that.
-    #[serde(default)]
-    pub waits: bool,
 }
 
 impl GpuLaunch {

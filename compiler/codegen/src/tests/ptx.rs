@@ -185,24 +185,6 @@ fn every_function_of_f32_has_code_and_what_f64_lacks_is_told() {
     assert!(error.is_err_and(|e| e.0 == "kernel map: exp of f64 has no code for GPUs"));
 }
 
-/// Nothing is read before what was launched earlier is over: the wait is the first instruction of each kernel, also of several in a module.
-#[test]
-fn every_kernel_waits_first() {
-    let mut kernels = vec![row_sums(64), row_sums(5000), dense(DType::BF16, [512, 512, 512], true), dense(DType::F32, [9, 5, 7], false)];
-    for (i, k) in kernels.iter_mut().enumerate() {
-        k.name = format!("k{i}");
-    }
-    let text = emit_ptx(&kernels, &GpuOptions::default()).expect("PTX").text;
-    let bodies: Vec<&str> = text.split(".entry ").skip(1).map(|e| e.split_once("\n{\n").expect("a body").1).collect();
-    assert_eq!(bodies.len(), kernels.len());
-    for body in bodies {
-        let instruction = |l: &&str| !l.trim().is_empty() && !l.trim_start().starts_with(['.', '/']);
-        let first: Vec<&str> = body.lines().filter(instruction).take(2).map(str::trim).collect();
-        assert_eq!(first, ["griddepcontrol.launch_dependents;", "griddepcontrol.wait;"]);
-        assert_eq!(body.matches("griddepcontrol").count(), 2);
-    }
-}
-
 #[test]
 fn the_same_kernels_give_the_same_text() {
     let kernels = [row_sums(64), map_kernel("map", MapFn::Sin, DType::F32, DType::F32)];

@@ -187,7 +187,7 @@ impl Program {
                 }
             } else {
                 // SAFETY: as above.
-                unsafe { self.put(placed.step, compute, false) }?;
+                unsafe { self.put(placed.step, compute) }?;
             }
             if let Some(start) = start {
                 marks.push([start, lanes.mark(last)?]);

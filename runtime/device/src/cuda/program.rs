@@ -1,7 +1,7 @@
 //! Steps packed for the driver: arguments and tensor maps once, then a call a step, or one call for all of them as a graph.
 //!
 //! The first run waits after every step, so that a kernel that fails is named. The second is recorded as a graph, which that run and all later
-//! ones launch. There a kernel that waits by itself for what was launched before it is placed on processors while that still runs.
+//! ones launch.
 
 use super::{Loaded, context::Context, module::value};
 use crate::{DeviceError, Exchange, Launch, Step, What};
@@ -153,7 +153,7 @@ impl Program {
         self.context.call(|| Ok(())).map_err(|e| Context::error("a step", e))?;
         // SAFETY: the caller vouches for the memory; the context is current.
         (0..self.steps.len())
-            .try_for_each(|i| unsafe { self.put(i, self.context.stream, true) }.map_err(|e| Context::error(&self.name(i), e)))
+            .try_for_each(|i| unsafe { self.put(i, self.context.stream) }.map_err(|e| Context::error(&self.name(i), e)))
     }
 
     /// Starts one step.
@@ -165,37 +165,23 @@ impl Program {
     /// As `run`.
     pub unsafe fn start(&self, i: usize) -> Result<(), DeviceError> {
         // SAFETY: the caller vouches for the memory.
-        self.context.call(|| unsafe { self.put(i, self.context.stream, false) }).map_err(|e| Context::error(&self.name(i), e))
+        self.context.call(|| unsafe { self.put(i, self.context.stream) }).map_err(|e| Context::error(&self.name(i), e))
     }
 
-    /// As `start`, on a stream, with the context current. With `early`, a kernel that waits by itself may be placed before what is before it on the stream is
-    /// over.
+    /// As `start`, on a stream, with the context current.
     ///
     /// # Safety
     /// As `run`.
-    pub(super) unsafe fn put(&self, i: usize, stream: sys::CUstream, early: bool) -> Result<(), DriverError> {
+    pub(super) unsafe fn put(&self, i: usize, stream: sys::CUstream) -> Result<(), DriverError> {
         match &self.steps[i] {
             Ready::Launch { function, blocks, arguments } => {
                 let f = &self.loaded.functions[*function];
-                let value = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
-                let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-                let mut attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
-                let config = sys::CUlaunchConfig {
-                    gridDimX: *blocks,
-                    gridDimY: 1,
-                    gridDimZ: 1,
-                    blockDimX: f.launch.threads,
-                    blockDimY: 1,
-                    blockDimZ: 1,
-                    sharedMemBytes: f.launch.dynamic_shared_bytes as u32,
-                    hStream: stream,
-                    attrs: &mut attribute,
-                    numAttrs: u32::from(early && f.launch.waits),
-                };
+                let (threads, shared) = (f.launch.threads, f.launch.dynamic_shared_bytes as u32);
+                let none = std::ptr::null_mut();
                 // The driver does not write to the list.
                 let pointers = arguments.pointers.as_ptr().cast_mut();
-                // SAFETY: the pointers are to what docs/ir/ptx.md lists for a kernel; the driver reads it, and the attribute, before it returns.
-                unsafe { sys::cuLaunchKernelEx(&config, f.handle, pointers, std::ptr::null_mut()) }.result()
+                // SAFETY: the pointers are to what docs/ir/ptx.md lists for a kernel; the driver reads it before it returns.
+                unsafe { sys::cuLaunchKernel(f.handle, *blocks, 1, 1, threads, 1, 1, shared, stream, pointers, none) }.result()
             }
             // SAFETY: the caller vouches for the memory.
             Ready::Copy { from, to, bytes } => unsafe { result::memcpy_dtod_async(*to, *from, *bytes, stream) },

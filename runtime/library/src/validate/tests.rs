@@ -166,7 +166,6 @@ fn gpu(change: impl FnOnce(&mut Manifest, &mut GpuLaunch)) -> String {
         dynamic_shared_bytes: 200 << 10,
         workspace_bytes: 128,
         maps: vec![map],
-        waits: true,
     };
     let bf16 = |m: &mut Manifest| {
         let e = &mut m.entries[0];
