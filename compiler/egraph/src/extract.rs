@@ -18,22 +18,27 @@ use std::collections::{BTreeMap, BTreeSet};
 /// How an op meets memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// Renames elements of its first operand.
-    View,
+    /// Renames elements of its first operand. Whether they lie row after row if those do.
+    View { in_rows: bool },
     /// Computed where it is read, element by element; has to be stored for an op that reads memory.
     OnTheFly,
-    /// Reads operands from memory, where they have to be.
-    Memory,
-    /// Takes operands as they come; its result is in memory, or it is a constant.
-    Sink,
+    /// Reads operands from memory, where they have to be: with gaps between elements or in any order, or row after row, so that a view which is not is copied
+    /// for it.
+    Memory { strided: bool },
+    /// Takes operands as they come; its result is in memory, or it is a constant. Whether what copies a view of it computes it instead.
+    Sink { moved: bool },
 }
 
-fn place(op: &Op) -> Place {
+fn place(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Place {
+    let is_one = |axis: usize| operands[0].shape[axis].is(1);
     match op {
-        Op::Broadcast { .. } | Op::Transpose(_) | Op::Reshape(_) | Op::Slice { .. } | Op::StopGradient => Place::View,
+        Op::Broadcast { .. } => Place::View { in_rows: operands[0].elems() == results[0].elems() },
+        Op::Transpose(axes) => Place::View { in_rows: axes.iter().filter(|a| !is_one(**a)).is_sorted() },
+        Op::Slice { axis, .. } => Place::View { in_rows: operands[0].shape == results[0].shape || (0..*axis).all(is_one) },
+        Op::Reshape(_) | Op::StopGradient => Place::View { in_rows: true },
         Op::Map(_) | Op::Cast(_) | Op::Pad { .. } | Op::Gather { .. } => Place::OnTheFly,
-        Op::Contract(_)
-        | Op::ScatterAdd { .. }
+        Op::Contract(_) | Op::Repeat(_) | Op::Fused(_) => Place::Memory { strided: true },
+        Op::ScatterAdd { .. }
         | Op::TopK(_)
         | Op::Cumsum { .. }
         | Op::Attend(_)
@@ -42,12 +47,9 @@ fn place(op: &Op) -> Place {
         | Op::GroupedContract { .. }
         | Op::GroupedOuter
         | Op::Exchange { .. }
-        | Op::Quantize(_)
-        | Op::Repeat(_)
-        | Op::Fused(_) => Place::Memory,
-        Op::Arg(_) | Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::Reduce(..) | Op::Concat(_) | Op::Dequantize(_) => {
-            Place::Sink
-        }
+        | Op::Quantize(_) => Place::Memory { strided: false },
+        Op::Const(..) | Op::Extent(..) | Op::Iota(_) | Op::Concat(_) => Place::Sink { moved: true },
+        Op::Arg(_) | Op::Reduce(..) | Op::Dequantize(_) => Place::Sink { moved: false },
     }
 }
 
@@ -70,24 +72,31 @@ fn store_cost(ty: &TensorType, cost: Cost) -> f64 {
 }
 
 /// The cost of a program: of all nodes that its outputs need, and of storing what is computed on the fly and read from memory, or mapped
-/// and given.
+/// and given, and of copying views for what reads rows.
 pub fn program_cost(func: &Func, cost: Cost) -> f64 {
     let mut needed = vec![false; func.nodes.len()];
     let mut stored = vec![false; func.nodes.len()];
     let mut sum = 0.0;
-    // What a value in memory costs, if it is a view of what is computed on the fly or is computed so itself.
-    let mut store = |v: Value| {
-        let mut from = v;
-        while place(&func.def(from).op) == Place::View {
+    let place = |node: &Node| {
+        let operands: Vec<&TensorType> = node.inputs.iter().map(|v| func.ty(*v)).collect();
+        place(&node.op, &operands, &node.types)
+    };
+    // What a value in memory costs, if it is a view of what is computed on the fly or is computed so itself, or if its elements have to be moved.
+    let mut store = |v: Value, user: User| {
+        let (mut from, mut in_place) = (v, true);
+        while let Place::View { in_rows } = place(func.def(from)) {
+            in_place &= user.sees(in_rows);
             from = func.def(from).inputs[0];
         }
-        let on_the_fly = place(&func.def(from).op) == Place::OnTheFly;
-        let new = on_the_fly && !std::mem::replace(&mut stored[from.node.0 as usize], true);
-        if new { store_cost(func.ty(from), cost) } else { 0.0 }
+        let Some(at) = to_store(v, from, in_place, place(func.def(from))) else { return 0.0 };
+        let new = !std::mem::replace(&mut stored[at.node.0 as usize], true);
+        if new { store_cost(func.ty(at), cost) } else { 0.0 }
     };
     for o in &func.outputs {
         needed[o.value.node.0 as usize] = true;
-        sum += if is_map(&func.def(o.value).op) { store(o.value) } else { 0.0 };
+        let node = func.def(o.value);
+        let counts = is_map(&node.op) || matches!(place(node), Place::View { .. });
+        sum += if counts { store(o.value, User::Output) } else { 0.0 };
     }
     for id in func.nodes.ids().rev() {
         if !needed[id.0 as usize] {
@@ -96,14 +105,42 @@ pub fn program_cost(func: &Func, cost: Cost) -> f64 {
         let node = &func.nodes[id];
         for v in &node.inputs {
             needed[v.node.0 as usize] = true;
-            if place(&node.op) == Place::Memory {
-                sum += store(*v);
+            if let Place::Memory { strided } = place(node) {
+                sum += store(*v, User::Reader { strided });
             }
         }
         let operands: Vec<&TensorType> = node.inputs.iter().map(|v| func.ty(*v)).collect();
         sum += op_cost(&node.op, &operands, &node.types, cost);
     }
     sum
+}
+
+/// Who wants a value in memory.
+#[derive(Clone, Copy)]
+enum User {
+    /// An op, of any order and gaps or of rows alone.
+    Reader { strided: bool },
+    /// Whoever the program gives it to, in a place of its own.
+    Output,
+}
+
+impl User {
+    /// Whether a view is seen where the value below it is.
+    fn sees(self, in_rows: bool) -> bool {
+        match self {
+            User::Reader { strided } => strided || in_rows,
+            User::Output => false,
+        }
+    }
+}
+
+/// What a kernel has to store for a reader of memory to find a view of `from`, if any does: the view, where it is not in place, or what is computed on the fly.
+fn to_store<T>(view: T, from: T, in_place: bool, place: Place) -> Option<T> {
+    match place {
+        Place::OnTheFly if in_place => Some(from),
+        Place::Sink { moved: true } => None,
+        _ => (!in_place).then_some(view),
+    }
 }
 
 /// An e-node of a class.
@@ -113,6 +150,15 @@ struct Candidate<'a> {
     cost: f64,
     place: Place,
     is_map: bool,
+}
+
+impl Candidate<'_> {
+    fn is_view(&self) -> bool {
+        matches!(self.place, Place::View { .. })
+    }
+    fn reads_memory(&self) -> bool {
+        matches!(self.place, Place::Memory { .. })
+    }
 }
 
 /// Everything that can be chosen: for each class its e-nodes, costs worked out.
@@ -142,18 +188,19 @@ impl<'a> Space<'a> {
         let candidate = |id: Id, node: &'a ENode| {
             let children = node.children.iter().map(|c| at[&egraph.find(*c)]).collect();
             let Some(op) = egraph.analysis.op(node.head) else {
-                return Candidate { node, children, cost: 0.0, place: Place::View, is_map: false };
+                return Candidate { node, children, cost: 0.0, place: Place::View { in_rows: true }, is_map: false };
             };
             let operands: Vec<&TensorType> = node.children.iter().map(|c| &egraph[*c].data.types[0]).collect();
-            let cost = op_cost(&op, &operands, &egraph[id].data.types, cost);
-            Candidate { node, children, cost, place: place(&op), is_map: is_map(&op) }
+            let results = &egraph[id].data.types;
+            let (cost, place) = (op_cost(&op, &operands, results, cost), place(&op, &operands, results));
+            Candidate { node, children, cost, place, is_map: is_map(&op) }
         };
         let options: Vec<Vec<Candidate>> =
             ids.iter().map(|id| sorted(egraph, *id).into_iter().map(|n| candidate(*id, n)).collect()).collect();
         let store = ids.iter().map(|id| store_cost(&egraph[*id].data.types[0], cost)).collect();
         let mut viewers = vec![Vec::new(); ids.len()];
         for (class, candidates) in options.iter().enumerate() {
-            for (i, c) in candidates.iter().enumerate().filter(|(_, c)| c.place == Place::View) {
+            for (i, c) in candidates.iter().enumerate().filter(|(_, c)| c.is_view()) {
                 viewers[c.children[0]].push((class, i as u32));
             }
         }
@@ -231,7 +278,7 @@ impl<'a> Space<'a> {
                             bits &= bits - 1;
                         }
                     }
-                    if candidate.place == Place::Memory {
+                    if candidate.reads_memory() {
                         for c in &candidate.children {
                             total +=
                                 chosen[*c].as_ref().map_or(0.0, |(n, ..)| self.stored_below(*c, &self.options[*c][*n as usize]));
@@ -323,24 +370,26 @@ impl<'a> Space<'a> {
         let Some(order) = self.order(choice, outputs) else { return f64::INFINITY };
         let chosen = |class: usize| self.chosen(choice, class).expect("all that is needed is chosen");
         let mut stored = vec![false; self.ids.len()];
-        let mut store = |class: usize| {
-            let mut from = class;
-            while chosen(from).place == Place::View {
+        let mut store = |class: usize, user: User| {
+            let (mut from, mut in_place) = (class, true);
+            while let Place::View { in_rows } = chosen(from).place {
+                in_place &= user.sees(in_rows);
                 from = chosen(from).children[0];
             }
-            let new = chosen(from).place == Place::OnTheFly && !std::mem::replace(&mut stored[from], true);
-            if new { self.store[from] } else { 0.0 }
+            let Some(at) = to_store(class, from, in_place, chosen(from).place) else { return 0.0 };
+            let new = !std::mem::replace(&mut stored[at], true);
+            if new { self.store[at] } else { 0.0 }
         };
         let mut sum = 0.0;
         for class in order {
             let candidate = chosen(class);
             sum += candidate.cost;
-            if candidate.place == Place::Memory {
-                sum += candidate.children.iter().map(|c| store(*c)).sum::<f64>();
+            if let Place::Memory { strided } = candidate.place {
+                sum += candidate.children.iter().map(|c| store(*c, User::Reader { strided })).sum::<f64>();
             }
         }
-        let given = outputs.iter().filter(|c| chosen(**c).is_map);
-        sum + given.map(|c| store(*c)).sum::<f64>()
+        let given = outputs.iter().filter(|c| chosen(**c).is_map || chosen(**c).is_view());
+        sum + given.map(|c| store(*c, User::Output)).sum::<f64>()
     }
 
     /// Local search; the choice and its cost.
@@ -413,7 +462,7 @@ impl<'a> Space<'a> {
 
     /// All choices that lead to one class through views alone: what can read it. None for a class that is not computed in memory.
     fn readers(&self, class: usize) -> Vec<(usize, u32)> {
-        if self.options[class].iter().all(|c| c.place != Place::Memory) {
+        if self.options[class].iter().all(|c| !c.reads_memory()) {
             return Vec::new();
         }
         let mut reached = vec![class];
@@ -534,7 +583,7 @@ impl Space<'_> {
                 };
                 let rule = rules.get(candidate.node).copied();
                 // One view in place of another says nothing; a view of what a rule makes may.
-                let is_other_view = candidate.place == Place::View && (chosen.place == Place::View || rule.is_none());
+                let is_other_view = candidate.is_view() && (chosen.is_view() || rule.is_none());
                 if other == *choice || is_other_view || cost.is_infinite() {
                     continue;
                 }

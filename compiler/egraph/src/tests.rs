@@ -514,3 +514,32 @@ fn what_made_an_op_and_what_else_there_was() {
         r.alternatives
     );
 }
+
+/// Attention reads rows: of a slice between columns, or of one that is given, there is a copy; of the first rows there is none, nor for a product.
+#[test]
+fn a_view_costs_its_copy_where_one_is_made() {
+    let of = |body: &str| {
+        let head = "dims T\nmodel m(q: [1, T, 2, 8], k: [1, T, 2, 8], x: [1, T, 4, 8], w: [8, 3])";
+        let module = source::compile(&format!("{head} {body}"), "");
+        let f = &module.funcs[0];
+        let kept: BTreeSet<&str> = f.nodes.values().map(|n| n.op.name()).collect();
+        assert!(kept.contains("slice"), "{kept:?}");
+        program_cost(f, &tile::cost::op_cost)
+            - f.nodes
+                .values()
+                .map(|n| {
+                    let x: Vec<&TensorType> = n.inputs.iter().map(|v| f.ty(*v)).collect();
+                    if matches!(n.op, Op::Arg(_)) { 0.0 } else { tile::cost::op_cost(&n.op, &x, &n.types) }
+                })
+                .sum::<f64>()
+    };
+    let ty = |t: &str| TensorType {
+        dtype: DType::F32,
+        shape: t.split(' ').map(|d| d.parse::<i64>().map_or(Dim::sym(d), Dim::from)).collect(),
+    };
+    let copy = |t: &str| tile::cost::op_cost(&Op::Concat(0), &[&ty(t)], &[ty(t)]);
+    assert_eq!(of("-> [1, T, 2, 8] { attend(q, k, x[:, :, 1:3, :], causal(), scale: 1.0) }"), copy("1 T 2 8"));
+    assert_eq!(of("-> [1, 3, 2, 8] { attend(q[:, 0:3, :, :], k, k, causal(), scale: 1.0) }"), 0.0);
+    assert_eq!(of("-> [1, T, 2, 3] { x[:, :, 1:3, :] @ w }"), 0.0);
+    assert_eq!(of("-> [1, T, 2, 8] { x[:, :, 1:3, :] }"), copy("1 T 2 8"));
+}

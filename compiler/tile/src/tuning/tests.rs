@@ -99,7 +99,9 @@ const ON_GPUS: &[(Class, DType, &[i64], Figure)] = {
         (Product, BF16, &[1, 4096, 4096, 7168], Tflops(803.0)),
         (Product, BF16, &[1, 4096, 7168, 2048], Tflops(754.0)),
         (Product, BF16, &[1, 8192, 8192, 8192], Tflops(806.0)),
-        // One H200: groups, rows, columns, summed terms of y = x·wᵀ and dx = dy·w.
+        // One H200, values of a llama of 119 M parameters (docs/optimiser.md): the product alone, where `lode tune` had that of keys with its rotation.
+        (Product, BF16, &[1, 16384, 256, 768], Us(15.6)),
+        // Groups, rows, columns, summed terms of y = x·wᵀ and dx = dy·w.
         (GroupedProduct, BF16, &[128, 131_072, 1536, 2048], Tflops(610.0)),
         (GroupedProduct, BF16, &[128, 131_072, 2048, 1536], Tflops(600.0)),
         (GroupedProduct, BF16, &[128, 131_072, 2048, 768], Tflops(562.0)),
