@@ -122,11 +122,14 @@ fn tile_programs_compute_random_programs() {
     t.settle(0.8);
 }
 
-#[test]
-fn the_host_computes_random_programs() {
+/// Programs that are compiled at once.
+const BATCH: usize = 50;
+
+/// The batches whose numbers are chosen, compiled so.
+fn host(options: &codegen::Options, chosen: impl Fn(usize) -> bool) {
     let mut t = Tally::default();
-    let seeds: Vec<u64> = seeds(500).collect();
-    for batch in seeds.chunks(50) {
+    let seeds: Vec<u64> = seeds(2000).collect();
+    for (_, batch) in seeds.chunks(BATCH).enumerate().filter(|(i, _)| chosen(*i)) {
         let mut cases: Vec<Case> = batch.iter().map(|s| case(*s)).collect();
         let gradients: Vec<Case> = cases
             .iter()
@@ -134,11 +137,23 @@ fn the_host_computes_random_programs() {
             .filter_map(|c| Some(Case { module: compare::with_gradient(&c.module).ok()?, ..c.clone() }))
             .collect();
         cases.extend(gradients);
-        for (case, answer) in cases.iter().zip(compare::host(&cases)) {
-            t.count("host", case, answer, &|c| compare::host(std::slice::from_ref(c)).remove(0));
+        for (case, answer) in cases.iter().zip(compare::host(&cases, options)) {
+            t.count("host", case, answer, &|c| compare::host(std::slice::from_ref(c), options).remove(0));
         }
     }
     t.settle(0.8);
+}
+
+/// Every fourth batch as a library is compiled.
+#[test]
+fn the_host_computes_random_programs() {
+    host(&codegen::Options::default(), |i| i % 4 == 0);
+}
+
+/// All others without LLVM's passes and choice of instructions, which take four fifths of the time.
+#[test]
+fn the_host_computes_random_programs_as_they_are_emitted() {
+    host(&codegen::Options { opt_level: 0, ..codegen::Options::default() }, |i| i % 4 != 0);
 }
 
 /// The exit code of `lode reduce` of a module, and what it wrote.

@@ -20,6 +20,7 @@ use graph::{
     random::{self, Random},
 };
 use hir::Program;
+use library::Library;
 use std::{
     collections::BTreeSet,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -306,18 +307,20 @@ pub fn tiles(case: &Case) -> Answer {
     })
 }
 
-/// Whether code for this machine gives what the graph does. All cases are compiled at once, which takes a fraction of the time; if that
-/// fails, one by one.
+/// Whether code for this machine, made as the options say, gives what the graph does. All cases are compiled at once, which takes a fraction of the time; if
+/// that fails, one by one.
 ///
 /// # Errors
 /// What came of each.
-pub fn host(cases: &[Case]) -> Vec<Answer> {
+pub fn host(cases: &[Case], options: &codegen::Options) -> Vec<Answer> {
     let ready: Vec<Answer> = cases.iter().map(|c| guarded(|| lowered(&c.module, tile::Options::default()).map(|_| ()))).collect();
     let able: Vec<&Case> = cases.iter().zip(&ready).filter(|(_, r)| r.is_ok()).map(|(c, _)| c).collect();
-    let together = guarded(|| compiled(&able));
+    let together = guarded(|| compiled(&able, options));
     let mut answers = match together {
         Ok(answers) => answers,
-        Err(_) if able.len() > 1 => able.iter().map(|c| guarded(|| compiled(&[c])).and_then(|mut a| a.remove(0))).collect(),
+        Err(_) if able.len() > 1 => {
+            able.iter().map(|c| guarded(|| compiled(&[c], options)).and_then(|mut a| a.remove(0))).collect()
+        }
         Err(e) => able.iter().map(|_| Err(e.clone())).collect(),
     }
     .into_iter();
@@ -325,7 +328,7 @@ pub fn host(cases: &[Case]) -> Vec<Answer> {
 }
 
 /// Compiles the cases as entries of one library and runs each.
-fn compiled(cases: &[&Case]) -> Answer<Vec<Answer>> {
+fn compiled(cases: &[&Case], options: &codegen::Options) -> Answer<Vec<Answer>> {
     let (mut module, mut dims) = (Module { name: "compare".into(), ..Module::default() }, BTreeSet::new());
     for (i, case) in cases.iter().enumerate() {
         dims.extend(case.dims.keys().map(|n| n.to_string()));
@@ -346,8 +349,9 @@ fn compiled(cases: &[&Case]) -> Answer<Vec<Answer>> {
         pipeline: Default::default(),
         outline: String::new(),
     };
-    let library = pipeline::library(&program, &module, &lowered, &Sources::default(), &pipeline::Options::default())
-        .map_err(|e| Verdict::Differs(format!("{e:?}")))?;
+    let manifest = pipeline::manifest(&program, &module, &lowered, &Sources::default());
+    let code = codegen::emit_objects_for(&lowered.kernels, options).map_err(|e| Verdict::Differs(e.to_string()))?;
+    let library = Library::new(manifest, code).map_err(|e| Verdict::Differs(e.to_string()))?;
     let mut session = common::session(library, Some(2)).map_err(|_| Verdict::Differs("the library does not link".into()))?;
     session.poison = true;
     let run = |(i, case): (usize, &&Case)| {

@@ -110,7 +110,7 @@ fn ask(way: Way, case: &Case) -> Result<(), Verdict> {
         Way::Optimize => compare::optimized(case),
         Way::Grad => compare::gradient(case),
         Way::Tile => compare::tiles(case),
-        Way::Host => compare::host(std::slice::from_ref(case)).remove(0),
+        Way::Host => compare::host(std::slice::from_ref(case), &codegen::Options::default()).remove(0),
     }
 }
 
