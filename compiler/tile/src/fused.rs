@@ -29,6 +29,10 @@ use sums::{has_many_parts, keeps_last};
 const BLOCK_ELEMS: i64 = 16_384;
 /// Elements of a piece of a row that may be of any length, for many processors: two for each lane.
 const PIECE: i64 = 64;
+/// Rows that are too few for a block each, elements of one from which on it is cut into pieces then, and of such a piece.
+const FEW_ROWS: i64 = 256;
+const LONG_ROW: i64 = 8192;
+const LONG_PIECE: i64 = 1024;
 /// Pieces of the innermost loop, at most.
 const MAX_PIECES: usize = 8;
 
@@ -487,12 +491,14 @@ impl Fuser<'_> {
         let rows = groups.iter().fold(Dim::from(1), |n, g| n * product(g.clone()));
         let mut idx = vec![Expr::int(0); ty.rank()];
         let flat = inner.as_ref().filter(|_| groups.is_empty()).cloned();
-        // Rows of any length may be few and long: blocks have pieces of them.
+        // Rows of any length may be few and long: blocks have pieces of them. So do rows that are known to be.
+        let few = rows.known().is_some_and(|n| n <= FEW_ROWS);
         let long = |g: &std::ops::Range<usize>| {
-            let whole = self.scene.grouping.many && self.heads.is_empty() && product(g.clone()).known().is_none();
-            whole && !self.reduces_rows(v)
+            let whole = self.scene.grouping.many && self.heads.is_empty();
+            whole && product(g.clone()).known().is_none_or(|n| few && n >= LONG_ROW) && !self.reduces_rows(v)
         };
-        let cut = inner.clone().filter(|g| flat.is_none() && long(g)).map(|g| product(g).ceil_div(&Dim::from(PIECE)));
+        let piece_elems = if inner.clone().is_some_and(|g| product(g).known().is_some()) { LONG_PIECE } else { PIECE };
+        let cut = inner.clone().filter(|g| flat.is_none() && long(g)).map(|g| product(g).ceil_div(&Dim::from(piece_elems)));
         let (count, per_block) = match (&flat, &inner) {
             (Some(g), _) => (product(g.clone()), BLOCK_ELEMS),
             (None, Some(_)) if let Some(pieces) = &cut => (rows.clone() * pieces.clone(), 1),
@@ -516,7 +522,7 @@ impl Fuser<'_> {
         let mut piece = None;
         if let Some(pieces) = &cut {
             let pieces = self.kernel.dim(pieces);
-            piece = Some(self.bind(Expr::rem(rest.clone(), pieces.clone()) * Expr::int(PIECE)));
+            piece = Some(self.bind(Expr::rem(rest.clone(), pieces.clone()) * Expr::int(piece_elems)));
             rest = self.bind(Expr::floor_div(rest, pieces));
         }
         for (k, g) in groups.iter().enumerate().rev() {
@@ -537,7 +543,7 @@ impl Fuser<'_> {
                 let extent = self.kernel.dim(&len);
                 let (first, end) = match &piece {
                     Some(first) => {
-                        let end = Expr::minimum(first.clone() + Expr::int(PIECE), extent);
+                        let end = Expr::minimum(first.clone() + Expr::int(piece_elems), extent);
                         (first.clone(), self.bind(end))
                     }
                     None => (Expr::int(0), extent),

@@ -72,6 +72,8 @@ struct Many<'a> {
     stride: i64,
     /// Whether heads are summed between the lanes of a warp.
     warp: bool,
+    /// Whether P is F already: a query has one head.
+    single: bool,
     lists: Option<Lists>,
     /// What P has of each row alone, and where that is for all rows.
     of_rows: Vec<(OfRow, Mem)>,
@@ -177,15 +179,16 @@ impl<'a> Many<'a> {
         let emit = Emit::new(s, f, Some(queries.dtype));
         let (sum, heads) = (s.fold.how() == Some(ReduceFn::Sum), emit.heads);
         let warp = sum && HEADS_OF_WARP.contains(&heads) && emit.width % (8 * heads.min(8)) == 0;
+        let single = s.fold.how().is_some() && heads == 1;
         // Rows that are summed from shared memory lie so that what a group of lanes stores is in different banks.
         let stride = emit.width + if warp || s.fold == Fold::No { 0 } else { BANK_ELEMS };
-        let mapped = match warp {
+        let mapped = match warp || single {
             true => emit.mem.scores,
             false => f.kernel.scratch("mapped", emit.dtype, (TILE * stride) as usize),
         };
         let lists = lists.then(|| Lists::new(&emit, f));
         let of_rows = of_rows(s).into_iter().map(|x| (x, f.kernel.scratch("row", DType::F32, TILE as usize))).collect();
-        Some(Many { emit, queries, keys, mapped, stride, warp, lists, of_rows })
+        Some(Many { emit, queries, keys, mapped, stride, warp, single, lists, of_rows })
     }
 
     fn lists(&self) -> &Lists {
@@ -249,7 +252,7 @@ impl<'a> Many<'a> {
         let (e, s) = (&self.emit, self.emit.s);
         let zero = Expr::Const(Scalar::new(0.0), e.dtype);
         f.by_hand(|b| {
-            if !self.warp {
+            if !self.warp && !self.single {
                 b.fill(self.mapped, Expr::int(TILE * self.stride), zero);
             }
             if e.carried > 0 {
@@ -265,7 +268,7 @@ impl<'a> Many<'a> {
         self.product(f, at, &chunk.key);
         let last = f.bind(rows.clone() - Expr::int(1));
         let side = f.bind(Expr::rem(c, Expr::int(2)));
-        self.map(f, at, &chunk, &last);
+        self.map(f, at, &chunk, &last, &side);
         let key = self.fold(f, at, &chunk, &last, &side);
         if let Fold::No = s.fold {
             f.tiles = vec![e.tile(s.mapped, &s.spec.out, self.mapped, at, &key, e.heads)];
@@ -329,11 +332,16 @@ impl<'a> Many<'a> {
         [e, row, i]
     }
     /// P = map(S). Rows past the last are computed as the last is; nothing looks at them.
-    fn map(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr) {
+    fn map(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr, side: &Expr) {
         // Without keys there is nothing to look at.
         let any = Expr::lt(chunk.from.clone(), chunk.to.clone());
+        let without_keys = |f: &mut Fuser| {
+            if self.single {
+                self.nothing(f, chunk, side);
+            }
+        };
         let Some(mask) = self.emit.s.mask() else {
-            return f.branch(any, |f| self.map_keys(f, at, chunk, last), |_| {});
+            return f.branch(any, |f| self.map_keys(f, at, chunk, last, side), without_keys);
         };
         // Most chunks lie before all rows: there the mask lets everything through.
         let key = f.bind(chunk.key.clone() + chunk.to.clone() - Expr::int(1));
@@ -349,19 +357,30 @@ impl<'a> Many<'a> {
         let all = f.bind(Expr::and(Expr::le(a, b), any.clone()));
         let without = |f: &mut Fuser| {
             f.given = Some((mask.value, true));
-            self.map_keys(f, at, chunk, last);
+            self.map_keys(f, at, chunk, last, side);
             f.given = None;
         };
-        let with = |f: &mut Fuser| f.branch(any, |f| self.map_keys(f, at, chunk, last), |_| {});
+        let with = |f: &mut Fuser| f.branch(any, |f| self.map_keys(f, at, chunk, last, side), without_keys);
         f.branch(all, without, with);
     }
+    /// F of a chunk that has no keys.
+    fn nothing(&self, f: &mut Fuser, chunk: &Chunk, side: &Expr) {
+        let e = &self.emit;
+        let mut loops = Vec::new();
+        let [_, q, i] = self.pairs(f, e.queries, e.width, &mut loops);
+        let nothing = f.new_var(e.dtype, f.scopes.len() - 1);
+        f.here(Stmt::Var(nothing, e.nothing()));
+        self.store_sum(f, chunk, nothing, [&q, &i, side]);
+        f.close_loops(loops);
+    }
     /// The same of keys that there are.
-    fn map_keys(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr) {
+    fn map_keys(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr, side: &Expr) {
         let (e, s) = (&self.emit, self.emit.s);
         let mut loops = Vec::new();
         let [element, row, i] = self.pairs(f, TILE, e.width, &mut loops);
         let (query, heads) = self.query_and_heads(f, &row, last);
-        let to = if self.warp { element.clone() } else { row * Expr::int(self.stride) + i.clone() };
+        let to = if self.warp { element.clone() } else { row.clone() * Expr::int(self.stride) + i.clone() };
+        let place = [row, i.clone()];
         // What lies along the keys is only read where there are some.
         let i = if e.reads_by_key() {
             Expr::maximum(chunk.from.clone(), Expr::minimum(i, chunk.to.clone() - Expr::int(1)))
@@ -380,15 +399,24 @@ impl<'a> Many<'a> {
         }
         let value = f.eval(s.mapped, &idx);
         let value = if f.kernel.expr_dtype(&value) == e.dtype { value } else { value.cast(e.dtype) };
-        let weight = if self.warp { e.weight(f, at, &query, &heads) } else { None };
+        let weight = if self.warp || self.single { e.weight(f, at, &query, &heads) } else { None };
         let value = weight.map_or(value.clone(), |w| value * w);
-        f.here(Stmt::Store { mem: self.mapped, index: to, value });
+        if self.single {
+            let sum = f.new_var(e.dtype, f.scopes.len() - 1);
+            f.here(Stmt::Var(sum, value));
+            self.store_sum(f, chunk, sum, [&place[0], &place[1], side]);
+        } else {
+            f.here(Stmt::Store { mem: self.mapped, index: to, value });
+        }
         f.close_loops(loops);
     }
     /// F, and the first key that it has.
     fn fold(&self, f: &mut Fuser, at: &[Expr], chunk: &Chunk, last: &Expr, side: &Expr) -> Expr {
         let (e, s) = (&self.emit, self.emit.s);
         let Some(how) = s.fold.how() else { return chunk.key.clone() };
+        if self.single {
+            return e.folded(f, at, &chunk.key, e.sums_at(side));
+        }
         let mut loops = Vec::new();
         if self.warp {
             let [_, q, i] = self.pairs(f, e.queries, e.width, &mut loops);
