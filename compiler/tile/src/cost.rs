@@ -129,6 +129,10 @@ impl<'t> Model<'t> {
                     let job = valued(&work(&node.op, &operands, &node.types), sizes);
                     job.flops() / t.product_rate(job.dtype)
                 }
+                // A choice takes what it does alone, but for starting it.
+                Op::TopK(_) if has_kernel && t.target == library::SM_90A => {
+                    (self.time(&valued(&work(&node.op, &operands, &node.types), sizes)) - t.launch_ns).max(0.0)
+                }
                 Op::Reduce(..) | Op::TopK(_) if has_kernel => value(&operands[0].elems(), sizes) / t.map_ops_per_ns,
                 op => {
                     let copied = !has_kernel && is_inline(op) && !is_layout(op);

@@ -169,7 +169,7 @@ pub fn has_kernel(region: &graph::op::Fused, products: bool) -> bool {
         Form::Product => products && Products::of(region).is_some(),
         // No kernel, but a loop of steps.
         Form::Stream => Stream::of(region, CHUNK).is_some(),
-        Form::Rows => !products && Rows::of(region).is_some(),
+        Form::Rows => Rows::of(region).is_some_and(|r| !products || r.is_for_many()),
         Form::Attend => products && Attends::of(region).is_some(),
     }
 }
@@ -609,7 +609,7 @@ impl Lowerer<'_> {
         let views = operands.iter().chain(results.iter().map(|(view, _)| view)).map(|v| v.at.clone()).collect();
         let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
         let work = cost::work(&node.op, &types, &node.types);
-        let step = self.launch(fuse_rows(rows, &operands), views, node.origin, work);
+        let step = self.launch(fuse_rows(rows, &operands, self.options.products), views, node.origin, work);
         b.steps.push(step);
         for (i, (view, add_to)) in results.into_iter().enumerate() {
             self.finish(b, value(i), view, add_to);

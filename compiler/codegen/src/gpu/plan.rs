@@ -116,6 +116,8 @@ pub(crate) struct Plan {
 const MAX_HELD: i64 = 96;
 /// Elements of a map that a thread takes.
 const ELEMS_PER_THREAD: i64 = 8;
+/// Turns of a vector loop that a thread of a warp takes, at most, where that has a row with scratch.
+const MOST_OF_WARP: i64 = 16;
 /// A row with more in its vector loops than this is for a whole block.
 const LARGE_ROW: i64 = 4096;
 /// So many threads leave most of a large device idle.
@@ -162,6 +164,8 @@ impl Plan {
             Some(Team::Thread) => most,
             Some(Team::Lanes(_)) => least,
             Some(Team::Block) if let Some(n) = rows.as_ref().and_then(|r| threads_of_row(k, &r.body, limits)) => n,
+            // What a row keeps is little: a warp waits for nobody, and there is room for many.
+            Some(Team::Block) if widest <= MOST_OF_WARP * i64::from(limits.warp) && !has_products(&rows) => limits.warp,
             Some(Team::Block) | None => (widest.clamp(1, i64::from(most)) as u32).next_power_of_two().clamp(least, most),
         };
         let own = rows.as_ref().filter(|r| r.team == Team::Thread).map(|r| Access::of(&r.body).written);
@@ -279,6 +283,14 @@ fn whole_range(k: &Kernel) -> Option<(Expr, Vec<VarId>)> {
     let rest = before.iter().filter(|s| !matches!(s, Stmt::Let(v, _) if bounds(*v)));
     let used = rest.chain(body).any(|s| stmt_uses(s, &bounds)) || expr_uses(count, &bounds);
     (!used).then_some((count.clone(), dropped))
+}
+
+/// Whether rows have products or copies of rectangles.
+fn has_products(rows: &Option<Rows>) -> bool {
+    fn has(body: &[Stmt]) -> bool {
+        body.iter().any(|s| matches!(s, Stmt::Dot(_) | Stmt::Copy(_)) || s.lists().into_iter().any(has))
+    }
+    rows.as_ref().is_some_and(|r| has(&r.body))
 }
 
 /// The threads of a block that reads a row once.

@@ -8,13 +8,15 @@
 //! ```
 //!
 //! Scratch: such a value's elements of one row, and beside the places of a choice what was found there. Work: that of the ops.
-//! # Source: docs/adr/0010-regions-of-rows.md.
+//!
+//! On a device of many processors a team takes a row: elements are spread over its threads, and a choice has no list, as in `gpu_topk`.
+//! # Source: docs/adr/0010-regions-of-rows.md, 0017-rows-by-a-warp.md.
 
 use super::{constant, neutral};
 use crate::{
     group::is_layout,
-    ir::{Expr, Kernel, Mem, compute_dtype},
-    kernels::{build::Build, host_topk::insert},
+    ir::{Expr, Kernel, LoopKind, Mem, compute_dtype},
+    kernels::{build::Build, gpu_topk, host_topk::insert},
     view::{StridedView, first_of_slice},
 };
 use base::{DType, Dim};
@@ -27,6 +29,10 @@ const MOST_ELEMS: i64 = 1 << 12;
 const MOST_OPS: usize = 96;
 /// Rows of a block. As the host's choice has.
 const BLOCK: i64 = 16;
+/// Elements that a choice is made among, at most, where a warp makes it: 16 of a thread.
+const MOST_CHOICES: i64 = 512;
+/// Terms of a sum that a thread takes alone, at most, where there are several sums.
+const FEW_TERMS: i64 = 64;
 
 /// A region of the form `rows` that can be computed so.
 #[derive(Clone, Debug)]
@@ -113,6 +119,15 @@ impl<'a> Rows<'a> {
         let given = |v: Value| by_row[v.node.0 as usize];
         func.outputs.iter().all(|o| given(o.value)).then_some(Rows { func, rows, by_row, kept })
     }
+    /// Whether a device of many processors has the kernel: a warp chooses among few, by the order of floats.
+    pub fn is_for_many(&self) -> bool {
+        let chooses = |n: &&graph::Node| matches!(n.op, Op::TopK(_));
+        self.func.nodes.values().filter(chooses).all(|n| {
+            let of = n.inputs[0];
+            let few = self.rest(of).iter().product::<i64>() <= MOST_CHOICES;
+            few && gpu_topk::is_ordered(self.func.ty(of).dtype)
+        })
+    }
     /// Extents of a value but for its rows.
     fn rest(&self, v: Value) -> Vec<i64> {
         let shape = &self.func.ty(v).shape[usize::from(self.by_row[v.node.0 as usize])..];
@@ -120,8 +135,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// The kernel: operands, then results, which are contiguous.
-pub fn rows(r: &Rows, operands: &[StridedView]) -> Kernel {
+/// The kernel, for a device of many processors or for few: operands, then results, which are contiguous.
+pub fn rows(r: &Rows, operands: &[StridedView], many: bool) -> Kernel {
     let mut b = Build::new("rows");
     let func = r.func;
     let args = func.args.iter().zip(operands).enumerate();
@@ -144,12 +159,13 @@ pub fn rows(r: &Rows, operands: &[StridedView]) -> Kernel {
         let best = if let Op::TopK(_) = node.op { compute_dtype(func.ty(node.inputs[0]).dtype) } else { dtype };
         let of_value = b.scratch(&format!("v{}", id.0), dtype, elems);
         // Beside places, what is there.
-        let beside = if let Op::TopK(_) = node.op { b.scratch(&format!("b{}", id.0), best, elems) } else { of_value };
+        let listed = matches!(node.op, Op::TopK(_)) && !many;
+        let beside = if listed { b.scratch(&format!("b{}", id.0), best, elems) } else { of_value };
         scratch.insert(v, [of_value, beside]);
     }
     let count = b.dim(&r.rows);
     b.each_row(count, BLOCK, |b, row| {
-        let mut w = Walk { r, operands, inputs: &inputs, scratch: &scratch, row, done: vec![false; func.nodes.len()] };
+        let mut w = Walk { r, operands, many, inputs: &inputs, scratch: &scratch, row, done: vec![false; func.nodes.len()] };
         for id in func.nodes.ids().filter(|id| r.kept[id.0 as usize]) {
             w.keep(b, id);
         }
@@ -192,6 +208,8 @@ fn flatten(at: &[Expr], shape: &[i64]) -> Expr {
 struct Walk<'a> {
     r: &'a Rows<'a>,
     operands: &'a [StridedView],
+    /// Whether a team takes the row.
+    many: bool,
     inputs: &'a [Mem],
     scratch: &'a BTreeMap<Value, [Mem; 2]>,
     row: Expr,
@@ -210,6 +228,16 @@ impl Walk<'_> {
                 let operand = node.inputs[0];
                 let n = *self.r.rest(operand).last().expect("a row to choose from");
                 let outer = &shape[..shape.len() - 1];
+                if self.many {
+                    b.range(Expr::int(outer.iter().product()), |b, o| {
+                        let at = unflatten(b, &o, outer);
+                        let base = b.bind(o * Expr::int(*k));
+                        let load = |b: &mut Build, i: Expr| self.read(b, operand, &[at.clone(), vec![i]].concat());
+                        gpu_topk::choose(b, &Expr::int(n), *k, load, |b, j, index| b.store(mem, base + j, index));
+                    });
+                    self.done[id.0 as usize] = true;
+                    return;
+                }
                 b.range(Expr::int(outer.iter().product()), |b, o| {
                     let at = unflatten(b, &o, outer);
                     let base = b.bind(o * Expr::int(*k));
@@ -233,14 +261,23 @@ impl Walk<'_> {
                 let extents: Vec<i64> = summed.iter().map(|a| all[*a]).collect();
                 let (dtype, kept) = (node.types[0].dtype, (0..all.len()).filter(|a| !summed.contains(a)).collect::<Vec<_>>());
                 let sum = compute_dtype(dtype.accumulator());
-                b.range(Expr::int(shape.iter().product()), |b, e| {
+                let (sums, terms): (i64, i64) = (shape.iter().product(), extents.iter().product());
+                // Several short sums are spread over a team's threads, others their terms.
+                let (spread, inside) = if self.many && sums > 1 && terms <= FEW_TERMS {
+                    (LoopKind::Vector, LoopKind::Serial)
+                } else {
+                    (LoopKind::Serial, LoopKind::Vector)
+                };
+                b.for_(Expr::int(0), Expr::int(sums), spread, |b, e| {
                     let outer = unflatten(b, &e, &shape);
-                    let total = b.reduce(*f, neutral(*f, sum), Expr::int(extents.iter().product()), |b, t| {
+                    let total = b.var(sum, neutral(*f, sum));
+                    b.for_(Expr::int(0), Expr::int(terms), inside, |b, t| {
                         let inner = unflatten(b, &t, &extents);
                         let mut at = vec![Expr::int(0); all.len()];
                         kept.iter().zip(&outer).chain(summed.iter().zip(&inner)).for_each(|(a, i)| at[*a] = i.clone());
                         let term = self.read(b, operand, &at);
-                        if b.kernel.expr_dtype(&term) == sum { term } else { term.cast(sum) }
+                        let term = if b.kernel.expr_dtype(&term) == sum { term } else { term.cast(sum) };
+                        b.accumulate(total, *f, term);
                     });
                     let total = Expr::Var(total);
                     b.store(mem, e, if dtype == sum { total } else { total.cast(dtype) });

@@ -29,40 +29,49 @@ pub fn gpu_topk(p: &TopK) -> Kernel {
     let (rows, n) = (b.dim(&p.rows), b.dim(&p.n));
     b.each_row(rows, ROWS, |b, row| {
         let start = b.bind(row.clone() * n.clone());
-        let all = b.bind(n.clone().cast(DType::I32));
-        let none = b.bind(Build::f(DType::F32, f64::NEG_INFINITY).order());
-        // The place before: its value in the order of all, and its index.
-        let before = b.var(DType::I32, Build::f(DType::F32, f64::NAN).order());
-        let last = b.var(DType::I32, Build::f(DType::I32, -1.0));
-        b.range(Expr::int(p.k), |b, j| {
-            let [above, behind] = [before, last].map(|v| b.now(v));
-            let element = |b: &mut Build, i: Expr| {
-                let v = b.bind(Expr::load(x, start.clone() + i.clone()).order());
-                let i = b.bind(i.cast(DType::I32));
-                let same = Expr::and(eq(v.clone(), above.clone()), Expr::lt(behind.clone(), i.clone()));
-                let follows = Expr::map2(MapFn::Or, Expr::lt(v.clone(), above.clone()), same);
-                [v, i, follows]
-            };
-            let (best, found) = (b.var(DType::I32, none.clone()), b.var(DType::I32, all.clone()));
-            b.each(n.clone(), |b, i| {
-                let [v, _, follows] = element(b, i);
-                b.accumulate(best, ReduceFn::Max, Expr::select(follows, v, none.clone()));
-            });
-            let best = b.now(best);
-            b.each(n.clone(), |b, i| {
-                let [v, i, follows] = element(b, i);
-                let fits = Expr::and(eq(v, best.clone()), follows);
-                b.accumulate(found, ReduceFn::Min, Expr::select(fits, i, all.clone()));
-            });
-            let found = b.now(found);
-            b.store(
-                indices,
-                row * Expr::int(p.k) + j,
-                Expr::select(Expr::lt(none, best.clone()), found.clone(), Build::f(DType::I32, -1.0)),
-            );
-            b.assign(before, best);
-            b.assign(last, found);
-        });
+        let first = b.bind(row * Expr::int(p.k));
+        choose(b, &n, p.k, |_, i| Expr::load(x, start.clone() + i), |b, j, index| b.store(indices, first + j, index));
     });
     b.finish()
+}
+
+/// The places of the `k` greatest of n numbers of a team, each given to `store` with its index or -1.
+pub fn choose(
+    b: &mut Build,
+    n: &Expr,
+    k: i64,
+    load: impl Fn(&mut Build, Expr) -> Expr,
+    store: impl FnOnce(&mut Build, Expr, Expr),
+) {
+    let all = b.bind(n.clone().cast(DType::I32));
+    let none = b.bind(Build::f(DType::F32, f64::NEG_INFINITY).order());
+    // The place before: its value in the order of all, and its index.
+    let before = b.var(DType::I32, Build::f(DType::F32, f64::NAN).order());
+    let last = b.var(DType::I32, Build::f(DType::I32, -1.0));
+    b.range(Expr::int(k), |b, j| {
+        let [above, behind] = [before, last].map(|v| b.now(v));
+        let element = |b: &mut Build, i: Expr| {
+            let v = load(b, i.clone()).order();
+            let v = b.bind(v);
+            let i = b.bind(i.cast(DType::I32));
+            let same = Expr::and(eq(v.clone(), above.clone()), Expr::lt(behind.clone(), i.clone()));
+            let follows = Expr::map2(MapFn::Or, Expr::lt(v.clone(), above.clone()), same);
+            [v, i, follows]
+        };
+        let (best, found) = (b.var(DType::I32, none.clone()), b.var(DType::I32, all.clone()));
+        b.each(n.clone(), |b, i| {
+            let [v, _, follows] = element(b, i);
+            b.accumulate(best, ReduceFn::Max, Expr::select(follows, v, none.clone()));
+        });
+        let best = b.now(best);
+        b.each(n.clone(), |b, i| {
+            let [v, i, follows] = element(b, i);
+            let fits = Expr::and(eq(v, best.clone()), follows);
+            b.accumulate(found, ReduceFn::Min, Expr::select(fits, i, all.clone()));
+        });
+        let found = b.now(found);
+        store(b, j, Expr::select(Expr::lt(none, best.clone()), found.clone(), Build::f(DType::I32, -1.0)));
+        b.assign(before, best);
+        b.assign(last, found);
+    });
 }

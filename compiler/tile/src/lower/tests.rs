@@ -924,7 +924,11 @@ fn a_router_is_one_kernel() {
             let nodes: Vec<Value> =
                 (a.len()..b.func.nodes.len()).map(|i| Value { node: graph::NodeId(i as u32), index: 0 }).collect();
             let inside: Vec<Value> = nodes.into_iter().filter(|v| *v != x).collect();
-            outlined_as(Form::Rows, b, &inside, &[chosen, w, part, kept])
+            let given = outlined_as(Form::Rows, b, &inside, &[chosen, w, part, kept]);
+            let Op::Fused(region) = &b.func.def(given[0]).op else { panic!("a region") };
+            // A team's, too.
+            assert!(lower::has_kernel(region, true), "{dtype}");
+            given
         });
         let of: Vec<&str> = l.kernels.iter().map(|k| k.name.as_str()).filter(|n| !n.contains("map")).collect();
         assert_eq!(of, ["host_rows_0"], "{dtype} {turned}");
@@ -1068,6 +1072,25 @@ fn gated_gradients_of_attention_need_none_of_its_results() {
     assert_eq!(of, want);
     let rows = lowered.kernels.iter().filter(|k| k.name.contains("grad_rows"));
     assert!(rows.map(names).all(|names| names == ["lse", "d_lse", "l", "delta"]));
+}
+
+/// A warp chooses among few numbers, in the order of floats.
+#[test]
+fn a_choice_among_many_is_no_warps() {
+    for (scores, few) in [("f32[N, 512]", true), ("f32[N, 513]", false), ("f64[N, 6]", false)] {
+        let mut f = Func::new("f");
+        let x = f.arg("x", Role::Input, ty(scores));
+        let mut b = Builder::new(&mut f);
+        let y = b.map(MapFn::Neg, &[x]);
+        let best = b.op(Op::TopK(3), &[y]);
+        let w = b.op(Op::Gather { batch: 1 }, &[y, best]);
+        let given = outlined_as(Form::Rows, &mut b, &[y, best, w], &[best, w]);
+        ["best", "w"].iter().zip(&given).for_each(|(name, v)| f.output(name, Role::Result, *v));
+        graph::passes::prune_dead(&mut f);
+        let Op::Fused(region) = &f.def(f.outputs[0].value).op else { panic!("a region") };
+        assert_eq!([false, true].map(|gpu| lower::has_kernel(region, gpu)), [true, few], "{scores}");
+        compare(f, &[("N", 3)]);
+    }
 }
 
 #[test]
