@@ -22,7 +22,10 @@ use base::DType;
 use convert::memory_type;
 use graph::op::MapFn;
 use reduce::Partial;
-use std::{collections::BTreeSet, fmt::Write};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+};
 use text::{Helper, Writer};
 use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId, ir::compute_dtype};
 
@@ -81,6 +84,8 @@ struct Emitter<'k> {
     coarse: Vec<bool>,
     /// The threads that run what is emitted, unless it is for the host.
     simt: Option<simt::Simt>,
+    /// The place in the sources of the op that a variable is a value of, by its number.
+    marks: BTreeMap<VarId, usize>,
 }
 
 /// The loops and the variables that are made of them.
@@ -180,6 +185,7 @@ impl<'k> Emitter<'k> {
             partial: Vec::new(),
             coarse: vec![false; n],
             simt: None,
+            marks: BTreeMap::new(),
         }
     }
     fn kernel(&mut self) -> String {
@@ -236,6 +242,11 @@ impl<'k> Emitter<'k> {
     }
 
     fn stmt(&mut self, s: &Stmt, kind: LoopKind) {
+        if let Stmt::Let(v, _) = s
+            && let Some(mark) = self.marks.get(v)
+        {
+            self.w.mark(*mark);
+        }
         if self.simt.as_ref().is_some_and(simt::Simt::is_team) {
             return self.team_stmt(s);
         }

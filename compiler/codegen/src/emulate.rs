@@ -5,7 +5,10 @@
 use crate::{
     CodegenError, Jit, Options,
     emit::{Machine, block_module},
-    gpu::plan::{Limits, Plan, prepare},
+    gpu::{
+        lines::Places,
+        plan::{Limits, Plan, prepare},
+    },
     llvm, mlir,
 };
 use std::sync::{Condvar, Mutex};
@@ -131,7 +134,7 @@ impl Emulated {
     pub fn load(kernels: &[Kernel]) -> Result<Emulated, CodegenError> {
         let prepared: Vec<(Kernel, Plan)> = kernels.iter().map(|k| prepare(k, LIMITS)).collect();
         let planned: Vec<(&Kernel, Plan)> = prepared.iter().map(|(k, p)| (k, p.clone())).collect();
-        let (text, sums) = block_module(&planned, Machine::Emulated);
+        let (text, sums) = block_module(&planned, &Places::default(), Machine::Emulated);
         let object = mlir::with_llvm(&text, |module| {
             llvm::optimise(module, &Options::default())?;
             llvm::object(module, &Options::default())

@@ -8,6 +8,7 @@
 
 pub(crate) mod access;
 pub(crate) mod hopper;
+pub(crate) mod lines;
 pub(crate) mod plan;
 pub(crate) mod rows;
 pub(crate) mod unit;
@@ -21,8 +22,10 @@ use access::each_expr;
 use base::{DType, Dim};
 use graph::op::MapFn;
 pub use hopper::{Extent, TensorMap};
+use lines::Places;
+pub use lines::{Lines, Place};
 use plan::{Limits, Plan};
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt::Write};
 use tile::{Expr, Kernel};
 
 /// For which GPU.
@@ -79,7 +82,7 @@ const LIMITS: Limits = Limits { warp: 32, threads: (128, 256), most: 1024, share
 /// # Errors
 /// As [`emit_ptx`], for what the kernels hold.
 pub fn emit_gpu_mlir(kernels: &[Kernel]) -> Result<String, CodegenError> {
-    Ok(module(kernels)?.0)
+    Ok(module(kernels, &Places::default())?.0)
 }
 
 /// The PTX of kernels that verify: the same kernels give the same bytes.
@@ -87,29 +90,44 @@ pub fn emit_gpu_mlir(kernels: &[Kernel]) -> Result<String, CodegenError> {
 /// # Errors
 /// If a kernel takes a function of f64 that only a C library has, or MLIR or LLVM refuses what we emit.
 pub fn emit_ptx(kernels: &[Kernel], options: &GpuOptions) -> Result<Ptx, CodegenError> {
+    emit_ptx_with_lines(kernels, &vec![Lines::default(); kernels.len()], options)
+}
+
+/// The same PTX, whose instructions tell where in the sources what they compute stands.
+///
+/// # Errors
+/// As [`emit_ptx`].
+pub fn emit_ptx_with_lines(kernels: &[Kernel], lines: &[Lines], options: &GpuOptions) -> Result<Ptx, CodegenError> {
     // Which kernel is in which part depends on its place alone, so that the text does not depend on the number of cores.
-    let parts: Vec<&[Kernel]> = kernels.chunks(kernels.len().div_ceil(PARTS).max(1)).collect();
-    let emit = |part: &&[Kernel]| {
-        let (text, kernels) = module(part)?;
-        Ok((mlir::with_llvm(&text, |module| llvm::ptx(module, options))?, kernels))
+    let each = kernels.len().div_ceil(PARTS).max(1);
+    let parts: Vec<_> = kernels.chunks(each).zip(lines.chunks(each)).collect();
+    let emit = |(part, lines): &(&[Kernel], &[Lines])| {
+        let places = Places::new(lines);
+        let (marked, kernels) = module(part, &places)?;
+        Ok((mlir::with_llvm(&marked, |module| llvm::ptx(module, options))?, kernels, marked, places))
     };
     let mut out = Ptx { text: String::new(), kernels: Vec::new() };
+    let mut files = Vec::new();
     let mut declared = BTreeSet::new();
-    for (text, kernels) in on_all_cores(&parts, emit)? {
+    for (text, kernels, marked, places) in on_all_cores(&parts, emit)? {
+        let text = places.write(&text, &marked, &mut files);
         // What every part declares is said once.
         let common = |line: &str| [".version", ".target", ".address_size", ".extern"].iter().any(|p| line.starts_with(p));
         let said = |line: &&str| !common(line) || declared.insert(line.to_string());
         text.lines().filter(said).for_each(|line| out.text.extend([line, "\n"]));
         out.kernels.extend(kernels);
     }
+    for (i, file) in files.iter().enumerate() {
+        let _ = writeln!(out.text, "\t.file\t{} {file:?}", i + 1);
+    }
     Ok(out)
 }
 
-fn module(kernels: &[Kernel]) -> Result<(String, Vec<GpuKernel>), CodegenError> {
+fn module(kernels: &[Kernel], places: &Places) -> Result<(String, Vec<GpuKernel>), CodegenError> {
     kernels.iter().try_for_each(check)?;
     let prepared: Vec<(Kernel, Plan)> = kernels.iter().map(|k| plan::prepare(k, LIMITS)).collect();
     let planned: Vec<(&Kernel, Plan)> = prepared.iter().map(|(k, p)| (k, p.clone())).collect();
-    let (text, reductions) = block_module(&planned, Machine::Gpu);
+    let (text, reductions) = block_module(&planned, places, Machine::Gpu);
     let launch = |((k, plan), sums): (&(&Kernel, Plan), usize)| GpuKernel {
         symbol: k.name.clone(),
         threads: plan.launched(),

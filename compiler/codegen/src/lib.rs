@@ -12,7 +12,7 @@ mod jit;
 mod llvm;
 mod mlir;
 
-pub use gpu::{GpuKernel, GpuOptions, emit_gpu_mlir, emit_ptx};
+pub use gpu::{GpuKernel, GpuOptions, emit_gpu_mlir, emit_ptx, emit_ptx_with_lines};
 pub use jit::Jit;
 pub use llvm::{host_cpu, llvm_version};
 

@@ -216,7 +216,7 @@ pub fn library(
     options: &Options,
 ) -> Result<Library, BackError> {
     let mut manifest = manifest(program, module, lowered, sources);
-    let code = emit(&mut manifest, lowered, options)?;
+    let code = emit(&mut manifest, lowered, sources, options)?;
     Library::new(manifest, code).map_err(|e| BackError::Internal(e.to_string()))
 }
 
@@ -224,14 +224,34 @@ pub fn library(
 ///
 /// # Errors
 /// E05: limits of the target.
-pub fn emit(manifest: &mut Manifest, lowered: &Lowered, options: &Options) -> Result<Vec<Vec<u8>>, BackError> {
+pub fn emit(manifest: &mut Manifest, lowered: &Lowered, sources: &Sources, options: &Options) -> Result<Vec<Vec<u8>>, BackError> {
     if !options.gpu {
         return Ok(codegen::emit_objects(&lowered.kernels)?);
     }
-    let ptx = codegen::emit_ptx(&lowered.kernels, &codegen::GpuOptions::default())?;
+    let ptx = ptx(lowered, sources)?;
     manifest.target = library::SM_90A.into();
     manifest.kernels.iter_mut().zip(&ptx.kernels).for_each(|(k, g)| k.gpu = Some(gpu_launch(g)));
     Ok(vec![ptx.text.into_bytes()])
+}
+
+/// The PTX of kernels, with lines of the sources.
+///
+/// # Errors
+/// E05: limits of the target.
+pub fn ptx(lowered: &Lowered, sources: &Sources) -> Result<codegen::gpu::Ptx, BackError> {
+    let mut places = std::collections::BTreeMap::new();
+    let mut place = |span: base::Span| {
+        let found = places.entry(span).or_insert_with(|| {
+            let (line, column) = sources.line_col(span);
+            codegen::gpu::Place { file: sources.get(span.file).name.clone(), line, column }
+        });
+        found.clone()
+    };
+    let lines = lowered.origins.iter().zip(&lowered.lines).map(|(origin, vars)| codegen::gpu::Lines {
+        kernel: origin.map(&mut place),
+        vars: vars.iter().map(|(v, span)| (*v, place(*span))).collect(),
+    });
+    Ok(codegen::emit_ptx_with_lines(&lowered.kernels, &lines.collect::<Vec<_>>(), &codegen::GpuOptions::default())?)
 }
 
 /// What it takes to launch a kernel, in the library's words.

@@ -326,7 +326,7 @@ pub fn compile(
     // One module of code for all stages.
     let shared = Module { params: Vec::new(), ..all };
     let mut common = pipeline::manifest(program, &shared, &lowered, sources);
-    let code = pipeline::emit(&mut common, &lowered, options)?;
+    let code = pipeline::emit(&mut common, &lowered, sources, options)?;
     let Manifest { kernels, target, .. } = common;
     let whole = Manifest { target, ..pipeline::manifest(program, &program.module, &tile::Lowered::default(), sources) };
     let members = i64::try_from(experts.max(1)).unwrap_or(1);

@@ -227,6 +227,7 @@ fn every_stage_prints_and_graph_and_tile_read_back() {
     }
     let (code, out, _) = run(&["build", &m, "--target", "sm_90a", "--emit=ptx", "-o", "-"]);
     assert!(code == 0 && out.contains(".target sm_90a"));
+    assert!(out.contains("\t.loc\t") && out.contains(" \"std/rmsnorm.lode\""));
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::{
     ir::{Access, Expr, Kernel, LoopKind, Mem, Stmt, VarId, compute_dtype},
     view::{StridedView, first_of_slice, reshape_groups},
 };
-use base::{DType, Dim};
+use base::{DType, Dim, Span};
 use graph::{
     Func, Op, Value,
     op::{MapFn, ReduceFn, Scalar},
@@ -73,6 +73,8 @@ pub struct Fused {
     pub views: Vec<View>,
     /// Of each target, whether it is also read at other elements than the one written: then it must not share memory with what is read.
     pub target_conflicts: Vec<bool>,
+    /// The op that a variable is a value of, where it stands in the sources.
+    pub lines: Vec<(VarId, Span)>,
 }
 
 /// The kernel that computes root `v` (a fused value or a reduction) into `target`; adds to what is there if `add`.
@@ -134,12 +136,14 @@ impl<'a> Fuser<'a> {
             piece: None,
             tiles: Vec::new(),
             given: None,
+            at: None,
+            lines: Vec::new(),
         }
     }
     fn finish(mut self) -> Fused {
         self.conflicts.resize(1 + self.others.len() + self.heads.len(), false);
         self.kernel.body = self.scopes.pop().expect("the outermost scope").stmts;
-        Fused { kernel: self.kernel, views: self.views, target_conflicts: self.conflicts }
+        Fused { kernel: self.kernel, views: self.views, target_conflicts: self.conflicts, lines: self.lines }
     }
 }
 
@@ -174,6 +178,9 @@ struct Fuser<'a> {
     tiles: Vec<select::Tile>,
     /// A truth value that is the same everywhere, where that is known.
     given: Option<(Value, bool)>,
+    /// Where the op at hand stands in the sources, and as [`Fused::lines`].
+    at: Option<Span>,
+    lines: Vec<(VarId, Span)>,
 }
 
 impl Fuser<'_> {
@@ -198,6 +205,7 @@ impl Fuser<'_> {
         let level = self.level(&e);
         let var = self.new_var(self.kernel.expr_dtype(&e), level);
         self.scopes[level].stmts.push(Stmt::Let(var, e));
+        self.lines.extend(self.at.map(|at| (var, at)));
         Expr::Var(var)
     }
     fn buffer(&mut self, view: &StridedView, dtype: DType, access: Access) -> Mem {
@@ -250,8 +258,12 @@ impl Fuser<'_> {
         let e = match self.scene.place(v) {
             Some(view) if v != self.root => self.load(&view, self.scene.func.ty(v).dtype, idx),
             _ => {
+                let around = self.at;
+                self.at = self.scene.func.def(v).origin.or(around);
                 let e = self.compute(v, idx);
-                self.bind(e)
+                let e = self.bind(e);
+                self.at = around;
+                e
             }
         };
         let level = idx.iter().chain([&e]).map(|x| self.level(x)).max().unwrap_or(0);

@@ -37,6 +37,8 @@ pub struct Lowered {
     pub kernels: Vec<Kernel>,
     /// The source span each kernel stands for, if known.
     pub origins: Vec<Option<base::Span>>,
+    /// Of each kernel, the op that a variable is a value of, where that is known and may be another than the kernel's.
+    pub lines: Vec<Vec<(crate::VarId, base::Span)>>,
     /// One for each function of the module.
     pub entries: Vec<library::Entry>,
     /// The kernels that each node's steps launch, in order.
@@ -566,9 +568,9 @@ impl Lowerer<'_> {
             return self.finish(b, v, view, add_to);
         }
         let many = if self.options.products { fuse_select_many(&select, &operands, &view) } else { None };
-        let Fused { kernel, views, .. } = many.unwrap_or_else(|| fuse_select(&select, &operands, &view));
+        let fused = many.unwrap_or_else(|| fuse_select(&select, &operands, &view));
         let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
-        let step = self.launch(kernel, views, node.origin, cost::work(&node.op, &types, &node.types));
+        let step = self.launch_fused(fused, node.origin, cost::work(&node.op, &types, &node.types));
         b.steps.push(step);
         self.finish(b, v, view, add_to);
     }
@@ -585,10 +587,10 @@ impl Lowerer<'_> {
         let scores = self.alloc(&all, false, b.depth);
         let (n, rows) = all.shape.split_last().expect("it has candidates");
         let ends = self.alloc(&TensorType::new(DType::I32, rows.to_vec()), false, b.depth);
-        let Fused { kernel, views, .. } = fuse_scores_many(select, operands, &scores, &ends)?;
+        let fused = fuse_scores_many(select, operands, &scores, &ends)?;
         let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
         let work = cost::work(&node.op, &types, &node.types);
-        let step = self.launch(kernel, views, node.origin, work);
+        let step = self.launch_fused(fused, node.origin, work);
         b.steps.push(step);
         let rows = rows.iter().fold(Dim::from(1), |all, d| all * d.clone());
         let op = Op::TopK(select.chosen());
@@ -625,8 +627,8 @@ impl Lowerer<'_> {
         let of_parts = TensorType::new(sum, shape);
         let partial = self.alloc(&of_parts, false, b.depth);
         let scene = Scene { func: b.func, grouping: &b.grouping, places: &b.places };
-        let Fused { kernel, views, .. } = fuse_parts(&scene, v, &partial, parts);
-        let step = self.launch(kernel, views, node.origin, cost::fused_work(b.func, &b.grouping, v));
+        let fused = fuse_parts(&scene, v, &partial, parts);
+        let step = self.launch_fused(fused, node.origin, cost::fused_work(b.func, &b.grouping, v));
         b.steps.push(step);
 
         let widened = self.widened(b, v);
@@ -712,7 +714,7 @@ impl Lowerer<'_> {
             fused = fuse_many(&scene, &targets);
             b.late.splice(num_late..num_late, copies);
         }
-        let step = self.launch(fused.kernel, fused.views, origin, cost::joined_work(b.func, &b.grouping, values, at));
+        let step = self.launch_fused(fused, origin, cost::joined_work(b.func, &b.grouping, values, at));
         b.steps.push(step);
         for (v, target, add) in targets {
             debug_assert!(
@@ -1038,6 +1040,13 @@ impl Lowerer<'_> {
         steps.push(step);
     }
 
+    /// The same of a kernel whose variables are values of ops.
+    fn launch_fused(&mut self, Fused { kernel, views, lines, .. }: Fused, origin: Option<base::Span>, work: Work) -> Step {
+        let next = self.out.kernels.len();
+        let step = self.launch(kernel, views, origin, work);
+        self.out.lines.get_mut(next).into_iter().for_each(|of| of.clone_from(&lines));
+        step
+    }
     /// The step that runs a kernel; equal kernels are one.
     fn launch(&mut self, mut kernel: Kernel, buffers: Vec<View>, origin: Option<base::Span>, work: Work) -> Step {
         let (dims, grid) = (kernel.dims.clone(), kernel.grid.clone());
@@ -1050,6 +1059,7 @@ impl Lowerer<'_> {
             kernel.name = format!("host_{kind}_{next}");
             self.out.kernels.push(kernel);
             self.out.origins.push(origin);
+            self.out.lines.push(Vec::new());
         }
         Step::Launch { kernel: index, buffers, dims, grid, work }
     }

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::gpu::{
     access::{Access, each_expr, expr_uses, exprs, visit},
+    lines::{self, Places},
     plan::{GroupSum, Place, Plan, Team, is_row_loop, widest},
     rows::{Online, read_once},
     unit::{Units, is_arithmetic, times_alone},
@@ -209,16 +210,20 @@ fn look_for_uses(k: &Kernel, body: &[Stmt], made: &mut BTreeMap<VarId, Expr>, fi
 }
 
 /// The module of some kernels without products, and for each the bytes of shared memory that its reductions take.
-pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], machine: Machine) -> (String, Vec<usize>) {
-    let mut out = String::from("module {\n");
+pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], places: &Places, machine: Machine) -> (String, Vec<usize>) {
+    let has_lines = places.of_kernels.iter().any(lines::is_of_several);
+    let mut out = String::from(if has_lines { lines::HEAD } else { "" });
+    out.push_str("module {\n");
     if machine == Machine::Gpu {
         out.push_str(
             "  llvm.mlir.global external @lode_shared() {addr_space = 3 : i32, alignment = 128 : i64} : !llvm.array<0 x i8>\n",
         );
     }
     let (mut helpers, mut bytes) = (BTreeSet::new(), Vec::new());
-    for (k, plan) in kernels {
+    for (i, (k, plan)) in kernels.iter().enumerate() {
         let mut e = Emitter::new(k);
+        e.marks = places.of_kernels.get(i).filter(|marks| lines::is_of_several(marks)).cloned().unwrap_or_default();
+        e.w.place = e.marks.get(&VarId(0)).copied();
         e.w.gpu = machine == Machine::Gpu;
         let mut written = k.buffers.iter().filter(|b| b.access != ir::Access::Read).peekable();
         let halves = written.peek().is_some() && written.all(|b| matches!(b.dtype, DType::BF16 | DType::F16));
@@ -246,7 +251,7 @@ pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], machine: Machine) -> (St
             aligned_row: None,
             passed,
         });
-        let (text, reductions) = e.threads();
+        let (text, reductions) = e.threads(i);
         out.push_str(&text);
         bytes.push(reductions);
         helpers.append(&mut e.w.helpers);
@@ -271,8 +276,8 @@ impl Emitter<'_> {
         self.simt.as_mut().expect("it is for threads")
     }
 
-    /// The function that every thread runs, and the bytes of shared memory for its reductions.
-    fn threads(&mut self) -> (String, usize) {
+    /// The function that every thread runs, the `i`th of its module, and the bytes of shared memory for its reductions.
+    fn threads(&mut self, i: usize) -> (String, usize) {
         let k = self.k;
         let plan = self.simt().plan.clone();
         match &plan.rows {
@@ -304,8 +309,14 @@ impl Emitter<'_> {
             }
             Machine::Emulated => String::new(),
         };
+        let own = self.marks.get(&VarId(0));
+        let mark = own.map_or(String::new(), |mark| format!("  {}{mark}\n", lines::MARK));
+        let lines = own.map_or(String::new(), |_| lines::subprogram(i, &k.name));
         (
-            format!("{shared}  llvm.func @{}({args}){attributes} {{\n{head}{start}{body}    llvm.return\n  }}\n", k.name),
+            format!(
+                "{shared}{mark}  llvm.func @{}({args}){attributes} {{\n{head}{start}{body}    llvm.return\n  }}{lines}\n",
+                k.name
+            ),
             reductions,
         )
     }

@@ -1,5 +1,6 @@
 //! Writes MLIR operations, on scalars or on vectors of several lanes, one function at a time.
 
+use crate::gpu::lines::MARK;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Write,
@@ -41,6 +42,11 @@ pub(super) struct Writer {
     /// What operations without effect gave, where that is in scope; and what each scope around added.
     known: HashMap<String, String>,
     scopes: Vec<Vec<String>>,
+    /// The place in the sources of the function, if it has marks.
+    pub place: Option<usize>,
+    /// The one that the text at hand is marked with, and those of the levels around it.
+    mark: Option<usize>,
+    marks: Vec<Option<usize>>,
 }
 
 /// How operations begin that give the same whenever they are given the same.
@@ -62,6 +68,15 @@ impl Writer {
             numbers: BTreeMap::new(),
             known: HashMap::new(),
             scopes: Vec::new(),
+            place: None,
+            mark: None,
+            marks: Vec::new(),
+        }
+    }
+    /// What follows is of a place in the sources, until the next mark.
+    pub fn mark(&mut self, place: usize) {
+        if self.mark.replace(place) != Some(place) {
+            self.line(&format!("{MARK}{place}"));
         }
     }
     /// A new name.
@@ -99,6 +114,7 @@ impl Writer {
     pub fn enter(&mut self) {
         self.depth += 1;
         self.scopes.push(Vec::new());
+        self.marks.push(self.mark);
     }
     /// It ends, and with it what its operations gave.
     pub fn leave(&mut self) {
@@ -106,10 +122,14 @@ impl Writer {
         for text in self.scopes.pop().expect("a level was entered") {
             self.known.remove(&text);
         }
+        if let Some(place) = self.marks.pop().flatten().or(self.place) {
+            self.mark(place);
+        }
     }
     /// What was written; what follows will stand before it.
     pub fn take(&mut self) -> String {
         self.known.clear();
+        self.mark = self.place;
         std::mem::take(&mut self.out)
     }
     /// The type of `lanes` scalars.

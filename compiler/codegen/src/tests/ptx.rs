@@ -1,7 +1,10 @@
 //! What small kernels are as PTX.
 
 use super::map_kernel;
-use crate::{GpuKernel, GpuOptions, emit_objects, emit_ptx, gpu::Extent};
+use crate::{
+    GpuKernel, GpuOptions, emit_objects, emit_ptx, emit_ptx_with_lines,
+    gpu::{Extent, Lines, Place},
+};
 use base::{DType, Dim, TensorType};
 use graph::op::{MapFn, ReduceFn};
 use tile::{
@@ -191,6 +194,51 @@ fn the_same_kernels_give_the_same_text() {
     let first = emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles");
     emit_objects(&kernels).expect("it compiles");
     assert_eq!(first, emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles"));
+}
+
+#[test]
+fn instructions_tell_where_they_stand_in_the_sources() {
+    // y = sin x + x, and a kernel of one op.
+    let mut both = Build::new("both");
+    let (x, n) = (both.read("x", DType::F32, Dim::from(64)), Expr::int(64));
+    let y = both.write("y", DType::F32, Dim::from(64));
+    let mut vars = Vec::new();
+    both.each(n, |b, i| {
+        let loaded = b.bind(Expr::load(x, i.clone()));
+        let sine = b.bind(Expr::map1(MapFn::Sin, loaded.clone()));
+        let sum = b.bind(sine.clone() + loaded);
+        vars.extend([sine, sum.clone()]);
+        b.store(y, i, sum);
+    });
+    let kernels = [both.finish(), map_kernel("one", MapFn::Neg, DType::F32, DType::F32)];
+    let place = |file: &str, line: usize| Place { file: file.into(), line, column: 5 };
+    let [Expr::Var(sine), Expr::Var(sum)] = vars[..] else { panic!("two variables") };
+    let ops = [(sine, place("std/sine.lode", 40)), (sum, place("m.lode", 30))];
+    let lines = [
+        Lines { kernel: Some(place("m.lode", 20)), vars: ops.into_iter().collect() },
+        Lines { kernel: Some(place("m.lode", 50)), ..Lines::default() },
+    ];
+    let text = emit_ptx_with_lines(&kernels, &lines, &GpuOptions::default()).expect("it compiles").text;
+    check(
+        &text,
+        "check: .entry both(
+         check: .loc\t1 20 5
+         check: .loc\t1 30 5
+         check: add.f32
+         check: .loc\t1 20 5
+         check: .loc\t2 40 5
+         check: fma.rn.f32
+         check: .entry one(
+         check: .loc\t1 50 5
+         check: neg.f32
+         check: .file\t1 \"m.lode\"
+         check: .file\t2 \"std/sine.lode\"
+         not: $L__tmp",
+    );
+    // They change no instruction.
+    let without: String =
+        text.lines().filter(|l| !l.contains(".loc\t") && !l.contains(".file\t")).flat_map(|l| [l, "\n"]).collect();
+    assert_eq!(without, emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles").text);
 }
 
 fn dense(dtype: DType, [m, n, k]: [i64; 3], aligned: bool) -> Kernel {

@@ -129,7 +129,7 @@ fn build(args: &Build, format: MessageFormat) -> Result<(), u8> {
         put("mlir", &if host { codegen::emit_mlir(&lowered.kernels) } else { gpu()? })?;
     }
     if wants("ptx") {
-        let ptx = codegen::emit_ptx(&lowered.kernels, &codegen::GpuOptions::default()).map_err(|e| back(e.into()))?;
+        let ptx = pipeline::ptx(&lowered, &front.sources).map_err(back)?;
         clock.lap("codegen");
         put("ptx", &ptx.text)?;
     }
