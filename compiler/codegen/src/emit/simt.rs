@@ -431,11 +431,22 @@ impl Emitter<'_> {
 
     /// Blocks of the tile program, as many apart as there are blocks of threads.
     pub(super) fn blocks(&mut self, body: &[Stmt], inside: impl FnOnce(&mut Self)) {
+        // Warp groups that weigh what products gave and fill a processor have no register to spare. A tile that they make is kilobytes, so no memory has
+        // as many as i32 counts.
+        let plan = &self.simt().plan;
+        let alone = plan.hopper.as_ref().is_some_and(|h| h.neighbours == 1) && plan.held.row_loops.is_some();
+        let narrow = alone && self.simt().machine == Machine::Gpu;
         let block = self.w.fresh();
-        self.vars[0] = Slot::Value(block.clone());
         self.natural[0] = true;
-        self.w.line(&format!("scf.for {block} = %ctaid to %grid step %nctaid : i64 {{"));
+        if narrow {
+            let grid = self.w.op("arith.trunci %grid : i64 to i32");
+            self.w.line(&format!("scf.for {block} = %ctaid_i32 to {grid} step %nctaid_i32 : i32 {{"));
+        } else {
+            self.w.line(&format!("scf.for {block} = %ctaid to %grid step %nctaid : i64 {{"));
+        }
         self.inside(|e| {
+            let block = if narrow { e.w.op(&format!("arith.extui {block} : i32 to i64")) } else { block };
+            e.vars[0] = Slot::Value(block);
             // What scratch held for the last block may still be read.
             e.simt_mut().since = scratch_only(Access::of(body));
             e.simt_mut().combined = true;
