@@ -12,6 +12,10 @@ const NARROW: &str = "precision { storage = f32, compute = bf16 }";
 /// The sizes of DeepSeek-V3, of four layers, of which the last has experts.
 const PUBLISHED: Shipped = Shipped("deepseek_v3", "", "num_hidden_layers=4", &[]);
 
+/// The numbers of Granite 3.1, 2B, in a small llama.
+const GRANITE: Shipped =
+    Shipped("llama", "", "embedding_multiplier=12.0 attention_multiplier=0.015625 residual_multiplier=0.22 logits_scaling=8.0", &[]);
+
 impl Shipped {
     /// As tests have it, small.
     fn small(name: &'static str) -> Shipped {
@@ -52,6 +56,8 @@ const SHOWN: &[(&str, &[&str], &str, &str)] = &[
     ("deepseek_v3, as published forward", &["gpu"], "chosen", "contract-of-mul-by-row contract-of-mul-by-summed"),
     ("llama, wide forward", &["gpu"], "chosen", "contract-of-mul-by-summed"),
     ("strata grad", &["host", "gpu"], "fires", "add-of-contracts"),
+    // Numbers that logits and what a layer adds are multiplied by go behind the products of their gradients.
+    ("llama, granite grad", &["host", "gpu"], "chosen", "contract-of-mul-by-constant"),
     // Attention: the choice of blocks, gates and sum of branches in the kernel of one, rotary positions in that of a projection.
     ("strata forward", &["host", "gpu"], "chosen", "topk-of-scores"),
     ("strata grad", &["host", "gpu"], "chosen", "topk-of-scores"),
@@ -96,6 +102,7 @@ fn what_each_family_is_for_is_done_in_a_shipped_model() {
         ("qwen3_moe, wide", Shipped("qwen3_moe", NARROW, wide_experts, &[("B", 8), ("T", 2048)])),
         ("deepseek_v3, fp8", Shipped("deepseek_v3", "", fp8, &[("B", 8), ("T", 512)])),
         ("deepseek_v3, as published", PUBLISHED),
+        ("llama, granite", GRANITE),
         ("deepseek_v3, many", Shipped("deepseek_v3", "", tiny, &[("B", 1), ("T", 65536)])),
     ];
     let mut families: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -127,6 +134,22 @@ fn what_each_family_is_for_is_done_in_a_shipped_model() {
     }
     let known = |place: &str| models.iter().any(|(name, _)| place.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
     assert!(SHOWN.iter().all(|(place, ..)| known(place)));
+}
+
+#[test]
+fn logits_of_a_llama_are_scaled() {
+    let set = "num_hidden_layers=1 vocab_size=8 hidden_size=8 intermediate_size=8 num_attention_heads=2 num_key_value_heads=1";
+    let dims = [("B".into(), 1), ("T".into(), 3)].into_iter().collect();
+    let logits = |more: &str| {
+        let module = source::module("llama", &format!("{set} {more}"));
+        run(module.func("forward").expect("it is there"), &dims, 1)[0].value.data.clone()
+    };
+    // Layers that add nothing leave rows of the table, of which the norm takes the factor.
+    let [plain, eighth, no_layers, wide] =
+        ["", "logits_scaling=8.0", "residual_multiplier=0.0", "residual_multiplier=0.0 embedding_multiplier=1000.0"].map(logits);
+    assert!(plain.iter().zip(&eighth).all(|(x, y)| (x - 8.0 * y).abs() <= 1e-9 * x.abs()));
+    assert!(plain.iter().zip(&no_layers).any(|(x, y)| (x - y).abs() > 1e-3));
+    assert!(no_layers.iter().zip(&wide).all(|(x, y)| (x - y).abs() <= 1e-2 * x.abs()), "{no_layers:?} {wide:?}");
 }
 
 #[test]
