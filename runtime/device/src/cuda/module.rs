@@ -62,7 +62,7 @@ fn assemble(ptxas: &Path, ptx: &[u8], target: &str) -> Result<Vec<u8>, String> {
     let run = || -> std::io::Result<std::process::Output> {
         fs::create_dir_all(&folder)?;
         fs::write(&source, ptx)?;
-        Command::new(ptxas).arg(format!("-arch={target}")).arg(&source).arg("-o").arg(&code).output()
+        Command::new(ptxas).arg(format!("-arch={target}")).arg("-lineinfo").arg(&source).arg("-o").arg(&code).output()
     };
     let out = run().map(|out| (fs::read(&code), out));
     let _ = fs::remove_dir_all(&folder);
