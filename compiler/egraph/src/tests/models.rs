@@ -13,8 +13,12 @@ const NARROW: &str = "precision { storage = f32, compute = bf16 }";
 const PUBLISHED: Shipped = Shipped("deepseek_v3", "", "num_hidden_layers=4", &[]);
 
 /// The numbers of Granite 3.1, 2B, in a small llama.
-const GRANITE: Shipped =
-    Shipped("llama", "", "embedding_multiplier=12.0 attention_multiplier=0.015625 residual_multiplier=0.22 logits_scaling=8.0", &[]);
+const GRANITE: Shipped = Shipped(
+    "llama",
+    "",
+    "embedding_multiplier=12.0 attention_multiplier=0.015625 residual_multiplier=0.22 logits_scaling=8.0",
+    &[],
+);
 
 impl Shipped {
     /// As tests have it, small.
