@@ -45,15 +45,23 @@ pub(super) fn cut(func: &Func, targets: impl IntoIterator<Item = Value>, source:
 }
 
 /// The same, where what the first part, of so many nodes, computes of a value may be handed over in its place: it is no larger, and nothing in the second
-/// part reads the value but through it. What leads from the one to the other, as the rotation of queries, is then not computed again.
-pub(super) fn cut_late(func: &Func, first: usize, targets: &[Value], source: impl Fn(Value) -> Source) -> Cut {
+/// part reads the value but through it. What leads from the one to the other, as the rotation of queries, is then not computed again. What is `kept` in any
+/// case costs nothing to hand over, so nothing takes its place.
+pub(super) fn cut_late(
+    func: &Func,
+    first: usize,
+    targets: &[Value],
+    kept: &BTreeSet<Value>,
+    source: impl Fn(Value) -> Source,
+) -> Cut {
     let mut instead: BTreeSet<Value> = BTreeSet::new();
     let with = |instead: &BTreeSet<Value>| {
         cut(func, targets.iter().copied(), |v| if instead.contains(&v) { Source::Saved } else { source(v) })
     };
+    let cost = |cut: &Cut| cut.saved.difference(kept).count();
     let mut best = with(&instead);
     // Of integers, as the results of a routing, rules may know more than of what is computed of them.
-    for v in best.saved.clone().into_iter().filter(|v| func.ty(*v).dtype.is_float()) {
+    for v in best.saved.difference(kept).copied().filter(|v| func.ty(*v).dtype.is_float()).collect::<Vec<_>>() {
         let (of_v, elems) = (func.ty(v), func.ty(v).elems());
         let fits = |id: &NodeId| {
             let node = &func.nodes[*id];
@@ -69,7 +77,7 @@ pub(super) fn cut_late(func: &Func, first: usize, targets: &[Value], source: imp
             let mut other = instead.clone();
             other.insert(Value { node, index: 0 });
             let found = with(&other);
-            if !found.saved.contains(&v) && found.saved.len() <= best.saved.len() {
+            if !found.saved.contains(&v) && cost(&found) <= cost(&best) {
                 (best, instead) = (found, other);
                 break;
             }

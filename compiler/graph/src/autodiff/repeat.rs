@@ -15,7 +15,7 @@ use crate::{
     op::{Op, Repeat},
 };
 use base::{Dim, TensorType, arena::Id};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The differentiated body before it is cut.
 struct Joint {
@@ -57,7 +57,8 @@ pub(super) fn terms(b: &mut Builder, s: &Site, r: &Repeat) -> Result<Vec<Option<
         _ => Source::Saved,
     };
     let targets: Vec<Value> = joint.gradients.iter().map(|g| g.after).collect();
-    let cut = cut_late(&joint.func, joint.forward, &targets, source);
+    let stacked: BTreeSet<Value> = r.body.outputs.iter().skip(r.carried).map(|o| o.value).collect();
+    let cut = cut_late(&joint.func, joint.forward, &targets, &stacked, source);
 
     // Arguments of the backward body and operands of the backward loop, in step.
     let (mut body, mut map, mut operands) = (Func::new("body"), BTreeMap::new(), Vec::new());

@@ -167,14 +167,31 @@ fn what_is_read_of_a_kept_value_alone_is_kept_in_its_place() {
         let square = b.mul(y, y);
         vec![b.cast(square, DType::F64)]
     };
-    // Halves that are rotated, and nothing else reads the product.
-    let rotated = layers_of(Remat::Cheap, |b, x| {
-        let y = product(b, x);
+    let rotated = |b: &mut Builder, y: Value| {
         let half = |b: &mut Builder, at: i64| b.op(Op::Slice { axis: 1, start: Dim::from(at), len: Dim::from(1), step: 1 }, &[y]);
         let (first, last) = (half(b, 0), half(b, 1));
         let last = b.map(MapFn::Neg, &[last]);
-        let both = b.op(Op::Concat(1), &[last, first]);
+        b.op(Op::Concat(1), &[last, first])
+    };
+    // Halves that are rotated, and nothing else reads the product.
+    let alone = layers_of(Remat::Cheap, |b, x| {
+        let y = product(b, x);
+        let both = rotated(b, y);
         squared(b, both)
+    });
+    // The loop stacks the product for others: there is no second stack of what is made of it.
+    let stacked = layers_of(Remat::Cheap, |b, x| {
+        let y = product(b, x);
+        let both = rotated(b, y);
+        let next = squared(b, both)[0];
+        vec![next, y]
+    });
+    // It stacks what is made of the product: that is read.
+    let stacked_late = layers_of(Remat::Cheap, |b, x| {
+        let y = product(b, x);
+        let both = rotated(b, y);
+        let next = squared(b, both)[0];
+        vec![next, both]
     });
     // What is wider is made again.
     let widened = layers_of(Remat::Cheap, |b, x| {
@@ -182,11 +199,16 @@ fn what_is_read_of_a_kept_value_alone_is_kept_in_its_place() {
         let y = b.cast(y, DType::F64);
         squared(b, y)
     });
-    for (f, kept) in [(rotated, "concat"), (widened, "contract")] {
+    // Of the carried value, too, what is read is narrower.
+    for (f, kept) in [
+        (alone, ["cast", "concat"]),
+        (stacked, ["contract", "cast"]),
+        (stacked_late, ["concat", "cast"]),
+        (widened, ["cast", "contract"]),
+    ] {
         let forward = loops(&f)[0];
         let stacked = forward.body.outputs.iter().skip(forward.carried).map(|o| forward.body.def(o.value).op.name());
-        // Of the carried value, too, what is read is narrower.
-        assert_eq!(stacked.collect::<Vec<_>>(), ["cast", kept]);
+        assert_eq!(stacked.collect::<Vec<_>>(), kept);
     }
 }
 
