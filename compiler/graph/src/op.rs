@@ -19,7 +19,7 @@ pub use attend::{Attend, Domain};
 pub use contract::Contract;
 pub use fused::{Form, Fused};
 pub use map::MapFn;
-pub use moe::Exchange;
+pub use moe::{Exchange, terms_axis};
 pub use reduce::ReduceFn;
 pub use repeat::Repeat;
 

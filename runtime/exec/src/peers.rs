@@ -157,16 +157,8 @@ unsafe fn start_list(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use device::{Code, Host, KernelFn};
+    use crate::testing::bare_host;
     use std::cell::RefCell;
-
-    struct Nothing;
-
-    impl Code for Nothing {
-        fn kernel(&self, _: &str) -> Option<KernelFn> {
-            None
-        }
-    }
 
     /// One of a group of one that notes which bytes were set at each exchange.
     struct Watch<'m> {
@@ -208,8 +200,7 @@ mod tests {
             row: 0,
         };
         let exchange = || Step::Exchange(offsets.clone());
-        let host = Host::new(Box::new(Nothing), [], Some(1)).expect("no kernels");
-        let device = Device::Host(host);
+        let device = bare_host();
         let steps = vec![set(0), exchange(), set(1), set(2), exchange(), set(3), set(4)];
         let program = device.prepare(steps, std::ptr::null_mut()).expect("it is the host");
         let placed = |step: usize, waits: &[usize]| Placed { step, communicates: matches!(step, 1 | 4), waits: waits.to_vec() };

@@ -3,7 +3,7 @@
 
 use crate::Session;
 use base::{DType, Dim};
-use device::{Code, KernelFn};
+use device::{Code, Device, Host, KernelFn};
 use library::{Buffer, Class, Entry, Init, Kernel, Library, Manifest, Param, Port, Role, Step, View, Work};
 use std::collections::BTreeMap;
 
@@ -19,6 +19,11 @@ impl Code for Kernels {
     fn kernel(&self, symbol: &str) -> Option<KernelFn> {
         self.0.get(symbol).copied()
     }
+}
+
+/// The host without kernels, on one thread.
+pub(crate) fn bare_host() -> Device {
+    Device::Host(Host::new(Box::new(Kernels(BTreeMap::new())), [], Some(1)).expect("no kernels"))
 }
 
 pub(crate) fn dim(text: &str) -> Dim {

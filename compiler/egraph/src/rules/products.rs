@@ -11,7 +11,7 @@ use base::{DType, TensorType};
 use egg::Id;
 use graph::{
     Op,
-    op::{Form, MapFn},
+    op::{Form, MapFn, terms_axis},
 };
 use std::{borrow::Cow, collections::BTreeSet};
 
@@ -306,11 +306,6 @@ fn regions_of(site: &Site, used: &Products, maps: Vec<Inside>, results: &[Id]) -
         }
     }
     found
-}
-
-/// The summed axis of the matrices of ragged products.
-fn terms_axis(transposed: bool) -> usize {
-    if transposed { 2 } else { 1 }
 }
 
 // x·u + y·w = [x y]·[u; w] of ragged rows: what gate and up give to the rows is one product, summed in one go.

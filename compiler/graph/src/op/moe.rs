@@ -79,6 +79,11 @@ fn groups(offsets: &TensorType) -> Result<Dim, OpError> {
     }
 }
 
+/// The summed axis of the matrices of a product of ragged rows.
+pub fn terms_axis(transposed: bool) -> usize {
+    if transposed { 2 } else { 1 }
+}
+
 pub(super) fn grouped_contract(transposed: bool, operands: &[&TensorType]) -> Result<TensorType, OpError> {
     let (x, w) = (operands[0], operands[1]);
     let e = groups(operands[2])?;

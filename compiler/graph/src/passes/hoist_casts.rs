@@ -8,7 +8,7 @@ use crate::{
     op::{Op, Repeat},
 };
 use base::{Arena, DType, arena::Id};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// See the module.
 pub fn hoist_casts(func: &mut Func) -> Stats {
@@ -24,7 +24,9 @@ pub fn hoist_casts(func: &mut Func) -> Stats {
         _ => Vec::new(),
     };
     for node in func.nodes.values() {
-        of_loop(node).into_iter().for_each(|(key, _)| *times.entry(key).or_default() += 1);
+        // A loop counts once, however often it narrows the same.
+        let keys: BTreeSet<_> = of_loop(node).into_iter().map(|(key, _)| key).collect();
+        keys.into_iter().for_each(|key| *times.entry(key).or_default() += 1);
     }
     times.retain(|_, n| *n > 1);
     if times.is_empty() {

@@ -375,6 +375,13 @@ fn hoist_casts_narrows_once_for_two_loops() {
     );
     let single = one("%x", "%r") + "return %r: bf16[T]";
     check(&["hoist_casts", "prune_dead"], args, &single, &single);
+    // One loop that narrows twice is one.
+    let again = "%v2 = cast(%a) : (f32[8]) -> bf16[8]\n%v = reduce(%v2)";
+    let twice = single.replace("%v = reduce(%c)", again).replace(
+        "%c = cast(%a) : (f32[8]) -> bf16[8]",
+        "%c = cast(%a) : (f32[8]) -> bf16[8]\n%v1 = reduce(%c) {fn = \"sum\", axes = array<i64: 0>} : (bf16[8]) -> bf16[]",
+    );
+    check(&["hoist_casts"], args, &twice, &twice);
 }
 
 #[test]

@@ -17,7 +17,10 @@ use crate::{
     view::StridedView,
 };
 use base::{DType, Dim, TensorType};
-use graph::{Func, NodeId, Op, Value, op::Contract};
+use graph::{
+    Func, NodeId, Op, Value,
+    op::{Contract, terms_axis},
+};
 use library::{Class, Gemm, Work};
 
 /// Matrices that the registers of a kernel have sums for.
@@ -82,11 +85,6 @@ fn units(func: &Func, products: &[NodeId], kind: &Kind) -> Option<Units> {
     }
     let has_tiling = Tiling::LEGAL.iter().any(|t| t.n % period == 0);
     (unit % 8 == 0 && has_tiling).then_some(Units { unit, period })
-}
-
-/// The summed axis of the matrices of ragged products.
-fn terms_axis(transposed: bool) -> usize {
-    if transposed { 2 } else { 1 }
 }
 
 /// The greatest common divisor.

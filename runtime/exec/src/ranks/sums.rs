@@ -202,17 +202,9 @@ fn sum(dtype: DType, parts: &[Vec<u8>]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{HostTensor, ranks::execute::tag};
-    use device::{Code, Host, KernelFn, Memory};
+    use crate::{HostTensor, ranks::execute::tag, testing::bare_host};
+    use device::Memory;
     use fabric::{Channel, Fabric, Staged, Timeouts, threads};
-
-    struct Nothing;
-
-    impl Code for Nothing {
-        fn kernel(&self, _: &str) -> Option<KernelFn> {
-            None
-        }
-    }
 
     fn slot(dtype: DType, x: f64, elems: usize) -> Slot {
         let t = HostTensor::from_f64(dtype, &[elems as i64], vec![x; elems]);
@@ -226,7 +218,7 @@ mod tests {
         // In the order 4, 0, 2: (1e8 + 1) - 1e8 is 0 in f32 and 1 in f64; in bf16 the sum is rounded once.
         let own = [1.0, 5.0, -1e8, 6.0, 1e8];
         let of = |f: &threads::Threads, everywhere: bool| {
-            let device = Arc::new(Device::Host(Host::new(Box::new(Nothing), [], Some(1)).expect("no kernels")));
+            let device = Arc::new(bare_host());
             let members = if f.rank().is_multiple_of(2) { vec![4, 0, 2] } else { vec![3, 1] };
             let place = members.iter().position(|m| *m == f.rank()).expect("a rank is in its set");
             let staged = Staged { fabric: f, device: device.clone(), checked: true };

@@ -1,22 +1,13 @@
 //! Exchanges of rows from device to device, on the host's memory: against what goes over the host, and what ends badly.
 
 use super::*;
-use crate::ranks::relay::Ways;
-use device::{Code, Host, KernelFn};
+use crate::{ranks::relay::Ways, testing::bare_host};
 use fabric::{Fabric, FabricError, Staged, Tag, Timeouts, threads};
 use std::{
     cell::{Cell, RefCell},
     sync::Barrier,
     time::Duration,
 };
-
-struct Nothing;
-
-impl Code for Nothing {
-    fn kernel(&self, _: &str) -> Option<KernelFn> {
-        None
-    }
-}
 
 const MEMBERS: usize = 4;
 const GROUPS: usize = 8;
@@ -127,8 +118,7 @@ impl Given {
         let timeouts = Timeouts { start: patience, message: patience };
         let over = Barrier::new(faults.iter().filter(|f| !matches!(f, Fault::Gone(_))).count());
         let one = |f: threads::Threads| {
-            let (rank, device) =
-                (f.rank(), Arc::new(Device::Host(Host::new(Box::new(Nothing), [], Some(1)).expect("no kernels"))));
+            let (rank, device) = (f.rank(), Arc::new(bare_host()));
             let (waited, count, traffic) = (Cell::default(), Cell::new(0), Cell::default());
             let rooms = RefCell::new(Rooms::new(&device));
             let faulty = Faulty {
@@ -229,7 +219,7 @@ fn damaged_places_are_refused() {
     let (timeouts, ways) = (Timeouts::default(), Ways(vec![0, 1, 2, 3]));
     let told = |count: u32, list: Option<u32>| {
         let mut world = threads::world(MEMBERS, timeouts);
-        let device = Arc::new(Device::Host(Host::new(Box::new(Nothing), [], Some(1)).expect("no kernels")));
+        let device = Arc::new(bare_host());
         let (waited, exchanges, rooms) = (Cell::default(), Cell::new(5), RefCell::new(Rooms::new(&device)));
         let carry = |f| Carry {
             fabric: f,
