@@ -18,6 +18,8 @@ pub struct Measured {
     pub kernel: Option<usize>,
     /// What it does.
     pub job: Job,
+    /// Whether it zeros memory: the job of a copy of as many bytes, without reading any.
+    pub zeros: bool,
     /// The least time of several. Whatever else the machine does only adds. # Units: nanoseconds.
     pub ns: f64,
     /// How often the entry runs it.
@@ -67,7 +69,7 @@ impl Session {
             Ok(Duration::from_nanos(self.device.nanoseconds(&begin, &end) as u64))
         };
         // What each kind of step took the first time, how often there is one, and the last of them.
-        let mut kinds: BTreeMap<(Option<usize>, Job), (Duration, usize, usize)> = BTreeMap::new();
+        let mut kinds: BTreeMap<(Option<usize>, Job, bool), (Duration, usize, usize)> = BTreeMap::new();
         for (i, (original, _)) in flatten(&e.steps).into_iter().enumerate() {
             let took = run(i)?;
             let kernel = match original {
@@ -80,13 +82,14 @@ impl Session {
                 | Step::Loop { .. } => None,
             };
             let Some(job) = original.job(&e.buffers, dims) else { continue };
-            let kind = kinds.entry((kernel, job)).or_insert((took, 0, i));
+            let zeros = matches!(original, Step::Zero { .. });
+            let kind = kinds.entry((kernel, job, zeros)).or_insert((took, 0, i));
             *kind = (kind.0.min(took), kind.1 + 1, i);
         }
         let mut order: Vec<_> = kinds.into_iter().collect();
         order.sort_by_key(|(_, (took, times, at))| (std::cmp::Reverse(*took * *times as u32), *at));
         let mut whole = true;
-        for ((kernel, job), (first, times, at)) in order {
+        for ((kernel, job, zeros), (first, times, at)) in order {
             let mut least = first;
             let began = Instant::now();
             for done in 0..RUNS[1] {
@@ -96,9 +99,35 @@ impl Session {
                 least = least.min(run(at)?);
             }
             whole &= began < deadline;
-            each(Measured { kernel, job, ns: least.as_nanos() as f64, times });
+            each(Measured { kernel, job, zeros, ns: least.as_nanos() as f64, times });
         }
         self.forget();
         Ok(whole)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Build, dim, session_of, view};
+    use base::DType;
+
+    #[test]
+    fn zeroing_is_no_copy_of_as_many_bytes() {
+        let mut b = Build::new("f");
+        let x = b.arg(Role::Input, "x", DType::F32, &["64"]);
+        let y = b.output(Role::Result, "y", DType::F32, &["64"]);
+        let z = b.output(Role::Result, "z", DType::F32, &["128"]);
+        // 256 bytes are read and as many written; 512 are zeroed.
+        b.step(Step::Copy { from: view(x, &[]), to: view(y, &[]), elems: dim("64") });
+        b.step(Step::Zero { at: view(z, &[]), elems: dim("128") });
+        let mut session = session_of(b.entry, &[], 1);
+        let x = HostTensor::from_f64(DType::F32, &[64], vec![1.0; 64]);
+        let mut found = Vec::new();
+        let until = Instant::now() + Duration::from_secs(60);
+        session.measure("f", &DimEnv::new(), &[("x", &x)], until, &mut |m| found.push(m)).expect("it runs");
+        found.sort_by_key(|m| m.zeros);
+        assert!(found[0].job == found[1].job, "{found:?}");
+        assert_eq!(found.iter().map(|m| (m.kernel, m.zeros, m.times)).collect::<Vec<_>>(), [(None, false, 1), (None, true, 1)]);
     }
 }

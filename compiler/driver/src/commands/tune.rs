@@ -307,7 +307,7 @@ impl Search {
             self.lock.tilings.insert(problem.clone(), best.tiling.clone());
         }
         self.rates.launch_ns = Some(self.rates.launch_ns.unwrap_or(f64::INFINITY).min(m.ns));
-        if m.job.class == Class::Copy && m.job.bytes() > LARGE_BYTES {
+        if m.job.class == Class::Copy && !m.zeros && m.job.bytes() > LARGE_BYTES {
             self.rates.bytes_per_ns = self.rates.bytes_per_ns.max(m.job.bytes() / m.ns);
         }
         if let (Class::Product, Some(ns)) = (m.job.class, whole) {
