@@ -6,7 +6,7 @@ use crate::{
     peers::{self, Peers},
     plan::{self, Peak, Plan, size},
     resolve::{Scene, describe, flatten},
-    store::{Store, allocate},
+    store::{self, Store, allocate},
     trace::{Lane, Trace},
 };
 use base::{Dim, DimEnv};
@@ -379,36 +379,21 @@ impl Session {
     }
     /// Brings what an entry reads to the device.
     pub(crate) fn send(&mut self, key: &Key, entry: &str) -> Result<(), ExecError> {
-        self.each_port(key, entry, |m, _| Ok(m.send()?))
+        self.each_port(key, entry, store::send)
     }
     /// The entry wrote its outputs.
     pub(crate) fn written(&mut self, key: &Key, entry: &str) {
-        let marked = self.each_port(key, entry, |m, is_output| {
-            if is_output {
-                m.written();
-            }
-            Ok(())
-        });
-        marked.expect("nothing can fail");
+        self.each_port(key, entry, store::written).expect("nothing can fail");
     }
-    /// The memory of each argument and output, and whether it is an output.
     fn each_port(
         &mut self,
         key: &Key,
         entry: &str,
-        mut f: impl FnMut(&mut Memory, bool) -> Result<(), ExecError>,
+        f: impl Fn(&mut Memory, bool) -> Result<(), ExecError>,
     ) -> Result<(), ExecError> {
         let prepared = self.prepared.get_mut(key).expect("prepared by the caller");
         let e = self.manifest.variant(entry, &prepared.plan.dims).expect("it was prepared");
-        let own = &mut prepared.own;
-        for (p, is_output) in e.args.iter().map(|p| (p, false)).chain(e.outputs.iter().map(|p| (p, true))) {
-            let memory = match own.get_mut(&p.buffer) {
-                Some(own) => own,
-                None => &mut self.store.get_mut(p.role, &p.name).expect("resolving made it").memory,
-            };
-            f(memory, is_output)?;
-        }
-        Ok(())
+        store::each_memory(e, (&mut prepared.own, |own, p| own.get_mut(&p.buffer)), &mut self.store, f)
     }
 
     /// What the kernels of these steps need besides their buffers, at most. # Units: bytes.

@@ -8,7 +8,7 @@ use crate::{
 };
 use base::DType;
 use device::{Device, Memory};
-use library::{Init, Manifest, Param, Role, names};
+use library::{Entry, Init, Manifest, Param, Port, Role, names};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -249,6 +249,38 @@ pub(crate) fn allocate(device: Option<&Device>, bytes: usize, what: &str, pinned
     admit(device, bytes as u64, what)?;
     let memory = device.map_or_else(|| Ok(Memory::new(bytes)), |d| d.memory(bytes, pinned))?;
     memory.ok_or_else(|| no_memory(bytes as u64, available(device).unwrap_or(0), what))
+}
+
+/// Calls `f` with the memory of each argument and output of an entry, and whether it is an output: what `own` finds in `owned`, else what the store has.
+///
+/// # Errors
+/// What `f` says.
+pub(crate) fn each_memory<O>(
+    e: &Entry,
+    (owned, own): (&mut O, impl for<'o> Fn(&'o mut O, &Port) -> Option<&'o mut Memory>),
+    store: &mut Store,
+    f: impl Fn(&mut Memory, bool) -> Result<(), ExecError>,
+) -> Result<(), ExecError> {
+    for (p, is_output) in e.args.iter().map(|p| (p, false)).chain(e.outputs.iter().map(|p| (p, true))) {
+        match own(owned, p) {
+            Some(memory) => f(memory, is_output)?,
+            None => f(&mut store.get_mut(p.role, &p.name).expect("resolving made it").memory, is_output)?,
+        }
+    }
+    Ok(())
+}
+
+/// Brings what an entry reads to the device, for [`each_memory`].
+pub(crate) fn send(memory: &mut Memory, _is_output: bool) -> Result<(), ExecError> {
+    Ok(memory.send()?)
+}
+
+/// An entry wrote its outputs, for [`each_memory`]. Never fails.
+pub(crate) fn written(memory: &mut Memory, is_output: bool) -> Result<(), ExecError> {
+    if is_output {
+        memory.written();
+    }
+    Ok(())
 }
 
 /// Elements that are drawn or converted at once.

@@ -10,7 +10,7 @@ use crate::{
     kept::{Pool, Shelf},
     plan::{self, Plan, size},
     resolve::{Scene, describe, flatten},
-    store::{Store, allocate},
+    store::{self, Store, allocate},
 };
 use base::DimEnv;
 use device::{Device, Memory, Placed, Program};
@@ -124,34 +124,21 @@ impl Resolved {
     }
     /// Brings what an entry reads to the device; `store` is its session's.
     pub fn send(&mut self, entry: usize, store: &mut Store) -> Result<(), ExecError> {
-        self.each_memory(entry, store, |m, _| Ok(m.send()?))
+        self.each_memory(entry, store, store::send)
     }
     /// An entry wrote its outputs.
     pub fn written(&mut self, entry: usize, store: &mut Store) {
-        let marked = self.each_memory(entry, store, |m, is_output| {
-            if is_output {
-                m.written();
-            }
-            Ok(())
-        });
-        marked.expect("nothing can fail");
+        self.each_memory(entry, store, store::written).expect("nothing can fail");
     }
-    /// The memory of each argument and output of an entry, and whether it is an output.
     fn each_memory(
         &mut self,
         entry: usize,
         store: &mut Store,
-        mut f: impl FnMut(&mut Memory, bool) -> Result<(), ExecError>,
+        f: impl Fn(&mut Memory, bool) -> Result<(), ExecError>,
     ) -> Result<(), ExecError> {
-        let (e, half) = (&self.entries[entry], &mut self.halves[Half::of(entry) as usize]);
-        for (p, is_output) in e.args.iter().map(|p| (p, false)).chain(e.outputs.iter().map(|p| (p, true))) {
-            let memory = match half.get_mut(&p.name).filter(|_| !p.role.is_stored()) {
-                Some((_, own)) => own,
-                None => &mut store.get_mut(p.role, &p.name).expect("resolving made it").memory,
-            };
-            f(memory, is_output)?;
-        }
-        Ok(())
+        let half = &mut self.halves[Half::of(entry) as usize];
+        let own = |p: &Port| !p.role.is_stored();
+        store::each_memory(&self.entries[entry], (half, |h, p| h.get_mut(&p.name).filter(|_| own(p)).map(|(_, m)| m)), store, f)
     }
     /// The tensors of a half that its entries make, or take from elsewhere.
     fn ports(&self, half: Half, made: bool) -> Vec<Port> {
