@@ -20,6 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 enum Place {
     /// Renames elements of its first operand. Whether they lie row after row if those do.
     View { in_rows: bool },
+    /// One result of several: where that is.
+    Part,
     /// Computed where it is read, element by element; has to be stored for an op that reads memory.
     OnTheFly,
     /// Reads operands from memory, where they have to be: with gaps between elements or in any order, or row after row, so that a view which is not is copied
@@ -154,7 +156,7 @@ struct Candidate<'a> {
 
 impl Candidate<'_> {
     fn is_view(&self) -> bool {
-        matches!(self.place, Place::View { .. })
+        matches!(self.place, Place::View { .. } | Place::Part)
     }
     fn reads_memory(&self) -> bool {
         matches!(self.place, Place::Memory { .. })
@@ -188,7 +190,7 @@ impl<'a> Space<'a> {
         let candidate = |id: Id, node: &'a ENode| {
             let children = node.children.iter().map(|c| at[&egraph.find(*c)]).collect();
             let Some(op) = egraph.analysis.op(node.head) else {
-                return Candidate { node, children, cost: 0.0, place: Place::View { in_rows: true }, is_map: false };
+                return Candidate { node, children, cost: 0.0, place: Place::Part, is_map: false };
             };
             let operands: Vec<&TensorType> = node.children.iter().map(|c| &egraph[*c].data.types[0]).collect();
             let results = &egraph[id].data.types;
@@ -372,8 +374,8 @@ impl<'a> Space<'a> {
         let mut stored = vec![false; self.ids.len()];
         let mut store = |class: usize, user: User| {
             let (mut from, mut in_place) = (class, true);
-            while let Place::View { in_rows } = chosen(from).place {
-                in_place &= user.sees(in_rows);
+            while chosen(from).is_view() {
+                in_place &= chosen(from).place == Place::Part || user.sees(chosen(from).place == Place::View { in_rows: true });
                 from = chosen(from).children[0];
             }
             let Some(at) = to_store(class, from, in_place, chosen(from).place) else { return 0.0 };
@@ -388,7 +390,7 @@ impl<'a> Space<'a> {
                 sum += candidate.children.iter().map(|c| store(*c, User::Reader { strided })).sum::<f64>();
             }
         }
-        let given = outputs.iter().filter(|c| chosen(**c).is_map || chosen(**c).is_view());
+        let given = outputs.iter().filter(|c| chosen(**c).is_map || matches!(chosen(**c).place, Place::View { .. }));
         sum + given.map(|c| store(*c, User::Output)).sum::<f64>()
     }
 

@@ -82,6 +82,8 @@ const SHOWN: &[(&str, &[&str], &str, &str)] = &[
     // Heads: the loss without logits, maps of products.
     ("llama, wide loss", &["host", "gpu"], "chosen", "gather-of-contract reduce-of-streamed gather-of-map"),
     ("llama, wide forward", &["gpu"], "chosen", "map-of-contracts"),
+    // Gate and up with their gate, all three kept.
+    ("llama, wide grad", &["gpu"], "chosen", "map-of-contracts"),
     ("qwen3_moe forward", &["host", "gpu"], "fires", "mul-of-silu"),
     // Precision: casts and codes where they are few.
     ("llama, wide grad", &["host"], "chosen", "cast-of-layout"),
