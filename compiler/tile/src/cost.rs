@@ -163,7 +163,10 @@ impl<'t> Model<'t> {
         let [read, beyond] = if many { AT_END_OF_MANY } else { AT_END };
         let measured = self.time(&job) / roofline(t, &job);
         let last = (read * products.read().map(bytes).sum::<f64>() + beyond * (given - summed).max(0.0)) / t.bytes_per_ns;
-        measured * (t.launch_ns + arithmetic(t, &job).max(traffic / t.bytes_per_ns)) + last + self.maps(sizes, body)
+        // Where products wait for memory, the maps of a tile run while the next one's operands come.
+        let waits = (traffic / t.bytes_per_ns - arithmetic(t, &job)).max(0.0);
+        let maps = (self.maps(sizes, body) - waits).max(0.0);
+        measured * (t.launch_ns + arithmetic(t, &job).max(traffic / t.bytes_per_ns)) + last + maps
     }
 
     /// The time of a region's maps in registers. Operands that are only widened for a product are multiplied as they are.
