@@ -16,7 +16,7 @@ use crate::{
     group::is_layout,
     ir::{Axis, COPY_ALIGN, Copy, Expr, LoopKind, Mem, Stmt, VarId, compute_dtype},
     kernels::{
-        build::{Build, tile, transposed},
+        build::{Build, eq, tile, transposed},
         gpu_product::is_multiple,
     },
     view::StridedView,
@@ -531,21 +531,16 @@ impl<'a> Many<'a> {
                 let rank = b.var(DType::I32, int(0));
                 b.range(Expr::int(e.chunk), |b, j| {
                     let x = b.bind(Expr::load(lists.values, row.clone() + Expr::int(k) + j.clone()));
-                    // Equal ones stay in order: a later one is before nothing that it equals.
+                    // Equal ones stay in order.
                     let earlier = Expr::lt((j + Expr::int(k)).cast(DType::I32), i.clone().cast(DType::I32));
-                    let before = Expr::lt(own.clone() - earlier.cast(DType::I32), x);
+                    let same = Expr::and(earlier, eq(x.clone(), own.clone()));
+                    let before = Expr::map2(MapFn::Or, same, Expr::lt(own.clone(), x));
                     b.assign(rank, Expr::Var(rank) + before.cast(DType::I32));
                 });
-                // The list is in order: its first are before a candidate, and each of its own knows its place. What is not before its last does not enter.
+                // The list is in order: its first are before a candidate, and each of its own knows its place.
+                let of_list = self.first_of_list(b, &row, &own);
                 let listed = b.bind(Expr::lt(i.clone(), Expr::int(k)));
-                let of_list = b.var(DType::I32, Expr::select(listed.clone(), i.clone().cast(DType::I32), int(k)));
-                let last = b.bind(Expr::load(lists.values, row.clone() + Expr::int(k - 1)));
-                let enters = b.bind(Expr::and(not(listed), Expr::lt(last, own.clone())));
-                b.if_(enters, |b| {
-                    let first = self.first_of_list(b, &row, &own);
-                    b.assign(of_list, first);
-                });
-                b.assign(rank, Expr::Var(rank) + Expr::Var(of_list));
+                b.assign(rank, Expr::Var(rank) + Expr::select(listed, i.clone().cast(DType::I32), of_list));
                 let real = Expr::lt(i.clone(), Expr::int(k + e.chunk));
                 b.if_(Expr::and(Expr::lt(Expr::Var(rank), int(k)), real), |b| {
                     let place = b.var(DType::I32, (chunk.first.clone() + i.clone() - Expr::int(k)).cast(DType::I32));
