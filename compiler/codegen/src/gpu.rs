@@ -98,6 +98,7 @@ pub fn emit_ptx(kernels: &[Kernel], options: &GpuOptions) -> Result<Ptx, Codegen
 /// # Errors
 /// As [`emit_ptx`].
 pub fn emit_ptx_with_lines(kernels: &[Kernel], lines: &[Lines], options: &GpuOptions) -> Result<Ptx, CodegenError> {
+    assert_eq!(kernels.len(), lines.len(), "lines of each kernel");
     // Which kernel is in which part depends on its place alone, so that the text does not depend on the number of cores.
     let each = kernels.len().div_ceil(PARTS).max(1);
     let parts: Vec<_> = kernels.chunks(each).zip(lines.chunks(each)).collect();
@@ -118,7 +119,10 @@ pub fn emit_ptx_with_lines(kernels: &[Kernel], lines: &[Lines], options: &GpuOpt
         out.kernels.extend(kernels);
     }
     for (i, file) in files.iter().enumerate() {
-        let _ = writeln!(out.text, "\t.file\t{} {file:?}", i + 1);
+        // PTX is ASCII.
+        let name: String =
+            file.chars().map(|c| if c.is_ascii_graphic() && !['"', '\\'].contains(&c) { c } else { '_' }).collect();
+        let _ = writeln!(out.text, "\t.file\t{} \"{name}\"", i + 1);
     }
     Ok(out)
 }

@@ -318,8 +318,14 @@ pub fn host(cases: &[Case], options: &codegen::Options) -> Vec<Answer> {
     let together = guarded(|| compiled(&able, options));
     let mut answers = match together {
         Ok(answers) => answers,
-        Err(_) if able.len() > 1 => {
-            able.iter().map(|c| guarded(|| compiled(&[c], options)).and_then(|mut a| a.remove(0))).collect()
+        Err(e) if able.len() > 1 => {
+            let mut alone: Vec<Answer> =
+                able.iter().map(|c| guarded(|| compiled(&[c], options)).and_then(|mut a| a.remove(0))).collect();
+            // What only several together show is told of the first.
+            if alone.iter().all(|a| !matches!(a, Err(Verdict::Differs(_)))) {
+                alone[0] = Err(e);
+            }
+            alone
         }
         Err(e) => able.iter().map(|_| Err(e.clone())).collect(),
     }

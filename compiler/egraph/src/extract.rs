@@ -36,7 +36,9 @@ fn place(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Place {
     match op {
         Op::Broadcast { .. } => Place::View { in_rows: operands[0].elems() == results[0].elems() },
         Op::Transpose(axes) => Place::View { in_rows: axes.iter().filter(|a| !is_one(**a)).is_sorted() },
-        Op::Slice { axis, .. } => Place::View { in_rows: operands[0].shape == results[0].shape || (0..*axis).all(is_one) },
+        Op::Slice { axis, step, .. } => {
+            Place::View { in_rows: *step == 1 && (operands[0].shape == results[0].shape || (0..*axis).all(is_one)) }
+        }
         Op::Reshape(_) | Op::StopGradient => Place::View { in_rows: true },
         Op::Map(_) | Op::Cast(_) | Op::Pad { .. } | Op::Gather { .. } => Place::OnTheFly,
         Op::Contract(_) | Op::Repeat(_) | Op::Fused(_) => Place::Memory { strided: true },

@@ -31,7 +31,7 @@ const PRIOR_OCTAVES: f64 = 6.0;
 /// What a number costs in a round of a choice that a warp makes for a row, in operations of a map: for 16,384 tokens routers of 128 and 256 experts took 36 and
 /// 120 µs more on an H200 than several kernels.
 const OPS_OF_ROUND: f64 = 150.0;
-/// Rows that such a choice is taken to be made for, if nothing is said of them: one kernel in place of several pays for few.
+/// Rows that such a choice is taken to be made for, if not all is said of their number: one kernel in place of several pays for few.
 const MANY_ROWS: i64 = 1 << 14;
 
 /// What reading at the end of a tile costs, and storing results beyond what the products are, of their traffic's time: an estimate, with which a residual sum
@@ -136,7 +136,7 @@ impl<'t> Model<'t> {
                     job.flops() / t.product_rate(job.dtype)
                 }
                 // A warp looks through all numbers in each round of a choice.
-                Op::TopK(k) if has_kernel && t.target == library::SM_90A => {
+                Op::TopK(k) if has_kernel && region.form == Form::Rows && t.target == library::SM_90A => {
                     let (n, rows) = operands[0].shape.split_last().expect("it chooses along an axis");
                     let rows = rows.iter().fold(Dim::from(1), |all, d| all * d.clone());
                     let said = rows.substitute(&|name| sizes.get(name).map(|n| Dim::from(*n))).known();

@@ -507,7 +507,9 @@ impl Fuser<'_> {
         let few = rows.known().is_some_and(|n| n <= FEW_ROWS);
         let long = |g: &std::ops::Range<usize>| {
             let whole = self.scene.grouping.many && self.heads.is_empty();
-            whole && product(g.clone()).known().is_none_or(|n| few && n >= LONG_ROW) && !self.reduces_rows(v)
+            whole
+                && product(g.clone()).known().is_none_or(|n| few && n >= LONG_ROW)
+                && !self.roots().any(|r| self.reduces_rows(r))
         };
         let piece_elems = if inner.clone().is_some_and(|g| product(g).known().is_some()) { LONG_PIECE } else { PIECE };
         let cut = inner.clone().filter(|g| flat.is_none() && long(g)).map(|g| product(g).ceil_div(&Dim::from(piece_elems)));

@@ -1,5 +1,5 @@
 //! Precision: casts stand where they meet few elements, and next to arguments, so that equal ones are one; products of what is only widened, and of
-//! such with f32, are products of narrow operands, which tensor cores take. Only moves that keep every bit, but for the order of sums.
+//! such with f32, are products of narrow operands, which tensor cores take. All but the last keep every bit.
 
 use super::{
     Class, Family, How, Rule,
@@ -107,12 +107,13 @@ fn cast_of_cast(site: &Site) -> Vec<Term> {
 /// Parts of eight bits that an f32 is the sum of.
 const PARTS: i64 = 3;
 /// Above this a number may round to no finite bf16; it is a part alone.
-const MOST: f64 = 3e38;
+const MOST: f64 = 3.38e38;
 /// The share of what is read or given that may be added so that there are parts.
 const SHARE: f64 = 0.25;
 
 // Σₖ aᵢₖ·bₖⱼ for an a that is widened bf16 and a b of f32 = Σₚₖ aᵢₖ·bₖₚⱼ, the bf16 parts of b being b = b₀ + b₁ + b₂ without a rounding: factors of eight
-// bits have exact products in f32. Where the parts are columns of the result, or terms of a matrix that is repeated, and that are few elements.
+// bits have exact products in f32. Of a b above [`MOST`] there is one part, rounded, and what it has below bf16's least number, 2^-133, is lost; an infinite a gives NaN
+// where a part is 0. Where the parts are columns of the result, or terms of a matrix that is repeated, and that are few elements.
 fn contract_of_widened_and_f32(site: &Site) -> Vec<Term> {
     let Op::Contract(spec) = site.op else { return Vec::new() };
     let size = |ty: &TensorType| ty.shape.iter().map(|d| site.egraph.analysis.size(d)).product::<f64>();

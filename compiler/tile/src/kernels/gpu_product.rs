@@ -340,7 +340,8 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
     let copies = a.copies(p.dtype) && bb.copies(p.dtype);
     let choose = || match epilogue.units {
         Some(u) => Tiling::of_periods(p.dtype, m, n, copies, u.period).expect("whole periods have a tiling"),
-        None if epilogue.map.is_none() => Tiling::choose_alone(p.dtype, m, n, copies),
+        // Those of a batch are tiles for many processors, and have no parts.
+        None if epilogue.map.is_none() && p.batch.is_empty() => Tiling::choose_alone(p.dtype, m, n, copies),
         None => Tiling::choose(p.dtype, m, n, copies).beside(epilogue.matrices),
     };
     let t = tiling.unwrap_or_else(choose);

@@ -196,8 +196,8 @@ impl<'a> Products<'a> {
     /// The one dense product, if nothing follows it.
     pub(super) fn alone(&self) -> Option<&'a Contract> {
         let Kind::Dense(spec) = self.kind else { return None };
-        let given = self.func.outputs.iter().map(|o| o.value.node);
-        given.eq(self.products.iter().copied()).then_some(spec)
+        let ([only], [given]) = (&self.products[..], &self.func.outputs[..]) else { return None };
+        (given.value.node == *only).then_some(spec)
     }
     fn ty(&self, v: Value) -> &'a TensorType {
         self.func.ty(v)

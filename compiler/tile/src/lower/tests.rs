@@ -1390,3 +1390,47 @@ fn pieces_of_a_row_need_no_choice() {
     });
     assert_eq!((l.kernels.len(), selects(&l)), (1, 0), "{:#?}", l.kernels);
 }
+
+/// Few rows that are long, cut into pieces for many processors: with a remainder, joined from parts of other lengths, and with a sum of each beside.
+#[test]
+fn few_long_rows_are_cut() {
+    let d = |n: i64| Dim::from(n);
+    let mut f = Func::new("f");
+    let [x, y, m] = [("x", "f32[3, 4100]"), ("y", "f32[3, 4196]"), ("m", "f32[8296]")].map(|(n, t)| f.arg(n, Role::Input, ty(t)));
+    let mut b = Builder::new(&mut f);
+    let joined = b.op(Op::Concat(1), &[x, y]);
+    let wide = b.broadcast(m, &[d(3), d(8296)], &[1]);
+    let scaled = b.mul(joined, wide);
+    let sum = b.sum(scaled, &[1]);
+    let turned = b.map(MapFn::Abs, &[wide]);
+    for (name, v) in [("joined", joined), ("scaled", scaled), ("sum", sum), ("turned", turned)] {
+        f.output(name, Role::Result, v);
+    }
+    compare(f, &[]);
+    let mut f = Func::new("f");
+    let m = f.arg("m", Role::Input, ty("bf16[8200]"));
+    let mut b = Builder::new(&mut f);
+    let copies = b.broadcast(m, &[d(3), d(8200)], &[1]);
+    f.output("copies", Role::Result, copies);
+    compare(f.clone(), &[]);
+    let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f] };
+    let lowered = lower::lower(&module, lower::Options { fuse: true, parts: true, products: true }).expect("it lowers");
+    assert!(lowered.kernels.iter().any(|k| k.grid.is(3 * 9)), "{:?}", lowered.kernels);
+}
+
+/// Two products and nothing after them are as many results as one region says; one alone is a product.
+#[test]
+fn products_alone_in_a_region() {
+    for results in [1, 2] {
+        let mut f = Func::new("f");
+        let args = [("x", "bf16[N, 64]"), ("w", "bf16[64, 64]"), ("u", "bf16[64, 64]")];
+        let [x, w, u] = args.map(|(n, t)| f.arg(n, Role::Input, ty(t)));
+        let mut b = Builder::new(&mut f);
+        let products = [w, u].map(|m| b.contract("nk,km->nm", x, m));
+        let given = outlined(&mut b, &products[..results], &products[..results]);
+        for (i, v) in given.into_iter().enumerate() {
+            f.output(&format!("y{i}"), Role::Result, v);
+        }
+        compare(f, &[("N", 70)]);
+    }
+}

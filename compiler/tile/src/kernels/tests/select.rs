@@ -221,7 +221,8 @@ fn tokens_by_an_indexer() {
 #[test]
 fn rows_of_heads_for_many_processors() {
     let mut r = Random::new(8);
-    for (t, h, g) in [(1, 2, 1), (4, 4, 2), (9, 16, 1), (40, 4, 1)] {
+    // One head a group, without keys, with one, and with more than a tile of queries.
+    for (t, h, g) in [(1, 2, 1), (4, 4, 2), (9, 16, 1), (40, 4, 1), (1, 2, 2), (4, 2, 2), (150, 2, 2)] {
         let m = ((t - 4 + 2) / 2).max(0);
         let mut f32s = |shape: &[i64]| r.tensor(DType::F32, shape);
         let (q, k, lse) = (f32s(&[2, t, h, 8]), f32s(&[2, m, g, 8]), f32s(&[2, t, h]));
