@@ -1040,11 +1040,13 @@ impl Lowerer<'_> {
         steps.push(step);
     }
 
-    /// The same of a kernel whose variables are values of ops.
+    /// As `launch`, of a kernel whose variables are values of ops; of equal kernels the lines are those of the first.
     fn launch_fused(&mut self, Fused { kernel, views, lines, .. }: Fused, origin: Option<base::Span>, work: Work) -> Step {
         let next = self.out.kernels.len();
         let step = self.launch(kernel, views, origin, work);
-        self.out.lines.get_mut(next).into_iter().for_each(|of| of.clone_from(&lines));
+        if let Some(of) = self.out.lines.get_mut(next) {
+            *of = lines;
+        }
         step
     }
     /// The step that runs a kernel; equal kernels are one.

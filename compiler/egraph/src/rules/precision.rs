@@ -1,12 +1,12 @@
 //! Precision: casts stand where they meet few elements, and next to arguments, so that equal ones are one; products of what is only widened, and of
-//! such with f32, are products of narrow operands, which tensor cores take. All but the last keep every bit.
+//! such with f32, are products of narrow operands, which tensor cores take. All but those with f32 keep every bit.
 
 use super::{
     Class, Family, How, Rule,
     algebra::full,
     directed,
-    products::widened,
-    regions::{Inside, region},
+    products::{widened, widened_inside},
+    regions::region,
 };
 use crate::{
     contraction::{Product, fresh, is_own},
@@ -186,20 +186,11 @@ fn parts(site: &Site, b: Id, at: usize) -> Term {
 
 // A product of operands that are only widened: they are multiplied as they are in memory, summed in f32.
 fn contract_of_widened(site: &Site) -> Vec<(Id, Term)> {
-    let operands = site.children.iter().map(|c| Some((site.egraph.find(*c), widened(site, *c)?)));
-    let Some(operands) = operands.collect::<Option<Vec<_>>>() else { return Vec::new() };
-    let dtypes: Vec<DType> = operands.iter().map(|(_, (_, of))| site.ty_of(of[0]).dtype).collect();
-    if dtypes[0] != dtypes[1] {
+    let Some(mut order) = widened_inside(site, site.children.iter().copied()) else { return Vec::new() };
+    let mut dtypes = order.iter().filter(|(_, op)| op.is_none()).map(|(c, _)| site.ty_of(*c).dtype);
+    let first = dtypes.next();
+    if dtypes.any(|d| Some(d) != first) {
         return Vec::new();
-    }
-    let mut order: Vec<Inside> = Vec::new();
-    for (class, cast) in operands {
-        let below = site.egraph.find(cast.1[0]);
-        for inside in [(below, None), (class, Some(cast))] {
-            if order.iter().all(|(c, _)| *c != inside.0) {
-                order.push(inside);
-            }
-        }
     }
     order.push((site.class, Some((site.op.clone(), site.children.to_vec()))));
     region(site, Form::Product, &order, &[site.class]).terms()

@@ -228,6 +228,21 @@ pub(super) fn widened(site: &Site, class: Id) -> Option<(Op, Vec<Id>)> {
     def.map(|(op, of)| (op.into_owned(), of.to_vec()))
 }
 
+/// What a region has before a product of operands that are all only widened: each narrow one, and its cast.
+pub(super) fn widened_inside(site: &Site, operands: impl Iterator<Item = Id>) -> Option<Vec<Inside>> {
+    let mut order: Vec<Inside> = Vec::new();
+    for class in operands {
+        let cast = widened(site, class)?;
+        let below = site.egraph.find(cast.1[0]);
+        for inside in [(below, None), (site.egraph.find(class), Some(cast))] {
+            if order.iter().all(|(c, _)| *c != inside.0) {
+                order.push(inside);
+            }
+        }
+    }
+    Some(order)
+}
+
 // f(x·w, x·u, …): a map of products of the same rows is computed where they are summed. Where it is a map of one element of each, and of what does
 // not depend on the products; rows of ragged products that are taken by index come with their loads. Products that others read too are results besides.
 fn map_of_products(site: &Site) -> Vec<(Id, Term)> {
@@ -264,7 +279,7 @@ fn regions_of(site: &Site, used: &Products, maps: Vec<Inside>, results: &[Id]) -
         ragged && matches!(&**op, Op::Gather { batch: 0 }) && picks(of[0], of[1])
     });
     let operands = || [first[0]].into_iter().chain(used.iter().map(|(_, of)| of[1]));
-    let narrow = !ragged && operands().all(|c| widened(site, c).is_some());
+    let narrow = if ragged { None } else { widened_inside(site, operands()) };
     let mut found = Vec::new();
     for gathered in [false, true] {
         let mut order: Vec<Inside> = Vec::new();
@@ -276,17 +291,13 @@ fn regions_of(site: &Site, used: &Products, maps: Vec<Inside>, results: &[Id]) -
         };
         match (&rows, gathered) {
             (None, true) => continue,
-            (_, false) if narrow => {}
-            (_, false) => take(&mut order, first[0]),
+            (_, false) => match &narrow {
+                Some(inside) => order.clone_from(inside),
+                None => take(&mut order, first[0]),
+            },
             (Some((op, of)), true) => {
                 of.iter().for_each(|c| take(&mut order, *c));
                 order.push((site.egraph.find(first[0]), Some(((**op).clone(), of.to_vec()))));
-            }
-        }
-        for (class, cast) in operands().filter(|_| narrow).filter_map(|c| Some((site.egraph.find(c), widened(site, c)?))) {
-            take(&mut order, cast.1[0]);
-            if !order.iter().any(|(c, _)| *c == class) {
-                order.push((class, Some(cast)));
             }
         }
         for (class, of) in used {

@@ -379,7 +379,6 @@ impl<'a> Many<'a> {
         let mut loops = Vec::new();
         let [element, row, i] = self.pairs(f, TILE, e.width, &mut loops);
         let (query, heads) = self.query_and_heads(f, &row, last);
-        let to = if self.warp { element.clone() } else { row.clone() * Expr::int(self.stride) + i.clone() };
         let place = [row, i.clone()];
         // What lies along the keys is only read where there are some.
         let i = if e.reads_by_key() {
@@ -406,7 +405,9 @@ impl<'a> Many<'a> {
             f.here(Stmt::Var(sum, value));
             self.store_sum(f, chunk, sum, [&place[0], &place[1], side]);
         } else {
-            f.here(Stmt::Store { mem: self.mapped, index: to, value });
+            let [row, i] = place;
+            let index = if self.warp { element } else { row * Expr::int(self.stride) + i };
+            f.here(Stmt::Store { mem: self.mapped, index, value });
         }
         f.close_loops(loops);
     }
