@@ -1,24 +1,24 @@
 "tile.kernel"() ({
-^bb0(%v0: i64, %b0: !tile.buffer<f64, "2*T", "read">, %b1: !tile.buffer<f32, "2*T", "read">, %b2: !tile.buffer<bf16, "2*T", "read">, %b3: !tile.buffer<f16, "2*T", "read">, %b4: !tile.buffer<f8E4M3FN, "2*T", "read">, %b5: !tile.buffer<i64, "2*T", "read">, %b6: !tile.buffer<i32, "2*T", "read">, %b7: !tile.buffer<i1, "2*T", "read">, %b8: !tile.buffer<bf16, "T", "write">, %b9: !tile.buffer<f32, "64", "read_write">, %b10: !tile.buffer<i32, "4", "read">, %s0: !tile.scratch<f32, 64 : i64>):
-  %0 = "tile.load"(%b0, %v0) : (!tile.buffer<f64, "2*T", "read">, i64) -> f64
+^bb0(%v0: i64, %b0: !tile.buffer<f64, "2*T", "read", 8 : i64>, %b1: !tile.buffer<f32, "2*T", "read", 4 : i64>, %b2: !tile.buffer<bf16, "2*T", "read", 2 : i64>, %b3: !tile.buffer<f16, "2*T", "read", 2 : i64>, %b4: !tile.buffer<f8E4M3FN, "2*T", "read", 1 : i64>, %b5: !tile.buffer<i64, "2*T", "read", 8 : i64>, %b6: !tile.buffer<i32, "2*T", "read", 4 : i64>, %b7: !tile.buffer<i1, "2*T", "read", 1 : i64>, %b8: !tile.buffer<bf16, "T", "write", 2 : i64>, %b9: !tile.buffer<f32, "64", "read_write", 4 : i64>, %b10: !tile.buffer<i32, "4", "read", 4 : i64>, %s0: !tile.scratch<f32, 64 : i64>):
+  %0 = "tile.load"(%b0, %v0) : (!tile.buffer<f64, "2*T", "read", 8 : i64>, i64) -> f64
   %v1 = "tile.let"(%0) {id = 1 : i64} : (f64) -> f64
-  %1 = "tile.load"(%b1, %v0) : (!tile.buffer<f32, "2*T", "read">, i64) -> f32
+  %1 = "tile.load"(%b1, %v0) : (!tile.buffer<f32, "2*T", "read", 4 : i64>, i64) -> f32
   %v2 = "tile.let"(%1) {id = 2 : i64} : (f32) -> f32
-  %2 = "tile.load"(%b2, %v0) : (!tile.buffer<bf16, "2*T", "read">, i64) -> f32
+  %2 = "tile.load"(%b2, %v0) : (!tile.buffer<bf16, "2*T", "read", 2 : i64>, i64) -> f32
   %v3 = "tile.let"(%2) {id = 3 : i64} : (f32) -> f32
-  %3 = "tile.load"(%b3, %v0) : (!tile.buffer<f16, "2*T", "read">, i64) -> f32
+  %3 = "tile.load"(%b3, %v0) : (!tile.buffer<f16, "2*T", "read", 2 : i64>, i64) -> f32
   %v4 = "tile.let"(%3) {id = 4 : i64} : (f32) -> f32
-  %4 = "tile.load"(%b4, %v0) : (!tile.buffer<f8E4M3FN, "2*T", "read">, i64) -> f32
+  %4 = "tile.load"(%b4, %v0) : (!tile.buffer<f8E4M3FN, "2*T", "read", 1 : i64>, i64) -> f32
   %v5 = "tile.let"(%4) {id = 5 : i64} : (f32) -> f32
-  %5 = "tile.load"(%b5, %v0) : (!tile.buffer<i64, "2*T", "read">, i64) -> i64
+  %5 = "tile.load"(%b5, %v0) : (!tile.buffer<i64, "2*T", "read", 8 : i64>, i64) -> i64
   %v6 = "tile.let"(%5) {id = 6 : i64} : (i64) -> i64
-  %6 = "tile.load"(%b6, %v0) : (!tile.buffer<i32, "2*T", "read">, i64) -> i32
+  %6 = "tile.load"(%b6, %v0) : (!tile.buffer<i32, "2*T", "read", 4 : i64>, i64) -> i32
   %v7 = "tile.let"(%6) {id = 7 : i64} : (i32) -> i32
-  %7 = "tile.load"(%b7, %v0) : (!tile.buffer<i1, "2*T", "read">, i64) -> i1
+  %7 = "tile.load"(%b7, %v0) : (!tile.buffer<i1, "2*T", "read", 1 : i64>, i64) -> i1
   %v8 = "tile.let"(%7) {id = 8 : i64} : (i1) -> i1
   %8 = "tile.dim"() {index = 0 : i64} : () -> i64
   %9 = "tile.map"(%v0, %8) {fn = "add"} : (i64, i64) -> i64
-  %10 = "tile.load"(%b2, %9) : (!tile.buffer<bf16, "2*T", "read">, i64) -> f32
+  %10 = "tile.load"(%b2, %9) : (!tile.buffer<bf16, "2*T", "read", 2 : i64>, i64) -> f32
   %v9 = "tile.let"(%10) {id = 9 : i64} : (f32) -> f32
   %11 = "tile.const"() {value = 0x7FF8000000000000 : f64} : () -> f64
   %12 = "tile.cast"(%11) {to = f32} : (f64) -> f32
@@ -130,7 +130,7 @@
   %70 = "tile.dim"() {index = 0 : i64} : () -> i64
   "tile.for"(%69, %70) ({
   ^bb0(%v62: i64):
-    %71 = "tile.load"(%b9, %v62) : (!tile.buffer<f32, "64", "read_write">, i64) -> f32
+    %71 = "tile.load"(%b9, %v62) : (!tile.buffer<f32, "64", "read_write", 4 : i64>, i64) -> f32
     "tile.accumulate"(%v61, %71) {fn = "sum"} : (!tile.place<f32>, f32) -> ()
     "vector.yield"() : () -> ()
   }) {id = 62 : i64, kind = "vector"} : (i64, i64) -> ()
@@ -138,7 +138,7 @@
   %73 = "tile.dim"() {index = 0 : i64} : () -> i64
   "tile.for"(%72, %73) ({
   ^bb0(%v63: i64):
-    %74 = "tile.load"(%b9, %v63) : (!tile.buffer<f32, "64", "read_write">, i64) -> f32
+    %74 = "tile.load"(%b9, %v63) : (!tile.buffer<f32, "64", "read_write", 4 : i64>, i64) -> f32
     "tile.accumulate"(%v61, %74) {fn = "prod"} : (!tile.place<f32>, f32) -> ()
     "vector.yield"() : () -> ()
   }) {id = 63 : i64, kind = "vector"} : (i64, i64) -> ()
@@ -146,7 +146,7 @@
   %76 = "tile.dim"() {index = 0 : i64} : () -> i64
   "tile.for"(%75, %76) ({
   ^bb0(%v64: i64):
-    %77 = "tile.load"(%b9, %v64) : (!tile.buffer<f32, "64", "read_write">, i64) -> f32
+    %77 = "tile.load"(%b9, %v64) : (!tile.buffer<f32, "64", "read_write", 4 : i64>, i64) -> f32
     "tile.accumulate"(%v61, %77) {fn = "max"} : (!tile.place<f32>, f32) -> ()
     "vector.yield"() : () -> ()
   }) {id = 64 : i64, kind = "vector"} : (i64, i64) -> ()
@@ -154,7 +154,7 @@
   %79 = "tile.dim"() {index = 0 : i64} : () -> i64
   "tile.for"(%78, %79) ({
   ^bb0(%v65: i64):
-    %80 = "tile.load"(%b9, %v65) : (!tile.buffer<f32, "64", "read_write">, i64) -> f32
+    %80 = "tile.load"(%b9, %v65) : (!tile.buffer<f32, "64", "read_write", 4 : i64>, i64) -> f32
     "tile.accumulate"(%v61, %80) {fn = "min"} : (!tile.place<f32>, f32) -> ()
     "vector.yield"() : () -> ()
   }) {id = 65 : i64, kind = "vector"} : (i64, i64) -> ()
@@ -166,7 +166,7 @@
     %84 = "tile.map"(%v66, %83) {fn = "lt"} : (i64, i64) -> i1
     "tile.if"(%84) ({
       %85 = "tile.get"(%v61) : (!tile.place<f32>) -> f32
-      "tile.store"(%b8, %v66, %85) : (!tile.buffer<bf16, "T", "write">, i64, f32) -> ()
+      "tile.store"(%b8, %v66, %85) : (!tile.buffer<bf16, "T", "write", 2 : i64>, i64, f32) -> ()
       "vector.yield"() : () -> ()
     }, {
       "vector.yield"() : () -> ()
@@ -177,7 +177,7 @@
   %87 = "tile.dim"() {index = 0 : i64} : () -> i64
   "tile.for"(%86, %87) ({
   ^bb0(%v67: i64):
-    "tile.store"(%b8, %v67, %v9) : (!tile.buffer<bf16, "T", "write">, i64, f32) -> ()
+    "tile.store"(%b8, %v67, %v9) : (!tile.buffer<bf16, "T", "write", 2 : i64>, i64, f32) -> ()
     "vector.yield"() : () -> ()
   }) {id = 67 : i64, kind = "parallel"} : (i64, i64) -> ()
   %88 = "tile.const"() {value = 0.0 : f64} : () -> i1
@@ -208,7 +208,7 @@
   %102 = "tile.const"() {value = 0.0 : f64} : () -> i64
   %103 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %104 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  "tile.dot"(%b1, %s0, %b9, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104) {accumulate = true} : (!tile.buffer<f32, "2*T", "read">, !tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write">, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  "tile.dot"(%b1, %s0, %b9, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104) {accumulate = true} : (!tile.buffer<f32, "2*T", "read", 4 : i64>, !tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write", 4 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
   %105 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %106 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %107 = "tile.dim"() {index = 0 : i64} : () -> i64
@@ -221,7 +221,7 @@
   %114 = "tile.const"() {value = 0.0 : f64} : () -> i64
   %115 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %116 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  "tile.dot"(%b1, %b9, %s0, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116) {accumulate = false} : (!tile.buffer<f32, "2*T", "read">, !tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  "tile.dot"(%b1, %b9, %s0, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116) {accumulate = false} : (!tile.buffer<f32, "2*T", "read", 4 : i64>, !tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
   %117 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %118 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %119 = "tile.const"() {value = 8.0 : f64} : () -> i64
@@ -235,25 +235,25 @@
   %127 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %128 = "tile.const"() {value = 1.0 : f64} : () -> i64
   %129 = "tile.dim"() {index = 0 : i64} : () -> i64
-  "tile.dot_rows"(%b1, %s0, %b9, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127, %128, %129) {accumulate = true} : (!tile.buffer<f32, "2*T", "read">, !tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write">, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  "tile.dot_rows"(%b1, %s0, %b9, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127, %128, %129) {accumulate = true} : (!tile.buffer<f32, "2*T", "read", 4 : i64>, !tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write", 4 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
   %130 = "tile.dim"() {index = 0 : i64} : () -> i64
   %131 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %132 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %133 = "tile.const"() {value = 1.0 : f64} : () -> i64
   %134 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy"(%b9, %s0, %130, %131, %v0, %132, %133, %134) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64) -> ()
+  "tile.copy"(%b9, %s0, %130, %131, %v0, %132, %133, %134) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64) -> ()
   %135 = "tile.dim"() {index = 0 : i64} : () -> i64
   %136 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %137 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %138 = "tile.const"() {value = 1.0 : f64} : () -> i64
   %139 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy_rows"(%b9, %s0, %b10, %135, %136, %v0, %137, %138, %139) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, !tile.buffer<i32, "4", "read">, i64, i64, i64, i64, i64, i64) -> ()
+  "tile.copy_rows"(%b9, %s0, %b10, %135, %136, %v0, %137, %138, %139) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, !tile.buffer<i32, "4", "read", 4 : i64>, i64, i64, i64, i64, i64, i64) -> ()
   %140 = "tile.dim"() {index = 0 : i64} : () -> i64
   %141 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %142 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %143 = "tile.const"() {value = 1.0 : f64} : () -> i64
   %144 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy"(%s0, %b9, %140, %141, %v0, %142, %143, %144) {rows = 4 : i64, cols = 16 : i64} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write">, i64, i64, i64, i64, i64, i64) -> ()
+  "tile.copy"(%s0, %b9, %140, %141, %v0, %142, %143, %144) {rows = 4 : i64, cols = 16 : i64} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write", 4 : i64>, i64, i64, i64, i64, i64, i64) -> ()
   %145 = "tile.dim"() {index = 0 : i64} : () -> i64
   %146 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %147 = "tile.dim"() {index = 0 : i64} : () -> i64
@@ -261,11 +261,11 @@
   %149 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %150 = "tile.const"() {value = 1.0 : f64} : () -> i64
   %151 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy_runs"(%b9, %s0, %145, %146, %v0, %147, %148, %v0, %149, %150, %151) {rows = 4 : i64, cols = 16 : i64, run = 2 : i64} : (!tile.buffer<f32, "64", "read_write">, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  "tile.copy_runs"(%b9, %s0, %145, %146, %v0, %147, %148, %v0, %149, %150, %151) {rows = 4 : i64, cols = 16 : i64, run = 2 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
   "vector.yield"() : () -> ()
 }) {sym_name = "every_op", grid = "B*floordiv(T + 63, 64)", dims = ["T"], buffers = ["f64", "f32", "bf16", "f16", "e4m3", "i64", "i32", "bool", "odd \"name\"", "z", "by"], scratch = ["s"], vars = [i64, f64, f32, f32, f32, f32, i64, i32, i1, f32, f64, f32, f64, f32, f64, f32, f64, f32, f32, f32, f32, f32, i64, i64, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, i1, i1, i1, i1, i1, i1, i1, i1, f32, f64, f32, f32, f32, f32, i64, i32, i1, i32, f32, i64, i64, i64, i64, i64, i64]} : () -> ()
 "tile.kernel"() ({
-^bb0(%v0: i64, %b0: !tile.buffer<bf16, "32*B*T", "read">, %b1: !tile.buffer<bf16, "16*B*S", "read">, %b2: !tile.buffer<bf16, "32*B*S", "read">, %b3: !tile.buffer<i32, "8*B*T", "read">, %b4: !tile.buffer<bf16, "64*B*T", "write">, %b5: !tile.buffer<f32, "4*B*T", "write">, %s0: !tile.scratch<i1, 32 : i64>, %s1: !tile.scratch<f32, 128 : i64>, %s2: !tile.scratch<i1, 8 : i64>, %s3: !tile.scratch<f32, 64 : i64>, %s4: !tile.scratch<f32, 64 : i64>, %s5: !tile.scratch<f32, 128 : i64>, %s6: !tile.scratch<f32, 8 : i64>, %s7: !tile.scratch<f32, 8 : i64>, %s8: !tile.scratch<f32, 8 : i64>, %s9: !tile.scratch<f32, 8 : i64>):
+^bb0(%v0: i64, %b0: !tile.buffer<bf16, "32*B*T", "read", 2 : i64>, %b1: !tile.buffer<bf16, "16*B*S", "read", 2 : i64>, %b2: !tile.buffer<bf16, "32*B*S", "read", 2 : i64>, %b3: !tile.buffer<i32, "8*B*T", "read", 4 : i64>, %b4: !tile.buffer<bf16, "64*B*T", "write", 2 : i64>, %b5: !tile.buffer<f32, "4*B*T", "write", 4 : i64>, %s0: !tile.scratch<i1, 32 : i64>, %s1: !tile.scratch<f32, 128 : i64>, %s2: !tile.scratch<i1, 8 : i64>, %s3: !tile.scratch<f32, 64 : i64>, %s4: !tile.scratch<f32, 64 : i64>, %s5: !tile.scratch<f32, 128 : i64>, %s6: !tile.scratch<f32, 8 : i64>, %s7: !tile.scratch<f32, 8 : i64>, %s8: !tile.scratch<f32, 8 : i64>, %s9: !tile.scratch<f32, 8 : i64>):
   %0 = "tile.dim"() {index = 0 : i64} : () -> i64
   %1 = "tile.map"(%v0, %0) {fn = "floor_div"} : (i64, i64) -> i64
   %v1 = "tile.let"(%1) {id = 1 : i64} : (i64) -> i64
@@ -357,7 +357,7 @@
         %50 = "tile.const"() {value = 8.0 : f64} : () -> i64
         %51 = "tile.map"(%v14, %50) {fn = "mul"} : (i64, i64) -> i64
         %52 = "tile.map"(%51, %v15) {fn = "add"} : (i64, i64) -> i64
-        %53 = "tile.load"(%b0, %52) : (!tile.buffer<bf16, "32*B*T", "read">, i64) -> f32
+        %53 = "tile.load"(%b0, %52) : (!tile.buffer<bf16, "32*B*T", "read", 2 : i64>, i64) -> f32
         %54 = "tile.const"() {value = 0.25 : f64} : () -> f32
         %55 = "tile.map"(%53, %54) {fn = "mul"} : (f32, f32) -> f32
         "tile.store"(%s3, %49, %55) : (!tile.scratch<f32, 64 : i64>, i64, f32) -> ()
@@ -487,7 +487,7 @@
         "tile.for"(%146, %147) ({
         ^bb0(%v38: i64):
           %148 = "tile.map"(%v36, %v38) {fn = "add"} : (i64, i64) -> i64
-          %149 = "tile.load"(%b3, %148) : (!tile.buffer<i32, "8*B*T", "read">, i64) -> i32
+          %149 = "tile.load"(%b3, %148) : (!tile.buffer<i32, "8*B*T", "read", 4 : i64>, i64) -> i32
           %150 = "tile.cast"(%149) {to = i64} : (i32) -> i64
           %151 = "tile.map"(%150, %v35) {fn = "eq"} : (i64, i64) -> i1
           %152 = "tile.cast"(%151) {to = i64} : (i1) -> i64
@@ -545,7 +545,7 @@
       %192 = "tile.const"() {value = 0.0 : f64} : () -> i64
       %193 = "tile.const"() {value = 8.0 : f64} : () -> i64
       %194 = "tile.const"() {value = 1.0 : f64} : () -> i64
-      "tile.dot"(%b1, %s3, %s4, %v29, %185, %186, %v40, %187, %188, %189, %190, %191, %192, %193, %194) {accumulate = false} : (!tile.buffer<bf16, "16*B*S", "read">, !tile.scratch<f32, 64 : i64>, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+      "tile.dot"(%b1, %s3, %s4, %v29, %185, %186, %v40, %187, %188, %189, %190, %191, %192, %193, %194) {accumulate = false} : (!tile.buffer<bf16, "16*B*S", "read", 2 : i64>, !tile.scratch<f32, 64 : i64>, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
       %195 = "tile.const"() {value = 0.0 : f64} : () -> i64
       "tile.for"(%195, %v29) ({
       ^bb0(%v41: i64):
@@ -697,7 +697,7 @@
         %277 = "tile.const"() {value = 0.0 : f64} : () -> i64
         %278 = "tile.const"() {value = 16.0 : f64} : () -> i64
         %279 = "tile.const"() {value = 1.0 : f64} : () -> i64
-        "tile.dot"(%s4, %b2, %s5, %270, %271, %v29, %272, %273, %274, %v62, %275, %276, %277, %278, %279) {accumulate = true} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<bf16, "32*B*S", "read">, !tile.scratch<f32, 128 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+        "tile.dot"(%s4, %b2, %s5, %270, %271, %v29, %272, %273, %274, %v62, %275, %276, %277, %278, %279) {accumulate = true} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<bf16, "32*B*S", "read", 2 : i64>, !tile.scratch<f32, 128 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
         "vector.yield"() : () -> ()
       }, {
         "vector.yield"() : () -> ()
@@ -726,7 +726,7 @@
           "tile.for"(%293, %294) ({
           ^bb0(%v67: i64):
             %295 = "tile.map"(%v65, %v67) {fn = "add"} : (i64, i64) -> i64
-            %296 = "tile.load"(%b2, %295) : (!tile.buffer<bf16, "32*B*S", "read">, i64) -> f32
+            %296 = "tile.load"(%b2, %295) : (!tile.buffer<bf16, "32*B*S", "read", 2 : i64>, i64) -> f32
             %297 = "tile.map"(%296) {fn = "abs"} : (f32) -> f32
             "tile.accumulate"(%v66, %297) {fn = "sum"} : (!tile.place<f32>, f32) -> ()
             "vector.yield"() : () -> ()
@@ -749,7 +749,7 @@
             %307 = "tile.map"(%v64, %306) {fn = "mul"} : (i64, i64) -> i64
             %308 = "tile.map"(%307, %v70) {fn = "add"} : (i64, i64) -> i64
             %309 = "tile.map"(%v65, %v70) {fn = "add"} : (i64, i64) -> i64
-            %310 = "tile.load"(%b2, %309) : (!tile.buffer<bf16, "32*B*S", "read">, i64) -> f32
+            %310 = "tile.load"(%b2, %309) : (!tile.buffer<bf16, "32*B*S", "read", 2 : i64>, i64) -> f32
             %311 = "tile.const"() {value = 0.0 : f64} : () -> f32
             %312 = "tile.select"(%v68, %310, %311) : (i1, f32, f32) -> f32
             "tile.store"(%s1, %308, %312) : (!tile.scratch<f32, 128 : i64>, i64, f32) -> ()
@@ -832,7 +832,7 @@
                       %v79 = "tile.let"(%368) {id = 79 : i64} : (i64) -> i64
                       %369 = "tile.load"(%s5, %v79) : (!tile.scratch<f32, 128 : i64>, i64) -> f32
                       %370 = "tile.map"(%v72, %v78) {fn = "add"} : (i64, i64) -> i64
-                      %371 = "tile.load"(%b2, %370) : (!tile.buffer<bf16, "32*B*S", "read">, i64) -> f32
+                      %371 = "tile.load"(%b2, %370) : (!tile.buffer<bf16, "32*B*S", "read", 2 : i64>, i64) -> f32
                       %372 = "tile.map"(%v77, %371) {fn = "mul"} : (f32, f32) -> f32
                       %373 = "tile.map"(%369, %372) {fn = "add"} : (f32, f32) -> f32
                       "tile.store"(%s5, %v79, %373) : (!tile.scratch<f32, 128 : i64>, i64, f32) -> ()
@@ -898,7 +898,7 @@
       %395 = "tile.map"(%v84) {fn = "log"} : (f32) -> f32
       %396 = "tile.map"(%394, %395) {fn = "add"} : (f32, f32) -> f32
       %397 = "tile.select"(%v85, %393, %396) : (i1, f32, f32) -> f32
-      "tile.store"(%b5, %v83, %397) : (!tile.buffer<f32, "4*B*T", "write">, i64, f32) -> ()
+      "tile.store"(%b5, %v83, %397) : (!tile.buffer<f32, "4*B*T", "write", 4 : i64>, i64, f32) -> ()
       %398 = "tile.const"() {value = 0.0 : f64} : () -> f32
       %399 = "tile.const"() {value = 1.0 : f64} : () -> f32
       %400 = "tile.map"(%399, %v84) {fn = "div"} : (f32, f32) -> f32
@@ -916,7 +916,7 @@
         %409 = "tile.map"(%408, %v87) {fn = "add"} : (i64, i64) -> i64
         %410 = "tile.load"(%s5, %409) : (!tile.scratch<f32, 128 : i64>, i64) -> f32
         %411 = "tile.map"(%410, %v86) {fn = "mul"} : (f32, f32) -> f32
-        "tile.store"(%b4, %406, %411) : (!tile.buffer<bf16, "64*B*T", "write">, i64, f32) -> ()
+        "tile.store"(%b4, %406, %411) : (!tile.buffer<bf16, "64*B*T", "write", 2 : i64>, i64, f32) -> ()
         "vector.yield"() : () -> ()
       }) {id = 87 : i64, kind = "vector"} : (i64, i64) -> ()
       "vector.yield"() : () -> ()

@@ -3,7 +3,7 @@
 // What IRDL cannot say is left to `tile::verify` and `tile::text::parse`: which function takes how many operands, what a load gives,
 // scopes, that sizes are dims. Regions end in `vector.yield`, as in `graph`. A constraint used twice in an op means one type twice.
 irdl.dialect @tile {
-  // A kernel's buffer: dtype in memory, number of elements, access.
+  // A kernel's buffer: dtype in memory, number of elements, access, what it begins at a multiple of in bytes.
   irdl.type @buffer {
     %d_f64 = irdl.is f64
     %d_f32 = irdl.is f32
@@ -19,7 +19,8 @@ irdl.dialect @tile {
     %n_write = irdl.is "write"
     %n_read_write = irdl.is "read_write"
     %access = irdl.any_of(%n_read, %n_write, %n_read_write)
-    irdl.parameters(dtype: %dtype, elems: %elems, access: %access)
+    %alignment = irdl.base "#builtin.integer"
+    irdl.parameters(dtype: %dtype, elems: %elems, access: %access, alignment: %alignment)
   }
   // A block's own memory: dtype, number of elements.
   irdl.type @scratch {

@@ -46,6 +46,8 @@ pub struct Buffer {
     pub elems: Dim,
     /// What the kernel does with it.
     pub access: Access,
+    /// What it begins at a multiple of, wherever the kernel is launched. # Units: bytes.
+    pub alignment: i64,
 }
 
 /// What a kernel does with a buffer.
@@ -399,7 +401,8 @@ impl Kernel {
     }
     /// A new buffer.
     pub fn buffer(&mut self, name: &str, dtype: DType, elems: Dim, access: Access) -> Mem {
-        self.buffers.push(Buffer { name: name.into(), dtype, elems, access });
+        let alignment = dtype.bytes() as i64;
+        self.buffers.push(Buffer { name: name.into(), dtype, elems, access, alignment });
         Mem::Buffer(self.buffers.len() - 1)
     }
     /// New scratch memory.
@@ -443,6 +446,12 @@ impl Kernel {
             Expr::Order(_) => DType::I32,
         }
     }
+}
+
+/// A power of two that divides an extent whatever the sizes, up to [`COPY_ALIGN`]. Kernels that differ in it are not one.
+pub fn divisor(d: &Dim) -> i64 {
+    let divides = |n: &i64| d.try_div(&Dim::from(*n)).is_some();
+    [COPY_ALIGN, 8, 4, 2].into_iter().find(divides).unwrap_or(1)
 }
 
 /// The dtype in which values of a memory dtype are computed.

@@ -13,7 +13,7 @@ use crate::{
     },
     gemm::gemm,
     group::{Grouping, group, is_layout, is_unread},
-    ir::{COPY_ALIGN, Kernel},
+    ir::{COPY_ALIGN, Kernel, divisor},
     kernels::gpu_product::{Grouped, Product, gpu_grouped, gpu_product, is_multiple},
     kernels::{gpu_topk_long, host_topk::TopK},
     select::{Device, Place, Want, kernels, takes_attend_grad},
@@ -1053,10 +1053,18 @@ impl Lowerer<'_> {
     fn launch(&mut self, mut kernel: Kernel, buffers: Vec<View>, origin: Option<base::Span>, work: Work) -> Step {
         let (dims, grid) = (kernel.dims.clone(), kernel.grid.clone());
         let memory: Vec<_> = kernel.buffers.iter().map(|b| (b.dtype, b.access)).collect();
-        let key = format!("{memory:?} {} {:?} {:?} {:?}", dims.len(), kernel.scratch, kernel.vars, kernel.body);
+        let divisors: Vec<i64> = dims.iter().map(divisor).collect();
+        let key = format!("{memory:?} {divisors:?} {:?} {:?} {:?}", kernel.scratch, kernel.vars, kernel.body);
+        for (b, _) in kernel.buffers.iter_mut().zip(&buffers).filter(|(b, view)| is_aligned(view, b.dtype)) {
+            b.alignment = COPY_ALIGN;
+        }
         let next = self.out.kernels.len();
         let index = *self.seen.entry(key).or_insert(next);
-        if index == next {
+        if index < next {
+            // As all that launch it have it.
+            let all = self.out.kernels[index].buffers.iter_mut().zip(&kernel.buffers);
+            all.for_each(|(b, other)| b.alignment = b.alignment.min(other.alignment));
+        } else {
             let kind = if kernel.name.is_empty() { "map" } else { &kernel.name };
             kernel.name = format!("host_{kind}_{next}");
             self.out.kernels.push(kernel);

@@ -153,6 +153,10 @@ impl Simulation<'_> {
         kernel.dims = dims.to_vec();
         kernel.grid = grid.clone();
         let starts: Vec<usize> = views.iter().map(|v| self.start(v)).collect();
+        for (b, at) in kernel.buffers.iter().zip(&starts) {
+            let begins = at * b.dtype.bytes();
+            assert!(begins.is_multiple_of(b.alignment as usize), "{} of {} begins at {begins}", b.name, kernel.name);
+        }
         let mut buffers: Vec<Vec<f64>> = views
             .iter()
             .zip(&starts)

@@ -102,9 +102,8 @@ impl Printer<'_> {
                 let ty = self.kernel.buffers.get(i).map_or_else(
                     || Type::text("none"),
                     |b| {
-                        let params =
-                            vec![Attr::Type(scalar(b.dtype)), Attr::str(b.elems.to_string()), Attr::str(b.access.name())];
-                        dialect("tile.buffer", params)
+                        let (elems, access) = (Attr::str(b.elems.to_string()), Attr::str(b.access.name()));
+                        dialect("tile.buffer", vec![Attr::Type(scalar(b.dtype)), elems, access, Attr::i64(b.alignment)])
                     },
                 );
                 TextValue { name: format!("b{i}"), ty }

@@ -16,6 +16,11 @@ pub fn verify(kernel: &Kernel) -> Vec<String> {
     if let Some(d) = kernel.vars.iter().find(|d| compute_dtype(**d) != **d) {
         v.found.push(format!("a variable of {d}"));
     }
+    for b in &kernel.buffers {
+        if !(b.alignment > 0 && b.alignment % b.dtype.bytes() as i64 == 0) {
+            v.found.push(format!("{} of {} at a multiple of {} bytes", b.name, b.dtype, b.alignment));
+        }
+    }
     v.list(&kernel.body);
     v.found
 }

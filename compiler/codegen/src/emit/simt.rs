@@ -479,13 +479,21 @@ impl Emitter<'_> {
             let zero = self.w.int(0, "i64");
             let few = i64::from(self.simt().plan.warp);
             let known = (rows.count.known(), [few, 4 * few], None);
-            return self.alone(|e| e.turns(rows.var, [&zero, &count], [&first, &step], known, &rows.body));
+            let multiples = [&Expr::int(0), &rows.count].map(|e| self.multiple(e));
+            return self.alone(|e| e.turns(rows.var, ([&zero, &count], multiples), [&first, &step], known, &rows.body));
         }
         let size = if let Team::Lanes(n) = rows.team { n } else { self.simt().plan.threads };
         let Some(mems) = read_once(self.k, &rows.body, i64::from(size)) else {
             return self.each_row(rows, [&first, &count, &step]);
         };
-        let starts = mems.into_iter().map(|m| (m, self.w.int(0, "i64"))).collect();
+        let unsure: Vec<Mem> = mems.into_iter().filter(|m| self.begins_at(*m) % ALIGNED != 0).collect();
+        if unsure.is_empty() {
+            self.simt_mut().aligned_row = Some(true);
+            self.each_row(rows, [&first, &count, &step]);
+            self.simt_mut().aligned_row = None;
+            return;
+        }
+        let starts = unsure.into_iter().map(|m| (m, self.w.int(0, "i64"))).collect();
         let aligned = self.starts_are_aligned(starts, |_| ALIGNED as usize);
         let before = (self.simt().since.clone(), self.simt().combined);
         self.w.line(&format!("scf.if {aligned} {{"));
@@ -812,6 +820,7 @@ impl Emitter<'_> {
     fn spread(&mut self, var: VarId, lo: &Expr, hi: &Expr, body: &[Stmt]) {
         self.natural[var.0 as usize] = self.not_negative(lo);
         let turns = lo.known().zip(hi.known()).map(|(l, h)| h - l);
+        let multiples = [lo, hi].map(|e| self.multiple(e));
         let (lo, hi) = (self.expr(lo), self.expr(hi));
         let mut found = Vec::new();
         reductions(body, &mut found);
@@ -826,7 +835,8 @@ impl Emitter<'_> {
         };
         let few = lanes.unwrap_or(i64::from(self.simt().plan.warp));
         // Two groups a thread only where no thread is left without one.
-        self.alone(|e| e.turns(var, [&lo, &hi], [&rank, &step], (turns, [few, 2 * size], lanes), body));
+        let bounds = ([lo.as_str(), &hi], multiples);
+        self.alone(|e| e.turns(var, bounds, [&rank, &step], (turns, [few, 2 * size], lanes), body));
         self.gather(partial);
     }
     /// Both loops as one: a thread has the greatest of what it saw and a sum that is of differences from that. `false` if elements are not taken at once.
@@ -846,7 +856,7 @@ impl Emitter<'_> {
         let (zero, rank) = (self.w.int(0, "i64"), self.rank());
         let all = size * GROUPS;
         let [groups, one, all, up, ahead] = [turns / width, size, all, all - 1, all - size].map(|n| self.w.int(n, "i64"));
-        let aligned = self.are_aligned(&units, &zero);
+        let aligned = self.are_aligned(&units, (&zero, 0));
         // As many groups together as there are whole ones, then the others.
         let whole = self.w.bin("subi", &groups, &ahead, "i64");
         let many = self.w.bin("subi", &whole, &rank, "i64");
@@ -863,11 +873,16 @@ impl Emitter<'_> {
                 e.w.line("}");
             }
         };
-        self.w.line(&format!("scf.if {aligned} {{"));
-        self.inside(|e| run(e, true));
-        self.w.line("} else {");
-        self.inside(|e| run(e, false));
-        self.w.line("}");
+        match aligned {
+            None => run(self, true),
+            Some(aligned) => {
+                self.w.line(&format!("scf.if {aligned} {{"));
+                self.inside(|e| run(e, true));
+                self.w.line("} else {");
+                self.inside(|e| run(e, false));
+                self.w.line("}");
+            }
+        }
         let [own, place] = [o.most, o.sum].map(|v| self.place(v));
         let own = self.load(&own, ty);
         self.gather(most);
@@ -937,7 +952,7 @@ impl Emitter<'_> {
     fn turns(
         &mut self,
         var: VarId,
-        [lo, hi]: [&str; 2],
+        ([lo, hi], multiples): ([&str; 2], [i64; 2]),
         [rank, step]: [&str; 2],
         (known, [threads, groups_of_twice], lanes): (Option<i64>, [i64; 2], Option<i64>),
         body: &[Stmt],
@@ -964,12 +979,16 @@ impl Emitter<'_> {
             let groups = self.w.int(n / units.turns as i64, "i64");
             return self.at_once(var, lo, [rank, &groups, step], (&units, aligned), aligned.then_some(times), body);
         }
-        let aligned = self.are_aligned(&units, lo);
+        let aligned = self.are_aligned(&units, (lo, multiples[0]));
+        let whole = multiples.iter().all(|n| n % units.turns as i64 == 0);
         let (zero, width) = (self.w.int(0, "i64"), self.w.int(units.turns as i64, "i64"));
         let count = self.w.bin("subi", hi, lo, "i64");
         let count = self.w.bin("maxsi", &count, &zero, "i64");
         let groups = self.w.bin("divui", &count, &width, "i64");
-        let groups = if units.reduces { groups } else { self.w.select(&aligned, &groups, &zero, "i64") };
+        let groups = match &aligned {
+            Some(aligned) if !units.reduces => self.w.select(aligned, &groups, &zero, "i64"),
+            Some(_) | None => groups,
+        };
         if units.twice && !units.reduces && known.is_none_or(|n| n >= units.turns as i64 * groups_of_twice) && lanes.is_none() {
             let taken = self.twice(var, [lo, rank, step, &groups], &units, body);
             let first = self.w.bin("addi", lo, &taken, "i64");
@@ -977,16 +996,20 @@ impl Emitter<'_> {
             return self.one_by_one(var, [&first, hi, step], body);
         }
         let times = known.zip(lanes).and_then(|(n, lanes)| units.times(n, lanes));
-        if units.reduces || times.is_some() {
-            self.w.line(&format!("scf.if {aligned} {{"));
-            self.inside(|e| e.at_once(var, lo, [rank, &groups, step], (&units, true), times, body));
-            if units.reduces {
-                self.w.line("} else {");
-                self.inside(|e| e.at_once(var, lo, [rank, &groups, step], (&units, false), times, body));
+        match &aligned {
+            Some(aligned) if units.reduces || times.is_some() => {
+                self.w.line(&format!("scf.if {aligned} {{"));
+                self.inside(|e| e.at_once(var, lo, [rank, &groups, step], (&units, true), times, body));
+                if units.reduces {
+                    self.w.line("} else {");
+                    self.inside(|e| e.at_once(var, lo, [rank, &groups, step], (&units, false), times, body));
+                }
+                self.w.line("}");
             }
-            self.w.line("}");
-        } else {
-            self.at_once(var, lo, [rank, &groups, step], (&units, true), None, body);
+            Some(_) | None => self.at_once(var, lo, [rank, &groups, step], (&units, true), times, body),
+        }
+        if whole && (units.reduces || aligned.is_none()) {
+            return;
         }
         let taken = self.w.bin("muli", &groups, &width, "i64");
         let first = self.w.bin("addi", lo, &taken, "i64");
@@ -1094,14 +1117,27 @@ impl Emitter<'_> {
             }
         }
     }
-    /// Whether all that the turn `lo` touches starts at a multiple of what a thread touches at once.
-    fn are_aligned(&mut self, units: &Units, lo: &str) -> String {
+    /// Whether all that the turn `lo` touches, a multiple of a number, starts at a multiple of what a thread touches at once; none if that is certain.
+    fn are_aligned(&mut self, units: &Units, (lo, multiple): (&str, i64)) -> Option<String> {
         let mut starts = Vec::new();
         for (mem, offset) in &units.firsts {
+            let bytes = self.k.mem_dtype(*mem).bytes();
+            let alignment = units.alignment(bytes) as i64;
+            let places = [multiple, self.multiple(offset)].map(|n| n * bytes as i64);
+            if places.into_iter().chain([self.begins_at(*mem)]).all(|n| n % alignment == 0) {
+                continue;
+            }
             let offset = self.expr(offset);
             starts.push((*mem, self.w.bin("addi", lo, &offset, "i64")));
         }
-        self.starts_are_aligned(starts, |bytes| units.alignment(bytes))
+        (!starts.is_empty()).then(|| self.starts_are_aligned(starts, |bytes| units.alignment(bytes)))
+    }
+    /// What a memory begins at a multiple of. # Units: bytes.
+    fn begins_at(&self, mem: Mem) -> i64 {
+        match mem {
+            Mem::Buffer(i) => self.k.buffers[i].alignment,
+            Mem::Scratch(_) => ALIGNED,
+        }
     }
     /// Whether elements of memories are where an element of so many bytes has to be.
     fn starts_are_aligned(&mut self, starts: Vec<(Mem, String)>, alignment: impl Fn(usize) -> usize) -> String {

@@ -29,7 +29,7 @@ use graph::op::{MapFn, ReduceFn};
 use std::collections::BTreeMap;
 use tile::{
     Access as BufferAccess, Expr, Kernel, LoopKind, Mem, Stmt, VarId,
-    ir::{Copy, Dot},
+    ir::{self, Copy, Dot},
 };
 
 /// The element of a held tile that a thread is at.
@@ -215,14 +215,29 @@ impl Emitter<'_> {
             return if n == 0 { MULTIPLE } else { common(n.abs(), MULTIPLE) };
         }
         match e {
+            Expr::Dim(i) => ir::divisor(&self.k.dims[*i]),
             Expr::Var(v) => self.multiples[v.0 as usize],
             Expr::Map(MapFn::Mul, args) => (self.multiple(&args[0]) * self.multiple(&args[1])).min(MULTIPLE),
             Expr::Map(MapFn::Add | MapFn::Sub | MapFn::Min | MapFn::Max | MapFn::Rem, args) => {
                 common(self.multiple(&args[0]), self.multiple(&args[1]))
             }
             Expr::Map(MapFn::Select, args) => common(self.multiple(&args[1]), self.multiple(&args[2])),
-            Expr::Const(..) | Expr::Dim(_) | Expr::Load(..) | Expr::Map(..) | Expr::Cast(..) | Expr::Order(_) => 1,
+            Expr::Const(..) | Expr::Load(..) | Expr::Map(..) | Expr::Cast(..) | Expr::Order(_) => 1,
         }
+    }
+    /// What is emitted where the chunks of these buffers begin at multiples of their size, and else.
+    fn if_aligned(&mut self, buffers: &[usize], then: impl FnOnce(&mut Self), otherwise: impl FnOnce(&mut Self)) {
+        let unsure = |i: &usize| self.k.buffers[*i].alignment % CHUNK as i64 != 0;
+        let unsure: Vec<usize> = buffers.iter().copied().filter(unsure).collect();
+        if unsure.is_empty() {
+            return then(self);
+        }
+        self.simt_mut().copied.extend(unsure);
+        self.w.line("scf.if %aligned {");
+        self.inside(then);
+        self.w.line("} else {");
+        self.inside(otherwise);
+        self.w.line("}");
     }
     /// Copies a chunk past the registers, if the buffers begin where that is possible; `false` if the statement is none.
     pub(super) fn copy_chunk(&mut self, s: &Stmt) -> bool {
@@ -234,9 +249,7 @@ impl Emitter<'_> {
         if !aligned || !simt.is_shared(Mem::Scratch(c.to.0)) {
             return false;
         }
-        self.simt_mut().copied.insert(c.from.0);
-        self.w.line("scf.if %aligned {");
-        self.inside(|e| {
+        let copy = |e: &mut Self| {
             let dtype = k.buffers[c.from.0].dtype;
             let (to, from) = (e.expr(c.to.1), e.expr(c.from.1));
             let to = e.address(Mem::Scratch(c.to.0), &to, dtype);
@@ -254,10 +267,8 @@ impl Emitter<'_> {
                 "llvm.inline_asm has_side_effects asm_dialect = att \"cp.async.cg.shared.global [$0], [$1], {CHUNK}, $2;\", \
                  \"r,l,r,~{{memory}}\" {to}, {from}, {size} : (i32, !llvm.ptr<1>, i32) -> ()"
             ));
-        });
-        self.w.line("} else {");
-        self.inside(|e| e.loop_of(s));
-        self.w.line("}");
+        };
+        self.if_aligned(&[c.from.0], copy, |e| e.loop_of(s));
         true
     }
 
@@ -378,12 +389,10 @@ impl Emitter<'_> {
             self.each_held_elem(var, columns, (shares, row_slots), body, (apart, &[]));
             return self.gather(partial);
         }
-        self.simt_mut().copied.extend(pieces.iter().map(|p| p.buffer));
-        self.w.line("scf.if %aligned {");
-        self.inside(|e| e.each_held_elem(var, columns, (shares.clone(), row_slots.clone()), body, (apart, &pieces)));
-        self.w.line("} else {");
-        self.inside(|e| e.each_held_elem(var, columns, (shares, row_slots), body, (apart, &[])));
-        self.w.line("}");
+        let buffers: Vec<usize> = pieces.iter().map(|p| p.buffer).collect();
+        let all = (shares.clone(), row_slots.clone());
+        let wide = |e: &mut Self| e.each_held_elem(var, columns, all, body, (apart, &pieces));
+        self.if_aligned(&buffers, wide, |e| e.each_held_elem(var, columns, (shares, row_slots), body, (apart, &[])));
         self.gather(partial);
     }
     /// A loop over the columns of first units: warp groups have all of a row, and a thread the same columns of each eight.

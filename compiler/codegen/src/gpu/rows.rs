@@ -5,10 +5,9 @@ use super::{
     access::{expr_uses, exprs},
     unit::Units,
 };
-use base::Dim;
 use graph::op::{MapFn, ReduceFn};
 use std::collections::{BTreeMap, BTreeSet};
-use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId};
+use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId, ir};
 
 /// Elements of a row that a thread takes, at most: what is computed of each of them is in a register.
 pub(crate) const MOST: i64 = 32;
@@ -48,10 +47,7 @@ fn multiple(k: &Kernel, lets: &BTreeMap<VarId, &Expr>, e: &Expr) -> i64 {
     }
     let of = |e: &Expr| multiple(k, lets, e);
     match e {
-        Expr::Dim(i) => {
-            let divides = |n: &i64| k.dims[*i].try_div(&Dim::from(*n)).is_some();
-            [UNIT, 8, 4, 2].into_iter().find(divides).unwrap_or(1)
-        }
+        Expr::Dim(i) => ir::divisor(&k.dims[*i]),
         Expr::Var(v) => lets.get(v).map_or(1, |e| of(e)),
         Expr::Map(MapFn::Mul, args) => (of(&args[0]) * of(&args[1])).min(UNIT),
         Expr::Map(MapFn::Add | MapFn::Sub, args) => of(&args[0]).min(of(&args[1])),

@@ -460,12 +460,16 @@ fn neighbours_at_any_alignment() {
                 b.store(y, at.clone(), Expr::load(x, at.clone() + o) + Expr::load(x, at));
             });
         });
-        let k = b.finish();
+        let mut k = b.finish();
         let code = load(std::slice::from_ref(&k));
+        k.buffers.iter_mut().for_each(|b| b.alignment = 16);
+        let aligned = load(std::slice::from_ref(&k));
         for (r, n) in [(3, 0), (1, 1), (3, 32), (3, 40), (2, 67), (5, 133)] {
             for o in [0, 1, 4, 8] {
                 let buffers = [integers((r * n + o) as usize, 1), vec![0.0; (r * n) as usize], vec![0.0; r as usize]];
-                agree(&code, &k, &buffers, &[("R", r), ("N", n), ("O", o)], 0.0);
+                for code in [&code, &aligned] {
+                    agree(code, &k, &buffers, &[("R", r), ("N", n), ("O", o)], 0.0);
+                }
             }
         }
     }
@@ -513,6 +517,9 @@ fn long_rows_are_read_once() {
         {
             let k = softmax_of(dtype, n, all);
             let code = load(std::slice::from_ref(&k));
+            let mut known = k.clone();
+            known.buffers.iter_mut().for_each(|b| b.alignment = 16);
+            let aligned = load(std::slice::from_ref(&known));
             let mut x: Vec<f64> =
                 integers(6 * n as usize, 3).iter().enumerate().map(|(i, x)| x * 3.0 - (i / 100 % 7) as f64).collect();
             let row = |i: i64| (i * n) as usize..((i + 1) * n) as usize;
@@ -525,6 +532,7 @@ fn long_rows_are_read_once() {
             let slack = if dtype == DType::BF16 { 4e-3 } else { 2e-6 };
             let buffers = [x, zeros, vec![0.0; 6], vec![0.0; 6]];
             agree(&code, &k, &buffers, &[("R", 6)], slack);
+            agree(&aligned, &known, &buffers, &[("R", 6)], slack);
             // Where memory begins in between the bits are the same.
             let env: DimEnv = [("R".into(), 6)].into_iter().collect();
             let run = |shift: usize| {

@@ -128,6 +128,14 @@ fn a_row_that_fits_is_loaded_once() {
     assert_eq!((launch.threads, launch.grid), (256, Dim::sym("R")));
     let count = |what: &str| text.matches(what).count();
     assert_eq!((count("ld.global.nc.v4.b32"), count("st.global.v4.b32"), count("bar.sync")), (2, 2, 4), "{text}");
+    // What begins aligned wherever it is launched has no other code.
+    let aligned = |mut k: Kernel| {
+        k.buffers.iter_mut().for_each(|b| b.alignment = 16);
+        ptx(&k).0
+    };
+    let text = aligned(shares(4096));
+    let count = |what: &str| text.matches(what).count();
+    assert_eq!((count("ld.global"), count("st.global"), count("bar.sync")), (2, 2, 2), "{text}");
     // Too long for registers: each loop loads.
     let text = ptx(&shares(65_536)).0;
     assert_eq!((text.matches("ld.global.nc.v4.b32").count(), text.matches("st.global.v4.b32").count()), (2, 1), "{text}");

@@ -87,6 +87,21 @@ fn elementwise_chains_are_one_flat_kernel() {
 }
 
 #[test]
+fn buffers_begin_aligned_where_all_launches_have_them_so() {
+    let alignments = |both: bool| {
+        let l = check(&["f32[16]", "f32[17]"], &[], |b, a| {
+            let rest = b.op(Op::Slice { axis: 0, start: 1.into(), len: 16.into(), step: 1 }, &a[1..]);
+            let all = if both { vec![a[0], rest] } else { vec![a[0]] };
+            all.into_iter().map(|x| b.map(MapFn::Sigmoid, &[x])).collect()
+        });
+        assert_eq!(l.kernels.len(), 1);
+        l.kernels[0].buffers.iter().map(|b| b.alignment).collect::<Vec<_>>()
+    };
+    assert_eq!(alignments(false), [16, 16]);
+    assert_eq!(alignments(true), [4, 16]);
+}
+
+#[test]
 fn a_norm_is_one_kernel() {
     let l = check(&["f32[B, T, 8]", "f32[8]"], BT, |b, a| {
         let square = b.mul(a[0], a[0]);

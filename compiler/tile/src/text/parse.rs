@@ -67,8 +67,8 @@ fn kernel(op: &TextOp) -> Parsed<Kernel> {
     p.names.insert(index.name.clone(), Bound::Value(p.declared(op, 0, &index.ty)?));
     for (name, arg) in buffers.iter().zip(mems) {
         let buffer = buffer(op, name, &arg.ty)?;
-        let mem = p.kernel.buffer(&buffer.name, buffer.dtype, buffer.elems, buffer.access);
-        p.names.insert(arg.name.clone(), Bound::Mem(mem));
+        p.names.insert(arg.name.clone(), Bound::Mem(Mem::Buffer(p.kernel.buffers.len())));
+        p.kernel.buffers.push(buffer);
     }
     for (name, arg) in scratch.iter().zip(&mems[buffers.len()..]) {
         let scratch = scratch_of(op, name, &arg.ty)?;
@@ -94,10 +94,11 @@ fn dim(op: &TextOp, text: &str) -> Parsed<Dim> {
 fn buffer(op: &TextOp, name: &str, ty: &Type) -> Parsed<Buffer> {
     match ty {
         Type::Dialect { name: ty_name, params } if ty_name == "tile.buffer" => {
-            if let [Attr::Type(dtype), Attr::Str(elems), Attr::Str(access)] = &params[..] {
+            if let [Attr::Type(dtype), Attr::Str(elems), Attr::Str(access), Attr::Int(alignment, _)] = &params[..] {
+                let alignment = *alignment;
                 let access = Access::ALL.into_iter().find(|a| a.name() == access);
                 let access = access.ok_or_else(|| op.error(format_args!("no access in {ty}")))?;
-                return Ok(Buffer { name: name.into(), dtype: scalar(op, dtype)?, elems: dim(op, elems)?, access });
+                return Ok(Buffer { name: name.into(), dtype: scalar(op, dtype)?, elems: dim(op, elems)?, access, alignment });
             }
             Err(op.error(format_args!("{ty} is no buffer")))
         }
