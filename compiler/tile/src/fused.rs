@@ -33,6 +33,8 @@ const PIECE: i64 = 64;
 const FEW_ROWS: i64 = 256;
 const LONG_ROW: i64 = 8192;
 const LONG_PIECE: i64 = 1024;
+/// Elements of a row that is cut if there may be any number of them: fewer are little for a warp, of more a block has a row.
+const ANY_ROW: std::ops::RangeInclusive<i64> = 2048..=4096;
 /// Pieces of the innermost loop, at most.
 const MAX_PIECES: usize = 8;
 
@@ -504,12 +506,14 @@ impl Fuser<'_> {
         let mut idx = vec![Expr::int(0); ty.rank()];
         let flat = inner.as_ref().filter(|_| groups.is_empty()).cloned();
         // Rows of any length may be few and long: blocks have pieces of them. So do rows that are known to be.
-        let few = rows.known().is_some_and(|n| n <= FEW_ROWS);
+        let is_long = |n: i64| match rows.known() {
+            Some(rows) => rows <= FEW_ROWS && n >= LONG_ROW,
+            None => ANY_ROW.contains(&n),
+        };
         let long = |g: &std::ops::Range<usize>| {
-            let whole = self.scene.grouping.many && self.heads.is_empty();
-            whole
-                && product(g.clone()).known().is_none_or(|n| few && n >= LONG_ROW)
-                && !self.roots().any(|r| self.reduces_rows(r))
+            let joined = self.pieces(g, &product(g.clone())).iter().map(|(starts, _)| starts.len()).sum::<usize>() > 1;
+            let whole = self.scene.grouping.many && self.heads.is_empty() && !joined;
+            whole && product(g.clone()).known().is_none_or(is_long) && !self.roots().any(|r| self.reduces_rows(r))
         };
         let piece_elems = if inner.clone().is_some_and(|g| product(g).known().is_some()) { LONG_PIECE } else { PIECE };
         let cut = inner.clone().filter(|g| flat.is_none() && long(g)).map(|g| product(g).ceil_div(&Dim::from(piece_elems)));

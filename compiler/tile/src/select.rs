@@ -233,16 +233,17 @@ fn topk_parts(p: &TopK) -> Work {
 
 /// A routing by many processors.
 fn route(p: &Route) -> Work {
-    let [count, offsets, place] = gpu_route::gpu_route(p);
-    let [counts, starts] = [0, 1].map(Place::Aside);
+    let [count, find, place] = gpu_route::gpu_route(p);
+    let [counts, starts, totals] = [0, 1, 2].map(Place::Aside);
     let (choice, [at, source, position]) = (Place::Operand(0), [0, 1, 2].map(Place::Result));
     let launches = vec![
         (count, vec![choice, counts], None),
-        (offsets, vec![counts, at, starts], None),
-        (place, vec![choice, starts, at, source, position], None),
+        (find, vec![counts, starts, totals], None),
+        (place, vec![choice, starts, totals, at, source, position], None),
     ];
-    let table = TensorType::new(DType::I32, [gpu_route::PARTS, p.groups].map(Dim::from).to_vec());
-    Work { problem: String::new(), launches, asides: vec![table.clone(), table], dtypes: vec![DType::I32; 3] }
+    let of = |shape: &[i64]| TensorType::new(DType::I32, shape.iter().copied().map(Dim::from).collect::<Vec<_>>());
+    let table = of(&[gpu_route::PARTS, p.groups]);
+    Work { problem: String::new(), launches, asides: vec![table.clone(), table, of(&[p.groups])], dtypes: vec![DType::I32; 3] }
 }
 
 /// Sums by index of many rows by many processors.

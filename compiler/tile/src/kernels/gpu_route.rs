@@ -1,16 +1,16 @@
 //! A stable counting sort of rows by group, for a device of many processors. Three kernels, one after the other:
 //!
 //! ```text
-//! count    choice → counts        block p: how many choices of its chunk are of each group
-//! offsets  counts → offsets, starts   one block: where each group begins, and each chunk's part of it
-//! place    choice, starts, offsets → source, position   block p: its chunk's choices, in order
+//! count    choice → counts            block p: how many choices of its chunk are of each group
+//! starts   counts → starts, totals    a block has some groups: where in each a chunk's choices begin, and how many it has
+//! place    choice, starts, totals → offsets, source, position   block p: its chunk's choices, in order
 //! ```
 //!
 //! There are [`PARTS`] chunks, whatever the number of choices. A block takes [`PIECE`] choices of its chunk at a time: a lane has a choice, and counts
 //! the equal ones before it, so that no two go to the same place and the order is the choices'; then a lane has a group, and counts its choices. Work: two
 //! comparisons for each choice and lane, [`STEP`] of them in a turn, as a lane that waits for each one would mostly wait.
 //!
-//! Buffers are those of `host_route`, and counts and starts i32 `[PARTS, groups]` between the kernels.
+//! Buffers are those of `host_route`, and between the kernels counts and starts i32 `[PARTS, groups]` and totals i32 `[groups]`.
 
 use super::{
     build::{Build, eq},
@@ -23,12 +23,15 @@ use base::{DType, Dim};
 pub const PARTS: i64 = 256;
 /// Choices that a block looks at together.
 const PIECE: i64 = 128;
-/// Comparisons, or parts, of a turn.
+/// Comparisons, or groups, of a turn.
 const STEP: i64 = 8;
+/// Groups of a block of `starts`, and chunks that a lane adds, whose loads are under way together.
+const GROUPS: i64 = 8;
+const CHUNKS: i64 = 16;
 
 /// The three kernels, in order; the buffers of each are in the page's.
 pub fn gpu_route(p: &Route) -> [Kernel; 3] {
-    [count(p), offsets(p), place(p)]
+    [count(p), starts(p), place(p)]
 }
 
 fn int(n: i64) -> Expr {
@@ -98,54 +101,88 @@ fn count(p: &Route) -> Kernel {
     b.finish()
 }
 
-/// A lane has a group; the sums before each group are taken by all lanes from the totals.
-pub(super) fn offsets(p: &Route) -> Kernel {
-    let mut b = Build::new("route_offsets");
+/// A lane has some chunks of a group: their sum first, then each one's part after those of the lanes before.
+pub(super) fn starts(p: &Route) -> Kernel {
+    let mut b = Build::new("route_starts");
     let counts = b.read("counts", DType::I32, Dim::from(PARTS * p.groups));
-    let offsets = b.write("offsets", DType::I32, Dim::from(p.groups + 1));
     let starts = b.write("starts", DType::I32, Dim::from(PARTS * p.groups));
-    let turns = (p.groups + STEP - 1) / STEP;
-    let totals = b.scratch("totals", DType::I32, turns * STEP);
-    let groups = Expr::int(p.groups);
-    b.fill(totals, Expr::int(turns * STEP), int(0));
-    b.each(groups.clone(), |b, g| {
-        let sum = b.var(DType::I32, int(0));
-        b.range(Expr::int(PARTS / STEP), |b, turn| {
-            let first = b.bind(turn * Expr::int(STEP * p.groups) + g.clone());
-            let at = |j: i64| first.clone() + Expr::int(j * p.groups);
-            let read: Vec<Expr> = (0..STEP).map(|j| b.bind(Expr::load(counts, at(j)))).collect();
-            for (j, n) in (0..STEP).zip(read) {
-                b.store(starts, at(j), Expr::Var(sum));
-                b.assign(sum, Expr::Var(sum) + n);
-            }
-        });
-        b.store(totals, g, Expr::Var(sum));
+    let totals = b.write("totals", DType::I32, Dim::from(p.groups));
+    let lanes = PARTS / CHUNKS;
+    let sums = b.scratch("sums", DType::I32, lanes * GROUPS);
+    b.kernel.grid = Dim::from((p.groups + GROUPS - 1) / GROUPS);
+    let first = b.bind(b.block() * Expr::int(GROUPS));
+    // The lane among those of the group, the group, and where the counts of its chunks are.
+    let of = |b: &mut Build, e: &Expr| {
+        let lane = b.bind(Expr::floor_div(e.clone(), Expr::int(GROUPS)));
+        let group = b.bind(first.clone() + Expr::rem(e.clone(), Expr::int(GROUPS)));
+        let inside = b.bind(Expr::lt(group.clone(), Expr::int(p.groups)));
+        let near = b.bind(Expr::minimum(group, Expr::int(p.groups - 1)));
+        let at = b.bind(lane.clone() * Expr::int(CHUNKS * p.groups) + near.clone());
+        let at: Vec<Expr> = (0..CHUNKS).map(|j| at.clone() + Expr::int(j * p.groups)).collect();
+        let counts: Vec<Expr> = at.iter().map(|at| b.bind(Expr::load(counts, at.clone()))).collect();
+        (lane, near, inside, at, counts)
+    };
+    b.each(Expr::int(lanes * GROUPS), |b, e| {
+        let (.., counts) = of(b, &e);
+        b.store(sums, e, counts.into_iter().fold(int(0), |n, x| n + x));
     });
-    b.each(groups + Expr::int(1), |b, g| {
+    b.each(Expr::int(lanes * GROUPS), |b, e| {
+        let (lane, group, inside, at, counts) = of(b, &e);
+        let before = b.var(DType::I32, int(0));
+        b.range(Expr::int(lanes), |b, other| {
+            let sum = Expr::load(sums, other.clone() * Expr::int(GROUPS) + Expr::rem(e.clone(), Expr::int(GROUPS)));
+            b.assign(before, Expr::Var(before) + Expr::select(Expr::lt(other, lane.clone()), sum, int(0)));
+        });
+        let mut sum = b.now(before);
+        b.if_(inside, |b| {
+            for (at, n) in at.into_iter().zip(counts) {
+                b.store(starts, at, sum.clone());
+                sum = b.bind(sum.clone() + n);
+            }
+            b.if_(eq(lane, Expr::int(lanes - 1)), |b| b.store(totals, group, sum));
+        });
+    });
+    b.finish()
+}
+
+/// Where each group begins, and where the last ends, in scratch.
+pub(super) fn offsets(b: &mut Build, totals: Mem, groups: i64) -> Mem {
+    let turns = (groups + STEP - 1) / STEP;
+    let near = b.scratch("totals", DType::I32, turns * STEP);
+    let offsets = b.scratch("offsets", DType::I32, groups + 1);
+    b.each(Expr::int(turns * STEP), |b, g| {
+        let total = Expr::load(totals, Expr::minimum(g.clone(), Expr::int(groups - 1)));
+        b.store(near, g, total);
+    });
+    b.each(Expr::int(groups + 1), |b, g| {
         let sum = b.var(DType::I32, int(0));
         b.range(Expr::int(turns), |b, turn| {
             let first = b.bind(turn * Expr::int(STEP));
             let one = |j: i64| {
                 let at = first.clone() + Expr::int(j);
-                Expr::select(Expr::lt(at.clone(), g.clone()), Expr::load(totals, at), int(0))
+                Expr::select(Expr::lt(at.clone(), g.clone()), Expr::load(near, at), int(0))
             };
             b.assign(sum, (0..STEP).map(one).fold(Expr::Var(sum), |n, one| n + one));
         });
         b.store(offsets, g, Expr::Var(sum));
     });
-    b.finish()
+    offsets
 }
 
 fn place(p: &Route) -> Kernel {
     let mut b = Build::new("route_place");
     let choice = b.read("choice", DType::I32, p.choices.clone());
     let starts = b.read("starts", DType::I32, Dim::from(PARTS * p.groups));
-    let offsets = b.read("offsets", DType::I32, Dim::from(p.groups + 1));
+    let totals = b.read("totals", DType::I32, Dim::from(p.groups));
+    let all = b.write("offsets", DType::I32, Dim::from(p.groups + 1));
     let source = b.write("source", DType::I32, p.choices.clone());
     let position = b.write("position", DType::I32, p.choices.clone());
     let next = b.scratch("next", DType::I32, p.groups);
     let groups = Expr::int(p.groups);
     let row = b.bind(b.block() * groups.clone());
+    let offsets = offsets(&mut b, totals, p.groups);
+    let is_first = b.bind(eq(b.block(), Expr::int(0)));
+    b.if_(is_first, |b| b.each(Expr::int(p.groups + 1), |b, g| b.store(all, g.clone(), Expr::load(offsets, g))));
     b.each(groups.clone(), |b, g| b.store(next, g.clone(), Expr::load(offsets, g.clone()) + Expr::load(starts, row + g)));
     let total = b.bind(Expr::load(offsets, groups.clone()).cast(DType::I64));
     each_piece(&mut b, p, choice, |b, from, size, piece| {

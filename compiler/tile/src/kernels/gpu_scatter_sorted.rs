@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! fill                        zeros everywhere
-//! count, offsets, place       a stable counting sort by the last eight bits of the index, then by those before, …
+//! count, starts, place        a stable counting sort by the last eight bits of the index, then by those before, …
 //! sum      rows, order, keys → sums, firsts, lasts   a block has TILE sorted rows and some columns
 //! join     keys, firsts, lasts → sums                what lies in several tiles
 //! ```
@@ -62,7 +62,7 @@ fn picks(p: &Rows) -> Dim {
 
 const COUNTS: usize = 0;
 const STARTS: usize = 1;
-const OFFSETS: usize = 2;
+const TOTALS: usize = 2;
 const ORDERS: [usize; 2] = [3, 4];
 const KEYS: usize = 5;
 const FIRSTS: usize = 6;
@@ -73,8 +73,8 @@ pub fn memories(p: &Rows) -> Vec<TensorType> {
     let table = TensorType::new(DType::I32, [gpu_route::PARTS, DIGITS].map(Dim::from).to_vec());
     let of_rows = TensorType::new(DType::I32, vec![picks(p)]);
     let parts = TensorType::new(sum_dtype(p.dtype), vec![picks(p).ceil_div(&Dim::from(TILE)), p.row.clone()]);
-    let offsets = TensorType::new(DType::I32, vec![Dim::from(DIGITS + 1)]);
-    vec![table.clone(), table, offsets, of_rows.clone(), of_rows.clone(), of_rows, parts.clone(), parts]
+    let totals = TensorType::new(DType::I32, vec![Dim::from(DIGITS)]);
+    vec![table.clone(), table, totals, of_rows.clone(), of_rows.clone(), of_rows, parts.clone(), parts]
 }
 
 /// The kernels, in order, and what each is passed.
@@ -91,8 +91,8 @@ pub fn gpu_scatter_sorted(p: &Rows) -> Vec<(Kernel, Vec<Buffer>)> {
         let given = [vec![Index], from].concat();
         all.push((count(p, keys, pass), [given.clone(), vec![Aside(COUNTS)]].concat()));
         let route = Route { choices: picks(p), groups: DIGITS };
-        all.push((gpu_route::offsets(&route), [COUNTS, OFFSETS, STARTS].map(Aside).to_vec()));
-        let placed = [Aside(STARTS), Aside(OFFSETS), Aside(ORDERS[pass % 2])].into_iter();
+        all.push((gpu_route::starts(&route), [COUNTS, STARTS, TOTALS].map(Aside).to_vec()));
+        let placed = [Aside(STARTS), Aside(TOTALS), Aside(ORDERS[pass % 2])].into_iter();
         let placed = placed.chain((pass == last).then_some(Aside(KEYS)));
         all.push((place(p, keys, pass, pass == last), given.into_iter().chain(placed).collect()));
     }
@@ -176,11 +176,12 @@ fn place(p: &Rows, keys: i64, pass: usize, last: bool) -> Kernel {
     let mut b = Build::new("scatter_place");
     let rows = Sorted::of(&mut b, p, keys, pass);
     let starts = b.read("starts", DType::I32, Dim::from(gpu_route::PARTS * DIGITS));
-    let offsets = b.read("offsets", DType::I32, Dim::from(DIGITS + 1));
+    let totals = b.read("totals", DType::I32, Dim::from(DIGITS));
     let order = b.write("order", DType::I32, picks(p));
     let sorted = last.then(|| b.write("keys", DType::I32, picks(p)));
     let [first, end] = gpu_route::chunk(&mut b, &picks(p));
     let from = b.bind(b.block() * Expr::int(DIGITS));
+    let offsets = gpu_route::offsets(&mut b, totals, DIGITS);
     b.each(Expr::int(DIGITS), |b, digit| {
         let start =
             Expr::load(offsets, digit.clone()).cast(DType::I64) + Expr::load(starts, from + digit.clone()).cast(DType::I64);

@@ -9,7 +9,8 @@
 //! Rows are queries, each with its heads. Where a warp has all heads of a query and F is a sum, P takes the place of S, which threads hold, and the heads are
 //! summed from there. Scratch: Q [rows, d], K [keys, d], S [rows, keys], of which each thread may hold its part, P as S, F
 //! [queries, keys], each query's list of its best with a chunk's candidates behind them, in the order of all f32 as integers. A list grows by a merge: a
-//! lane for each that counts those that come before it, of a long list by halving.
+//! lane for each that counts those that come before it, of a long list by halving. Where a block has many queries, a lane has one of them, and lets those
+//! candidates into its list, in registers, that beat its last.
 
 use super::{Chunk, Emit, Fold, Fused, Fuser, Need, Select, TILE, combine, emitted, neutral};
 use crate::{
@@ -36,6 +37,8 @@ const KEYS_OF_LANE: i64 = 2;
 const HEADS_OF_WARP: [i64; 4] = [2, 4, 8, 16];
 /// The places of a list that are all looked at for a candidate's.
 const SHORT_LIST: i64 = 32;
+/// So many queries are a warp's lanes.
+const QUERIES_OF_WARP: i64 = 32;
 /// Keys of a candidate, at most, so that a chunk's are one rectangle.
 const MOST_KEYS: i64 = 256;
 
@@ -199,8 +202,8 @@ impl<'a> Many<'a> {
         let (at, rows, n) = e.rows(f);
         f.by_hand(|b| {
             let lists = self.lists();
-            b.fill(lists.values, Expr::int(2 * e.queries * lists.width), never());
-            b.fill(lists.places, Expr::int(2 * e.queries * lists.k), int(-1));
+            b.fill(lists.values, Expr::int(lists.sides * e.queries * lists.width), never());
+            b.fill(lists.places, Expr::int(lists.sides * e.queries * lists.stride), int(-1));
         });
         let end = e.end(f, &at, &rows, n);
         let chunks = self.each_chunk(f, (&at, &rows), end, |f, side, chunk, last| {
@@ -208,7 +211,10 @@ impl<'a> Many<'a> {
                 let lists = self.lists();
                 (lists.values, lists.row(side, q) + Expr::int(e.s.k) + j.clone(), value)
             });
-            self.keep(f, chunk, side);
+            match self.lists().entering {
+                Some(entering) => self.enter(f, chunk, entering),
+                None => self.merge(f, chunk, side),
+            }
         });
         let side = f.bind(Expr::rem(chunks, Expr::int(2)));
         self.write(f, &at, &rows, &side);
@@ -520,7 +526,7 @@ impl<'a> Many<'a> {
         f.close_loops(loops);
     }
     /// Merges each query's list and the chunk's candidates: a lane has one of them and counts those that come before it.
-    fn keep(&self, f: &mut Fuser, chunk: &Chunk, side: &Expr) {
+    fn merge(&self, f: &mut Fuser, chunk: &Chunk, side: &Expr) {
         let (e, k, lists) = (&self.emit, self.emit.s.k, self.lists());
         f.by_hand(|b| {
             let (width, other) = (lists.width, b.bind(Expr::int(1) - side.clone()));
@@ -555,9 +561,61 @@ impl<'a> Many<'a> {
             });
         });
     }
+    /// The same by a lane for each query: first it finds the few candidates that beat the last of its list, then it puts each of these in its place, and what
+    /// that beats moves one on.
+    fn enter(&self, f: &mut Fuser, chunk: &Chunk, entering: Mem) {
+        let (e, k, lists) = (&self.emit, self.emit.s.k, self.lists());
+        f.by_hand(|b| {
+            b.each(Expr::int(e.queries), |b, q| {
+                let [row, places] = [lists.row(&Expr::int(0), &q), lists.place(&Expr::int(0), &q)].map(|at| b.bind(at));
+                let candidates = b.bind(row.clone() + Expr::int(k));
+                let numbers = b.bind(q * Expr::int(e.chunk | 1));
+                let last = b.bind(Expr::load(lists.values, candidates.clone() - Expr::int(1)));
+                let count = b.var(DType::I64, Expr::int(0));
+                b.range(Expr::int(e.chunk), |b, j| {
+                    let n = b.now(count);
+                    b.store(entering, numbers.clone() + n.clone(), j.clone().cast(DType::I32));
+                    let x = Expr::load(lists.values, candidates.clone() + j);
+                    b.assign(count, n + Expr::lt(last.clone(), x).cast(DType::I64));
+                });
+                let count = b.now(count);
+                b.if_(Expr::lt(Expr::int(0), count.clone()), |b| {
+                    let at = |i: usize| {
+                        [(lists.values, row.clone()), (lists.places, places.clone())].map(|(m, a)| (m, a + Expr::int(i as i64)))
+                    };
+                    let list: Vec<[VarId; 2]> =
+                        (0..k as usize).map(|i| at(i).map(|(m, a)| b.var(DType::I32, Expr::load(m, a)))).collect();
+                    b.range(count, |b, i| {
+                        let j = b.bind(Expr::load(entering, numbers.clone() + i));
+                        let value = b.bind(Expr::load(lists.values, candidates.clone() + j.clone().cast(DType::I64)));
+                        let place = b.bind(chunk.first.clone().cast(DType::I32) + j);
+                        let new = [value.clone(), place];
+                        let own: Vec<[Expr; 2]> = list.iter().map(|all| all.map(|v| b.now(v))).collect();
+                        // Equal ones stay in order.
+                        let beats: Vec<Expr> = own.iter().map(|[v, _]| b.bind(Expr::lt(v.clone(), value.clone()))).collect();
+                        for (i, vars) in list.iter().enumerate() {
+                            for c in 0..2 {
+                                let moved = match i.checked_sub(1) {
+                                    Some(before) => Expr::select(beats[before].clone(), own[before][c].clone(), new[c].clone()),
+                                    None => new[c].clone(),
+                                };
+                                b.assign(vars[c], Expr::select(beats[i].clone(), moved, own[i][c].clone()));
+                            }
+                        }
+                    });
+                    for (i, vars) in list.iter().enumerate() {
+                        for ((mem, index), v) in at(i).into_iter().zip(vars) {
+                            let value = b.now(*v);
+                            b.store(mem, index, value);
+                        }
+                    }
+                });
+            });
+        });
+    }
     /// How many of a list come before a candidate, or are equal to it.
     fn first_of_list(&self, b: &mut Build, row: &Expr, own: &Expr) -> Expr {
-        let (k, values) = (self.lists().k, self.lists().values);
+        let (k, values) = (self.emit.s.k, self.lists().values);
         if k <= SHORT_LIST {
             let count = b.var(DType::I32, int(0));
             b.range(Expr::int(k), |b, m| {
@@ -604,32 +662,44 @@ impl<'a> Many<'a> {
     }
 }
 
-/// What each query keeps, twice, so that a merge reads one side and writes the other: places of scores in the order of all, best first, with room for a
-/// chunk's candidates behind, and where they are. A place that is left has that of -inf.
+/// What each query keeps: places of scores in the order of all, best first, with room for a chunk's candidates behind, and where they are. A place that is
+/// left has that of -inf. All of it is there twice where a merge reads one side and writes the other.
 struct Lists {
     values: Mem,
     places: Mem,
+    /// The numbers of the candidates that beat the last of a query's list, where a lane has a query.
+    entering: Option<Mem>,
+    sides: i64,
     queries: i64,
-    k: i64,
+    /// Elements from query to query, of values and of places.
     width: i64,
+    stride: i64,
 }
 
 impl Lists {
     fn new(e: &Emit, f: &mut Fuser) -> Lists {
         let (queries, k) = (e.queries, e.s.k);
-        // Four are loaded at once.
-        let width = (k + e.chunk + 3) / 4 * 4;
-        let values = f.kernel.scratch("lists", DType::I32, (2 * queries * width) as usize);
-        let places = f.kernel.scratch("places", DType::I32, (2 * queries * k) as usize);
-        Lists { values, places, queries, k, width }
+        let enter = queries >= QUERIES_OF_WARP && k <= SHORT_LIST;
+        // Lanes with a query each look into different banks; else four elements are loaded at once.
+        let (width, stride) = if enter { ((k + e.chunk) | 1, k | 1) } else { ((k + e.chunk + 3) / 4 * 4, k) };
+        let mut scratch = |name: &str, elems: i64| f.kernel.scratch(name, DType::I32, elems as usize);
+        let sides = if enter { 1 } else { 2 };
+        let values = scratch("lists", sides * queries * width);
+        let places = scratch("places", sides * queries * stride);
+        let entering = enter.then(|| scratch("entering", queries * (e.chunk | 1)));
+        Lists { values, places, entering, sides, queries, width, stride }
+    }
+    /// The number of a query's list on a side.
+    fn list(&self, side: &Expr, q: &Expr) -> Expr {
+        if self.sides == 1 { q.clone() } else { side.clone() * Expr::int(self.queries) + q.clone() }
     }
     /// Where a query's scores begin on a side.
     fn row(&self, side: &Expr, q: &Expr) -> Expr {
-        (side.clone() * Expr::int(self.queries) + q.clone()) * Expr::int(self.width)
+        self.list(side, q) * Expr::int(self.width)
     }
     /// Where a query's places begin on a side.
     fn place(&self, side: &Expr, q: &Expr) -> Expr {
-        (side.clone() * Expr::int(self.queries) + q.clone()) * Expr::int(self.k)
+        self.list(side, q) * Expr::int(self.stride)
     }
 }
 

@@ -131,19 +131,19 @@ fn check_route(groups: i64, shape: [i64; 2], choice: Vec<i64>) {
 
     // In three kernels.
     let n = shape[0] * shape[1];
-    let [count, offsets, place] = gpu_route(&Route { choices: Dim::sym("N"), groups });
+    let [count, starts, place] = gpu_route(&Route { choices: Dim::sym("N"), groups });
     let dims: DimEnv = [(Arc::from("N"), n)].into();
     let table = (gpu_route::PARTS * groups) as usize;
     let of_table = |data: &[f64]| Tensor::new(DType::I32, &[gpu_route::PARTS, groups], data.to_vec());
     let counts = results(&count, &args, &[table], &dims, true);
-    let [at, starts] = &results(&offsets, &[of_table(&counts[0])], &[groups as usize + 1, table], &dims, true)[..] else {
+    let [starts, totals] = &results(&starts, &[of_table(&counts[0])], &[table, groups as usize], &dims, true)[..] else {
         panic!("two results")
     };
-    let at = Tensor::new(DType::I32, &[groups + 1], at.clone());
+    let totals = Tensor::new(DType::I32, &[groups], totals.clone());
+    let sizes = [groups as usize + 1, n as usize, n as usize];
+    let placed = results(&place, &[args[0].clone(), of_table(starts), totals], &sizes, &dims, true);
     let want = oracle(&Op::Route { groups }, &args);
-    assert_eq!(at.data, want[0].data);
-    let placed = results(&place, &[args[0].clone(), of_table(starts), at], &[n as usize; 2], &dims, true);
-    assert_eq!(placed, [want[1].data.clone(), want[2].data.clone()]);
+    assert_eq!(placed, want.into_iter().map(|t| t.data).collect::<Vec<_>>());
 }
 
 #[test]
