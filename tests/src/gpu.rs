@@ -216,7 +216,7 @@ fn products_with_what_follows_them_spill_no_registers_and_run_on() {
 }
 
 #[test]
-fn blocks_are_chosen_and_experts_multiplied_without_detours() {
+fn blocks_are_chosen_experts_multiplied_and_positions_rotated_without_detours() {
     let bench = |name: &str, kind: &str| {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches").join(name);
         let text = std::fs::read_to_string(path).expect("the bench is part of the source");
@@ -232,8 +232,11 @@ fn blocks_are_chosen_and_experts_multiplied_without_detours() {
     // Gate and up are one product, of 256 columns, as down is.
     let (grouped, count) = bench("moe_layer.lode", "grouped");
     assert_eq!((count, grouped.text.matches("m64n256k16").count(), grouped.text.matches("m64n128k16").count()), (2, 8, 0));
+    // Positions of halves and of neighbours are rotated in registers.
+    let (rotated, count) = bench("rotated.lode", "columns");
+    assert_eq!((count, rotated.kernels.iter().map(|k| k.workspace).max()), (4, Some(0)));
     let Some(ptxas) = ptxas() else { return };
-    for (name, ptx, count) in [("select", select, 1), ("grouped", grouped, 2)] {
+    for (name, ptx, count) in [("select", select, 1), ("grouped", grouped, 2), ("rotated", rotated, 4)] {
         let told = assemble(&ptxas, name, &ptx.text);
         assert_eq!(told.matches(" 0 bytes spill stores").count(), count, "{told}");
         assert!(!told.contains("serialized"), "{told}");

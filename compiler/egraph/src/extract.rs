@@ -154,6 +154,8 @@ struct Candidate<'a> {
     cost: f64,
     place: Place,
     is_map: bool,
+    /// Whether it is a region of a product's columns that costs less than its ops do apart: for which there is a kernel.
+    maps_columns: bool,
 }
 
 impl Candidate<'_> {
@@ -175,6 +177,9 @@ pub struct Space<'a> {
     viewers: Vec<Vec<(usize, u32)>>,
 }
 
+/// Classes, each with the place of a candidate.
+type Choices = Vec<(usize, u32)>;
+
 /// For each class the e-node chosen, by its place among the candidates.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Choice(Vec<Option<u32>>);
@@ -192,12 +197,19 @@ impl<'a> Space<'a> {
         let candidate = |id: Id, node: &'a ENode| {
             let children = node.children.iter().map(|c| at[&egraph.find(*c)]).collect();
             let Some(op) = egraph.analysis.op(node.head) else {
-                return Candidate { node, children, cost: 0.0, place: Place::Part, is_map: false };
+                return Candidate { node, children, cost: 0.0, place: Place::Part, is_map: false, maps_columns: false };
             };
             let operands: Vec<&TensorType> = node.children.iter().map(|c| &egraph[*c].data.types[0]).collect();
             let results = &egraph[id].data.types;
-            let (cost, place) = (op_cost(&op, &operands, results, cost), place(&op, &operands, results));
-            Candidate { node, children, cost, place, is_map: is_map(&op) }
+            let (own, place) = (op_cost(&op, &operands, results, cost), place(&op, &operands, results));
+            let maps_columns = match &*op {
+                Op::Fused(r) => {
+                    let joins = || r.body.nodes.values().any(|n| matches!(n.op, Op::Concat(_)));
+                    r.form == Form::Product && joins() && own < program_cost(&r.body, cost)
+                }
+                _ => false,
+            };
+            Candidate { node, children, cost: own, place, is_map: is_map(&op), maps_columns }
         };
         let options: Vec<Vec<Candidate>> =
             ids.iter().map(|id| sorted(egraph, *id).into_iter().map(|n| candidate(*id, n)).collect()).collect();
@@ -399,7 +411,8 @@ impl<'a> Space<'a> {
     /// Local search; the choice and its cost.
     fn improve(&self, mut best: Choice, outputs: &[usize], tries: &mut usize) -> (Choice, f64) {
         let mut least = self.total(&best, outputs);
-        let groups: Vec<Vec<(usize, u32)>> = (0..self.ids.len()).map(|p| self.readers(p)).filter(|g| !g.is_empty()).collect();
+        let readers = (0..self.ids.len()).map(|p| (p, self.readers(p)));
+        let groups: Vec<(usize, Choices)> = readers.filter(|(_, g)| !g.is_empty()).collect();
         let apart = self.apart(&groups);
         loop {
             let before = least;
@@ -410,7 +423,7 @@ impl<'a> Space<'a> {
                     (*best, *least) = (other, total);
                 }
             };
-            for group in &groups {
+            for (_, group) in &groups {
                 if *tries > 0 && group.iter().any(|(c, i)| best.0[*c] != Some(*i)) {
                     *tries -= 1;
                     let mut other = best.clone();
@@ -419,8 +432,8 @@ impl<'a> Space<'a> {
                 }
             }
             let needed = self.order(&best, outputs).unwrap_or_default();
-            for (class, i) in &apart.0 {
-                for group in &apart.1 {
+            for ((class, i), others) in &apart {
+                for group in others {
                     if *tries > 0 && needed.contains(class) && best.0[*class] != Some(*i) {
                         *tries -= 1;
                         let mut other = best.clone();
@@ -445,32 +458,34 @@ impl<'a> Space<'a> {
         }
     }
 
-    /// Choices that are regions of a product's columns, and what may change with one: readers of a joined product, or a product that is read no more from a
-    /// joined one.
-    fn apart(&self, groups: &[Vec<(usize, u32)>]) -> (Vec<(usize, u32)>, Vec<Vec<(usize, u32)>>) {
+    /// Choices that are regions of a product's columns, and what may change with each: readers of a joined product of the same rows, or such a product that is
+    /// read no more from a joined one.
+    fn apart(&self, groups: &[(usize, Choices)]) -> Vec<((usize, u32), Vec<Choices>)> {
         let all = || self.options.iter().enumerate().flat_map(|(class, of)| (0..).zip(of).map(move |(i, c)| (class, i, c)));
-        let maps_columns = |c: &Candidate| match self.egraph.analysis.op(c.node.head).as_deref() {
-            Some(Op::Fused(r)) => r.form == Form::Product && r.body.nodes.values().any(|n| matches!(n.op, Op::Concat(_))),
-            _ => false,
+        let op = |c: &Candidate| self.egraph.analysis.op(c.node.head);
+        let is_slice = |c: &Candidate| matches!(op(c).as_deref(), Some(Op::Slice { .. }));
+        let is_product = |c: &Candidate| matches!(op(c).as_deref(), Some(Op::Contract(_)));
+        let own: Vec<_> = all().filter(|(class, _, c)| is_product(c) && self.options[*class].iter().any(is_slice)).collect();
+        let of_region = |(class, i, region): (usize, u32, &Candidate)| {
+            // Rows may be widened before a product, and inside of a region.
+            let widens =
+                |c: &Candidate| matches!(op(c).as_deref(), Some(Op::Cast(_))) && region.children.contains(&c.children[0]);
+            let has = |x: usize| region.children.contains(&x) || self.options[x].iter().any(widens);
+            let same_rows = |c: &Candidate| is_product(c) && has(c.children[0]);
+            let joined = groups.iter().filter(|(product, _)| self.options[*product].iter().any(same_rows));
+            let apart = own.iter().filter(|(.., c)| same_rows(c)).map(|(class, i, _)| vec![(*class, *i)]);
+            ((class, i), joined.map(|(_, readers)| readers.clone()).chain(apart).collect())
         };
-        let regions: Vec<(usize, u32)> = all().filter(|(.., c)| maps_columns(c)).map(|(class, i, _)| (class, i)).collect();
-        if regions.is_empty() {
-            return (regions, Vec::new());
-        }
-        let is_slice = |c: &Candidate| matches!(self.egraph.analysis.op(c.node.head).as_deref(), Some(Op::Slice { .. }));
-        let is_product = |c: &Candidate| matches!(self.egraph.analysis.op(c.node.head).as_deref(), Some(Op::Contract(_)));
-        let own = all().filter(|(class, _, c)| is_product(c) && self.options[*class].iter().any(is_slice));
-        let own: Vec<Vec<(usize, u32)>> = own.map(|(class, i, _)| vec![(class, i)]).collect();
-        (regions, groups.iter().cloned().chain(own).collect())
+        all().filter(|(.., c)| c.maps_columns).map(of_region).collect()
     }
 
     /// All choices that lead to one class through views alone: what can read it. None for a class that is not computed in memory.
-    fn readers(&self, class: usize) -> Vec<(usize, u32)> {
+    fn readers(&self, class: usize) -> Choices {
         if self.options[class].iter().all(|c| !c.reads_memory()) {
             return Vec::new();
         }
         let mut reached = vec![class];
-        let mut found: Vec<(usize, u32)> = Vec::new();
+        let mut found = Choices::new();
         let mut next = 0;
         while next < reached.len() {
             for (user, i) in &self.viewers[reached[next]] {

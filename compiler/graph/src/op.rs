@@ -18,6 +18,7 @@ pub mod repeat;
 pub use attend::{Attend, Domain};
 pub use contract::Contract;
 pub use fused::{Form, Fused};
+pub use layout::are_pairs;
 pub use map::MapFn;
 pub use moe::{Exchange, terms_axis};
 pub use reduce::ReduceFn;

@@ -13,7 +13,7 @@ pub use select::{Select, scores_many as fuse_scores_many, select as fuse_select,
 pub use sums::{fuse_parts, num_parts};
 
 use crate::{
-    group::{Grouping, is_inline, is_unrolled, reduces_trailing},
+    group::{Grouping, is_inline, is_unrolled, joins_pairs, reduces_trailing},
     ir::{Access, Expr, Kernel, LoopKind, Mem, Stmt, VarId, compute_dtype},
     view::{StridedView, first_of_slice, reshape_groups},
 };
@@ -174,8 +174,8 @@ struct Fuser<'a> {
     others: Vec<(Value, StridedView, bool)>,
     /// The same of what there is one of for each row.
     heads: Vec<(Value, StridedView, bool)>,
-    /// The variable and the length of the innermost loop, where that is a piece of its axis.
-    piece: Option<(VarId, i64)>,
+    /// The variable of the innermost loop, its turns, and how far apart these are, where that is a piece of its axis.
+    piece: Option<(VarId, i64, i64)>,
     /// Values in scratch.
     tiles: Vec<select::Tile>,
     /// A truth value that is the same everywhere, where that is known.
@@ -420,6 +420,12 @@ impl Fuser<'_> {
                 let extent = self.kernel.dim(&new[*a]);
                 linear = linear * extent + idx[*a].clone();
             }
+            if let ([outer, two], Some((pair, i))) = (&olds[..], of_pair(&linear))
+                && old[*two].is(2)
+            {
+                (inner[*outer], inner[*two]) = (pair, Expr::int(i));
+                continue;
+            }
             let mut rest = if news.len() > 1 { self.bind(linear) } else { linear };
             for (k, a) in olds.iter().enumerate().rev() {
                 if k == 0 {
@@ -511,7 +517,7 @@ impl Fuser<'_> {
             None => ANY_ROW.contains(&n),
         };
         let long = |g: &std::ops::Range<usize>| {
-            let joined = self.pieces(g, &product(g.clone())).iter().map(|(starts, _)| starts.len()).sum::<usize>() > 1;
+            let joined = self.pieces(g, &product(g.clone())).iter().map(|p| p.starts.len()).sum::<usize>() > 1;
             let whole = self.scene.grouping.many && self.heads.is_empty() && !joined;
             whole && product(g.clone()).known().is_none_or(is_long) && !self.roots().any(|r| self.reduces_rows(r))
         };
@@ -555,10 +561,10 @@ impl Fuser<'_> {
         if let Some(g) = inner {
             let row: Vec<_> = self.heads.iter().map(|head| (self.index_of(head.0, &idx[..g.start]), head.clone())).collect();
             self.store_all(&row);
-            for (starts, len) in self.pieces(&g, &product(g.clone())) {
+            for Piece { starts, turns, step } in self.pieces(&g, &product(g.clone())) {
                 let column = self.new_var(DType::I64, 2);
-                self.piece = len.known().map(|n| (column, n));
-                let extent = self.kernel.dim(&len);
+                self.piece = turns.known().map(|n| (column, n, step));
+                let extent = self.kernel.dim(&turns);
                 let (first, end) = match &piece {
                     Some(first) => {
                         let end = Expr::minimum(first.clone() + Expr::int(piece_elems), extent);
@@ -569,7 +575,7 @@ impl Fuser<'_> {
                 self.scopes.push(Scope::default());
                 let at = |start: &i64| {
                     let mut idx = idx.clone();
-                    idx[g.end - 1] = plus(&Expr::Var(column), *start);
+                    idx[g.end - 1] = plus(&of_turn(column, step), *start);
                     idx
                 };
                 self.store(v, &starts.iter().map(at).collect::<Vec<_>>(), add);
@@ -617,10 +623,12 @@ impl Fuser<'_> {
     }
     /// Where the innermost loop is cut: the first columns of pieces that have a loop together, and its length. What is joined from parts or padded lies in one of
     /// them at each piece, so that nobody asks at each element which.
-    fn pieces(&self, g: &std::ops::Range<usize>, extent: &Dim) -> Vec<(Vec<i64>, Dim)> {
-        let whole = || vec![(vec![0], extent.clone())];
+    fn pieces(&self, g: &std::ops::Range<usize>, extent: &Dim) -> Vec<Piece> {
+        let whole = || vec![Piece { starts: vec![0], turns: extent.clone(), step: 1 }];
         let (Some(n), 1) = (extent.known(), g.len()) else { return whole() };
         let mut cuts = std::collections::BTreeSet::from([0, n]);
+        // What is computed by pairs.
+        let mut pairs: Vec<[i64; 2]> = Vec::new();
         let (func, mut open) = (self.scene.func, self.roots().collect::<Vec<_>>());
         while let Some(v) = open.pop() {
             if v != self.root && self.scene.place(v).is_some() {
@@ -633,6 +641,9 @@ impl Fuser<'_> {
                     let mut end = 0;
                     for x in &node.inputs {
                         let Some(n) = func.ty(*x).shape[*axis].known() else { return whole() };
+                        if self.has_pairs(*x) {
+                            pairs.push([end, end + n]);
+                        }
                         end += n;
                         cuts.insert(end);
                     }
@@ -642,21 +653,46 @@ impl Fuser<'_> {
                         return whole();
                     };
                     cuts.extend([low, low + n]);
+                    if self.has_pairs(node.inputs[0]) {
+                        pairs.push([low, low + n]);
+                    }
                 }
+                Op::Reshape(_) if self.has_pairs(v) => pairs.push([0, n]),
                 _ => {}
             }
         }
         cuts.retain(|c| (0..=n).contains(c));
-        if !(3..=MAX_PIECES + 1).contains(&cuts.len()) {
+        let least = if pairs.is_empty() { 3 } else { 2 };
+        if !(least..=MAX_PIECES + 1).contains(&cuts.len()) {
             return whole();
         }
         let cuts: Vec<i64> = cuts.into_iter().collect();
         let lens: Vec<i64> = cuts.windows(2).map(|c| c[1] - c[0]).collect();
         let starts = cuts[..lens.len()].to_vec();
-        if lens.iter().all(|n| *n == lens[0]) {
-            return vec![(starts, Dim::from(lens[0]))];
+        if pairs.is_empty() && lens.iter().all(|n| *n == lens[0]) {
+            return vec![Piece { starts, turns: Dim::from(lens[0]), step: 1 }];
         }
-        starts.into_iter().zip(lens).map(|(start, n)| (vec![start], Dim::from(n))).collect()
+        let piece = |(start, n): (i64, i64)| {
+            let even = |[first, end]: &[i64; 2]| *first <= start && start + n <= *end && (start - first) % 2 == 0 && n % 2 == 0;
+            let step = if pairs.iter().any(even) { 2 } else { 1 };
+            Piece { starts: (0..step).map(|i| start + i).collect(), turns: Dim::from(n / step), step }
+        };
+        starts.into_iter().zip(lens).map(piece).collect()
+    }
+    /// Whether a value is a map of pairs as neighbours of its last axis, which nobody has stored.
+    fn has_pairs(&self, v: Value) -> bool {
+        let (func, mut open) = (self.scene.func, vec![v]);
+        while let Some(v) = open.pop() {
+            if v != self.root && self.scene.place(v).is_some() {
+                continue;
+            }
+            match &func.def(v).op {
+                Op::Map(_) | Op::Cast(_) | Op::StopGradient => open.extend(&func.def(v).inputs),
+                _ if joins_pairs(func, v) => return true,
+                _ => {}
+            }
+        }
+        false
     }
     /// The part of what is joined along an axis in which an index lies at this piece, and where that begins.
     fn part_of_piece(&self, parts: &[Value], axis: usize, index: &Expr) -> Option<(Value, i64)> {
@@ -673,13 +709,16 @@ impl Fuser<'_> {
     }
     /// The first and one past the last that an index is in this piece.
     fn in_piece(&self, index: &Expr) -> Option<[i64; 2]> {
-        let (column, len) = self.piece?;
+        if let Some(n) = index.known() {
+            return Some([n, n + 1]);
+        }
+        let (column, turns, step) = self.piece?;
         let first = match index {
-            Expr::Var(v) if *v == column => 0,
-            Expr::Map(MapFn::Add, args) if args[0] == Expr::Var(column) => args[1].known()?,
+            e if *e == of_turn(column, step) => 0,
+            Expr::Map(MapFn::Add, args) if args[0] == of_turn(column, step) => args[1].known()?,
             _ => return None,
         };
-        Some([first, first + len])
+        Some([first, first + (turns - 1) * step + 1])
     }
 
     /// Whether an inline reduction has one result per element of the target.
@@ -798,6 +837,33 @@ impl Fuser<'_> {
                 }
             }
         }
+    }
+}
+
+/// A loop over columns that stand at some places of the innermost axis, one after the other or every second.
+struct Piece {
+    /// What a turn takes, of the first.
+    starts: Vec<i64>,
+    /// How many.
+    turns: Dim,
+    /// From one to the next.
+    step: i64,
+}
+
+/// The column of a turn.
+fn of_turn(column: VarId, step: i64) -> Expr {
+    if step == 1 { Expr::Var(column) } else { Expr::Var(column) * Expr::int(step) }
+}
+
+/// If an index is the first or second of a pair: which pair, and which of it.
+fn of_pair(index: &Expr) -> Option<(Expr, i64)> {
+    let (first, i) = match index {
+        Expr::Map(MapFn::Add, args) => (&args[0], args[1].known().filter(|i| (0..2).contains(i))?),
+        first => (first, 0),
+    };
+    match first {
+        Expr::Map(MapFn::Mul, args) if args[1].known() == Some(2) => Some((args[0].clone(), i)),
+        _ => None,
     }
 }
 

@@ -13,7 +13,10 @@ use crate::{
     view::{StridedView, row_major},
 };
 use base::{Dim, TensorType};
-use graph::{Func, Node, NodeId, Op, Value, op::MapFn};
+use graph::{
+    Func, Node, NodeId, Op, Value,
+    op::{MapFn, are_pairs},
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What becomes of each node.
@@ -305,6 +308,10 @@ fn is_repeated(func: &Func, v: Value, axis: usize) -> bool {
 
 /// Whether reading the operand of a reshape through its result's index needs divisions: several axes were merged into fewer.
 fn needs_division(func: &Func, operand: Value, reshape: NodeId) -> bool {
+    // A kernel takes both of a pair in turn.
+    if joins_pairs(func, Value { node: reshape, index: 0 }) {
+        return false;
+    }
     let (old, new) = (&func.ty(operand).shape, &func.nodes[reshape].types[0].shape);
     let real = |shape: &[Dim], r: std::ops::Range<usize>| r.filter(|a| !shape[*a].is(1)).count();
     match crate::view::reshape_groups(old, new) {
@@ -313,9 +320,16 @@ fn needs_division(func: &Func, operand: Value, reshape: NodeId) -> bool {
     }
 }
 
+/// Whether a value is computed pairs as neighbours of an axis: what is stored is such a row, and not each pair as one.
+pub(crate) fn joins_pairs(func: &Func, v: Value) -> bool {
+    let node = func.def(v);
+    let computed = |x: Value| is_inline(&func.def(x).op) && !is_layout(&func.def(x).op);
+    matches!(node.op, Op::Reshape(_)) && are_pairs(func.ty(v), func.ty(node.inputs[0])) && computed(node.inputs[0])
+}
+
 /// Marks the value that has to be stored for `v` to be in memory.
 fn force_memory(func: &Func, v: Value, strided: bool, forced: &mut [bool]) {
-    match view_below(func, v, &|x| forced[x.node.0 as usize]) {
+    match view_below(func, v, &|x| forced[x.node.0 as usize] || joins_pairs(func, x)) {
         Some((base, view)) if strided || view.is_contiguous() => forced[base.node.0 as usize] = true,
         _ => forced[v.node.0 as usize] = true,
     }

@@ -250,6 +250,36 @@ pub struct TileRef {
     pub col: Expr,
 }
 
+/// How columns that are mapped with others lie: in periods, as of a head, of units of as many each. A turn takes one column of each unit, or two neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Units {
+    /// Columns of a unit.
+    pub unit: i64,
+    /// Columns of a period, a multiple of that.
+    pub period: i64,
+    /// Whether two neighbours are taken at once; units are even then.
+    pub pairs: bool,
+}
+
+impl Units {
+    /// Units of a period.
+    pub fn count(self) -> i64 {
+        self.period / self.unit
+    }
+    /// Columns that a turn takes of a unit.
+    pub fn together(self) -> i64 {
+        if self.pairs { 2 } else { 1 }
+    }
+    /// Turns for the columns of a unit.
+    pub fn turns(self) -> i64 {
+        self.unit / self.together()
+    }
+    /// The columns that a turn takes: how many further on each is than the first.
+    pub fn taken(self) -> impl Iterator<Item = i64> {
+        (0..self.count()).flat_map(move |k| (0..self.together()).map(move |i| k * self.unit + i))
+    }
+}
+
 /// An expression.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Expr {
@@ -285,22 +315,31 @@ impl Expr {
     pub fn load(mem: Mem, index: Expr) -> Expr {
         Expr::Load(mem, Box::new(index))
     }
-    /// Columns lie in periods, and periods in units; a loop over `v` is over the columns of all first units. The element `k` units further on.
-    pub fn in_unit(v: Expr, [unit, period]: [i64; 2], k: i64) -> Expr {
-        let first = Expr::floor_div(v.clone(), Expr::int(unit)) * Expr::int(period) + Expr::rem(v, Expr::int(unit));
-        first + Expr::int(k * unit)
+    /// Columns lie in units of periods; a loop over `v` is over the columns of all first units, or over their pairs of neighbours. The element `by` columns
+    /// further on.
+    pub fn in_unit(v: Expr, units: Units, by: i64) -> Expr {
+        let of_unit = Expr::int(units.turns());
+        let place = Expr::rem(v.clone(), of_unit.clone());
+        let place = if units.pairs { place * Expr::int(units.together()) } else { place };
+        Expr::floor_div(v, of_unit) * Expr::int(units.period) + place + Expr::int(by)
     }
-    /// If it is such an element: the loop's variable, unit and period, and how many units further on.
-    pub fn as_in_unit(&self) -> Option<(VarId, [i64; 2], i64)> {
+    /// If it is such an element: the loop's variable, the units, and how many columns further on.
+    pub fn as_in_unit(&self) -> Option<(VarId, Units, i64)> {
         let Expr::Map(MapFn::Add, sum) = self else { return None };
         let (first, by) = match sum[1].known() {
             Some(by) => (&sum[0], by),
             None => (self, 0),
         };
         let Expr::Map(MapFn::Add, sum) = first else { return None };
-        let (Expr::Map(MapFn::Mul, start), Expr::Map(MapFn::Rem, place)) = (&sum[0], &sum[1]) else { return None };
-        let (Expr::Var(v), unit, period) = (&place[0], place[1].known()?, start[1].known()?) else { return None };
-        (*self == Expr::in_unit(Expr::Var(*v), [unit, period], by / unit)).then_some((*v, [unit, period], by / unit))
+        let Expr::Map(MapFn::Mul, start) = &sum[0] else { return None };
+        let (pairs, place) = match &sum[1] {
+            Expr::Map(MapFn::Mul, two) => (true, &two[0]),
+            place => (false, place),
+        };
+        let Expr::Map(MapFn::Rem, place) = place else { return None };
+        let (Expr::Var(v), turns, period) = (&place[0], place[1].known()?, start[1].known()?) else { return None };
+        let units = Units { unit: if pairs { 2 * turns } else { turns }, period, pairs };
+        (*self == Expr::in_unit(Expr::Var(*v), units, by)).then_some((*v, units, by))
     }
     /// A conversion.
     pub fn cast(self, dtype: DType) -> Expr {

@@ -123,11 +123,11 @@ impl Simt {
     pub(super) fn part_of_elem(&self, f: MapFn, args: &[Expr]) -> Option<String> {
         let e = self.elem.as_ref()?;
         if let (Some(u), [of, by]) = (&e.unit, args)
-            && by.known() == Some(u.columns)
+            && by.known() == Some(u.turns)
         {
             let period = *of == Expr::rem(Expr::Var(e.var), Expr::int(e.columns));
             match f {
-                MapFn::Rem if *of == Expr::Var(e.var) => return Some(u.place.clone()),
+                MapFn::Rem if *of == Expr::Var(e.var) => return Some(u.turn.clone()),
                 MapFn::FloorDiv if period => return Some(u.period.clone()),
                 _ => {}
             }

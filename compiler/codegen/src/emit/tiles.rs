@@ -29,7 +29,7 @@ use graph::op::{MapFn, ReduceFn};
 use std::collections::BTreeMap;
 use tile::{
     Access as BufferAccess, Expr, Kernel, LoopKind, Mem, Stmt, VarId,
-    ir::{self, Copy, Dot},
+    ir::{self, Copy, Dot, Units},
 };
 
 /// The element of a held tile that a thread is at.
@@ -47,19 +47,19 @@ pub(super) struct Elem {
     pub slot: usize,
     /// Its row's place among the thread's rows.
     pub row_slot: usize,
-    /// If a loop is over the columns of first units: where it is among those of all.
+    /// If a loop is over first units: where it is among all.
     pub unit: Option<Unit>,
 }
 
 /// Where an element is among columns that lie in periods of units (see [`Expr::in_unit`]).
 #[derive(Clone, Debug)]
 pub(super) struct Unit {
-    /// Columns of a unit.
-    pub columns: i64,
+    /// Turns for a unit.
+    pub turns: i64,
     /// The number of its period.
     pub period: String,
-    /// Its place in the unit.
-    pub place: String,
+    /// Its turn in the unit.
+    pub turn: String,
     /// How many of a thread's elements further on the one is that is asked for.
     pub further: usize,
 }
@@ -395,32 +395,32 @@ impl Emitter<'_> {
         self.if_aligned(&buffers, wide, |e| e.each_held_elem(var, columns, (shares, row_slots), body, (apart, &[])));
         self.gather(partial);
     }
-    /// A loop over the columns of first units: warp groups have all of a row, and a thread the same columns of each eight.
-    fn each_unit_held(
-        &mut self,
-        var: VarId,
-        (columns, [unit, period]): (i64, [i64; 2]),
-        shares: Vec<(String, String)>,
-        body: &[Stmt],
-    ) {
-        let across = columns * unit / period;
+    /// A loop over first units: warp groups have all of a row, and a thread the same two neighbours of each eight columns.
+    fn each_unit_held(&mut self, var: VarId, (columns, units): (i64, Units), shares: Vec<(String, String)>, body: &[Stmt]) {
+        let (Units { unit, period, .. }, together) = (units, units.together());
+        let across = columns / period * units.turns();
         let width = self.w.int(across, "i64");
         // Of the elements four, two of each of two rows, are of the same eight columns.
         let eight = |slot: usize| (slot as i64 / 4 * 8) % columns;
         let row_slots = row_slots(&shares);
-        let own: Vec<usize> = (0..shares.len()).filter(|slot| eight(*slot) % period < unit).collect();
+        let is_first = |slot: &usize| eight(*slot) % period < unit && (*slot as i64) % together == 0;
+        let own: Vec<usize> = (0..shares.len()).filter(is_first).collect();
         self.alone(|e| {
             for some in own.chunks(LOADED_AT_ONCE) {
                 let mut stores: Vec<Vec<HeldStore>> = Vec::new();
                 for slot in some {
                     let (row, col) = shares[*slot].clone();
                     let before = eight(*slot) / period;
-                    let (place, col) = (e.plus(&col, -before * period), e.plus(&col, -before * (period - unit)));
+                    let [turn, col] = [period, period - unit].map(|by| {
+                        let at = e.plus(&col, -before * by);
+                        let together = e.w.int(together, "i64");
+                        if units.pairs { e.w.bin("divui", &at, &together, "i64") } else { at }
+                    });
                     let first = e.w.bin("muli", &row, &width, "i64");
                     let at = e.w.bin("addi", &first, &col, "i64");
                     e.vars[var.0 as usize] = Slot::Value(at);
                     let number = e.w.int(before, "i64");
-                    let of_unit = Some(Unit { columns: unit, period: number, place, further: 0 });
+                    let of_unit = Some(Unit { turns: units.turns(), period: number, turn, further: 0 });
                     let elem = Elem { var, columns: across, row, col, slot: *slot, row_slot: row_slots[*slot], unit: of_unit };
                     e.simt_mut().elem = Some(elem);
                     stores.push(e.held_elem(body));
@@ -454,7 +454,7 @@ impl Emitter<'_> {
     pub(super) fn go_to_unit(&mut self, index: &Expr) {
         let unit = self.simt.as_mut().and_then(|s| s.elem.as_mut()).and_then(|e| e.unit.as_mut());
         if let Some(unit) = unit {
-            unit.further = index.as_in_unit().map_or(0, |(_, [columns, _], k)| (k * columns / 8 * 4) as usize);
+            unit.further = index.as_in_unit().map_or(0, |(_, _, by)| (by / 8 * 4 + by % 8) as usize);
         }
     }
     /// The elements of a thread, one after the other.

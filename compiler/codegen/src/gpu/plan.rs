@@ -18,7 +18,10 @@ use crate::{
 };
 use base::{DType, Dim};
 use graph::op::{MapFn, ReduceFn};
-use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId, ir::Copy};
+use tile::{
+    Expr, Kernel, LoopKind, Mem, Stmt, VarId,
+    ir::{self, Copy},
+};
 
 /// The threads that run a statement together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -546,8 +549,8 @@ enum At {
     Outside,
     /// Elements, and how many.
     Elems(VarId, i64),
-    /// Elements of first units, how many, and these.
-    Units(VarId, i64, [i64; 2]),
+    /// Turns over first units, how many, and these.
+    Units(VarId, i64, ir::Units),
     /// A row.
     Row(VarId),
     /// A row, a column, and how many columns.
@@ -564,8 +567,8 @@ struct Scan<'a> {
     groups: bool,
 }
 
-/// The unit and the period of a loop over the columns of first units of scratch memories, which loads all before it stores.
-pub(crate) fn units_of(body: &[Stmt]) -> Option<[i64; 2]> {
+/// The units of a loop over the columns of first units of scratch memories, which loads all before it stores.
+pub(crate) fn units_of(body: &[Stmt]) -> Option<ir::Units> {
     let mut found = None;
     let mut look = |mem: &Mem, index: &Expr| {
         let units = || index.as_in_unit().map(|(_, units, _)| units);
@@ -633,9 +636,10 @@ impl Scan<'_> {
             match at {
                 At::Elems(v, count) => *index == Expr::Var(v) && count == m * n,
                 At::Column(r, c, count) => count == n && *index == Expr::Var(r) * Expr::int(n) + Expr::Var(c),
-                At::Units(v, count, [unit, period]) => {
-                    let whole = period % unit == 0 && n % period == 0 && count * period == m * n * unit;
-                    let is_place = |(w, units, k)| w == v && units == [unit, period] && k * unit < period;
+                At::Units(v, count, units) => {
+                    let ir::Units { unit, period, .. } = units;
+                    let whole = period % unit == 0 && n % period == 0 && count * period == m * n * units.turns();
+                    let is_place = |(w, of, by)| w == v && of == units && units.taken().any(|x| x == by);
                     self.groups && unit % 8 == 0 && whole && index.as_in_unit().is_some_and(is_place)
                 }
                 At::Outside | At::Row(_) => false,

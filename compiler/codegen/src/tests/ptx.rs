@@ -9,12 +9,13 @@ use base::{DType, Dim, TensorType};
 use graph::op::{MapFn, ReduceFn};
 use tile::{
     Expr, Kernel,
+    ir::Units,
     kernels::{
         build::{Build, tile},
         domain::Problem,
         gpu_attend::{self, Ending, gpu_attend, gpu_attend_map},
         gpu_attend_grad::{self, gpu_attend_grad_keys},
-        gpu_product::{Element, Epilogue, Given, Operand, Product, Units, gpu_product, gpu_product_map},
+        gpu_product::{Element, Epilogue, Given, Operand, Product, gpu_product, gpu_product_map},
     },
 };
 
@@ -296,8 +297,8 @@ fn large_products_run_on_warp_groups() {
 
 #[test]
 fn columns_meet_others_of_their_head_in_registers() {
-    // Halves of heads of 64, rotated by a table that has a number for each row and each column of a half.
-    let rotated = |aligned: bool| {
+    // Halves of heads of 64, or neighbours, rotated by a table that has a number for each row and each of them.
+    let rotated = |aligned: bool, units: Units| {
         let [m, n, k] = [256, 512, 1024].map(Dim::from);
         let table = Operand::Read(DType::F32, m.clone() * Dim::from(32));
         let map = |b: &mut Build, e: &Element| {
@@ -310,17 +311,23 @@ fn columns_meet_others_of_their_head_in_registers() {
         let strides = [k.clone(), Dim::from(1), Dim::from(1), k.clone(), n.clone(), Dim::from(1)];
         let (dtype, aligned, extents) = (DType::BF16, [aligned; 3], [m, n, k]);
         let p = Product { dtype, result: dtype, extents, strides, batch: Vec::new(), accumulate: false, parts: 1, aligned };
-        let (results, units) = (vec![(Given::Map, dtype)], Some(Units { unit: 32, period: 64 }));
+        let (results, units) = (vec![(Given::Map, dtype)], Some(units));
         gpu_product_map(&p, &Epilogue { taken: None, matrices: 1, operands: vec![table], results, map: Some(&map), units }, None)
     };
-    let (text, launch) = ptx(&rotated(true));
-    check(&text, "check: wgmma.mma_async.sync.aligned.m64n256k16\ncheck: ld.global.nc\ncheck: st.global.v4.b32\nnot: st.shared");
-    // A thread has two rows, and of each the same eight columns of four heads: they share what they load.
-    assert_eq!((launch.threads, launch.workspace, text.matches("ld.global.nc").count()), (384, 0, 16));
-    // Where threads do not hold all of a row, sums are in shared memory.
-    let (text, launch) = ptx(&rotated(false));
-    check(&text, "check: mma.sync.aligned.m16n8k16\ncheck: st.shared\nnot: wgmma");
-    assert_eq!(launch.workspace, 0);
+    let halves = Units { unit: 32, period: 64, pairs: false };
+    for units in [halves, Units { unit: 64, period: 64, pairs: true }] {
+        let (text, launch) = ptx(&rotated(true, units));
+        check(
+            &text,
+            "check: wgmma.mma_async.sync.aligned.m64n256k16\ncheck: ld.global.nc\ncheck: st.global.v4.b32\nnot: st.shared",
+        );
+        // A thread has two rows, and of each the same eight columns of four heads: they share what they load.
+        assert_eq!((launch.threads, launch.workspace, text.matches("ld.global.nc").count()), (384, 0, 16), "{units:?}");
+        // Where threads do not hold all of a row, sums are in shared memory.
+        let (text, launch) = ptx(&rotated(false, units));
+        check(&text, "check: mma.sync.aligned.m16n8k16\ncheck: st.shared\nnot: wgmma");
+        assert_eq!(launch.workspace, 0);
+    }
 }
 
 fn attention(dtype: DType, d: i64) -> Problem {

@@ -11,7 +11,7 @@ use base::{DType, TensorType};
 use egg::Id;
 use graph::{
     Op,
-    op::{Form, MapFn, terms_axis},
+    op::{Form, MapFn, are_pairs, terms_axis},
 };
 use std::{borrow::Cow, collections::BTreeSet};
 
@@ -65,6 +65,11 @@ fn is_of_last_axis(op: &Op, result: &TensorType) -> bool {
         Op::Concat(axis) => *axis + 1 == result.rank() && result.shape[*axis].known().is_some(),
         _ => false,
     }
+}
+
+/// Whether an op makes pairs of neighbours of the last axis, or joins them.
+fn is_of_pairs(op: &Op, from: &TensorType, to: &TensorType) -> bool {
+    matches!(op, Op::Reshape(_)) && (are_pairs(from, to) || are_pairs(to, from))
 }
 
 /// Whether the columns of a dense product's matrix lie as one: not if it is some columns of each of several, as a half of each head. A tile would have
@@ -154,7 +159,7 @@ impl<'a> Cone<'a> {
         let fits = |op: &Op, of: &[Id]| match op {
             Op::Const(..) => true,
             Op::Broadcast { .. } => self.site.ty_of(of[0]).rank() < rank,
-            Op::Slice { .. } | Op::Concat(_) => self.is_of_columns(class, op, of),
+            Op::Slice { .. } | Op::Concat(_) | Op::Reshape(_) => self.is_of_columns(class, op, of),
             // A table of angles is stored once, not computed in each tile.
             op if is_map(op) && !self.columns.is_empty() && rank < self.site.ty.rank() => false,
             op => is_map(op) && !of.iter().any(|c| self.open.contains(&self.site.egraph.find(*c))),
@@ -172,13 +177,15 @@ impl<'a> Cone<'a> {
         self.open.remove(&class);
         self.order.push((class, def));
     }
-    /// Whether a slice or a join is one along the last axis, of what is computed from the products.
+    /// Whether a slice or a join is one along the last axis, or a reshape makes pairs of it or joins them, of what is computed from the products.
     fn is_of_columns(&self, class: Id, op: &Op, of: &[Id]) -> bool {
         let computed = |c: &Id| {
             let c = self.site.egraph.find(*c);
             (self.columns.contains(&c) || self.products.iter().any(|(p, _)| *p == c)) && !self.open.contains(&c)
         };
-        self.columns.contains(&class) && is_of_last_axis(op, self.site.ty_of(class)) && of.iter().all(computed)
+        let moves =
+            is_of_last_axis(op, self.site.ty_of(class)) || is_of_pairs(op, self.site.ty_of(of[0]), self.site.ty_of(class));
+        self.columns.contains(&class) && moves && of.iter().all(computed)
     }
     /// Takes what is computed at an element of the products from them and from what does not need them; `false`, and nothing, if that is not so.
     fn take_end(&mut self, end: Id, above: &BTreeSet<Id>) -> bool {
@@ -371,7 +378,7 @@ fn product_of_joined(site: &Site) -> Vec<(Id, Term)> {
 }
 
 // [f(x·w₁, x·w₂, …) g(x·w₁, x·w₂, …)] = one product with [w₁ w₂], mapped where it is summed: maps of some columns of each of several, as of each head,
-// with others of the same, joined again, as rotary positions are. What the maps read besides must not depend on the product.
+// with others of the same, joined again, as rotary positions are, of halves or of neighbours. What the maps read besides must not depend on the product.
 fn map_of_columns(site: &Site) -> Vec<(Id, Term)> {
     let Op::Contract(spec) = site.op else { return Vec::new() };
     let last_is_column = spec.out.last().is_some_and(|l| !spec.lhs.contains(l));
@@ -385,12 +392,14 @@ fn map_of_columns(site: &Site) -> Vec<(Id, Term)> {
         for user in site.egraph[class].parents() {
             let Some(op) = site.egraph.analysis.op(site.egraph.id_to_node(user).head) else { continue };
             let user = site.egraph.find(user);
-            let ty = site.ty_of(user);
-            let alike = ty.rank() == site.ty.rank() && ty.shape.iter().rev().skip(1).eq(site.ty.shape.iter().rev().skip(1));
-            if alike && (is_map(&op) || is_of_last_axis(&op, ty)) && columns.insert(user) {
+            let (ty, rank) = (site.ty_of(user), site.ty.rank());
+            let pairs = ty.rank() == rank + 1 && ty.shape.last().is_some_and(|d| d.is(1) || d.is(2));
+            let alike = (ty.rank() == rank || pairs) && ty.shape[..rank - 1] == site.ty.shape[..rank - 1];
+            let of_pairs = is_of_pairs(&op, site.ty_of(class), ty);
+            if alike && (is_map(&op) || is_of_last_axis(&op, ty) || of_pairs) && columns.insert(user) {
                 open.push(user);
             }
-            if alike && matches!(*op, Op::Concat(_)) && ty.shape == site.ty.shape && !joined.contains(&user) {
+            if alike && (matches!(*op, Op::Concat(_)) || of_pairs) && ty.shape == site.ty.shape && !joined.contains(&user) {
                 joined.push(user);
             }
         }

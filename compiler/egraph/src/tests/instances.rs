@@ -51,6 +51,37 @@ fn rotated(b: &mut Builder, q: Value, [cos, sin]: [Value; 2], kept: i64) -> Valu
     b.op(Op::Concat(3), &[before, parts[0], parts[1]])
 }
 
+/// The same of neighbours: pairs are an axis of their own meanwhile.
+fn rotated_pairs(b: &mut Builder, q: Value, [cos, sin]: [Value; 2], kept: i64) -> Value {
+    let mut all = shape(b, q);
+    let half = Dim::from((6 - kept) / 2);
+    let turned = if kept == 0 { q } else { slice(b, q, 3, kept, 6 - kept) };
+    all.splice(3.., [half.clone(), Dim::from(2)]);
+    let pairs = b.reshape(turned, &all);
+    let [x, y] = [0, 1].map(|i| {
+        let part = slice(b, pairs, 4, i, 1);
+        b.cast(part, DType::F32)
+    });
+    let each = shape(b, x);
+    let [c, s] = [cos, sin].map(|table| {
+        let table = b.reshape(table, &[each[1].clone(), half.clone(), Dim::from(1)]);
+        b.broadcast(table, &each, &[1, 3, 4])
+    });
+    let [xc, ys, yc, xs] = [(x, c), (y, s), (y, c), (x, s)].map(|(a, z)| b.mul(a, z));
+    let (first, second) = (b.map(MapFn::Sub, &[xc, ys]), b.add(yc, xs));
+    let both = b.op(Op::Concat(4), &[first, second]);
+    let dtype = b.func.ty(q).dtype;
+    let both = b.cast(both, dtype);
+    let mut joined = shape(b, q);
+    joined[3] = Dim::from(6 - kept);
+    let joined = b.reshape(both, &joined);
+    if kept == 0 {
+        return joined;
+    }
+    let before = slice(b, q, 3, 0, kept);
+    b.op(Op::Concat(3), &[before, joined])
+}
+
 fn attend(b: &mut Builder, domain: Domain, operands: &[Value]) -> Vec<Value> {
     b.node(Op::Attend(Attend { domain, scale: Scalar::new(0.5) }), operands)
 }
@@ -525,7 +556,8 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
             vec![b.op(Op::Reduce(ReduceFn::Sum, vec![1]), &[h]), e, u, b.add(a[7], y)]
         },
     ),
-    // Positions of heads: halves rotated against each other after a bias, and with columns before them that stay; what is rotated is wanted besides.
+    // Positions of heads: halves rotated against each other after a bias, and with columns before them that stay; neighbours in the same way; what is
+    // rotated is wanted besides.
     (
         "map-of-contract-columns",
         &["float B T K", "float K 2 6", "float 2 6", "f32 T 3", "f32 T 3", "f32 T 2", "f32 T 2"],
@@ -534,7 +566,8 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
             let all = shape(b, q);
             let bias = b.broadcast(a[2], &all, &[2, 3]);
             let q = b.add(q, bias);
-            vec![rotated(b, q, [a[3], a[4]], 0), rotated(b, q, [a[5], a[6]], 2), q]
+            let [whole, part] = [[a[3], a[4]], [a[5], a[6]]];
+            vec![rotated(b, q, whole, 0), rotated(b, q, part, 2), rotated_pairs(b, q, whole, 0), rotated_pairs(b, q, part, 2), q]
         },
     ),
     ("reduce-of-streamed", &["float B K", "float 4100 K", "f32 B"], |b, a| {
@@ -729,6 +762,18 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
             vec![b.op(Op::Reduce(ReduceFn::Max, vec![0]), &[turned]), b.op(Op::Reduce(ReduceFn::Max, vec![1]), &[fewer])]
         },
     ),
+    ("pairs of halves, and of rows", &["map-of-contract-columns"], &["f32 4 K", "f32 K 6"], |b, a| {
+        let q = b.contract("bd,dk->bk", a[0], a[1]);
+        let swapped = |b: &mut Builder, x: Value, to: &[i64], axis: usize| {
+            let whole = shape(b, x);
+            let pairs = b.reshape(x, &to.iter().copied().map(Dim::from).collect::<Vec<_>>());
+            let [first, second] = [0, 1].map(|start| slice(b, pairs, axis, start, 1));
+            let both = b.op(Op::Concat(axis), &[second, first]);
+            b.reshape(both, &whole)
+        };
+        let all = [swapped(b, q, &[4, 2, 3], 1), swapped(b, q, &[2, 2, 6], 1)];
+        all.map(|x| b.op(Op::Reduce(ReduceFn::Max, vec![0]), &[x])).to_vec()
+    }),
     ("a map of the scores' sums too", &["map-of-attend"], &["f32 B T 2 K", "f32 B T 2 K", "f32 B T 2 M"], |b, a| {
         let o = attend(b, Domain::Full, a);
         let sums = b.cast(o[1], DType::F32);

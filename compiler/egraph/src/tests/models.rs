@@ -12,6 +12,9 @@ const NARROW: &str = "precision { storage = f32, compute = bf16 }";
 /// The sizes of DeepSeek-V3, of four layers, of which the last has experts.
 const PUBLISHED: Shipped = Shipped("deepseek_v3", "", "num_hidden_layers=4", &[]);
 
+/// The same in products of bf16.
+const NARROW_PUBLISHED: Shipped = Shipped("deepseek_v3", NARROW, "num_hidden_layers=4", &[("B", 8), ("T", 2048)]);
+
 /// The numbers of Granite 3.1, 2B, in a small llama.
 const GRANITE: Shipped = Shipped(
     "llama",
@@ -55,7 +58,8 @@ const SHOWN: &[(&str, &[&str], &str, &str)] = &[
     ("deepseek_v3 forward", &["host", "gpu"], "fires", "attend-of-projected-values attend-of-repeated-heads"),
     ("deepseek_v3 forward", &["host", "gpu"], "chosen", "contract-of-shared-operand contract-of-reshape div-by-constant"),
     ("deepseek_v3 forward", &["host"], "chosen", "reshape-of-contract slice-of-contract"),
-    ("deepseek_v3 forward", &["host", "gpu"], "fires", "transpose-of-contract contract-of-transpose"),
+    ("deepseek_v3 forward", &["host", "gpu"], "fires", "contract-of-transpose"),
+    ("deepseek_v3 grad", &["host", "gpu"], "chosen", "transpose-of-contract"),
     ("deepseek_v3 forward", &["host"], "chosen", "contract-of-mul-by-summed"),
     ("deepseek_v3, as published forward", &["gpu"], "chosen", "contract-of-mul-by-row contract-of-mul-by-summed"),
     ("llama, wide forward", &["gpu"], "chosen", "contract-of-mul-by-summed"),
@@ -69,6 +73,8 @@ const SHOWN: &[(&str, &[&str], &str, &str)] = &[
     ("strata grad", &["gpu"], "chosen", "map-of-attend"),
     ("llama, wide forward", &["gpu"], "chosen", "map-of-contract-columns"),
     ("llama, wide grad", &["gpu"], "chosen", "map-of-contract-columns"),
+    ("deepseek_v3, narrow forward", &["gpu"], "chosen", "map-of-contract-columns"),
+    ("deepseek_v3, narrow grad", &["gpu"], "chosen", "map-of-contract-columns"),
     // Experts: rows with their loads and SwiGLU where gate and up are summed, weights of rows and the combination, the router; backwards too.
     ("qwen3_moe forward", &["gpu"], "chosen", "map-of-grouped-contracts contract-of-few-choices"),
     ("qwen3_moe grad", &["gpu"], "chosen", "map-of-grouped-contracts scatter-add-by-position scatter-add-by-source"),
@@ -110,6 +116,7 @@ fn what_each_family_is_for_is_done_in_a_shipped_model() {
         ("deepseek_v3, fp8", Shipped("deepseek_v3", "", fp8, &[("B", 8), ("T", 512)])),
         ("qwen3_moe, few tokens", Shipped("qwen3_moe", "", Shipped::small("qwen3_moe").2, &[("B", 1), ("T", 64)])),
         ("deepseek_v3, as published", PUBLISHED),
+        ("deepseek_v3, narrow", NARROW_PUBLISHED),
         ("llama, granite", GRANITE),
         ("deepseek_v3, many", Shipped("deepseek_v3", "", tiny, &[("B", 1), ("T", 65536)])),
     ];

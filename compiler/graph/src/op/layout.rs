@@ -3,6 +3,12 @@
 use super::{OpError, check_axis, op_error};
 use base::{Dim, TensorType, ty::ShapeDisplay};
 
+/// Whether one type is the other with its last axis as pairs of neighbours: `[.., n]` and `[.., n/2, 2]`.
+pub fn are_pairs(whole: &TensorType, pairs: &TensorType) -> bool {
+    let ([before @ .., n], [same @ .., half, two]) = (&whole.shape[..], &pairs.shape[..]) else { return false };
+    before == same && two.is(2) && half.known().zip(n.known()).is_some_and(|(half, n)| n == 2 * half)
+}
+
 pub(super) fn broadcast(shape: &[Dim], axes: &[usize], t: &TensorType) -> Result<TensorType, OpError> {
     let fits = axes.len() == t.rank()
         && axes.windows(2).all(|w| w[0] < w[1])

@@ -149,9 +149,10 @@ fn rope_rotates_as_the_published_code_does() {
         let at = (row / h) % t;
         let x = &x.data[row * d..(row + 1) * d];
         plain.extend(apply(x, at));
-        // view(d / 2, 2), transposed, then as above.
+        // view(d / 2, 2) as complex numbers, transposed, then as above, and back.
         let apart: Vec<f64> = (0..d).map(|i| x[2 * (i % (d / 2)) + i / (d / 2)]).collect();
-        sides.extend(apply(&apart, at));
+        let turned = apply(&apart, at);
+        sides.extend((0..d).map(|i| turned[i / 2 + i % 2 * (d / 2)]));
     }
     close("rope", &got[0], &plain, BOUND);
     close("rope_interleaved", &got[1], &sides, BOUND);

@@ -21,7 +21,7 @@
 
 mod epilogue;
 
-pub use epilogue::{Element, Epilogue, Given, Operand, Units};
+pub use epilogue::{Element, Epilogue, Given, Operand};
 
 use super::build::{Build, tile, transposed};
 use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, LoopKind, Mem, Stmt, TileRef};

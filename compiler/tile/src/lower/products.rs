@@ -9,17 +9,17 @@ use crate::{
     fused::constant,
     gemm::{Letters, gemm_of},
     group::is_layout,
-    ir::Expr,
+    ir::{Expr, Units},
     kernels::{
         build::Build,
-        gpu_product::{Element, Epilogue, Given, Grouped, Operand, Product, Tiling, Units, gpu_grouped_map, gpu_product_map},
+        gpu_product::{Element, Epilogue, Given, Grouped, Operand, Product, Tiling, gpu_grouped_map, gpu_product_map},
     },
     view::StridedView,
 };
 use base::{DType, Dim, TensorType};
 use graph::{
     Func, NodeId, Op, Value,
-    op::{Contract, terms_axis},
+    op::{Contract, are_pairs, terms_axis},
 };
 use library::{Class, Gemm, Work};
 
@@ -62,15 +62,19 @@ fn is_of_columns(op: &Op, result: &TensorType) -> bool {
     }
 }
 
-/// The units in which columns of a dense product are taken and joined, if there is a kernel for them: operands of tensor cores, whose sums threads hold by
-/// eights of columns, and tiles of whole periods.
+/// How the columns lie that are taken and joined of a dense product, if there is a kernel for it: operands of tensor cores, whose sums threads hold by pairs
+/// of each eight columns, and tiles of whole periods.
 fn units(func: &Func, products: &[NodeId], kind: &Kind) -> Option<Units> {
     let ([product], Kind::Dense(spec)) = (products, kind) else { return None };
     let ty = &func.nodes[*product].types[0];
-    let is_column = spec.out.last().is_some_and(|l| !spec.lhs.contains(l));
-    let period = ty.shape.last()?.known().filter(|_| is_column)?;
+    let columns = |axis: usize| ty.shape[axis].known().filter(|_| !spec.lhs.contains(&spec.out[axis]));
+    let last = ty.rank().checked_sub(1)?;
+    let splits = func.nodes.values().any(|n| matches!(n.op, Op::Reshape(_)));
+    // Pairs have an axis of their own, or are such of an axis.
+    let own = columns(last)? == 2 && last > 0;
+    let period = if own { 2 * columns(last - 1)? } else { columns(last)? };
     let mut unit = period;
-    for node in func.nodes.values().filter(|n| is_of_columns(&n.op, &n.types[0])) {
+    for node in func.nodes.values().filter(|n| is_of_columns(&n.op, &n.types[0]) && n.types[0].rank() == ty.rank() && !own) {
         match &node.op {
             Op::Slice { start, len, .. } => [start, len].into_iter().try_for_each(|d| {
                 unit = common(unit, d.known()?);
@@ -84,7 +88,7 @@ fn units(func: &Func, products: &[NodeId], kind: &Kind) -> Option<Units> {
         }
     }
     let has_tiling = Tiling::LEGAL.iter().any(|t| t.n % period == 0);
-    (unit % 8 == 0 && has_tiling).then_some(Units { unit, period })
+    (unit % 8 == 0 && has_tiling && !(own && splits)).then_some(Units { unit, period, pairs: own || splits })
 }
 
 /// The greatest common divisor.
@@ -166,6 +170,14 @@ impl<'a> Products<'a> {
                 Op::Map(_) | Op::Cast(_) if !private => below,
                 Op::Broadcast { .. } if !private && !below => false,
                 op if is_of_columns(op, &node.types[0]) && node.inputs.iter().all(|v| above[v.node.0 as usize]) => true,
+                Op::Reshape(_) if below && !private => {
+                    let [from, to] = [func.ty(node.inputs[0]), &node.types[0]];
+                    let whole = |x: &TensorType| x.rank() == ty.rank();
+                    if !(whole(from) && are_pairs(from, to) || whole(to) && are_pairs(to, from)) {
+                        return None;
+                    }
+                    true
+                }
                 _ => return None,
             };
             if matches!(node.op, Op::Map(_) | Op::Cast(_) | Op::Broadcast { .. }) && !inside.iter().any(|v| v.node == id) {
@@ -183,8 +195,10 @@ impl<'a> Products<'a> {
         let held = Epilogue::fits(func.ty(x).dtype, products.len(), &mapped);
         let fits =
             held && products.len() <= MOST_MATRICES && ty.dtype != DType::E4M3 && func.outputs.iter().all(|o| given(o.value));
-        let by_columns =
-            func.nodes.iter().any(|(id, n)| is_of_columns(&n.op, &n.types[0]) && !inside.iter().any(|v| v.node == id));
+        let by_columns = func.nodes.iter().any(|(id, n)| {
+            let moves = is_of_columns(&n.op, &n.types[0]) || matches!(n.op, Op::Reshape(_));
+            moves && !inside.iter().any(|v| v.node == id)
+        });
         let narrow = matches!(func.ty(x).dtype, DType::BF16 | DType::F16);
         let units = if by_columns { Some(units(func, &products, &kind).filter(|_| narrow && mapped.len() == 1)?) } else { None };
         let found = Products { func, products, kind, x, matrices, further, operands, units };
@@ -219,6 +233,11 @@ impl<'a> Products<'a> {
     /// Whether a broadcast reads the argument.
     fn is_repeated(&self, v: Value) -> bool {
         self.func.nodes.values().any(|n| matches!(n.op, Op::Broadcast { .. }) && n.inputs.contains(&v))
+    }
+    /// The last axes of the result that its units go through.
+    fn axes_of_units(&self) -> usize {
+        let last = self.result().shape.last();
+        self.units.map_or(0, |u| if u.pairs && last.is_some_and(|d| d.is(2)) { 2 } else { 1 })
     }
     /// How many there are.
     fn count(&self) -> i64 {
@@ -270,67 +289,105 @@ pub(super) struct Maps<'a> {
     pub views: &'a [StridedView],
     /// The shape of the result.
     pub shape: &'a [Dim],
-    /// The axes of the result that each place of an element goes through, outermost first. Axes of one are in none.
+    /// The axes of the result that each place of an element goes through, outermost first; by units the last place is one in a unit. Axes of one are in none.
     pub loops: &'a [Vec<usize>],
     /// Where it is, and what is there.
     pub element: &'a Element,
     /// If columns are mapped with others: how they lie.
     pub units: Option<Units>,
-    /// What was computed there, its axes being these of the result, so many units further on.
+    /// What was computed there, its axes being these of the result, so many columns further on.
     pub known: Vec<(Value, Vec<usize>, i64, Expr)>,
 }
 
 impl Maps<'_> {
-    /// The value at the element, its axes being these of the result; by units, at the `k`th of its own.
-    pub(super) fn eval(&mut self, b: &mut Build, v: Value, axes: &[usize], k: i64) -> Expr {
-        if let Some((.., e)) = self.known.iter().find(|(x, of, at, _)| *x == v && of == axes && *at == k) {
+    /// If columns are taken by pairs: the axes of pairs and of their members, which are the last two of the result, or behind its own.
+    fn pairs(&self) -> Option<[usize; 2]> {
+        self.units.filter(|u| u.pairs)?;
+        let rank = self.shape.len();
+        Some(if self.shape[rank - 1].is(2) { [rank - 2, rank - 1] } else { [rank, rank + 1] })
+    }
+    /// The value at the element, its axes being these of the result; by units, so many columns further on.
+    pub(super) fn eval(&mut self, b: &mut Build, v: Value, axes: &[usize], by: i64) -> Expr {
+        if let Some((.., e)) = self.known.iter().find(|(x, of, at, _)| *x == v && of == axes && *at == by) {
             return e.clone();
         }
-        let (func, node) = (self.func, self.func.def(v));
-        let units = |d: &Dim| d.known().zip(self.units).map_or(0, |(n, u)| n / u.unit);
+        let (func, node, pairs) = (self.func, self.func.def(v), self.pairs());
+        // The member, where pairs have an axis.
+        let member = if pairs.is_some_and(|[_, members]| axes.last() == Some(&members)) { Some(by % 2) } else { None };
         let e = match &node.op {
             Op::Contract(_) | Op::GroupedContract { .. } | Op::Attend(_) => {
                 let i = self.sums.iter().position(|p| *p == v).expect("what the kernel sums");
-                self.element.products[i + k as usize].clone()
+                let turn = self.units.map_or(0, |u| by / u.unit * u.together() + by % u.unit);
+                self.element.products[i + turn as usize].clone()
             }
             Op::Arg(_) => {
                 let i = self.operands.iter().position(|o| *o == v).expect("an operand of the maps");
-                let index = self.index(b, i, axes, k);
+                let index = self.index(b, i, axes, by);
                 Expr::load(self.element.operands[i], index)
             }
             Op::Const(c, dtype) => constant(*c, *dtype),
-            Op::Map(f) => Expr::Map(*f, node.inputs.iter().map(|x| self.eval(b, *x, axes, k)).collect()),
+            Op::Map(f) => Expr::Map(*f, node.inputs.iter().map(|x| self.eval(b, *x, axes, by)).collect()),
             Op::Cast(to) => {
-                let x = self.eval(b, node.inputs[0], axes, k);
+                let x = self.eval(b, node.inputs[0], axes, by);
                 if func.ty(node.inputs[0]).dtype == *to { x } else { x.cast(*to) }
             }
             Op::Broadcast { axes: of, .. } => {
                 let inner: Vec<usize> = of.iter().map(|a| axes[*a]).collect();
-                let same = inner.last() != axes.last();
-                self.eval(b, node.inputs[0], &inner, if same { 0 } else { k })
+                let has = |axis: usize| inner.contains(&axis);
+                let by = match (pairs, member) {
+                    (Some([of_pairs, members]), Some(i)) => {
+                        let pair = if has(of_pairs) { by - i } else { 0 };
+                        pair + if has(members) { i } else { 0 }
+                    }
+                    _ if inner.last() == axes.last() => by,
+                    _ => 0,
+                };
+                self.eval(b, node.inputs[0], &inner, by)
             }
-            Op::Slice { start, .. } => self.eval(b, node.inputs[0], axes, k + units(start)),
+            Op::Slice { start, .. } => self.eval(b, node.inputs[0], axes, by + start.known().unwrap_or(0)),
             Op::Concat(axis) => {
-                let (mut part, mut rest) = (0, k);
-                while rest >= units(&func.ty(node.inputs[part]).shape[*axis]) {
-                    rest -= units(&func.ty(node.inputs[part]).shape[*axis]);
+                let len = |part: usize| func.ty(node.inputs[part]).shape[*axis].known().unwrap_or(0);
+                let (mut part, mut rest) = (0, member.unwrap_or(by));
+                let before = by - rest;
+                while rest >= len(part) {
+                    rest -= len(part);
                     part += 1;
                 }
-                self.eval(b, node.inputs[part], axes, rest)
+                self.eval(b, node.inputs[part], axes, before + rest)
+            }
+            Op::Reshape(_) => {
+                let [of_pairs, members] = pairs.expect("columns are split into pairs");
+                let (columns, kept) = (self.shape.len() - 1, axes.len() - if member.is_some() { 2 } else { 1 });
+                let split = if member.is_some() { vec![columns] } else { vec![of_pairs, members] };
+                self.eval(b, node.inputs[0], &[&axes[..kept], &split[..]].concat(), by)
             }
             op => base::bug!("{} is no map", op.name()),
         };
         let e = b.bind(e);
-        self.known.push((v, axes.to_vec(), k, e.clone()));
+        self.known.push((v, axes.to_vec(), by, e.clone()));
         e
     }
-    /// Where operand `i` has the element, its axes being these of the result, `k` units further on.
-    fn index(&self, b: &mut Build, i: usize, axes: &[usize], k: i64) -> Expr {
+    /// Where operand `i` has the element, its axes being these of the result, so many columns further on.
+    fn index(&self, b: &mut Build, i: usize, axes: &[usize], by: i64) -> Expr {
         let (view, shape) = (&self.views[i], self.shape);
         let stride = |axis: &usize| axes.iter().position(|a| a == axis).map_or(Dim::from(0), |at| view.strides[at].clone());
         let mut index = Expr::int(0);
-        let further = |place: usize| if place + 1 == self.loops.len() { self.units.map_or(0, |u| k * u.unit) } else { 0 };
         for (place, (through, at)) in self.loops.iter().zip(&self.element.at).enumerate() {
+            let by = if place + 1 == self.loops.len() { by } else { 0 };
+            if let Some([of_pairs, members]) = self.pairs().filter(|_| place + 1 == self.loops.len()) {
+                let pair = b.bind(at.clone() + Expr::int(by / 2));
+                let column = pair.clone() * Expr::int(2) + Expr::int(by % 2);
+                let whole = Some(shape.len() - 1).filter(|axis| *axis != members);
+                for (axis, at) in
+                    whole.map(|axis| (axis, column)).into_iter().chain([(of_pairs, pair), (members, Expr::int(by % 2))])
+                {
+                    let stride = stride(&axis);
+                    if !stride.is(0) {
+                        index = index + b.bind(at) * b.dim(&stride);
+                    }
+                }
+                continue;
+            }
             // Neighbouring axes that are one in the operand are not told apart.
             let mut parts: Vec<(Dim, Dim)> = Vec::new();
             for (extent, stride) in through.iter().map(|axis| (shape[*axis].clone(), stride(axis))) {
@@ -339,7 +396,7 @@ impl Maps<'_> {
                     None => parts.push((extent, stride)),
                 }
             }
-            let mut rest = at.clone() + Expr::int(further(place));
+            let mut rest = at.clone() + Expr::int(by);
             for (outer, (extent, stride)) in parts.iter().enumerate().rev() {
                 let extent = b.dim(extent);
                 let part = if outer == 0 { rest.clone() } else { Expr::rem(rest.clone(), extent.clone()) };
@@ -411,11 +468,9 @@ impl Lowerer<'_> {
                     units: p.units,
                     known: Vec::new(),
                 };
-                let units = p.units.map_or(1, Units::count);
-                mapped
-                    .iter()
-                    .flat_map(|v| (0..units).map(|k| maps.eval(build, *v, all, k)).collect::<Vec<_>>())
-                    .collect::<Vec<Expr>>()
+                let taken = p.units.map_or(vec![0], |u| u.taken().collect());
+                let of = |v: &Value| taken.iter().map(|by| maps.eval(build, *v, all, *by)).collect::<Vec<_>>();
+                mapped.iter().flat_map(of).collect::<Vec<Expr>>()
             }
         };
         let (kernel, mut views) = match p.kind {
@@ -428,8 +483,8 @@ impl Lowerer<'_> {
                 let mut loops: Vec<Vec<usize>> = letters.batch.iter().chain([&letters.rows, &letters.cols]).map(at).collect();
                 if p.units.is_some() {
                     let columns = loops.last_mut().expect("columns");
-                    let last = columns.pop();
-                    loops.push(last.into_iter().collect());
+                    let of_units = columns.split_off(columns.len() - p.axes_of_units());
+                    loops.push(of_units);
                 }
                 let map = maps(loops);
                 epilogue.map = Some(&map);
@@ -503,7 +558,7 @@ impl Lowerer<'_> {
             let all =
                 views[1..].iter().map(|w| gemm_of(spec, p.dtype(), [&views[0], w, c], false)).collect::<Option<Vec<_>>>()?;
             // Periods are of neighbouring columns.
-            if p.units.is_some() && all[0].1.cols.last() != spec.out.last() {
+            if p.units.is_some() && !all[0].1.cols.ends_with(&spec.out[spec.out.len() - p.axes_of_units()..]) {
                 return None;
             }
             let lie = |(g, letters): &(Gemm, Letters)| (g.strides.clone(), g.batch.clone(), letters.clone());

@@ -698,6 +698,103 @@ fn rotated(b: &mut Builder, q: Value, [cos, sin]: [Value; 2], kept: i64) -> Valu
     b.op(Op::Concat(axis), &[before, parts[0], parts[1]])
 }
 
+/// The same of neighbours, which are an axis of their own meanwhile, or already.
+fn rotated_pairs(b: &mut Builder, q: Value, [cos, sin]: [Value; 2], kept: i64) -> Value {
+    let shape = b.func.ty(q).shape.clone();
+    let (axis, width) = (shape.len() - 1, shape[shape.len() - 1].known().expect("a number"));
+    let columns = |b: &mut Builder, x: Value, axis: usize, start: i64, len: i64| {
+        b.op(Op::Slice { axis, start: Dim::from(start), len: Dim::from(len), step: 1 }, &[x])
+    };
+    let (pairs, of_pairs) = if width == 2 {
+        (q, axis - 1)
+    } else {
+        let turned = if kept == 0 { q } else { columns(b, q, axis, kept, width - kept) };
+        let split = [&shape[..axis], &[Dim::from((width - kept) / 2), Dim::from(2)]].concat();
+        (b.reshape(turned, &split), axis)
+    };
+    let [x, y] = [0, 1].map(|i| {
+        let part = columns(b, pairs, of_pairs + 1, i, 1);
+        b.cast(part, F32)
+    });
+    let of_half = b.func.ty(x).shape.clone();
+    let [c, s] = [cos, sin].map(|table| b.broadcast(table, &of_half, &[1, of_pairs]));
+    let [xc, ys, yc, xs] = [(x, c), (y, s), (y, c), (x, s)].map(|(a, z)| b.mul(a, z));
+    let (first, second) = (b.map(MapFn::Sub, &[xc, ys]), b.add(yc, xs));
+    let both = b.op(Op::Concat(of_pairs + 1), &[first, second]);
+    let dtype = b.func.ty(q).dtype;
+    let both = b.cast(both, dtype);
+    if width == 2 {
+        return both;
+    }
+    let joined = b.reshape(both, &[&shape[..axis], &[Dim::from(width - kept)]].concat());
+    if kept == 0 {
+        return joined;
+    }
+    let before = columns(b, q, axis, 0, kept);
+    b.op(Op::Concat(axis), &[before, joined])
+}
+
+#[test]
+fn a_map_of_neighbours_is_one_kernel() {
+    // Alone, after columns that stay, and before a product that reads it from memory.
+    for kept in [0, 4] {
+        let half = format!("f32[T, {}]", (12 - kept) / 2);
+        let l = check(&["f32[B, T, 3, 12]", &half, &half], BT, |b, a| vec![rotated_pairs(b, a[0], [a[1], a[2]], kept)]);
+        assert_eq!(l.kernels.len(), 1, "{:#?}", l.kernels);
+        // A turn is for a pair, so that nobody asks at each element which of it that is.
+        assert!(!format!("{:?}", l.kernels).contains("Select"), "{:#?}", l.kernels);
+        let l = check(&["f32[B, T, 3, 12]", &half, &half, "f32[12, 5]"], BT, |b, a| {
+            let y = rotated_pairs(b, a[0], [a[1], a[2]], kept);
+            vec![b.contract("bthk,kn->bthn", y, a[3])]
+        });
+        assert_eq!((l.kernels.len(), l.entries[0].steps.len()), (1, 2), "{:#?}", l.kernels);
+    }
+    // The gradient of that: pairs of pads.
+    let l = check(&["f32[B, T, 3, 6, 1]", "f32[B, T, 3, 6, 1]"], BT, |b, a| {
+        let pad = |low: i64| Op::Pad { axis: 4, low: low.into(), high: (1 - low).into(), value: graph::op::Scalar::new(0.0) };
+        let [first, second] = [0, 1].map(|i| b.op(pad(i as i64), &[a[i]]));
+        let both = b.add(first, second);
+        let rows = b.reshape(both, &["B", "T", "3", "12"].map(|d| d.parse().expect("a dim")));
+        vec![b.op(Op::Pad { axis: 3, low: 4.into(), high: 0.into(), value: graph::op::Scalar::new(0.0) }, &[rows])]
+    });
+    assert_eq!(l.kernels.len(), 1, "{:#?}", l.kernels);
+}
+
+#[test]
+fn neighbours_are_mapped_with_each_other() {
+    // After a bias; columns before them that stay, as many and fewer; pairs that have an axis of their own.
+    for (heads, width, kept, own, t) in
+        [(3, 16, 0, false, 67), (2, 64, 32, false, 5), (5, 48, 32, false, 3), (1, 64, 0, false, 4), (3, 32, 0, true, 5)]
+    {
+        let shape = if own { format!("{heads}, {}, 2", width / 2) } else { format!("{heads}, {width}") };
+        let half = format!("f32[T, {}]", (width - kept) / 2);
+        let args = ["bf16[B, T, 16]", &format!("bf16[{shape}, 16]"), &half, &half, &format!("bf16[{shape}]")];
+        let build = |b: &mut Builder, a: &[Value]| {
+            let q = b.contract(if own { "btd,hkpd->bthkp" } else { "btd,hkd->bthk" }, a[0], a[1]);
+            let shape = b.func.ty(q).shape.clone();
+            let bias = b.broadcast(a[4], &shape, &(2..shape.len()).collect::<Vec<_>>());
+            let q = b.add(q, bias);
+            (Vec::new(), vec![rotated_pairs(b, q, [a[2], a[3]], kept)])
+        };
+        let kernels = of_products(&args, &[("B", 2), ("T", t)], &build).expect("it has a kernel");
+        assert_eq!(kernels.iter().map(names).collect::<Vec<_>>(), [["a", "b", "z0", "z1", "z2", "y"]], "{args:?}");
+    }
+    // Units of four columns; pairs of pairs.
+    let kernels = of_products(&["bf16[B, T, 16]", "bf16[3, 16, 16]", "f32[T, 6]", "f32[T, 6]"], BT, &|b, a| {
+        let q = b.contract("btd,hkd->bthk", a[0], a[1]);
+        (Vec::new(), vec![rotated_pairs(b, q, [a[2], a[3]], 4)])
+    });
+    assert!(kernels.is_none());
+    let kernels = of_products(&["bf16[B, T, 16]", "bf16[16, 16]"], BT, &|b, a| {
+        let q = b.contract("btd,kd->btk", a[0], a[1]);
+        let shape = b.func.ty(q).shape.clone();
+        let fours = b.reshape(q, &[&shape[..2], &[4, 2, 2].map(Dim::from)].concat());
+        let fours = b.map(MapFn::Exp, &[fours]);
+        (Vec::new(), vec![b.reshape(fours, &shape)])
+    });
+    assert!(kernels.is_none());
+}
+
 #[test]
 fn columns_are_mapped_with_others_of_their_head() {
     // Positions rotated after a bias; matrices that lie either way, heads that fill a tile, and that do not; rows for several tiles.

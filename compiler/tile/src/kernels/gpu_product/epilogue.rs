@@ -2,7 +2,7 @@
 
 use super::{Matrix, Tiling};
 use crate::{
-    ir::{Expr, Mem},
+    ir::{Expr, Mem, Units},
     kernels::build::Build,
 };
 use base::{DType, Dim};
@@ -31,22 +31,6 @@ pub enum Operand {
     Replaced(usize),
 }
 
-/// How columns that are mapped with others lie: in periods, as of a head, of units of as many each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Units {
-    /// Columns of a unit.
-    pub unit: i64,
-    /// Columns of a period, a multiple of that.
-    pub period: i64,
-}
-
-impl Units {
-    /// Units of a period.
-    pub fn count(self) -> i64 {
-        self.period / self.unit
-    }
-}
-
 /// How products begin and end.
 pub struct Epilogue<'a> {
     /// If rows of x are taken by index: how many x has. Of ragged rows alone.
@@ -57,7 +41,7 @@ pub struct Epilogue<'a> {
     pub operands: Vec<Operand>,
     /// What is stored, and as what.
     pub results: Vec<(Given, DType)>,
-    /// What is computed at an element; by units, the one mapped result in each.
+    /// What is computed at an element; by units, the one mapped result at each column that a turn takes.
     pub map: Option<&'a dyn Fn(&mut Build, &Element) -> Vec<Expr>>,
     /// If columns of the one dense product are mapped with others. Tiles are of whole periods then.
     pub units: Option<Units>,
@@ -65,12 +49,12 @@ pub struct Epilogue<'a> {
 
 /// Where a map is.
 pub struct Element {
-    /// The products there, each rounded to the dtype; by units, the one in each.
+    /// The products there, each rounded to the dtype; by units, the one at each column that a turn takes.
     pub products: Vec<Expr>,
     /// What else it may read.
     pub operands: Vec<Mem>,
     /// Its place in each axis of the batch, then the row and the column; of an element outside of the result, others that are inside. By units in place of
-    /// the column that of the period, and the place in the first unit.
+    /// the column that of the period, and the place in the first unit, of pairs the number of the pair.
     pub at: Vec<Expr>,
 }
 
@@ -206,7 +190,7 @@ impl Tile<'_> {
             y.copy(b, *held, sizes, self.at, self.batch, true);
         }
     }
-    /// Maps columns with others of their period: a turn takes the same column of each unit, and leaves the results where the sums were.
+    /// Maps columns with others of their period: a turn takes the same of each unit, and leaves the results where the sums were.
     fn map_units(
         &self,
         b: &mut Build,
@@ -215,30 +199,31 @@ impl Tile<'_> {
         operands: &[Mem],
         (y, adds): (&Matrix, bool),
     ) {
-        let (sums, across) = (self.sums[0], Expr::int(self.t.n / units.count()));
-        let [unit, period] = [units.unit, units.period].map(Expr::int);
+        let (sums, across) = (self.sums[0], Expr::int(self.t.n / units.count() / units.together()));
+        let [turns, period] = [units.turns(), units.period].map(Expr::int);
         b.each(Expr::int(self.t.m) * across.clone(), |b, e| {
-            let place = |k: i64| Expr::in_unit(e.clone(), [units.unit, units.period], k);
-            let products = (0..units.count()).map(|k| b.bind(Expr::load(sums, place(k)).cast(self.dtype))).collect();
+            let place = |by: i64| Expr::in_unit(e.clone(), units, by);
+            let products = units.taken().map(|by| b.bind(Expr::load(sums, place(by)).cast(self.dtype))).collect();
             let row = b.bind(self.at[0].clone() + Expr::floor_div(e.clone(), across.clone()));
             let first = b.bind(Expr::floor_div(self.at[1].clone(), period.clone()));
-            let number = b.bind(first + Expr::floor_div(Expr::rem(e.clone(), across.clone()), unit.clone()));
+            let number = b.bind(first + Expr::floor_div(Expr::rem(e.clone(), across.clone()), turns.clone()));
             let within = |b: &mut Build, i: usize, at: &Expr, end: Expr| {
                 if self.whole[i] { at.clone() } else { b.bind(Expr::minimum(at.clone(), end - Expr::int(1))) }
             };
             let row = within(b, 0, &row, self.extents[0].clone());
             let number = within(b, 1, &number, Expr::floor_div(self.extents[1].clone(), period.clone()));
-            let column = b.bind(Expr::rem(e.clone(), unit));
-            let at = self.batch.iter().chain([&row, &number, &column]).cloned().collect();
+            let turn = b.bind(Expr::rem(e.clone(), turns));
+            let at = self.batch.iter().chain([&row, &number, &turn]).cloned().collect();
             let values = map(b, &Element { products, operands: operands.to_vec(), at });
-            let sum = |(k, v): (usize, Expr)| {
-                let column = number.clone() * period.clone() + column.clone() + Expr::int(k as i64 * units.unit);
+            let column = if units.pairs { b.bind(turn * Expr::int(units.together())) } else { turn };
+            let sum = |(by, v): (i64, Expr)| {
+                let column = number.clone() * period.clone() + column.clone() + Expr::int(by);
                 if adds { Expr::load(y.mem, y.place(&[row.clone(), column], self.batch)) + v } else { v }
             };
-            let values: Vec<Expr> = values.into_iter().enumerate().map(sum).collect();
+            let values: Vec<Expr> = units.taken().zip(values).map(sum).collect();
             let values: Vec<Expr> = values.into_iter().map(|v| b.bind(v)).collect();
-            for (k, v) in values.into_iter().enumerate() {
-                b.store(sums, place(k as i64), v);
+            for (by, v) in units.taken().zip(values) {
+                b.store(sums, place(by), v);
             }
         });
     }
