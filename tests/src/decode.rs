@@ -104,6 +104,7 @@ fn a_step_of_sparse_attention_gives_the_last_row() {
     let many = lowered(&step, &Options { gpu: true, ..Options::default() });
     let parts = many.kernels.iter().filter(|k| k.name.contains("attend_part")).count();
     assert_eq!(parts, 3, "every branch is in parts");
+    assert!(!many.kernels.iter().any(|k| k.name.contains("product")), "scores are those of the attention");
     let (mut whole, mut compressed, mut step) = (session(&whole), session(compressed), session(&step));
     for n in [1, 5, 8, 11, 12, 130, 257] {
         let tensor = |name: &str, shape: [i64; 3], scale: f64| {

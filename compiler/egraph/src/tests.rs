@@ -301,14 +301,22 @@ fn rules_of_attention_hold_for_every_domain() {
         "attend-of-scaled-query",
         "attend-of-scaled-values",
         "map-of-attend",
+        "scores-of-attend",
     ] {
         let (_, types, build) = INSTANCES.iter().find(|(n, ..)| *n == name).expect("it has an instance");
         // The key heads of the instance.
         let shared = name == "attend-of-repeated-heads";
+        let heads = if shared {
+            "6"
+        } else if name == "scores-of-attend" {
+            "2"
+        } else {
+            "H"
+        };
         for (domain, operands) in domains() {
             let mut f = Func::new("f");
             let all = types.iter().map(|t| t.to_string());
-            let all = all.chain(operands.iter().map(|t| t.replace('H', if shared { "6" } else { "H" })));
+            let all = all.chain(operands.iter().map(|t| t.replace('H', heads)));
             let args: Vec<Value> =
                 all.enumerate().map(|(i, t)| f.arg(&format!("a{i}"), Role::Input, Draw::first().ty(&t))).collect();
             let outputs = build(&mut Builder::new(&mut f), &args[..types.len()]);

@@ -223,7 +223,7 @@ struct Body<'f> {
     absorbed: BTreeSet<NodeId>,
     steps: Vec<Step>,
     /// Attentions of which there are only parts, o and lse and how many: what reads them joins them.
-    in_parts: BTreeMap<Value, ([View; 2], i64)>,
+    in_parts: BTreeMap<Value, ([View; 2], Dim)>,
     /// Copies that have to wait for the end of the body.
     late: Vec<Step>,
     depth: usize,

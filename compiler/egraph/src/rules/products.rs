@@ -4,7 +4,7 @@
 
 use super::{
     Class, Family, How, Rule, directed,
-    regions::{Inside, dependents, region, region_with},
+    regions::{Inside, dependents, depends, region, region_with},
 };
 use crate::rewrite::{Site, Term};
 use base::{DType, TensorType};
@@ -39,6 +39,12 @@ pub fn rules() -> Vec<Rule> {
             family: Family::Attention,
             class: Class::Exact,
             how: How::Outline("attend", map_of_attend),
+        },
+        Rule {
+            name: "scores-of-attend",
+            family: Family::Attention,
+            class: Class::Exact,
+            how: How::Outline("contract", scores_of_attend),
         },
     ]
 }
@@ -458,6 +464,61 @@ fn map_of_attend(site: &Site) -> Vec<(Id, Term)> {
         for kept in [false, true].into_iter().filter(|kept| !kept || is_wanted(site.class)) {
             let others = [site.class].into_iter().filter(|_| kept).chain(sums.filter(|c| is_wanted(*c)));
             let results: Vec<Id> = [end].into_iter().chain(others).collect();
+            found.extend(region_with(site, Form::Attend, &order, &results, &beside).terms());
+        }
+    }
+    found
+}
+
+/// What a class is made of by views alone, and the ops on the way, that one first: as it is, and through each of these.
+fn views_of(site: &Site, class: Id) -> Vec<(Id, Vec<Inside>)> {
+    let class = site.egraph.find(class);
+    let defs = site.defs(class).filter(|(op, _)| matches!(**op, Op::Reshape(_)));
+    let through = defs.map(|(op, of)| (site.egraph.find(of[0]), vec![(class, Some((op.into_owned(), of.to_vec())))]));
+    [(class, Vec::new())].into_iter().chain(through).collect()
+}
+
+// q·k beside attend(q, k, v): the attention multiplies them anyway, so it stores what it has.
+fn scores_of_attend(site: &Site) -> Vec<(Id, Term)> {
+    let [left, right] = [0, 1].map(|i| site.egraph.find(site.children[i]));
+    let mut widened_operands = Vec::new();
+    let [q, k] = [left, right].map(|class| match widened(site, class) {
+        Some(cast) => {
+            let below = site.egraph.find(cast.1[0]);
+            widened_operands.push((class, Some(cast)));
+            below
+        }
+        None => class,
+    });
+    let mut found = Vec::new();
+    for (q, views) in views_of(site, q) {
+        let users = site.egraph[k].parents().map(|user| site.egraph.id_to_node(user).clone());
+        for attend in users {
+            let Some(op) = site.egraph.analysis.op(attend.head).filter(|op| matches!(**op, Op::Attend(_))) else { continue };
+            let of: Vec<Id> = attend.children.iter().map(|c| site.egraph.find(*c)).collect();
+            // What is attended to does not come of the scores.
+            let on = BTreeSet::from([site.egraph.find(site.class)]);
+            if of[..2] != [q, k] || of.iter().any(|c| depends(site, *c, &on)) {
+                continue;
+            }
+            let Some(all) = site.egraph.lookup(attend.clone()) else { continue };
+            let result = |i: u32| {
+                let mut users = site.egraph[all].parents().map(|user| site.egraph.find(user));
+                users.find(|user| site.results(*user).any(|(of, at)| at == i && site.same(of, all)))
+            };
+            let (Some(o), sums) = (result(0), result(1)) else { continue };
+            let mut order: Vec<Inside> = Vec::new();
+            for class in &of {
+                if !order.iter().any(|(c, _)| c == class) {
+                    order.push((*class, None));
+                }
+            }
+            order.extend(views.iter().rev().chain(&widened_operands).cloned());
+            order.push((o, Some((op.into_owned(), of.clone()))));
+            order.push((site.egraph.find(site.class), Some((site.op.clone(), site.children.to_vec()))));
+            let beside: Vec<(Id, u32, Id)> = sums.into_iter().map(|sums| (sums, 1, o)).collect();
+            let is_wanted = |class: &Id| is_output(site, *class) || site.egraph[*class].parents().next().is_some();
+            let results: Vec<Id> = [site.egraph.find(site.class), o].into_iter().chain(sums).filter(is_wanted).collect();
             found.extend(region_with(site, Form::Attend, &order, &results, &beside).terms());
         }
     }

@@ -284,6 +284,20 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let turned = b.transpose(sum, &[1, 0, 2, 3]);
         vec![turned, b.map(MapFn::Abs, &[o[1]]), b.op(Op::Reduce(ReduceFn::Max, vec![3]), &[o[0]])]
     }),
+    // Two heads of queries share keys, and what the scores are mapped to needs the sums.
+    ("scores-of-attend", &["float B T 4 K", "float B T 2 K", "float B T 2 M"], |b, a| {
+        let o = attend(b, Domain::Full, a);
+        let grouped = shape(b, a[0]);
+        let grouped = [&grouped[..2], &[Dim::from(2), Dim::from(2)], &grouped[3..]].concat();
+        let q = b.op(Op::Reshape(grouped), &[a[0]]);
+        let scores = b.contract("btgrd,bsgd->btgrs", q, a[1]);
+        let of_scores = shape(b, scores);
+        let dtype = b.func.ty(scores).dtype;
+        let sums = b.cast(o[1], dtype);
+        let sums = b.op(Op::Reshape(of_scores[..4].to_vec()), &[sums]);
+        let sums = b.broadcast(sums, &of_scores, &[0, 1, 2, 3]);
+        vec![o[0], b.map(MapFn::Sub, &[scores, sums])]
+    }),
     ("mul-of-sigmoid", &["float B K"], |b, a| {
         let s = b.map(MapFn::Sigmoid, &[a[0]]);
         vec![b.mul(a[0], s)]
@@ -785,6 +799,18 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
         let shape = shape(b, first[0]);
         let most = b.broadcast(most, &shape, &[0, 2]);
         vec![b.map(MapFn::Sub, &[first[0], most])]
+    }),
+    ("scores that what is attended to needs", &["scores-of-attend"], &["f32 B T 2 K", "f32 B T 2 K"], |b, a| {
+        let scores = b.contract("bthd,bshd->bths", a[0], a[1]);
+        let least = b.op(Op::Reduce(ReduceFn::Max, vec![1]), &[scores]);
+        let v = b.transpose(least, &[0, 2, 1]);
+        let shape = [shape(b, v), vec![Dim::from(3)]].concat();
+        let v = b.broadcast(v, &shape, &[0, 1, 2]);
+        attend(b, Domain::Full, &[a[0], a[1], v])
+    }),
+    ("scores of other queries", &["scores-of-attend"], &["f32 B T 2 K", "f32 B T 2 K", "f32 B T 2 M"], |b, a| {
+        let q = scaled_along(b, a[0], a[0], &[0, 1, 2, 3]);
+        vec![b.contract("bthd,bshd->bths", q, a[1]), attend(b, Domain::Full, a)[0]]
     }),
     ("a factor of rows is none of columns", &["contract-of-mul-by-summed"], &["f32 B K", "f32 B", "f32 K N"], |b, a| {
         let x = scaled_along(b, a[0], a[1], &[0]);

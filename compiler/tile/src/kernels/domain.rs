@@ -123,6 +123,10 @@ impl Problem {
         let (dk, dv) = (Dim::from(self.dk), Dim::from(self.dv));
         [rows.clone() * dk.clone(), keys.clone() * dk, keys * dv.clone(), rows.clone() * dv, rows]
     }
+    /// Elements of the scores of all queries and keys.
+    pub fn scores(&self) -> Dim {
+        self.b.clone() * self.t.clone() * Dim::from(self.h) * self.s.clone()
+    }
 }
 
 /// A problem inside a kernel being written: where its operands are, and which batch and group the block has.

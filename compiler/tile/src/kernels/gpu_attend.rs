@@ -192,28 +192,29 @@ impl Ending<'_> {
 
 /// The kernel.
 pub fn gpu_attend(p: &Problem, t: Tiling) -> Kernel {
-    attend(p, t, 1, None)
+    attend(p, t, None, None, false)
 }
 
 /// The same with a map of the result.
 pub fn gpu_attend_map(p: &Problem, t: Tiling, ending: &Ending) -> Kernel {
-    attend(p, t, 1, Some(ending))
+    attend(p, t, None, Some(ending), false)
 }
 
-/// Blocks that are at work at the same time where queries are few, two on each processor of a large GPU.
-const AT_WORK: i64 = 264;
+/// Blocks that there should be where queries are few: two for each of the two that a processor of a large GPU has at a time.
+const BLOCKS: i64 = 528;
 /// Parts of keys, at most.
 const MAX_PARTS: i64 = 32;
 
-/// Into how many parts the keys that a tile sees are divided where queries are few, so that a batch of one keeps a device busy: [`gpu_attend_part`] gives what
-/// each part has, [`gpu_attend_merge`] joins them in order.
-pub fn num_parts(p: &Problem, t: Tiling) -> i64 {
+/// Into how many parts the keys that a tile sees are divided where queries are few, so that a batch of one keeps a device busy and one of many stores little aside:
+/// [`gpu_attend_part`] gives what each part has, [`gpu_attend_merge`] joins them in order. None where they are not divided, whatever the batch.
+pub fn num_parts(p: &Problem, t: Tiling) -> Option<Dim> {
     let few = p.t.known().filter(|n| *n <= t.queries() && (!has_lists(&p.domain) || Blocks::of(p, t).is_some()));
-    let Some(queries) = few else { return 1 };
-    let bounded = most_keys(&p.domain, p, queries).map(|n| n.div_euclid(t.keys));
+    let bounded = most_keys(&p.domain, p, few?).map(|n| n.div_euclid(t.keys));
     let most = bounded.or(p.s.known().map(|s| s / (4 * t.keys))).unwrap_or(MAX_PARTS).clamp(1, MAX_PARTS);
-    let alone = p.b.known().unwrap_or(1).max(1) * (p.h / t.heads);
-    1 << (AT_WORK / alone).clamp(1, most).ilog2()
+    let one = Dim::from(1);
+    let alone = (p.b.clone() * Dim::from(p.h / t.heads)).maximum(&one);
+    let parts = Dim::from(BLOCKS).floor_div(&alone).minimum(&Dim::from(most)).maximum(&one);
+    (most > 1 && !parts.is(1)).then_some(parts)
 }
 
 /// How many keys so many queries, the last ones, see at most, if the domain bounds that whatever there are.
@@ -241,19 +242,28 @@ fn most_keys(d: &Domain, p: &Problem, queries: i64) -> Option<i64> {
 /// o [parts, b, t, h, dv], lse [parts, b, t, h].
 ///
 /// # Source: Dao et al., Flash-Decoding for long-context inference, 2023.
-pub fn gpu_attend_part(p: &Problem, t: Tiling, parts: i64) -> Kernel {
-    attend(p, t, parts, None)
+pub fn gpu_attend_part(p: &Problem, t: Tiling, parts: &Dim) -> Kernel {
+    attend(p, t, Some(parts), None, false)
 }
 
-/// Parts as one: buffers o and lse of parts, then o and lse. Each row takes its parts in order.
-pub fn gpu_attend_merge(p: &Problem, parts: i64) -> Kernel {
-    merge(p, &[parts], None)
+/// The same, and the scores as they were multiplied: of the whole domain alone, each key of which is in a part.
+///
+/// # Shapes
+/// scores, behind o and lse: [b, t, h, s].
+pub fn gpu_attend_part_scores(p: &Problem, t: Tiling, parts: &Dim) -> Kernel {
+    debug_assert!(p.domain == Domain::Full, "{:?} skips keys", p.domain);
+    attend(p, t, Some(parts), None, true)
+}
+
+/// Parts as one: buffers o and lse of parts, then o if that is kept, and lse. Each row takes its parts in order.
+pub fn gpu_attend_merge(p: &Problem, parts: &Dim, keeps: bool) -> Kernel {
+    merge(p, std::slice::from_ref(parts), keeps, None)
 }
 
 /// The same with a map of the result, which may read the results of other attentions of these extents that are in parts too: buffers o and lse of the parts of each, of
 /// this first, what the map reads, then o if that is kept, lse, and the map's result. The [`Element`] has a product for each attention.
-pub fn gpu_attend_merge_map(p: &Problem, parts: &[i64], ending: &Ending) -> Kernel {
-    merge(p, parts, Some(ending))
+pub fn gpu_attend_merge_map(p: &Problem, parts: &[Dim], ending: &Ending) -> Kernel {
+    merge(p, parts, ending.keeps, Some(ending))
 }
 
 /// The parts of an attention, and of the block's row what each of them weighs.
@@ -261,15 +271,15 @@ struct Parts {
     o: Mem,
     lse: Mem,
     weights: Mem,
-    count: i64,
+    own: Mem,
+    count: Expr,
     dtype: DType,
 }
 
 impl Parts {
     /// Weighs the parts of a row; its lse.
     fn weigh(&self, b: &mut Build, rows: &Expr, row: &Expr) -> Expr {
-        let (f, count) = (|x: f64| Build::f(self.dtype, x), Expr::int(self.count));
-        let own = b.scratch("own", self.dtype, self.count);
+        let (f, count, own) = (|x: f64| Build::f(self.dtype, x), self.count.clone(), self.own);
         b.each(count.clone(), |b, i| b.store(own, i.clone(), Expr::load(self.lse, i * rows.clone() + row.clone())));
         let largest = b.reduce(ReduceFn::Max, f(f64::NEG_INFINITY), count.clone(), |_, i| Expr::load(own, i));
         let none = b.bind(eq(Expr::Var(largest), f(f64::NEG_INFINITY)));
@@ -287,7 +297,7 @@ impl Parts {
             let at = (i.clone() * rows.clone() + row.clone()) * dv.clone() + c.clone();
             (b.bind(Expr::load(self.o, at)), i)
         };
-        b.at_once([Expr::int(0), Expr::int(self.count)], LOADED, load, |b, (x, i)| {
+        b.at_once([Expr::int(0), self.count.clone()], LOADED, load, |b, (x, i)| {
             b.assign(acc, Expr::Var(acc) + x * Expr::load(self.weights, i));
         });
         Expr::Var(acc)
@@ -295,24 +305,28 @@ impl Parts {
 }
 
 /// A block has a row.
-fn merge(p: &Problem, parts: &[i64], ending: Option<&Ending>) -> Kernel {
+fn merge(p: &Problem, parts: &[Dim], keeps: bool, ending: Option<&Ending>) -> Kernel {
     let mut b = Build::new("attend_merge");
     let [.., o_elems, lse_elems] = p.elems();
     let dtype = p.sum_dtype();
-    let mut of_parts = |count: i64| {
+    let mut of_parts = |count: &Dim| {
         let [o, lse] =
-            [("o_parts", &o_elems), ("lse_parts", &lse_elems)].map(|(name, n)| b.read(name, dtype, n.clone() * Dim::from(count)));
-        Parts { o, lse, weights: b.scratch("weights", dtype, count), count, dtype }
+            [("o_parts", &o_elems), ("lse_parts", &lse_elems)].map(|(name, n)| b.read(name, dtype, n.clone() * count.clone()));
+        let [weights, own] = ["weights", "own"].map(|name| b.scratch(name, dtype, count.known().unwrap_or(MAX_PARTS)));
+        Parts { o, lse, weights, own, count: b.dim(count), dtype }
     };
-    let branches: Vec<Parts> = parts.iter().map(|count| of_parts(*count)).collect();
+    let branches: Vec<Parts> = parts.iter().map(&mut of_parts).collect();
     let read = ending.map_or(Vec::new(), |e| e.read(&mut b));
-    let o = ending.is_none_or(|e| e.keeps).then(|| b.write("o", p.dtype, o_elems.clone()));
+    let o = keeps.then(|| b.write("o", p.dtype, o_elems.clone()));
     let lse = b.write("lse", dtype, lse_elems.clone());
     let mapped = ending.map(|e| (e, b.write("y", e.dtype, o_elems)));
     b.kernel.grid = lse_elems.clone();
     let (rows, row, dv) = (b.dim(&lse_elems), b.block(), Expr::int(p.dv));
     let logs: Vec<Expr> = branches.iter().map(|x| x.weigh(&mut b, &rows, &row)).collect();
     b.store(lse, row.clone(), logs[0].clone());
+    if o.is_none() && mapped.is_none() {
+        return b.finish();
+    }
     b.each(dv.clone(), |b, c| {
         let rounded = |x: Expr| if p.dtype == dtype { x } else { x.cast(p.dtype) };
         let products: Vec<Expr> = branches.iter().map(|x| rounded(x.column(b, &rows, &row, (&dv, &c)))).collect();
@@ -333,13 +347,14 @@ fn merge(p: &Problem, parts: &[i64], ending: Option<&Ending>) -> Kernel {
 /// Parts of which a thread loads an element at once.
 const LOADED: i64 = 16;
 
-fn attend(p: &Problem, t: Tiling, parts: i64, ending: Option<&Ending>) -> Kernel {
+fn attend(p: &Problem, t: Tiling, parts: Option<&Dim>, ending: Option<&Ending>, keeps_scores: bool) -> Kernel {
     debug_assert!(takes(p, t, true), "{:?} with {t:?}", p.domain);
     let union = Union::new(p, t);
-    let mut b = Build::new(if parts > 1 { "attend_part" } else { "attend" });
+    let mut b = Build::new(if parts.is_some() { "attend_part" } else { "attend" });
     let [q_elems, k_elems, v_elems, o_elems, lse_elems] = p.elems();
-    let [o_elems, lse_elems] = [o_elems, lse_elems].map(|n| n * Dim::from(parts));
-    let stored = if parts > 1 { p.sum_dtype() } else { p.dtype };
+    let count = parts.cloned().unwrap_or(Dim::from(1));
+    let [o_elems, lse_elems] = [o_elems, lse_elems].map(|n| n * count.clone());
+    let stored = if parts.is_some() { p.sum_dtype() } else { p.dtype };
     let [q, k, v] = [("q", q_elems), ("k", k_elems), ("v", v_elems)].map(|(name, n)| b.read(name, p.dtype, n));
     let operands = p.operands.iter().enumerate().map(|(i, t)| b.read(&format!("d{i}"), t.dtype, t.elems())).collect();
     let union = union.map(|u| u.read(&mut b, p));
@@ -347,18 +362,19 @@ fn attend(p: &Problem, t: Tiling, parts: i64, ending: Option<&Ending>) -> Kernel
     let o = ending.is_none_or(|e| e.keeps).then(|| b.write("o", stored, o_elems.clone()));
     let lse = b.write("lse", p.sum_dtype(), lse_elems);
     let mapped = ending.map(|e| (e, b.write("y", e.dtype, o_elems)));
+    let stored_scores = keeps_scores.then(|| b.write("s", p.sum_dtype(), p.scores()));
     let q = Heads::new(&mut b, q, &p.b, &p.t, p.h, p.dk);
     let k = Heads::new(&mut b, k, &p.b, &p.s, p.g, p.dk);
     let v = Heads::new(&mut b, v, &p.b, &p.s, p.g, p.dv);
-    let batches = p.b.clone() * Dim::from(parts);
+    let batches = p.b.clone() * count.clone();
     let of_result = |b: &mut Build, mem: Mem| Heads::new(b, mem, &batches, &p.t, p.h, p.dv);
     let o = o.map(|mem| of_result(&mut b, mem));
     let mapped = mapped.map(|(e, mem)| (e, of_result(&mut b, mem)));
 
     let num_tiles = p.t.ceil_div(&Dim::from(t.queries()));
     let of_part = num_tiles.clone() * p.b.clone() * Dim::from(p.h / t.heads);
-    b.kernel.grid = of_part.clone() * Dim::from(parts);
-    let (part, block) = if parts > 1 {
+    b.kernel.grid = of_part.clone() * count.clone();
+    let (part, block) = if parts.is_some() {
         let n = b.dim(&of_part);
         (b.bind(Expr::floor_div(b.block(), n.clone())), b.bind(Expr::rem(b.block(), n)))
     } else {
@@ -370,21 +386,23 @@ fn attend(p: &Problem, t: Tiling, parts: i64, ending: Option<&Ending>) -> Kernel
     };
     let Place { batch, head, group, first } = place;
     // Whose result it is.
-    let own = if parts > 1 { b.dim(&p.b) * part.clone() + batch.clone() } else { batch.clone() };
+    let own = if parts.is_some() { b.dim(&p.b) * part.clone() + batch.clone() } else { batch.clone() };
     let own = b.bind(own);
     let (queries, keys) = (b.dim(&p.t), b.dim(&p.s));
     let scene = Scene { problem: p, operands, t: queries, s: keys, batch: batch.clone(), group: group.clone() };
     let tokens = Tokens::of(p, t).map(|tokens| tokens.read(&mut b, &scene, &first));
     let listed = Blocks::of(p, t).map(|x| x.read(&mut b, &scene));
     let which = union.map(Rows::Union).or(tokens.map(Rows::Tokens)).or(listed.map(Rows::Blocks)).unwrap_or(Rows::Neighbours);
-    let a = Attend::new(&mut b, &scene, t, first, which);
+    let mut a = Attend::new(&mut b, &scene, t, first, which);
+    a.stored = stored_scores.map(|mem| (mem, head.clone()));
 
     q.copy_heads(&mut b, a.q, [t.rows, t.heads], [&batch, &head, &a.first], false);
     a.begin(&mut b);
     let source = a.source(&mut b);
     let all = source.count(&mut b);
-    let (before, pieces) = if parts > 1 {
-        let each = b.bind(Expr::floor_div(all.clone() + Expr::int(parts - 1), Expr::int(parts)));
+    let (before, pieces) = if parts.is_some() {
+        let count = b.dim(&count);
+        let each = b.bind(Expr::floor_div(all.clone() + count.clone() - Expr::int(1), count));
         let before = b.bind(each.clone() * part);
         (before.clone(), b.bind(Expr::minimum(each, all - before)))
     } else {
@@ -393,7 +411,7 @@ fn attend(p: &Problem, t: Tiling, parts: i64, ending: Option<&Ending>) -> Kernel
     b.if_(Expr::lt(Expr::int(0), pieces.clone()), |b| {
         a.visit(b, [&k, &v], [&batch, &group], pieces, |b, j| source.at(b, &later(j, &before)));
     });
-    let nothing = if parts > 1 { f64::NEG_INFINITY } else { 0.0 };
+    let nothing = if parts.is_some() { f64::NEG_INFINITY } else { 0.0 };
     a.finish(&mut b, |b, r, none, log| a.store_lse(b, lse, [&own, &head], [r, Expr::select(none, a.f(nothing), log)]));
     if let Some(o) = o {
         o.copy_heads(&mut b, a.out, [t.rows, t.heads], [&own, &head, &a.first], true);
@@ -712,6 +730,8 @@ pub(super) struct Attend<'a> {
     sum: Mem,
     alpha: Mem,
     rows: Rows,
+    /// Where scores are stored too, and the first head.
+    stored: Option<(Mem, Expr)>,
 }
 
 impl<'a> Attend<'a> {
@@ -723,7 +743,7 @@ impl<'a> Attend<'a> {
         let (scores, weights) = (b.scratch("scores", dtype, rows * keys), b.scratch("weights", p.dtype, rows * keys));
         let out = b.scratch("out", dtype, rows * p.dv);
         let [max, sum, alpha] = ["max", "sum", "alpha"].map(|name| b.scratch(name, dtype, rows));
-        Attend { scene, tiling, first, dtype, q, k, v, scores, weights, out, max, sum, alpha, rows: which }
+        Attend { scene, tiling, first, dtype, q, k, v, scores, weights, out, max, sum, alpha, rows: which, stored: None }
     }
     /// Where its keys are, if rows are neighbours.
     fn source(&self, b: &mut Build) -> Source<'_> {
@@ -765,6 +785,7 @@ impl<'a> Attend<'a> {
         let start = at(b, &zero);
         self.bring(b, k, self.k, [batch, group, &start]);
         self.multiply_keys(b);
+        self.store_scores(b, &start);
         self.weigh(b, &zero, &start);
         self.keep_weights(b);
         if pieces.known() != Some(1) {
@@ -775,6 +796,7 @@ impl<'a> Attend<'a> {
                 self.multiply_keys(b);
                 self.bring(b, v, self.v, [batch, group, &before]);
                 self.multiply_values(b);
+                self.store_scores(b, &start);
                 self.weigh(b, &j, &start);
                 self.scale_result(b);
                 self.keep_weights(b);
@@ -797,6 +819,26 @@ impl<'a> Attend<'a> {
         let zero = Expr::int(0);
         let (q, k) = (tile(self.q, zero.clone(), dk), transposed(self.k, zero.clone(), dk));
         b.dot([rows, keys, dk].map(Expr::int), q, k, tile(self.scores, zero, keys), false);
+    }
+    /// Scores of keys from `start` on, of rows and keys that there are.
+    fn store_scores(&self, b: &mut Build, start: &Expr) {
+        let Some((mem, head)) = &self.stored else { return };
+        let (p, Tiling { rows, keys, heads }) = (self.scene.problem, self.tiling);
+        let of_batch = b.bind(self.scene.batch.clone() * self.scene.t.clone() + self.first.clone());
+        let first = b.bind((of_batch * Expr::int(p.h) + head.clone()) * self.scene.s.clone() + start.clone());
+        // Rows of a query's heads are neighbours, and all heads are of one tile or one is.
+        let (queries, rest) = (self.scene.t.clone() - self.first.clone(), b.bind(self.scene.s.clone() - start.clone()));
+        let inside = b.bind(queries * Expr::int(heads));
+        let of_query = Expr::int(p.h);
+        b.each(Expr::int(rows * keys), |b, e| {
+            let (row, col) = (Expr::floor_div(e.clone(), Expr::int(keys)), Expr::rem(e.clone(), Expr::int(keys)));
+            let there = b.bind(Expr::and(Expr::lt(row.clone(), inside), Expr::lt(col.clone(), rest)));
+            b.if_(there, |b| {
+                let (query, own) = (Expr::floor_div(row.clone(), Expr::int(heads)), Expr::rem(row, Expr::int(heads)));
+                let at = first + (query * of_query + own) * self.scene.s.clone() + col;
+                b.store(*mem, at, Expr::load(self.scores, e));
+            });
+        });
     }
     /// Makes scores of piece `j`, of keys from `start` on, −∞ where a row does not see the key.
     fn mask(&self, b: &mut Build, j: &Expr, start: &Expr) {

@@ -1,5 +1,6 @@
 //! Regions of the form `attend` as one kernel, for a device on which attention is one: a map of its result at each element, which may read others' values
-//! there, as the gate of one branch of several and the sum of the others. See `kernels::gpu_attend::Ending`.
+//! there, as the gate of one branch of several and the sum of the others. See `kernels::gpu_attend::Ending`. Or the attention and its scores, of queries that
+//! are few, as in a step of decoding that chooses by them: keys are read once.
 
 use super::{Body, Lowerer, is_aligned, is_layout, is_set, products::Maps};
 use crate::{
@@ -8,7 +9,7 @@ use crate::{
     kernels::{
         build::Build,
         domain::Problem,
-        gpu_attend::{self, Ending, Tiling, gpu_attend_map, gpu_attend_merge_map, gpu_attend_part},
+        gpu_attend::{self, Ending, Tiling, gpu_attend_map, gpu_attend_merge_map, gpu_attend_part, gpu_attend_part_scores},
         gpu_attend_by_block, gpu_attend_union,
         gpu_product::Element,
     },
@@ -16,10 +17,11 @@ use crate::{
 };
 use base::{DType, Dim, TensorType};
 use graph::{
-    Func, NodeId, Op, Value,
-    op::{Form, Fused},
+    Func, Node, NodeId, Op, Value,
+    op::{Domain, Form, Fused},
 };
 use library::Work;
+use std::collections::BTreeSet;
 
 /// A region that can be computed so.
 #[derive(Clone, Debug)]
@@ -30,8 +32,37 @@ pub(crate) struct Attends<'a> {
     problem: Problem,
     /// What the map reads beside its result: arguments.
     operands: Vec<Value>,
-    /// The result of the map.
-    mapped: Value,
+    /// The result of the map; none where scores are given.
+    mapped: Option<Value>,
+    /// The scores.
+    scores: Option<Value>,
+}
+
+/// The scores of an attention, and the nodes that give them: a product of nothing but its queries and keys, in f32, in the order `[b, t, h, s]`.
+fn scores_of(func: &Func, attend: &Node) -> Option<(Value, BTreeSet<NodeId>)> {
+    let mut products = func.nodes.iter().filter(|(_, n)| matches!(n.op, Op::Contract(_)));
+    let ((id, node), None) = (products.next()?, products.next()) else { return None };
+    let Op::Contract(c) = &node.op else { return None };
+    let mut nodes = BTreeSet::from([id]);
+    let mut below = |v: Value, f: fn(&Op) -> bool| {
+        let mut v = v;
+        while f(&func.def(v).op) {
+            nodes.insert(v.node);
+            v = func.def(v).inputs[0];
+        }
+        v
+    };
+    let q = below(node.inputs[0], |op| matches!(op, Op::Cast(DType::F32) | Op::Reshape(_)));
+    let k = below(node.inputs[1], |op| matches!(op, Op::Cast(DType::F32)));
+    // Heads are one axis or groups of some.
+    let (Some((d, rows)), [b, s, g, depth]) = (c.lhs.split_last(), &c.rhs[..]) else { return None };
+    let out: Vec<char> = rows.iter().chain([s]).copied().collect();
+    let (queries, shape) = (func.ty(attend.inputs[0]), &func.ty(node.inputs[0]).shape);
+    let of_heads = shape[..shape.len() - 1].iter().skip(2).fold(Dim::from(1), |n, x| n * x.clone());
+    let alike = (b, g, depth) == (&rows[0], rows.get(2)?, d) && !c.lhs.contains(s) && c.out == out;
+    let whole = shape[..2] == queries.shape[..2] && of_heads == queries.shape[2];
+    let fits = [q, k] == attend.inputs[..2] && alike && whole && node.types[0].dtype == DType::F32;
+    fits.then_some((Value { node: id, index: 0 }, nodes))
 }
 
 impl<'a> Attends<'a> {
@@ -48,6 +79,16 @@ impl<'a> Attends<'a> {
             gpu_attend::takes(&problem, Tiling::choose(&problem), true) && gpu_attend_by_block::choose(&problem).is_none();
         let takes = takes && attend.inputs.iter().all(is_arg);
         let (o, lse) = (Value { node, index: 0 }, Value { node, index: 1 });
+        let once = [o, lse].iter().all(|v| func.outputs.iter().filter(|out| out.value == *v).count() <= 1);
+        if let Some((scores, nodes)) = scores_of(func, attend) {
+            let all = func.nodes.iter().all(|(id, n)| id == node || nodes.contains(&id) || matches!(n.op, Op::Arg(_)));
+            let given = func.outputs.iter().filter(|out| out.value != o && out.value != lse).map(|out| out.value);
+            let fits = takes && once && all && given.eq([scores]) && problem.domain == Domain::Full;
+            // Where keys are taken in parts, rows are few.
+            let few = fits && gpu_attend::num_parts(&problem, Tiling::choose(&problem)).is_some();
+            let scores = Some(scores);
+            return few.then_some(Attends { func, node, problem, operands: Vec::new(), mapped: None, scores });
+        }
         let (mut above, mut operands) = (vec![false; func.nodes.len()], Vec::new());
         for (id, n) in func.nodes.iter() {
             let below = n.inputs.iter().any(|v| above[v.node.0 as usize]);
@@ -67,18 +108,17 @@ impl<'a> Attends<'a> {
         operands.dedup();
         let mut mapped = func.outputs.iter().map(|o| o.value).filter(|v| *v != o && *v != lse);
         let (mapped, None) = (mapped.next()?, mapped.next()) else { return None };
-        let once = [o, lse].iter().all(|v| func.outputs.iter().filter(|out| out.value == *v).count() <= 1);
         let (y, of) = (func.ty(mapped), func.ty(o));
         let stored = matches!(y.dtype, DType::BF16 | DType::F16 | DType::F32);
         let fits = takes && once && above[mapped.node.0 as usize] && y.shape == of.shape && stored;
-        fits.then_some(Attends { func, node, problem, operands, mapped })
+        fits.then_some(Attends { func, node, problem, operands, mapped: Some(mapped), scores: None })
     }
     /// What is read at the end of a tile.
     pub(crate) fn read(&self) -> impl Iterator<Item = &'a TensorType> {
         let func = self.func;
         self.operands.clone().into_iter().map(move |v| func.ty(v))
     }
-    /// What is given of the result's shape.
+    /// What is given of the result's shape, or scores.
     pub(crate) fn given(&self) -> impl Iterator<Item = &'a TensorType> {
         let (func, lse) = (self.func, Value { node: self.node, index: 1 });
         func.outputs.iter().map(|o| o.value).filter(move |v| *v != lse).map(move |v| func.ty(v))
@@ -98,6 +138,13 @@ impl<'a> Attends<'a> {
     pub(crate) fn shares_processors(&self) -> bool {
         gpu_attend_union::lists(&self.problem, Tiling::choose(&self.problem)).is_some()
     }
+    /// What a node of this region is given for an argument.
+    fn outside(&self, node: &Node, v: Value) -> Value {
+        match self.func.def(v).op {
+            Op::Arg(i) => node.inputs[i as usize],
+            _ => base::bug!("an argument of the region"),
+        }
+    }
     /// What the attention does.
     pub(crate) fn work(&self) -> Work {
         let node = &self.func.nodes[self.node];
@@ -108,9 +155,9 @@ impl<'a> Attends<'a> {
 
 impl Lowerer<'_> {
     /// Memory for the parts of an attention: o and lse.
-    pub(super) fn parts_of(&mut self, p: &Problem, parts: i64, depth: usize) -> [library::View; 2] {
+    pub(super) fn parts_of(&mut self, p: &Problem, parts: &Dim, depth: usize) -> [library::View; 2] {
         let [.., o, lse] = p.elems();
-        [o, lse].map(|n| self.alloc(&TensorType::new(p.sum_dtype(), vec![n * Dim::from(parts)]), false, depth).at)
+        [o, lse].map(|n| self.alloc(&TensorType::new(p.sum_dtype(), vec![n * parts.clone()]), false, depth).at)
     }
     /// An attention of which only parts are computed, as all that reads it is a map of another in parts, which joins both; whether it is one.
     pub(super) fn attend_in_parts(&mut self, b: &mut Body, id: NodeId) -> bool {
@@ -121,22 +168,21 @@ impl Lowerer<'_> {
         let Ok(p) = Problem::new(a, &types, 3).map(|p| Problem { distinct, ..p }) else { return false };
         let (tiling, work) = (Tiling::choose(&p), cost::work(&node.op, &types, &node.types));
         let taken = gpu_attend_by_block::choose(&p).is_none() && gpu_attend::takes(&p, tiling, true);
-        let parts = if taken { gpu_attend::num_parts(&p, tiling) } else { 1 };
-        if parts == 1 || !self.is_joined_by_map(b, id, &p) {
-            return false;
-        }
+        let [o, lse] = [0, 1].map(|index| Value { node: id, index });
+        let alone = !b.outputs.contains_key(&lse) && !b.grouping.reads.iter().any(|r| r.contains(&lse));
+        let parts = gpu_attend::num_parts(&p, tiling).filter(|_| taken && alone && self.is_joined_by_map(b, o, &p));
+        let Some(parts) = parts else { return false };
         let mut views = self.given(b, &node.inputs);
-        let aside = self.parts_of(&p, parts, b.depth);
+        let aside = self.parts_of(&p, &parts, b.depth);
         views.extend(aside.clone());
-        let step = self.launch(gpu_attend_part(&p, tiling, parts), views, node.origin, work);
+        let step = self.launch(gpu_attend_part(&p, tiling, &parts), views, node.origin, work);
         b.steps.push(step);
-        b.in_parts.insert(Value { node: id, index: 0 }, (aside, parts));
+        b.in_parts.insert(o, (aside, parts));
         true
     }
-    /// Whether all that reads an attention is the map of another of the same extents in parts.
-    fn is_joined_by_map(&self, b: &Body, id: NodeId, p: &Problem) -> bool {
-        let [o, lse] = [0, 1].map(|index| Value { node: id, index });
-        let mut readers = b.func.nodes.ids().filter(|r| b.grouping.reads[r.0 as usize].iter().any(|v| v.node == id));
+    /// Whether all that reads an attention's result is the map of another of the same extents in parts.
+    fn is_joined_by_map(&self, b: &Body, o: Value, p: &Problem) -> bool {
+        let mut readers = b.func.nodes.ids().filter(|r| b.grouping.reads[r.0 as usize].contains(&o));
         let (Some(reader), None) = (readers.next(), readers.next()) else { return false };
         let node = &b.func.nodes[reader];
         let Op::Fused(region) = &node.op else { return false };
@@ -149,8 +195,8 @@ impl Lowerer<'_> {
             }
             v
         };
-        let once = node.inputs.iter().filter(|v| below(v).node == id).count() == 1 && !b.outputs.contains_key(&o);
-        let at = node.inputs.iter().position(|v| *v == o).filter(|_| once && !b.outputs.contains_key(&lse));
+        let once = node.inputs.iter().filter(|v| below(v) == o).count() == 1 && !b.outputs.contains_key(&o);
+        let at = node.inputs.iter().position(|v| *v == o).filter(|_| once);
         let Some(at) = at else { return false };
         // As the reader will see it: its lists may have something twice, and are no parts then.
         let given = |v: &Value| if let Op::Arg(i) = a.func.def(*v).op { Some(node.inputs[i as usize]) } else { None };
@@ -160,7 +206,7 @@ impl Lowerer<'_> {
         let of_map = a.operands.iter().any(|v| matches!(a.func.def(*v).op, Op::Arg(i) if i as usize == at));
         let of_attend = a.func.nodes[a.node].inputs.iter().any(|v| matches!(a.func.def(*v).op, Op::Arg(i) if i as usize == at));
         let same = other.elems()[3..] == p.elems()[3..] && other.dtype == p.dtype && a.reads_whole(at);
-        of_map && !of_attend && same && gpu_attend::num_parts(&other, Tiling::choose(&other)) > 1
+        of_map && !of_attend && same && gpu_attend::num_parts(&other, Tiling::choose(&other)).is_some()
     }
     /// What an attention is given, where rectangles of it can be copied.
     fn given(&mut self, b: &mut Body, inputs: &[Value]) -> Vec<library::View> {
@@ -172,13 +218,49 @@ impl Lowerer<'_> {
         }
         views
     }
+    /// The steps of an attention whose scores are given.
+    fn attend_and_scores(&mut self, b: &mut Body, id: NodeId, a: &Attends, scores: Value) {
+        let (node, p) = (b.func.nodes[id].clone(), &a.problem);
+        let given: Vec<Value> = a.func.nodes[a.node].inputs.iter().map(|v| a.outside(&node, *v)).collect();
+        let (tiling, work) = (Tiling::choose(p), a.work());
+        let parts = gpu_attend::num_parts(p, tiling).expect("queries are few");
+        let result = |v: Value| a.func.outputs.iter().position(|o| o.value == v).map(|i| Value { node: id, index: i as u32 });
+        let [o, lse, scores] = [Value { node: a.node, index: 0 }, Value { node: a.node, index: 1 }, scores].map(result);
+        let scores = scores.expect("they are given");
+
+        let mut views = self.given(b, &given);
+        let aside = self.parts_of(p, &parts, b.depth);
+        views.extend(aside.clone());
+        let (view, add_to) = self.fresh_destination(b, scores);
+        views.push(view.at.clone());
+        let step = self.launch(gpu_attend_part_scores(p, tiling, &parts), views, node.origin, work.clone());
+        b.steps.push(step);
+        self.finish(b, scores, view, add_to);
+
+        // What joins the parts of the result with those of others leaves the sums' to be joined here.
+        let mut views: Vec<library::View> = aside.clone().into();
+        let joined = o.filter(|o| self.is_joined_by_map(b, *o, p));
+        b.in_parts.extend(joined.map(|o| (o, (aside, parts.clone()))));
+        let kept = o.filter(|_| joined.is_none());
+        let results: Vec<_> = kept.into_iter().chain(lse).map(|v| (v, self.fresh_destination(b, v))).collect();
+        if results.is_empty() {
+            return;
+        }
+        views.extend(results.iter().map(|(_, (view, _))| view.at.clone()));
+        if lse.is_none() {
+            views.push(self.alloc(&a.func.nodes[a.node].types[1], false, b.depth).at);
+        }
+        let step = self.launch(gpu_attend::gpu_attend_merge(p, &parts, kept.is_some()), views, node.origin, work);
+        b.steps.push(step);
+        results.into_iter().for_each(|(v, (view, add_to))| self.finish(b, v, view, add_to));
+    }
     /// The steps of such a region.
     pub(super) fn attends(&mut self, b: &mut Body, id: NodeId, a: &Attends) {
-        let node = b.func.nodes[id].clone();
-        let outside = |v: Value| match a.func.def(v).op {
-            Op::Arg(i) => node.inputs[i as usize],
-            _ => base::bug!("an argument of the region"),
+        let Some(mapped) = a.mapped else {
+            return self.attend_and_scores(b, id, a, a.scores.expect("it has a map or scores"));
         };
+        let node = b.func.nodes[id].clone();
+        let outside = |v: Value| a.outside(&node, v);
         let given = a.func.nodes[a.node].inputs.clone();
         let mut views = self.given(b, &given.iter().map(|v| outside(*v)).collect::<Vec<_>>());
         let distinct = given.iter().skip(3).all(|v| is_set(b.func, outside(*v)));
@@ -187,8 +269,8 @@ impl Lowerer<'_> {
         // The parts of it, and of what the map reads.
         let parts = gpu_attend::num_parts(p, tiling);
         let mut of_parts = Vec::new();
-        let mut merged: Vec<(Value, i64)> = Vec::new();
-        if parts > 1 {
+        let mut merged: Vec<(Value, Dim)> = Vec::new();
+        if let Some(parts) = &parts {
             let aside = self.parts_of(p, parts, b.depth);
             let buffers = [&views[..], &aside[..]].concat();
             let step = self.launch(gpu_attend_part(p, tiling, parts), buffers, node.origin, work.clone());
@@ -200,7 +282,7 @@ impl Lowerer<'_> {
                     merged.push((*v, parts));
                 }
             }
-            of_parts = [parts].into_iter().chain(merged.iter().map(|(_, n)| *n)).collect();
+            of_parts = [parts].into_iter().chain(merged.iter().map(|(_, n)| n)).cloned().collect();
         }
         if let Some(lists) = gpu_attend_union::lists(p, tiling) {
             let memories = gpu_attend_union::memories(p, tiling);
@@ -217,7 +299,7 @@ impl Lowerer<'_> {
         // What the attention gives beside its map, and the map, each where it goes; rectangles go to where they can be copied.
         let sums = |index: u32| Value { node: a.node, index };
         let (mut keeps, mut late) = (false, Vec::new());
-        for v in [sums(0), sums(1), a.mapped] {
+        for v in [sums(0), sums(1), mapped] {
             let ty = a.func.ty(v);
             match a.func.outputs.iter().position(|o| o.value == v) {
                 Some(i) => {
@@ -240,9 +322,9 @@ impl Lowerer<'_> {
             let (sums, func) = (&[sums(0)][..], a.func);
             let mut maps =
                 Maps { func, sums, operands: &operands, views: &seen, shape, loops: &loops, element, units: None, known };
-            maps.eval(build, a.mapped, &axes, 0)
+            maps.eval(build, mapped, &axes, 0)
         };
-        let ending = Ending { operands: read, keeps, dtype: a.func.ty(a.mapped).dtype, map: &map };
+        let ending = Ending { operands: read, keeps, dtype: a.func.ty(mapped).dtype, map: &map };
         let kernel = match of_parts.is_empty() {
             true => gpu_attend_map(p, tiling, &ending),
             false => gpu_attend_merge_map(p, &of_parts, &ending),

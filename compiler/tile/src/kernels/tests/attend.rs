@@ -4,7 +4,7 @@ use super::{Random, assert_near, i32s, oracle, results};
 use crate::ir::Kernel;
 use crate::kernels::{
     domain::{Problem, Tiling},
-    gpu_attend::{self, gpu_attend_merge, gpu_attend_part},
+    gpu_attend::{self, gpu_attend_merge, gpu_attend_part, gpu_attend_part_scores},
     gpu_attend_by_block,
     gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
     gpu_attend_union, host_attend, host_attend_grad,
@@ -149,10 +149,26 @@ impl Case {
         near(&got);
         // In parts of keys, some of which are empty or seen by no row.
         if tiling.rows == 64 && gpu_attend_union::lists(&p, tiling).is_none() {
-            let parts = 3;
-            let of_parts = results(&gpu_attend_part(&p, tiling, parts), &args, &[&lens[0] * 3, &lens[1] * 3], &dims, true);
+            let parts = Dim::from(3);
+            let of_parts = results(&gpu_attend_part(&p, tiling, &parts), &args, &[&lens[0] * 3, &lens[1] * 3], &dims, true);
             let of_parts: Vec<Tensor> = of_parts.into_iter().map(|x| Tensor::new(DType::F32, &[x.len() as i64], x)).collect();
-            near(&results(&gpu_attend_merge(&p, parts), &of_parts, &lens, &dims, true));
+            near(&results(&gpu_attend_merge(&p, &parts, true), &of_parts, &lens, &dims, true));
+            let sums = results(&gpu_attend_merge(&p, &parts, false), &of_parts, &lens[1..], &dims, true);
+            assert_near("lse alone", &sums[0], &want[1].data, 2e-5);
+            if p.domain == Domain::Full {
+                let n = lens[1] * s as usize;
+                let got =
+                    results(&gpu_attend_part_scores(&p, tiling, &parts), &args, &[&lens[0] * 3, &lens[1] * 3, n], &dims, true);
+                assert_eq!(got[..2], of_parts.iter().map(|x| x.data.clone()).collect::<Vec<_>>());
+                let Size { h, g, dk, .. } = case.size;
+                let at = |x: &Tensor, i: i64, d: i64| x.data[(i * dk + d) as usize];
+                for (i, score) in (0..).zip(&got[2]) {
+                    let (row, key) = (i / s, i % s);
+                    let of_key = (row / (t * h) * s + key) * g + row % h / (h / g);
+                    let want = (0..dk).map(|d| at(&args[0], row, d) * at(&args[1], of_key, d)).sum::<f64>();
+                    assert!((score - want).abs() < 1e-4, "score {i} at {:?} with {tiling:?}: {score} for {want}", self.size);
+                }
+            }
         }
     }
 }
@@ -412,7 +428,9 @@ impl Case {
         let mut p = Problem { t: Dim::from(1), ..case.problem(scale) };
         p.operands.iter_mut().filter(|ty| ty.rank() == 4).for_each(|ty| ty.shape[1] = Dim::from(1));
         assert!(gpu_attend::takes(&p, tiling, true) && gpu_attend_union::lists(&p, tiling).is_none());
-        let dims: DimEnv = [("B", case.size.b), ("S", case.size.s)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
+        let parts = Dim::sym("P");
+        let dims: DimEnv =
+            [("B", case.size.b), ("S", case.size.s), ("P", 3)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
         let args: Vec<Tensor> = case.random().into_iter().chain(case.operands.clone()).collect();
         let want = oracle(&Op::Attend(Attend { domain: case.domain.clone(), scale: Scalar::new(scale) }), &args);
         let lens: Vec<usize> = want.iter().map(|x| x.data.len()).collect();
@@ -422,9 +440,9 @@ impl Case {
             }
         };
         near(&results(&gpu_attend::gpu_attend(&p, tiling), &args, &lens, &dims, true), "whole");
-        let of_parts = results(&gpu_attend_part(&p, tiling, 3), &args, &[lens[0] * 3, lens[1] * 3], &dims, true);
+        let of_parts = results(&gpu_attend_part(&p, tiling, &parts), &args, &[lens[0] * 3, lens[1] * 3], &dims, true);
         let of_parts: Vec<Tensor> = of_parts.into_iter().map(|x| Tensor::new(DType::F32, &[x.len() as i64], x)).collect();
-        near(&results(&gpu_attend_merge(&p, 3), &of_parts, &lens, &dims, true), "in parts");
+        near(&results(&gpu_attend_merge(&p, &parts, true), &of_parts, &lens, &dims, true), "in parts");
     }
 }
 
