@@ -8,14 +8,14 @@
 use crate::{
     cost,
     fused::{
-        Fused, Rows, Scene, Select, fuse, fuse_joined, fuse_many, fuse_parts, fuse_rows, fuse_scores_many, fuse_select,
-        fuse_select_many, num_parts,
+        Fused, Rows, Scene, Select, candidates, fuse, fuse_joined, fuse_many, fuse_parts, fuse_rows, fuse_scores_many,
+        fuse_select, fuse_select_many, fuse_select_parts, num_parts,
     },
     gemm::gemm,
     group::{Grouping, group, is_layout, is_unread},
     ir::{COPY_ALIGN, Kernel, divisor},
     kernels::gpu_product::{Grouped, Product, gpu_grouped, gpu_product, is_multiple},
-    kernels::{gpu_topk_long, host_topk::TopK},
+    kernels::{gpu_topk_long, gpu_topk_parts, host_topk::TopK},
     select::{Device, Place, Want, kernels, takes_attend_grad},
     view::StridedView,
 };
@@ -167,13 +167,29 @@ pub fn variant_of(name: &str) -> (&str, Vec<Dim>) {
 /// Whether a region has a kernel of its own, on a device on which products are kernels or another; others are computed op by op.
 pub fn has_kernel(region: &graph::op::Fused, products: bool) -> bool {
     match region.form {
-        Form::Select => !(products && has_few_rows(region)) && Select::of(region).is_some(),
+        Form::Select => Select::of(region).is_some_and(|s| match s.is_given() {
+            true => products && takes_parts(&s),
+            false => !(products && has_few_rows(region)),
+        }),
         Form::Product => products && Products::of(region).is_some(),
         // No kernel, but a loop of steps.
         Form::Stream => Stream::of(region, CHUNK).is_some(),
         Form::Rows => Rows::of(region).is_some_and(|r| !products || r.is_for_many()),
         Form::Attend => products && Attends::of(region).is_some(),
     }
+}
+
+/// Whether a choice by what is stored is made for few rows by many blocks.
+fn takes_parts(s: &Select) -> bool {
+    let (_, rows) = s.scores().shape.split_last().expect("a row to choose from");
+    candidates(s).is_some() && gpu_topk_parts::are_few(rows) && gpu_topk_parts::takes(&choice(s))
+}
+
+/// A region's choice as the kernels of choices see it.
+fn choice(s: &Select) -> TopK {
+    let (n, rows) = s.scores().shape.split_last().expect("a row to choose from");
+    let rows = rows.iter().fold(Dim::from(1), |all, d| all * d.clone());
+    TopK { dtype: DType::F32, rows, n: n.clone(), k: s.chosen() }
 }
 
 /// Whether all rows that share keys are one tile's, as in a step of decoding: one block would walk over all keys, where the ops of the region, one by one, are
@@ -563,6 +579,10 @@ impl Lowerer<'_> {
         let operands: Vec<StridedView> = node.inputs.iter().map(|v| self.strided(b, *v)).collect();
         let v = Value { node: id, index: 0 };
         let (view, add_to) = self.fresh_destination(b, v);
+        if let Some(part) = candidates(&select) {
+            self.select_in_parts(b, &node, &select, part, (&operands, &view));
+            return self.finish(b, v, view, add_to);
+        }
         let long = self.options.products && gpu_topk_long::takes(select.chosen(), DType::F32);
         if long && self.select_of_stored(b, &node, &select, (&operands, &view)).is_some() {
             return self.finish(b, v, view, add_to);
@@ -573,6 +593,26 @@ impl Lowerer<'_> {
         let step = self.launch_fused(fused, node.origin, cost::work(&node.op, &types, &node.types));
         b.steps.push(step);
         self.finish(b, v, view, add_to);
+    }
+
+    /// A choice of few rows by what is stored: the best of each part of the candidates, then of these.
+    fn select_in_parts(
+        &mut self,
+        b: &mut Body,
+        node: &graph::Node,
+        select: &Select,
+        part: i64,
+        (operands, view): (&[StridedView], &StridedView),
+    ) {
+        let p = choice(select);
+        let [values, places] = gpu_topk_parts::memories(&p, part).map(|ty| self.alloc(&ty, false, b.depth));
+        let fused = fuse_select_parts(select, operands, &values, &places).expect("it was asked before");
+        let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
+        let step = self.launch_fused(fused, node.origin, cost::work(&node.op, &types, &node.types));
+        b.steps.push(step);
+        let work = cost::work(&Op::TopK(select.chosen()), &[select.scores()], &node.types);
+        let step = self.launch(gpu_topk_parts::join(&p, part), vec![values.at, places.at, view.at.clone()], node.origin, work);
+        b.steps.push(step);
     }
 
     /// A choice of so many that all scores are stored first, if the kernels take it.

@@ -105,9 +105,7 @@ pub fn kernels(
     if let (Op::TopK(k), true) = (op, device.many) {
         let (n, rows) = operands[0].shape.split_last().expect("a row to choose from");
         let p = TopK { dtype: operands[0].dtype, rows: product(rows), n: n.clone(), k: *k };
-        // Rows of one run-time dim at most are few, as those of a batch.
-        let few = rows.iter().filter(|d| d.known().is_none()).count() <= 1;
-        if few && gpu_topk_parts::takes(&p) {
+        if gpu_topk_parts::are_few(rows) && gpu_topk_parts::takes(&p) {
             return Ok(topk_parts(&p));
         }
     }
@@ -227,7 +225,12 @@ fn topk_parts(p: &TopK) -> Work {
     let [values, places] = [0, 1].map(Place::Aside);
     let launches =
         vec![(of_parts, vec![Place::Operand(0), values, places], None), (join, vec![values, places, Place::Result(0)], None)];
-    Work { problem: String::new(), launches, asides: gpu_topk_parts::memories(p).into(), dtypes: vec![DType::I32] }
+    Work {
+        problem: String::new(),
+        launches,
+        asides: gpu_topk_parts::memories(p, gpu_topk_parts::PART).into(),
+        dtypes: vec![DType::I32],
+    }
 }
 
 /// A routing by many processors.

@@ -31,9 +31,14 @@ struct Cut<'a> {
     order: Vec<Inside>,
     open: BTreeSet<Id>,
     index: BTreeMap<Id, bool>,
+    /// What is taken as it is although it is large.
+    stored: Option<Id>,
 }
 
-impl Cut<'_> {
+impl<'a> Cut<'a> {
+    fn new(site: &'a Site<'a>, most: usize, stored: Option<Id>) -> Cut<'a> {
+        Cut { site, most, order: Vec::new(), open: BTreeSet::new(), index: BTreeMap::new(), stored }
+    }
     fn is_wide(&self, ty: &TensorType) -> bool {
         degree(&ty.shape) > self.most
     }
@@ -97,6 +102,10 @@ impl Cut<'_> {
         }
         if self.open.contains(&class) {
             return false;
+        }
+        if self.stored == Some(class) {
+            self.order.push((class, None));
+            return true;
         }
         // What is widened is read as it lies; else an argument is not computed anew from what else is equal to it.
         let whole = self.site.egraph[class].data.whole_arg;
@@ -207,16 +216,23 @@ pub(super) fn region_with(site: &Site, form: Form, order: &[Inside], results: &[
 fn topk_of_scores(site: &Site) -> Vec<(Id, Term)> {
     let (Op::TopK(_), [scores]) = (site.op, site.children) else { return Vec::new() };
     let (_, rows) = site.ty_of(*scores).shape.split_last().expect("a row to choose from");
-    let mut cut = Cut { site, most: degree(rows), order: Vec::new(), open: BTreeSet::new(), index: BTreeMap::new() };
+    let most = degree(rows);
+    let mut cut = Cut::new(site, most, None);
     let large = cut.is_wide(site.ty_of(*scores));
     if !large || !cut.take(*scores) {
         return Vec::new();
     }
-    let is_product = |op: &Option<(Op, Vec<Id>)>| matches!(op, Some((Op::Contract(_), _)));
-    if !cut.order.iter().any(|(_, op)| is_product(op)) {
-        return Vec::new();
+    let product = cut.order.iter().find_map(|(class, op)| matches!(op, Some((Op::Contract(_), _))).then_some(*class));
+    let Some(product) = product else { return Vec::new() };
+    let region_of = |mut order: Vec<Inside>| {
+        order.push((site.class, Some((site.op.clone(), site.children.to_vec()))));
+        region(site, Form::Select, &order, &[site.class]).terms()
+    };
+    let mut found = region_of(cut.order);
+    // Of few rows the product may be there: others want it, or have it on the way.
+    let mut cut = Cut::new(site, most, Some(product));
+    if most <= 1 && cut.take(*scores) {
+        found.extend(region_of(cut.order));
     }
-    let mut order = cut.order;
-    order.push((site.class, Some((site.op.clone(), site.children.to_vec()))));
-    region(site, Form::Select, &order, &[site.class]).terms()
+    found
 }

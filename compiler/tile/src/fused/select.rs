@@ -12,9 +12,11 @@
 
 mod host;
 mod many;
+mod parts;
 
 pub use host::select;
 pub use many::{scores_many, select_many};
+pub use parts::{candidates, select_parts};
 
 use super::{Fused, Fuser, Scene, Scope, combine, neutral};
 use crate::{
@@ -48,6 +50,13 @@ enum Need {
     Whole(i64),
 }
 
+impl Need {
+    /// The axis of the scores, if it is an index of one.
+    fn row(&self) -> Option<usize> {
+        if let Need::Row(a) = self { Some(*a) } else { None }
+    }
+}
+
 /// How the product becomes a value per key without the axes that end inside.
 #[derive(Clone, Debug, PartialEq)]
 enum Fold {
@@ -78,7 +87,8 @@ pub struct Select<'a> {
     k: i64,
     /// The scores, of all rows.
     scores: Value,
-    /// The product, its operands (queries first) and how their axes meet, with what a block needs of each axis of it.
+    /// The product, its operands (queries first) and how their axes meet, with what a block needs of each axis of it. It may be an argument, where it is stored
+    /// already: then its axes are all that there is.
     product: Value,
     spec: Contract,
     /// The side of the queries.
@@ -111,6 +121,17 @@ fn chunk(mul: i64) -> i64 {
     (CHUNK / mul).clamp(8, CHUNK)
 }
 
+/// The argument that scores are computed from and that has more run-time dims than their rows, and more axes than others that do.
+fn stored(func: &Func, scores: Value) -> Option<Value> {
+    let unknown = |shape: &[Dim]| shape.iter().filter(|d| d.known().is_none()).count();
+    let (_, rows) = func.ty(scores).shape.split_last()?;
+    let wide: Vec<Value> = func.arg_values().filter(|(.., ty)| unknown(&ty.shape) > unknown(rows)).map(|(_, v, _)| v).collect();
+    let rank = wide.iter().map(|v| func.ty(*v).rank()).max()?;
+    let mut found = wide.into_iter().filter(|v| func.ty(*v).rank() == rank);
+    let (Some(v), None) = (found.next(), found.next()) else { return None };
+    Some(v)
+}
+
 impl<'a> Select<'a> {
     /// The region as one, if it is.
     pub fn of(region: &'a graph::op::Fused) -> Option<Select<'a>> {
@@ -121,8 +142,14 @@ impl<'a> Select<'a> {
         // The product that others are computed from.
         let contracts: Vec<(NodeId, &Contract)> =
             func.nodes.iter().filter_map(|(id, n)| if let Op::Contract(c) = &n.op { Some((id, c)) } else { None }).collect();
-        let (product, spec) = contracts.first()?;
-        let product = Value { node: *product, index: 0 };
+        let (product, spec) = match contracts.first() {
+            Some((product, spec)) => (Value { node: *product, index: 0 }, (*spec).clone()),
+            None => {
+                let product = stored(func, scores)?;
+                let out: Vec<char> = ('a'..).take(func.ty(product).rank()).collect();
+                (product, Contract { lhs: out.clone(), rhs: Vec::new(), out })
+            }
+        };
         let mut above = vec![false; func.nodes.len()];
         above[product.node.0 as usize] = true;
         for (id, node) in func.nodes.iter() {
@@ -138,7 +165,7 @@ impl<'a> Select<'a> {
             k: *k,
             scores,
             product,
-            spec: (*spec).clone(),
+            spec,
             left: true,
             need: Vec::new(),
             mapped: product,
@@ -150,7 +177,7 @@ impl<'a> Select<'a> {
             last: None,
         };
         s.find_maps(&above, output.value.node)?;
-        let known = if contracts.len() == 1 { 1 } else { 1 + usize::from(matches!(s.fold, Fold::Weighted(..))) };
+        let known = if contracts.len() <= 1 { contracts.len() } else { 1 + usize::from(matches!(s.fold, Fold::Weighted(..))) };
         let needs = s.needs(&above)?;
         s.need = needs.get(&product)?.clone();
         (contracts.len() == known && s.folds_all() && s.sides()?).then_some(())?;
@@ -161,6 +188,10 @@ impl<'a> Select<'a> {
         Some(s)
     }
 
+    /// Whether the product is stored already.
+    pub fn is_given(&self) -> bool {
+        matches!(self.func.def(self.product).op, Op::Arg(_))
+    }
     /// How many are chosen.
     pub fn chosen(&self) -> i64 {
         self.k
@@ -349,6 +380,9 @@ impl<'a> Select<'a> {
         let letters = |left: bool| if left { &self.spec.lhs } else { &self.spec.rhs };
         let ranged: Vec<char> = self.letters(|n| matches!(n, Need::Range { .. }));
         let [key] = ranged[..] else { return None };
+        if self.is_given() {
+            return Some(self.has_all_rows());
+        }
         let in_left = self.spec.lhs.contains(&key);
         if in_left == self.spec.rhs.contains(&key) {
             return None;
@@ -359,18 +393,19 @@ impl<'a> Select<'a> {
         if self.letters(|n| matches!(n, Need::Whole(n) if *n > 1)).iter().any(|c| keys.contains(c)) {
             return None;
         }
-        let own = |n: &Need| if let Need::Row(a) = n { Some(*a) } else { None };
-        let mut along = self.spec.out.iter().zip(&self.need).filter(|(c, _)| !keys.contains(c)).filter_map(|(_, n)| own(n));
+        let mut along = self.spec.out.iter().zip(&self.need).filter(|(c, _)| !keys.contains(c)).filter_map(|(_, n)| n.row());
         self.along = along.next();
         let summed = self.spec.summed();
         let depth = |c: &char| self.spec.lhs.iter().position(|l| l == c).map(|a| self.lhs_shape()[a].known());
         if summed.is_empty() || summed.iter().any(|c| depth(c).flatten().is_none()) {
             return None;
         }
-        // A row of the scores is a row of the product: every axis of the scores is one of it.
+        Some(self.has_all_rows())
+    }
+    /// Whether a row of the scores is a row of the product: every axis of the scores is one of it.
+    fn has_all_rows(&self) -> bool {
         let rows = self.ty(self.scores).rank() - 1;
-        let all = (0..rows).all(|a| self.need.iter().any(|n| own(n) == Some(a)) || self.ty(self.scores).shape[a].is(1));
-        Some(all)
+        (0..rows).all(|a| self.need.iter().any(|n| n.row() == Some(a)) || self.ty(self.scores).shape[a].is(1))
     }
     fn lhs_shape(&self) -> &'a [Dim] {
         &self.ty(self.func.def(self.product).inputs[0]).shape

@@ -17,8 +17,8 @@ use crate::ir::{Expr, Kernel, Mem};
 use base::{DType, Dim, TensorType};
 use graph::op::MapFn;
 
-/// Elements of a part.
-const PART: i64 = 128;
+/// Elements of a part, unless what computes them has fewer.
+pub const PART: i64 = 128;
 /// Elements that are chosen, at most: few of a part.
 const MOST: i64 = 32;
 /// Values that are loaded at once.
@@ -29,19 +29,24 @@ pub fn takes(p: &TopK) -> bool {
     is_ordered(p.dtype) && p.n.known().is_none() && p.k <= MOST
 }
 
-/// Parts of a row; one of an empty row too, which says so.
-fn parts(p: &TopK) -> Dim {
-    p.n.ceil_div(&Dim::from(PART)).maximum(&Dim::from(1))
+/// Whether rows are few: of one run-time dim at most, as those of a batch.
+pub fn are_few(rows: &[Dim]) -> bool {
+    rows.iter().filter(|d| d.known().is_none()).count() <= 1
+}
+
+/// Parts of a row, of so many elements; one of an empty row too, which says so.
+fn parts(p: &TopK, part: i64) -> Dim {
+    p.n.ceil_div(&Dim::from(part)).maximum(&Dim::from(1))
 }
 
 /// The types of values and places.
-pub fn memories(p: &TopK) -> [TensorType; 2] {
-    [0, 1].map(|_| TensorType::new(DType::I32, vec![p.rows.clone() * parts(p) * Dim::from(p.k)]))
+pub fn memories(p: &TopK, part: i64) -> [TensorType; 2] {
+    [0, 1].map(|_| TensorType::new(DType::I32, vec![p.rows.clone() * parts(p, part) * Dim::from(p.k)]))
 }
 
 /// Both kernels: buffers x, values, places; values, places, indices.
 pub fn gpu_topk_parts(p: &TopK) -> [Kernel; 2] {
-    [of_parts(p), join(p)]
+    [of_parts(p), join(p, PART)]
 }
 
 fn int(n: i64) -> Expr {
@@ -49,7 +54,7 @@ fn int(n: i64) -> Expr {
 }
 
 /// What -inf is in the order of all.
-fn never() -> Expr {
+pub fn never() -> Expr {
     Build::f(DType::F32, f64::NEG_INFINITY).order()
 }
 
@@ -71,10 +76,10 @@ fn rank(b: &mut Build, values: Mem, [start, n, at]: [&Expr; 3], own: &Expr) -> E
 fn of_parts(p: &TopK) -> Kernel {
     let mut b = Build::new("topk_parts");
     let x = b.read("x", p.dtype, p.rows.clone() * p.n.clone());
-    let [values, places] = memories(p).map(|ty| ty.elems());
+    let [values, places] = memories(p, PART).map(|ty| ty.elems());
     let (values, places) = (b.write("values", DType::I32, values), b.write("places", DType::I32, places));
-    b.kernel.grid = p.rows.clone() * parts(p);
-    let (n, parts) = (b.dim(&p.n), b.dim(&parts(p)));
+    b.kernel.grid = p.rows.clone() * parts(p, PART);
+    let (n, parts) = (b.dim(&p.n), b.dim(&parts(p, PART)));
     let row = b.bind(Expr::floor_div(b.block(), parts.clone()));
     let first = b.bind(Expr::rem(b.block(), parts) * Expr::int(PART));
     let last = b.bind(n.clone() - Expr::int(1));
@@ -89,26 +94,32 @@ fn of_parts(p: &TopK) -> Kernel {
         });
     });
     let to = b.bind(b.block() * Expr::int(p.k));
-    b.each(Expr::int(PART), |b, e| {
+    keep(&mut b, own, [PART, p.k], [first, to], [values, places]);
+    b.finish()
+}
+
+/// The k best of a part that is in scratch and has no fewer, in the order of all: from `to` on, and where they are if the part begins at `first`.
+pub fn keep(b: &mut Build, own: Mem, [part, k]: [i64; 2], [first, to]: [Expr; 2], [values, places]: [Mem; 2]) {
+    b.each(Expr::int(part), |b, e| {
         let value = b.bind(Expr::load(own, e.clone()));
-        let place = rank(b, own, [&Expr::int(0), &Expr::int(PART), &e], &value);
-        b.if_(Expr::lt(place.clone(), Expr::int(p.k)), |b| {
+        let place = rank(b, own, [&Expr::int(0), &Expr::int(part), &e], &value);
+        b.if_(Expr::lt(place.clone(), Expr::int(k)), |b| {
             let to = b.bind(to + place);
             let taken = Expr::map2(MapFn::Ne, value.clone(), never());
             b.store(places, to.clone(), Expr::select(taken, (first + e).cast(DType::I32), int(-1)));
             b.store(values, to, value);
         });
     });
-    b.finish()
 }
 
-fn join(p: &TopK) -> Kernel {
+/// The k best of all parts of such a size: buffers values, places, indices.
+pub fn join(p: &TopK, part: i64) -> Kernel {
     let mut b = Build::new("topk_join");
-    let [values, places] = memories(p).map(|ty| ty.elems());
+    let [values, places] = memories(p, part).map(|ty| ty.elems());
     let (values, places) = (b.read("values", DType::I32, values), b.read("places", DType::I32, places));
     let indices = b.write("indices", DType::I32, p.rows.clone() * Dim::from(p.k));
     b.kernel.grid = p.rows.clone();
-    let n = b.dim(&(parts(p) * Dim::from(p.k)));
+    let n = b.dim(&(parts(p, part) * Dim::from(p.k)));
     let (start, to) = (b.bind(b.block() * n.clone()), b.bind(b.block() * Expr::int(p.k)));
     b.each(n.clone(), |b, i| {
         let at = b.bind(start.clone() + i.clone());

@@ -10,7 +10,7 @@ use graph::{
     Func, Module, Op, Role, Value,
     build::Builder,
     interp::{Options, Tensor, bind_dims, eval},
-    op::{Attend, Form, MapFn, ReduceFn, Repeat, Scalar},
+    op::{Attend, Domain, Form, MapFn, ReduceFn, Repeat, Scalar},
 };
 
 /// Deterministic numbers in -1..1.
@@ -27,11 +27,23 @@ fn ty(text: &str) -> TensorType {
 
 /// Builds a function of arguments of these types and compares both ways of running it; integer arguments count 0, 1, 2, 0, ….
 fn check(args: &[&str], dims: &[(&str, i64)], build: impl FnOnce(&mut Builder, &[Value]) -> Vec<Value>) -> lower::Lowered {
+    compare(func(args, build), dims)
+}
+
+fn func(args: &[&str], build: impl FnOnce(&mut Builder, &[Value]) -> Vec<Value>) -> Func {
     let mut f = Func::new("f");
     let values: Vec<Value> = args.iter().enumerate().map(|(i, t)| f.arg(&format!("a{i}"), Role::Input, ty(t))).collect();
     let outputs = build(&mut Builder::new(&mut f), &values);
     outputs.into_iter().enumerate().for_each(|(i, v)| f.output(&format!("o{i}"), Role::Result, v));
-    compare(f, dims)
+    f
+}
+
+/// The same, and the names of the kernels for many processors.
+fn kernels_of(f: Func, dims: &[(&str, i64)]) -> Vec<String> {
+    compare(f.clone(), dims);
+    let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f] };
+    let lowered = lower::lower(&module, lower::Options { fuse: true, parts: true, products: true }).expect("it lowers");
+    lowered.kernels.iter().map(|k| k.name.rsplit_once('_').expect("a number").0.to_string()).collect()
 }
 
 fn compare(f: Func, dims: &[(&str, i64)]) -> lower::Lowered {
@@ -1544,5 +1556,70 @@ fn products_alone_in_a_region() {
             f.output(&format!("y{i}"), Role::Result, v);
         }
         compare(f, &[("N", 70)]);
+    }
+}
+
+#[test]
+fn a_choice_of_few_rows_by_what_is_stored_is_made_in_parts() {
+    // Sums over heads folded from windows to blocks of four and the one before, or scores as they are stored; of long rows and of short ones.
+    for (folds, b, m) in [(true, 2, 1200), (true, 3, 4), (true, 1, 1), (false, 2, 700), (false, 1, 3)] {
+        let f = func(&["f32[B, 2, 3, 4*M]", "f32[B, 2, 3]", "f32[B, 2, M]"], |b, a| {
+            let shape = b.func.ty(a[0]).shape.clone();
+            let few = [shape[0].clone(), shape[1].clone(), Dim::sym("M")];
+            if !folds {
+                let x = b.map(MapFn::Neg, &[a[2]]);
+                let chosen = b.op(Op::TopK(5), &[x]);
+                return outlined_as(Form::Select, b, &[x, chosen], &[chosen]);
+            }
+            let sums = b.broadcast(a[1], &shape, &[0, 1, 2]);
+            let x = b.map(MapFn::Sub, &[a[0], sums]);
+            let p = b.map(MapFn::Exp, &[x]);
+            let f = b.op(Op::Reduce(ReduceFn::Sum, vec![2]), &[p]);
+            let zero = Scalar::new(0.0);
+            let padded = b.op(Op::Pad { axis: 2, low: Dim::from(4), high: Dim::from(0), value: zero }, &[f]);
+            let blocks = [&few[..2], &[few[2].clone() + Dim::from(1), Dim::from(4)]].concat();
+            let blocks = b.reshape(padded, &blocks);
+            let part = |b: &mut Builder, start: i64| {
+                let len = Dim::sym("M");
+                let x = b.op(Op::Slice { axis: 2, start: Dim::from(start), len, step: 1 }, &[blocks]);
+                (x, b.op(Op::Reduce(ReduceFn::Sum, vec![3]), &[x]))
+            };
+            let ((x0, own), (x1, before)) = (part(b, 1), part(b, 0));
+            let both = b.add(own, before);
+            let score = b.add(both, a[2]);
+            let chosen = b.op(Op::TopK(5), &[score]);
+            outlined_as(Form::Select, b, &[sums, x, p, f, padded, blocks, x0, own, x1, before, both, score, chosen], &[chosen])
+        });
+        assert_eq!(kernels_of(f, &[("B", b), ("M", m)]), ["host_choice", "host_topk_join"]);
+    }
+}
+
+#[test]
+fn an_attention_of_few_queries_gives_its_scores() {
+    // Heads that share keys or not; with the result, its sums, or neither; narrow operands that are widened.
+    for (way, dtype) in [(0, "f32"), (1, "f32"), (2, "f32"), (3, "f32"), (0, "bf16")] {
+        let args = ["[B, 1, 4, 16]", "[B, S, 2, 16]", "[B, S, 2, 16]"].map(|t| format!("{dtype}{t}"));
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        for s in [1, 65, 300] {
+            let f = func(&args, |b, a| {
+                let o = b.node(Op::Attend(Attend { domain: Domain::Full, scale: Scalar::new(0.25) }), &a[..3]);
+                let shape = b.func.ty(a[0]).shape.clone();
+                let grouped = [&shape[..2], &[Dim::from(2), Dim::from(2)], &shape[3..]].concat();
+                let q = b.reshape(a[0], &grouped);
+                let (wide, k) = if dtype == "f32" { (q, a[1]) } else { (b.cast(q, F32), b.cast(a[1], F32)) };
+                let scores = b.contract("btgrd,bsgd->btgrs", wide, k);
+                let nodes = [o[0], q, wide, k, scores].into_iter().filter(|v| !a.contains(v)).collect::<Vec<_>>();
+                let results = match way {
+                    0 => vec![scores, o[0], o[1]],
+                    1 => vec![o[1], scores],
+                    2 => vec![scores, o[0]],
+                    _ => vec![scores],
+                };
+                outlined_as(Form::Attend, b, &nodes, &results)
+            });
+            let names = kernels_of(f, &[("B", 2), ("S", s)]);
+            let want = ["host_attend_part", "host_attend_merge"];
+            assert_eq!(names, want[..if way == 3 { 1 } else { 2 }], "way {way}");
+        }
     }
 }

@@ -46,7 +46,8 @@ fn check_topk(x: Tensor, k: i64) {
     if gpu_topk_parts::takes(&p) {
         let dims = [("R", rows), ("N", n)].into_iter().map(|(n, x)| (n.into(), x)).collect();
         let [of_parts, join] = gpu_topk_parts::gpu_topk_parts(&p);
-        let lens = gpu_topk_parts::memories(&p).map(|ty| ty.elems().eval(&dims).expect("known dims") as usize);
+        let lens =
+            gpu_topk_parts::memories(&p, gpu_topk_parts::PART).map(|ty| ty.elems().eval(&dims).expect("known dims") as usize);
         let best = results(&of_parts, std::slice::from_ref(&x), &lens, &dims, false);
         let best: Vec<Tensor> = best.into_iter().map(|x| Tensor::new(DType::I32, &[x.len() as i64], x)).collect();
         let got = results(&join, &best, &[(rows * k) as usize], &dims, false);
