@@ -377,18 +377,20 @@ fn routing_by_threads() {
     let route = gpu_route(&Route { choices: Dim::sym("N"), groups });
     let threads = Emulated::load(&route).expect("it compiles");
     let env: DimEnv = [("N".into(), choices)].into_iter().collect();
-    // choice, counts, offsets, starts, source, position
-    let passed: [&[usize]; 3] = [&[0, 1], &[1, 2, 3], &[0, 3, 2, 4, 5]];
+    // choice, counts, starts, totals, offsets, source, position
+    let passed: [&[usize]; 3] = [&[0, 1], &[1, 2, 3], &[0, 2, 3, 4, 5, 6]];
     let table = (gpu_route::PARTS * groups) as usize;
     let choice: Vec<i32> = (0..choices).map(|i| ((i * i + 3 * i) % 7) as i32 - 1).collect();
-    let mut memory = [choice.clone(), vec![7; table], vec![7; groups as usize + 1], vec![7; table], vec![7; 300], vec![7; 300]];
+    let of_groups = groups as usize;
+    let sizes = [table, table, of_groups, of_groups + 1, 300, 300];
+    let mut memory: Vec<Vec<i32>> = [choice.clone()].into_iter().chain(sizes.map(|n| vec![7; n])).collect();
     for (k, buffers) in route.iter().zip(passed) {
         let pointers: Vec<*mut u8> = buffers.iter().map(|i| memory[*i].as_mut_ptr().cast()).collect();
         let dims: Vec<i64> = k.dims.iter().map(|d| eval(d, &env)).collect();
         // SAFETY: the buffers have the sizes that the kernels name, and indices come from the kernel before.
         unsafe { threads.run(&k.name, &pointers, &dims, eval(&k.grid, &env), 3, true) };
     }
-    let [_, _, offsets, _, source, position] = memory;
+    let [offsets, source, position] = &memory[4..] else { panic!("seven buffers") };
     let sorted: Vec<i32> =
         (0..groups as i32).flat_map(|g| (0..300).filter(|i| choice[*i as usize] == g).collect::<Vec<_>>()).collect();
     assert_eq!(&source[..sorted.len()], sorted);
