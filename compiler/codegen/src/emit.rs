@@ -367,6 +367,14 @@ impl<'k> Emitter<'k> {
             Mem::Scratch(i) if self.simt.as_ref().is_some_and(|t| t.is_ring(i)) => self.ring_address(i),
             Mem::Scratch(_) | Mem::Buffer(_) => self::pointer(mem),
         };
+        if self.w.linear
+            && let (Some(x), n) = self.w.parts(index)
+            && n != 0
+        {
+            // Not `inbounds`: the first may be outside.
+            let first = self.w.op(&format!("llvm.getelementptr {base}[{x}] : ({pointer}, i64) -> {pointer}, {ty}"));
+            return self.w.op(&format!("llvm.getelementptr {first}[{n}] : ({pointer}) -> {pointer}, {ty}"));
+        }
         self.w.op(&format!("llvm.getelementptr inbounds {base}[{index}] : ({pointer}, i64) -> {pointer}, {ty}"))
     }
 

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::gpu::{
     access::{Access, each_expr, expr_uses, exprs, visit},
+    hopper::weighs,
     lines::{self, Places},
     plan::{GroupSum, Place, Plan, Team, is_row_loop, widest},
     rows::{Online, read_once},
@@ -225,6 +226,8 @@ pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], places: &Places, machine
         e.marks = places.of_kernels.get(i).filter(|marks| lines::is_of_several(marks)).cloned().unwrap_or_default();
         e.w.place = e.marks.get(&VarId(0)).copied();
         e.w.gpu = machine == Machine::Gpu;
+        // Gradients of attention have no register to spare for places that are told apart so.
+        e.w.linear = plan.hopper.is_none() || plan.held.row_loops.is_some() || !weighs(&plan.body);
         let mut written = k.buffers.iter().filter(|b| b.access != ir::Access::Read).peekable();
         let halves = written.peek().is_some() && written.all(|b| matches!(b.dtype, DType::BF16 | DType::F16));
         let coarse = e.w.gpu && !has_steps(k);

@@ -39,6 +39,10 @@ pub(super) struct Writer {
     constants: BTreeMap<String, String>,
     /// The values of integer constants.
     numbers: BTreeMap<String, i64>,
+    /// Whether sums of i64 have their constant part last, so that neighbouring places are one place and some more.
+    pub linear: bool,
+    /// The values of i64 that are another and a number.
+    sums: HashMap<String, (String, i64)>,
     /// What operations without effect gave, where that is in scope; and what each scope around added.
     known: HashMap<String, String>,
     scopes: Vec<Vec<String>>,
@@ -66,6 +70,8 @@ impl Writer {
             next: 0,
             constants: BTreeMap::new(),
             numbers: BTreeMap::new(),
+            linear: false,
+            sums: HashMap::new(),
             known: HashMap::new(),
             scopes: Vec::new(),
             place: None,
@@ -181,8 +187,60 @@ impl Writer {
             ("muli", None, Some(0)) => return b.to_string(),
             _ => {}
         }
+        if self.linear
+            && scalar == "i64"
+            && let Some(v) = self.linear(op, [a, b])
+        {
+            return v;
+        }
         let ty = self.ty(scalar);
         self.op(&format!("arith.{op} {a}, {b} : {ty}"))
+    }
+    /// A value of i64 as another and a number; a constant is none and a number.
+    pub fn parts(&self, v: &str) -> (Option<String>, i64) {
+        match (self.numbers.get(v), self.sums.get(v)) {
+            (Some(n), _) => (None, *n),
+            (None, Some((x, n))) => (Some(x.clone()), *n),
+            (None, None) => (Some(v.to_string()), 0),
+        }
+    }
+    /// A sum or product of i64 with what is constant in it last, if that is something.
+    fn linear(&mut self, op: &str, [a, b]: [&str; 2]) -> Option<String> {
+        let [(x, m), (y, n)] = [a, b].map(|v| self.parts(v));
+        match (op, x, y) {
+            ("muli", Some(x), None) | ("muli", None, Some(x)) if m != 0 && n != 0 => {
+                // One of both numbers is the factor.
+                let (factor, rest) = if self.numbers.contains_key(b) { (b, m) } else { (a, n) };
+                let product = self.bin("muli", &x, factor, "i64");
+                let rest = rest.wrapping_mul(self.numbers[factor]);
+                Some(self.plus_number(&product, rest))
+            }
+            ("addi", Some(x), None) | ("addi", None, Some(x)) => Some(self.plus_number(&x, m.wrapping_add(n))),
+            ("subi", Some(x), None) => Some(self.plus_number(&x, m.wrapping_sub(n))),
+            ("addi", Some(x), Some(y)) if m != 0 || n != 0 => {
+                let sum = self.bin("addi", &x, &y, "i64");
+                Some(self.plus_number(&sum, m.wrapping_add(n)))
+            }
+            ("subi", Some(x), Some(y)) if m != 0 || n != 0 => {
+                let rest = self.bin("subi", &x, &y, "i64");
+                Some(self.plus_number(&rest, m.wrapping_sub(n)))
+            }
+            _ => None,
+        }
+    }
+    /// A value that is no sum with a number, and a number.
+    fn plus_number(&mut self, x: &str, n: i64) -> String {
+        let (x, n) = match self.parts(x) {
+            (Some(x), m) => (x, m.wrapping_add(n)),
+            (None, m) => return self.int(m.wrapping_add(n), "i64"),
+        };
+        if n == 0 {
+            return x;
+        }
+        let number = self.int(n, "i64");
+        let sum = self.op(&format!("arith.addi {x}, {number} : i64"));
+        self.sums.insert(sum.clone(), (x, n));
+        sum
     }
     /// `math.op a`.
     pub fn math(&mut self, op: &str, a: &str, scalar: &str) -> String {
@@ -234,5 +292,28 @@ impl Writer {
             p = self.muladd(&p, x, &c, scalar);
         }
         p
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_constant_in_a_sum_is_last() {
+        let mut w = Writer::new(1);
+        w.linear = true;
+        let [three, four, five] = [3, 4, 5].map(|n| w.int(n, "i64"));
+        let x = w.bin("addi", &three, "%x", "i64");
+        let x = w.bin("muli", &x, &four, "i64");
+        let y = w.bin("subi", "%y", &five, "i64");
+        let sum = w.bin("addi", &x, &y, "i64");
+        let (Some(rest), 7) = w.parts(&sum) else { panic!("12 - 5: {:?}", w.parts(&sum)) };
+        let product = w.bin("muli", "%x", &four, "i64");
+        assert_eq!(w.bin("addi", &product, "%y", "i64"), rest);
+        // What is left of a difference is nothing constant.
+        let [a, b] = [x, product].map(|v| w.bin("subi", &v, "%z", "i64"));
+        let twelve = w.int(12, "i64");
+        assert_eq!(w.bin("subi", &a, &twelve, "i64"), b);
     }
 }

@@ -235,7 +235,7 @@ impl Hopper {
 }
 
 /// Whether a loop has products and vector loops.
-fn weighs(body: &[Stmt]) -> bool {
+pub(crate) fn weighs(body: &[Stmt]) -> bool {
     let has_dot = |b: &[Stmt]| {
         let mut found = Found::default();
         found.list(b, true);
