@@ -30,7 +30,7 @@ use text::{Helper, Writer};
 use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId, ir::compute_dtype};
 
 pub(crate) use product::is_blocked;
-pub(crate) use simt::{Machine, block_module};
+pub(crate) use simt::{Function, Machine, function, functions_module};
 pub(crate) use tiles::loads_first;
 
 /// The module of some kernels.

@@ -4,14 +4,14 @@
 
 use crate::{
     CodegenError, Jit, Options,
-    emit::{Machine, block_module},
-    gpu::{
-        lines::Places,
-        plan::{Limits, Plan, prepare},
-    },
+    emit::{Machine, function, functions_module},
+    gpu::plan::{Limits, Plan, prepare},
     llvm, mlir,
 };
-use std::sync::{Condvar, Mutex};
+use std::{
+    collections::BTreeMap,
+    sync::{Condvar, Mutex},
+};
 use tile::Kernel;
 
 /// Small, so that small problems have several warps and blocks, and scratch that does not fit.
@@ -133,14 +133,15 @@ impl Emulated {
     /// What MLIR, LLVM or the linker refuses.
     pub fn load(kernels: &[Kernel]) -> Result<Emulated, CodegenError> {
         let prepared: Vec<(Kernel, Plan)> = kernels.iter().map(|k| prepare(k, LIMITS)).collect();
-        let planned: Vec<(&Kernel, Plan)> = prepared.iter().map(|(k, p)| (k, p.clone())).collect();
-        let (text, sums) = block_module(&planned, &Places::default(), Machine::Emulated);
+        let one = |(i, (k, plan)): (usize, &(Kernel, Plan))| function(i, (k, plan), &BTreeMap::new(), Machine::Emulated);
+        let functions: Vec<_> = prepared.iter().enumerate().map(one).collect();
+        let text = functions_module(&functions.iter().collect::<Vec<_>>(), Machine::Emulated);
         let object = mlir::with_llvm(&text, |module| {
             llvm::optimise(module, &Options::default())?;
             llvm::object(module, &Options::default())
         });
         let jit = Jit::load(&[object?])?;
-        let plans = planned.into_iter().zip(sums).map(|((k, plan), sums)| (k.name.clone(), plan, sums)).collect();
+        let plans = prepared.into_iter().zip(functions).map(|((k, plan), f)| (k.name, plan, f.reductions)).collect();
         Ok(Emulated { jit, plans })
     }
     /// Runs a kernel of `grid` blocks with `blocks` blocks of threads, the last thread first if `reversed`.

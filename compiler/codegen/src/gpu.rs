@@ -15,7 +15,7 @@ pub(crate) mod unit;
 
 use crate::{
     CodegenError, PARTS,
-    emit::{Machine, block_module},
+    emit::{Function, Machine, function, functions_module},
     llvm, mlir, on_all_cores,
 };
 use access::each_expr;
@@ -24,8 +24,11 @@ use graph::op::MapFn;
 pub use hopper::{Extent, TensorMap};
 use lines::Places;
 pub use lines::{Lines, Place};
-use plan::{Limits, Plan};
-use std::{collections::BTreeSet, fmt::Write};
+use plan::Limits;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+};
 use tile::{Expr, Kernel};
 
 /// For which GPU.
@@ -82,7 +85,9 @@ const LIMITS: Limits = Limits { warp: 32, threads: (128, 256), most: 1024, share
 /// # Errors
 /// As [`emit_ptx`], for what the kernels hold.
 pub fn emit_gpu_mlir(kernels: &[Kernel]) -> Result<String, CodegenError> {
-    Ok(module(kernels, &Places::default())?.0)
+    let places = Places::default();
+    let emitted = kernels.iter().enumerate().map(|(i, k)| Ok(emit(i, k, &places)?.0)).collect::<Result<Vec<_>, _>>()?;
+    Ok(functions_module(&emitted.iter().collect::<Vec<_>>(), Machine::Gpu))
 }
 
 /// The PTX of kernels that verify: the same kernels give the same bytes.
@@ -99,25 +104,27 @@ pub fn emit_ptx(kernels: &[Kernel], options: &GpuOptions) -> Result<Ptx, Codegen
 /// As [`emit_ptx`].
 pub fn emit_ptx_with_lines(kernels: &[Kernel], lines: &[Lines], options: &GpuOptions) -> Result<Ptx, CodegenError> {
     assert_eq!(kernels.len(), lines.len(), "lines of each kernel");
-    // Which kernel is in which part depends on its place alone, so that the text does not depend on the number of cores.
-    let each = kernels.len().div_ceil(PARTS).max(1);
-    let parts: Vec<_> = kernels.chunks(each).zip(lines.chunks(each)).collect();
-    let emit = |(part, lines): &(&[Kernel], &[Lines])| {
-        let places = Places::new(lines);
-        let (marked, kernels) = module(part, &places)?;
-        Ok((mlir::with_llvm(&marked, |module| llvm::ptx(module, options))?, kernels, marked, places))
+    let places = Places::new(lines);
+    let numbers: Vec<usize> = (0..kernels.len()).collect();
+    let emitted = on_all_cores(&numbers, |i| emit(*i, &kernels[*i], &places))?;
+    let operations = |text: &str| text.lines().filter(|line| !line.trim_start().starts_with(lines::MARK)).count();
+    let parts = parts(&emitted.iter().map(|(f, _)| operations(&f.text)).collect::<Vec<_>>());
+    let compile = |part: &Vec<usize>| {
+        let marked = functions_module(&part.iter().map(|i| &emitted[*i].0).collect::<Vec<_>>(), Machine::Gpu);
+        Ok((mlir::with_llvm(&marked, |module| llvm::ptx(module, options))?, marked))
     };
+    let compiled = on_all_cores(&parts, compile)?;
     let mut out = Ptx { text: String::new(), kernels: Vec::new() };
     let mut files = Vec::new();
     let mut declared = BTreeSet::new();
-    for (text, kernels, marked, places) in on_all_cores(&parts, emit)? {
-        let text = places.write(&text, &marked, &mut files);
+    for ((text, marked), part) in compiled.iter().zip(&parts) {
+        let text = places.write(text, marked, part, &mut files);
         // What every part declares is said once.
         let common = |line: &str| [".version", ".target", ".address_size", ".extern"].iter().any(|p| line.starts_with(p));
         let said = |line: &&str| !common(line) || declared.insert(line.to_string());
         text.lines().filter(said).for_each(|line| out.text.extend([line, "\n"]));
-        out.kernels.extend(kernels);
     }
+    out.kernels.extend(emitted.into_iter().map(|(_, k)| k));
     for (i, file) in files.iter().enumerate() {
         // PTX is ASCII.
         let name: String =
@@ -127,22 +134,40 @@ pub fn emit_ptx_with_lines(kernels: &[Kernel], lines: &[Lines], options: &GpuOpt
     Ok(out)
 }
 
-fn module(kernels: &[Kernel], places: &Places) -> Result<(String, Vec<GpuKernel>), CodegenError> {
-    kernels.iter().try_for_each(check)?;
-    let prepared: Vec<(Kernel, Plan)> = kernels.iter().map(|k| plan::prepare(k, LIMITS)).collect();
-    let planned: Vec<(&Kernel, Plan)> = prepared.iter().map(|(k, p)| (k, p.clone())).collect();
-    let (text, reductions) = block_module(&planned, places, Machine::Gpu);
-    let launch = |((k, plan), sums): (&(&Kernel, Plan), usize)| GpuKernel {
+/// Which functions of such lengths are compiled together, by their numbers: the longest first, each goes where there is the least. It depends on the lengths
+/// alone, so that the text does not depend on the number of cores.
+fn parts(lengths: &[usize]) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|i| (std::cmp::Reverse(lengths[*i]), *i));
+    let mut parts = vec![(0, Vec::new()); PARTS];
+    for i in order {
+        let (length, part) = parts.iter_mut().min_by_key(|(length, _)| *length).expect("there are parts");
+        *length += lengths[i];
+        part.push(i);
+    }
+    let mut parts: Vec<Vec<usize>> = parts.into_iter().map(|(_, part)| part).filter(|p| !p.is_empty()).collect();
+    parts.iter_mut().for_each(|part| part.sort_unstable());
+    parts.sort_unstable();
+    parts
+}
+
+/// The function of a kernel, and how it is launched.
+fn emit(i: usize, kernel: &Kernel, places: &Places) -> Result<(Function, GpuKernel), CodegenError> {
+    check(kernel)?;
+    let (k, plan) = plan::prepare(kernel, LIMITS);
+    let none = BTreeMap::new();
+    let function = function(i, (&k, &plan), places.of_kernels.get(i).unwrap_or(&none), Machine::Gpu);
+    let launch = GpuKernel {
         symbol: k.name.clone(),
         threads: plan.launched(),
         grid: plan.grid.clone(),
         blocks: plan.blocks.clone(),
-        static_shared: sums,
+        static_shared: function.reductions,
         dynamic_shared: plan.shared_bytes + plan.hopper.as_ref().map_or(0, |h| h.shared_bytes),
         workspace: plan.workspace_bytes,
         maps: plan.hopper.as_ref().map_or_else(Vec::new, |h| h.maps.clone()),
     };
-    Ok((text, planned.iter().zip(reductions).map(launch).collect()))
+    Ok((function, launch))
 }
 
 /// Fails if a kernel takes a function of f64 that has no code here.

@@ -34,7 +34,7 @@ impl std::error::Error for CodegenError {}
 /// What a block's scratch memory may take: it is on a thread's stack. # Units: bytes.
 const MAX_SCRATCH: usize = 256 << 10;
 
-/// Objects that a library is compiled as, so that many cores compile.
+/// Objects that a library is compiled as, or modules of its PTX, so that many cores compile.
 const PARTS: usize = 8;
 
 /// For which processor, and how much to optimise.

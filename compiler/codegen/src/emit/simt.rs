@@ -23,7 +23,7 @@ use super::{
 use crate::gpu::{
     access::{Access, each_expr, expr_uses, exprs, visit},
     hopper::weighs,
-    lines::{self, Places},
+    lines,
     plan::{GroupSum, Place, Plan, Team, is_row_loop, widest},
     rows::{Online, read_once},
     unit::{Units, is_arithmetic, times_alone},
@@ -210,55 +210,65 @@ fn look_for_uses(k: &Kernel, body: &[Stmt], made: &mut BTreeMap<VarId, Expr>, fi
     }
 }
 
-/// The module of some kernels without products, and for each the bytes of shared memory that its reductions take.
-pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], places: &Places, machine: Machine) -> (String, Vec<usize>) {
-    let has_lines = places.of_kernels.iter().any(lines::is_of_several);
-    let mut out = String::from(if has_lines { lines::HEAD } else { "" });
+/// A kernel's function, to be put into a module.
+pub(crate) struct Function {
+    /// Its text, and what stands with it.
+    pub text: String,
+    /// Shared memory that its reductions take. # Units: bytes.
+    pub reductions: usize,
+    helpers: BTreeSet<Helper>,
+    has_lines: bool,
+}
+
+/// The function of a kernel without products, number `i` of all that may be in a module with it.
+pub(crate) fn function(i: usize, (k, plan): (&Kernel, &Plan), marks: &BTreeMap<VarId, usize>, machine: Machine) -> Function {
+    let mut e = Emitter::new(k);
+    let has_lines = lines::is_of_several(marks);
+    if has_lines {
+        e.marks.clone_from(marks);
+    }
+    e.w.place = e.marks.get(&VarId(0)).copied();
+    e.w.gpu = machine == Machine::Gpu;
+    // Gradients of attention have no register to spare for places that are told apart so.
+    e.w.linear = plan.hopper.is_none() || plan.held.row_loops.is_some() || !weighs(&plan.body);
+    let mut written = k.buffers.iter().filter(|b| b.access != ir::Access::Read).peekable();
+    let halves = written.peek().is_some() && written.all(|b| matches!(b.dtype, DType::BF16 | DType::F16));
+    let coarse = e.w.gpu && !has_steps(k);
+    e.w.narrow = coarse && halves;
+    if coarse && !halves {
+        e.coarse = only_for_halves(k);
+    }
+    e.simt = Some(Simt {
+        machine,
+        plan: plan.clone(),
+        team: Team::Block,
+        elem: None,
+        row: None,
+        copied: BTreeSet::new(),
+        copies: machine == Machine::Gpu && plan.rows.is_none() && has_chunks(k, &plan.body),
+        turn: Turn::default(),
+        since: Access::default(),
+        combined: false,
+        partial: Vec::new(),
+        at_once: None,
+        aligned_row: None,
+        passed: 0,
+    });
+    let (text, reductions) = e.threads(i);
+    Function { text, reductions, helpers: e.w.helpers, has_lines }
+}
+
+/// The module of some functions.
+pub(crate) fn functions_module(functions: &[&Function], machine: Machine) -> String {
+    let mut out = String::from(if functions.iter().any(|f| f.has_lines) { lines::HEAD } else { "" });
     out.push_str("module {\n");
     if machine == Machine::Gpu {
         out.push_str(
             "  llvm.mlir.global external @lode_shared() {addr_space = 3 : i32, alignment = 128 : i64} : !llvm.array<0 x i8>\n",
         );
     }
-    let (mut helpers, mut bytes) = (BTreeSet::new(), Vec::new());
-    for (i, (k, plan)) in kernels.iter().enumerate() {
-        let mut e = Emitter::new(k);
-        e.marks = places.of_kernels.get(i).filter(|marks| lines::is_of_several(marks)).cloned().unwrap_or_default();
-        e.w.place = e.marks.get(&VarId(0)).copied();
-        e.w.gpu = machine == Machine::Gpu;
-        // Gradients of attention have no register to spare for places that are told apart so.
-        e.w.linear = plan.hopper.is_none() || plan.held.row_loops.is_some() || !weighs(&plan.body);
-        let mut written = k.buffers.iter().filter(|b| b.access != ir::Access::Read).peekable();
-        let halves = written.peek().is_some() && written.all(|b| matches!(b.dtype, DType::BF16 | DType::F16));
-        let coarse = e.w.gpu && !has_steps(k);
-        e.w.narrow = coarse && halves;
-        if coarse && !halves {
-            e.coarse = only_for_halves(k);
-        }
-        let plan = plan.clone();
-        let (since, combined, passed) = (Access::default(), false, 0);
-        let copies = machine == Machine::Gpu && plan.rows.is_none() && has_chunks(k, &plan.body);
-        e.simt = Some(Simt {
-            machine,
-            plan,
-            team: Team::Block,
-            elem: None,
-            row: None,
-            copied: BTreeSet::new(),
-            copies,
-            turn: Turn::default(),
-            since,
-            combined,
-            partial: Vec::new(),
-            at_once: None,
-            aligned_row: None,
-            passed,
-        });
-        let (text, reductions) = e.threads(i);
-        out.push_str(&text);
-        bytes.push(reductions);
-        helpers.append(&mut e.w.helpers);
-    }
+    functions.iter().for_each(|f| out.push_str(&f.text));
+    let helpers: BTreeSet<Helper> = functions.iter().flat_map(|f| f.helpers.iter().copied()).collect();
     for helper in helpers {
         match (machine, helper) {
             (Machine::Gpu, Helper::Sin) => out.push_str(&trig::gpu_function("sin")),
@@ -268,7 +278,7 @@ pub(crate) fn block_module(kernels: &[(&Kernel, Plan)], places: &Places, machine
         }
     }
     out.push_str("}\n");
-    (out, bytes)
+    out
 }
 
 impl Emitter<'_> {

@@ -76,8 +76,9 @@ impl Places {
         }
         places
     }
-    /// The PTX of a marked text, whose lines it names, with those of the sources in their place. Files are numbered as they are met, kernels are in order.
-    pub fn write(&self, ptx: &str, marked: &str, files: &mut Vec<Arc<str>>) -> String {
+    /// The PTX of a marked text, whose lines it names, with those of the sources in their place. Files are numbered as they are met; `kernels` has the numbers of
+    /// those that are in the text, in its order.
+    pub fn write(&self, ptx: &str, marked: &str, kernels: &[usize], files: &mut Vec<Arc<str>>) -> String {
         if self.all.is_empty() {
             return ptx.to_string();
         }
@@ -95,7 +96,7 @@ impl Places {
             });
             let _ = writeln!(out, "\t.loc\t{} {line} {column}", number + 1);
         };
-        let (mut kernels, mut first, mut last) = (self.of_kernels.iter(), None, None);
+        let (mut kernels, mut first, mut last) = (kernels.iter().map(|i| &self.of_kernels[*i]), None, None);
         for line in ptx.lines() {
             let text = line.trim_start();
             if text.starts_with(".visible .entry") {
