@@ -132,6 +132,15 @@ fn llama_agrees_with_the_interpreter() {
 }
 
 #[test]
+fn a_llama_of_scaled_positions_agrees_with_the_interpreter() {
+    let small = "num_hidden_layers=1 vocab_size=32 hidden_size=32 intermediate_size=48 num_attention_heads=4 head_dim=8 original_max_position_embeddings=16";
+    for scaling in ["rope_type=yarn factor=4.0", "rope_type=yarn factor=4.0 attention_factor=0.9", "rope_type=llama3 factor=8.0"]
+    {
+        compare("llama", &format!("{small} {scaling}"), 1, 21, 32);
+    }
+}
+
+#[test]
 fn qwen3_moe_agrees_with_the_interpreter() {
     compare(
         "qwen3_moe",

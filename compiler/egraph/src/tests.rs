@@ -299,7 +299,6 @@ fn rules_of_attention_hold_for_every_domain() {
         "attend-of-projected-values",
         "attend-of-repeated-heads",
         "attend-of-scaled-query",
-        "attend-of-scaled-values",
         "map-of-attend",
         "scores-of-attend",
     ] {

@@ -21,8 +21,6 @@ pub fn rules() -> Vec<Rule> {
         rule("contract-of-mul-by-summed", "contract", contract_of_mul_by_summed),
         rule("contract-of-mul-by-constant", "contract", contract_of_mul_by_constant),
         rule("add-of-contracts", "map", add_of_contracts),
-        rule("add-of-contracts-of-shared-operand", "map", add_of_contracts_of_shared_operand),
-        rule("mul-of-mul-by-constant", "map", mul_of_mul_by_constant),
         directed("div-by-constant", Family::Algebra, Class::Exact, "map", div_by_constant),
     ]
 }
@@ -223,40 +221,6 @@ fn add_of_contracts(site: &Site) -> Vec<Term> {
         product.lhs.0 = concat(a[0], b[0], at(&spec.lhs));
         product.rhs.0 = concat(a[1], b[1], at(&spec.rhs));
         found.push(product.term());
-    }
-    found
-}
-
-// x·w + y·w = (x + y)·w: one product in place of two.
-fn add_of_contracts_of_shared_operand(site: &Site) -> Vec<Term> {
-    let mut found = Vec::new();
-    for (spec, a, b) in sums(site) {
-        for right in [false, true] {
-            let (own, shared) = (usize::from(right), usize::from(!right));
-            if site.same(a[shared], b[shared]) && site.ty_of(a[own]) == site.ty_of(b[own]) {
-                let mut product = Product::of(&spec, &a);
-                product.side(right).0 = Term::Op(Op::Map(MapFn::Add), vec![a[own].into(), b[own].into()]);
-                found.push(product.term());
-            }
-        }
-    }
-    found
-}
-
-// (x·c)·d = x·(c·d) for numbers c and d whose product the dtype holds.
-fn mul_of_mul_by_constant(site: &Site) -> Vec<Term> {
-    let Op::Map(MapFn::Mul) = site.op else { return Vec::new() };
-    if !site.ty.dtype.is_float() {
-        return Vec::new();
-    }
-    let mut found = Vec::new();
-    for (y, d) in [(site.children[0], site.children[1]), (site.children[1], site.children[0])] {
-        let Some(d) = site.egraph[d].data.splat else { continue };
-        for (x, c) in by_constant(site, y).into_iter().map(|(x, c)| (x, c * d.get())) {
-            if site.ty.dtype.round(c) == c && c.is_normal() {
-                found.push(Term::Op(Op::Map(MapFn::Mul), vec![x.into(), full(site.ty, c)]));
-            }
-        }
     }
     found
 }

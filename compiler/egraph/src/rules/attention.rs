@@ -21,7 +21,6 @@ pub fn rules() -> Vec<Rule> {
         rule("attend-of-projected-values", Reassociates, attend_of_projected_values),
         rule("attend-of-repeated-heads", Exact, attend_of_repeated_heads),
         rule("attend-of-scaled-query", Reassociates, attend_of_scaled_query),
-        rule("attend-of-scaled-values", Reassociates, attend_of_scaled_values),
     ]
 }
 
@@ -202,23 +201,4 @@ fn attend_of_scaled_query(site: &Site) -> Vec<Term> {
     let queries = by_constant(site, q).into_iter().map(|(x, c)| with(site, &scaled(c), x.into(), k.into(), v.into()));
     let keys = by_constant(site, k).into_iter().map(|(x, c)| with(site, &scaled(c), q.into(), x.into(), v.into()));
     queries.chain(keys).map(|t| Term::Result(result, t.into())).collect()
-}
-
-// Σₛ P·(c·v) = c·Σₛ P·v, and the normaliser does not know of v. Where queries are fewer than keys.
-fn attend_of_scaled_values(site: &Site) -> Vec<Term> {
-    let Some((a, result)) = attend(site) else { return Vec::new() };
-    let v = site.children[2];
-    let mut found = Vec::new();
-    for (x, c) in by_constant(site, v) {
-        let t = Term::Result(result, with(site, a, site.children[0].into(), site.children[1].into(), x.into()).into());
-        found.push(match result {
-            0 => {
-                let scalar = Term::Op(Op::Const(Scalar::new(c), site.ty.dtype), Vec::new());
-                let full = Term::of(Op::Broadcast { shape: site.ty.shape.clone(), axes: Vec::new() }, scalar);
-                Term::Op(Op::Map(MapFn::Mul), vec![t, full])
-            }
-            _ => t,
-        });
-    }
-    found
 }

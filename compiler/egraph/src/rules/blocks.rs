@@ -22,7 +22,6 @@ pub fn rules() -> Vec<Rule> {
         rule("slice-of-quantize", "slice", moved_before_quantize),
         rule("gather-of-dequantize", "gather", moved_before_dequantize),
         rule("slice-of-dequantize", "slice", moved_before_dequantize),
-        rule("transpose-of-dequantize", "transpose", moved_before_dequantize),
         rule("reshape-of-dequantize", "reshape", moved_before_dequantize),
         rule("concat-of-dequantize", "concat", concat_of_dequantize),
         rule("dequantize-of-moved", "dequantize", dequantize_of_moved),

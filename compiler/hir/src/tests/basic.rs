@@ -158,6 +158,66 @@ fn rope_rotates_as_the_published_code_does() {
     close("rope_interleaved", &got[1], &sides, BOUND);
 }
 
+/// Frequencies as `transformers.modeling_rope_utils` computes them (4.57): `_compute_yarn_parameters`, `_compute_llama3_parameters`, `_compute_linear_scaling_…`.
+#[test]
+fn frequencies_are_scaled_as_the_published_code_does() {
+    use std::f64::consts::PI;
+    let freq = |half: usize, theta: f64| (0..half).map(move |i| theta.powf(-(i as f64) / half as f64));
+    let yarn = |half: usize, theta: f64, factor: f64, original: f64, [fast, slow]: [f64; 2]| -> Vec<f64> {
+        let dim = 2.0 * half as f64;
+        let correction = |turns: f64| dim * (original / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln());
+        let (low, mut high) = (correction(fast).floor().max(0.0), correction(slow).ceil().min(dim - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        let of = |(i, f): (usize, f64)| {
+            let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+            f / factor * ramp + f * (1.0 - ramp)
+        };
+        freq(half, theta).enumerate().map(of).collect()
+    };
+    let llama3 = |half: usize, theta: f64, factor: f64, original: f64, [high, low]: [f64; 2]| -> Vec<f64> {
+        let of = |f: f64| {
+            let wavelength = 2.0 * PI / f;
+            if wavelength < original / high {
+                return f;
+            } else if wavelength > original / low {
+                return f / factor;
+            }
+            let smooth = (original / wavelength - low) / (high - low);
+            (1.0 - smooth) * f / factor + smooth * f
+        };
+        freq(half, theta).map(of).collect()
+    };
+    // DeepSeek-V3 and Qwen3 with 131,072 positions; a ramp of no width, and one that is cut; Llama 3.1 and 3.2.
+    let text = "use std.rope.{rope_freq, rope, rope_by, yarn_scale}\ndims T
+        model m(x: [1, T, 1, 8]) -> (f32[32], f32[64], f32[4], f32[8], f32[64], f32[32], f32[8], f32[1], [1, T, 1, 8], [1, T, 1, 8]) {
+          (rope_freq(32, kind: \"yarn\", factor: 40.0), rope_freq(64, theta: 1e6, kind: \"yarn\", factor: 4.0, original: 32768),
+            rope_freq(4, kind: \"yarn\", factor: 2.0, original: 64, fast: 1.0, slow: 1.0),
+            rope_freq(8, theta: 4.0, kind: \"yarn\", factor: 8.0, original: 512, fast: 100.0, slow: 1.0),
+            rope_freq(64, theta: 500000.0, kind: \"llama3\", factor: 8.0, original: 8192, fast: 4.0, slow: 1.0),
+            rope_freq(32, theta: 500000.0, kind: \"llama3\", factor: 32.0, original: 8192, fast: 4.0, slow: 1.0),
+            rope_freq(8, kind: \"linear\", factor: 2.5), full([1], yarn_scale(\"yarn\", 40.0) * yarn_scale(\"linear\", 40.0), f32),
+            rope(x), rope_by(x * yarn_scale(\"yarn\", 1.0), iota(T), rope_freq(4)))
+        }";
+    let got = eval(text, &[("x", Rng(3).tensor(&[1, 5, 1, 8]))]);
+    let linear: Vec<f64> = freq(8, 1e4).map(|f| f / 2.5).collect();
+    let want = [
+        ("yarn of DeepSeek-V3", yarn(32, 1e4, 40.0, 4096.0, [32.0, 1.0])),
+        ("yarn of Qwen3", yarn(64, 1e6, 4.0, 32768.0, [32.0, 1.0])),
+        ("a ramp of no width", yarn(4, 1e4, 2.0, 64.0, [1.0, 1.0])),
+        ("a ramp that is cut", yarn(8, 4.0, 8.0, 512.0, [100.0, 1.0])),
+        ("llama 3.1", llama3(64, 5e5, 8.0, 8192.0, [4.0, 1.0])),
+        ("llama 3.2", llama3(32, 5e5, 32.0, 8192.0, [4.0, 1.0])),
+        ("linear", linear),
+        ("the factor", vec![0.1 * 40f64.ln() + 1.0]),
+    ];
+    for ((what, want), got) in want.iter().zip(&got) {
+        close(what, got, want, BOUND);
+    }
+    assert_eq!(got[8].data, got[9].data);
+}
+
 #[test]
 fn adamw_takes_the_steps_of_the_algorithm() {
     let text = "use std.adamw\ndims N
