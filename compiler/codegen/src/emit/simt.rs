@@ -70,6 +70,8 @@ pub(super) struct Simt {
     at_once: Option<(Units, usize)>,
     /// Of a row that is read once: whether all memories begin aligned.
     aligned_row: Option<bool>,
+    /// Whether the teams of a warp do the same at once.
+    in_step: bool,
     /// Values that each warp passes to the others at once, at most.
     passed: usize,
 }
@@ -252,6 +254,7 @@ pub(crate) fn function(i: usize, (k, plan): (&Kernel, &Plan), marks: &BTreeMap<V
         partial: Vec::new(),
         at_once: None,
         aligned_row: None,
+        in_step: false,
         passed: 0,
     });
     let (text, reductions) = e.threads(i);
@@ -392,12 +395,21 @@ impl Emitter<'_> {
             self.w.line(&format!("%own_workspace = arith.muli %ctaid, {bytes} : i64"));
             self.w.line(&format!("%own = llvm.getelementptr %workspace[%own_workspace] : ({ty}, i64) -> {ty}, i8"));
         }
+        let warp = self.w.int(i64::from(plan.warp), "i64");
+        self.w.line(&format!("%lane = arith.remui %tid, {warp} : i64"));
+        self.w.line(&format!("%warp = arith.divui %tid, {warp} : i64"));
+        let mut shared = "%shared".to_string();
+        if plan.teams > 1 && plan.shared_bytes > 0 {
+            let (ty, bytes) = (self.simt().shared_pointer(), self.w.int((plan.shared_bytes / plan.teams as usize) as i64, "i64"));
+            let before = self.w.bin("muli", "%warp", &bytes, "i64");
+            shared = self.w.op(&format!("llvm.getelementptr %shared[{before}] : ({ty}, i64) -> {ty}, i8"));
+        }
         for (i, place) in plan.places.iter().enumerate() {
             let elems = self.w.int(k.scratch[i].elems.max(1) as i64, "i64");
             let (ty, element) = (self.simt().pointer_type(Mem::Scratch(i)), memory_type(k.scratch[i].dtype));
             let p = pointer(Mem::Scratch(i));
             match place {
-                Place::Shared(at) => self.w.line(&format!("{p} = llvm.getelementptr %shared[{at}] : ({ty}) -> {ty}, i8")),
+                Place::Shared(at) => self.w.line(&format!("{p} = llvm.getelementptr {shared}[{at}] : ({ty}) -> {ty}, i8")),
                 Place::Workspace(at) => self.w.line(&format!("{p} = llvm.getelementptr %own[{at}] : ({ty}) -> {ty}, i8")),
                 Place::Ring => {}
                 Place::Thread => {
@@ -430,9 +442,6 @@ impl Emitter<'_> {
         if plan.hopper.is_some() {
             self.rings_begin(plan.shared_bytes);
         }
-        let warp = self.w.int(i64::from(plan.warp), "i64");
-        self.w.line(&format!("%lane = arith.remui %tid, {warp} : i64"));
-        self.w.line(&format!("%warp = arith.divui %tid, {warp} : i64"));
     }
     /// Field `i` of what is passed at an address.
     fn field(&mut self, from: &str, i: usize, name: &str, ty: &str) {
@@ -527,10 +536,9 @@ impl Emitter<'_> {
         self.inside(|e| {
             let simt = e.simt_mut();
             simt.team = rows.team;
-            if rows.team == Team::Block {
-                simt.since.join(&scratch_only(Access::of(&rows.body)));
-                simt.combined = true;
-            }
+            // What scratch held for the last row may still be read.
+            simt.since.join(&scratch_only(Access::of(&rows.body)));
+            simt.combined |= rows.team == Team::Block;
             let mut rest = &rows.body[..];
             while let Some((s, after)) = rest.split_first() {
                 if e.simt().aligned_row.is_none()
@@ -749,7 +757,7 @@ impl Emitter<'_> {
     /// The lanes of the team that this thread is in, as bits.
     fn lane_mask(&mut self) -> String {
         match self.simt().team {
-            Team::Lanes(n) if n < self.simt().plan.warp => {
+            Team::Lanes(n) if n < self.simt().plan.warp && !self.simt().in_step => {
                 let (bits, others) = (self.w.int((1 << n) - 1, "i32"), self.w.int(!(i64::from(n) - 1), "i64"));
                 let first = self.w.bin("andi", "%lane", &others, "i64");
                 let first = self.w.convert("trunci", &first, "i64", "i32");
@@ -802,10 +810,11 @@ impl Emitter<'_> {
         reductions(body, &mut found);
         found.retain(|(v, _)| matches!(self.vars[v.0 as usize], Slot::Memory(_)));
         let turns = lo.known().zip(hi.known()).map(|(l, h)| h - l);
-        if self.simt().team != Team::Block || !found.is_empty() || !has_vector_loop(body) || turns.is_some_and(|n| n < 2) {
+        let (warp, threads) = (i64::from(self.simt().plan.warp), i64::from(self.simt().size()));
+        let is_team = threads >= warp && self.simt().team != Team::Thread;
+        if !is_team || !found.is_empty() || !has_vector_loop(body) || turns.is_some_and(|n| n < 2) {
             return None;
         }
-        let (warp, threads) = (i64::from(self.simt().plan.warp), i64::from(self.simt().plan.threads));
         // A lane has eight turns of the inner loops, or fewer where threads would have nothing to do.
         let inner = widest(body).map_or(warp, |n| n / 8);
         let spare = turns.map_or(2, |n| threads / n);
@@ -815,19 +824,24 @@ impl Emitter<'_> {
     /// A vector loop whose turns are dealt out to groups of lanes.
     fn rows_of_block(&mut self, var: VarId, [lo, hi]: [&Expr; 2], lanes: u32, body: &[Stmt]) {
         self.natural[var.0 as usize] = self.not_negative(lo);
+        let turns = lo.known().zip(hi.known()).map(|(l, h)| h - l);
+        let in_step = turns.is_some_and(|n| n % i64::from(self.simt().size() / lanes) == 0) && runs_in_step(body);
         let (lo, hi) = (self.expr(lo), self.expr(hi));
-        let [size, step] = [lanes, self.simt().plan.threads / lanes].map(|n| self.w.int(i64::from(n), "i64"));
-        let rank = self.w.bin("divui", "%tid", &size, "i64");
+        let (team, of_team) = (self.simt().team, self.rank());
+        let [size, step] = [lanes, self.simt().size() / lanes].map(|n| self.w.int(i64::from(n), "i64"));
+        let rank = self.w.bin("divui", &of_team, &size, "i64");
         let first = self.w.bin("addi", &lo, &rank, "i64");
         let i = self.w.fresh();
         self.vars[var.0 as usize] = Slot::Value(i.clone());
         // Turns touch elements of their own, so a group only waits for what its own turn does.
         let since = std::mem::take(&mut self.simt_mut().since);
         self.simt_mut().team = Team::Lanes(lanes);
+        self.simt_mut().in_step = in_step;
         self.w.line(&format!("scf.for {i} = {first} to {hi} step {step} : i64 {{"));
         self.inside(|e| e.stmts(body, LoopKind::Serial));
         self.w.line("}");
-        self.simt_mut().team = Team::Block;
+        self.simt_mut().team = team;
+        self.simt_mut().in_step = false;
         self.simt_mut().since = since;
     }
     fn spread(&mut self, var: VarId, lo: &Expr, hi: &Expr, body: &[Stmt]) {
@@ -1222,7 +1236,8 @@ impl Emitter<'_> {
             let (ty, p) = (self.type_of(*v), self.place(*v));
             let mut value = self.load(&p, ty);
             match self.lane_reduction(*f, ty) {
-                Some(name) if lanes > 1 => {
+                // A reduction of all lanes is one instruction; of a few that are not all, one for each such few.
+                Some(name) if 4 * lanes > warp && lanes > 1 => {
                     let mask = self.lane_mask();
                     value = self
                         .w
@@ -1379,6 +1394,15 @@ fn loads_ahead<'b>(k: &Kernel, body: &'b [Stmt]) -> (Vec<&'b Stmt>, Vec<&'b Stmt
             later.insert(*v);
         }
         ahead
+    })
+}
+
+/// Whether a body does the same whichever turn it is.
+fn runs_in_step(body: &[Stmt]) -> bool {
+    body.iter().all(|s| match s {
+        Stmt::For { lo, hi, body, .. } => lo.known().is_some() && hi.known().is_some() && runs_in_step(body),
+        Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } => true,
+        Stmt::While { .. } | Stmt::If { .. } | Stmt::Dot(_) | Stmt::Copy(_) => false,
     })
 }
 

@@ -97,8 +97,10 @@ pub(crate) struct Plan {
     pub rows: Option<Rows>,
     /// Where each scratch memory is.
     pub places: Vec<Place>,
-    /// # Units: bytes.
+    /// Of a block, for all of its teams. # Units: bytes.
     pub shared_bytes: usize,
+    /// Teams of a block that have scratch in shared memory, each its own: warps that have rows.
+    pub teams: u32,
     /// Of each block. # Units: bytes.
     pub workspace_bytes: usize,
     /// The number of blocks that have something to do.
@@ -167,8 +169,6 @@ impl Plan {
             Some(Team::Thread) => most,
             Some(Team::Lanes(_)) => least,
             Some(Team::Block) if let Some(n) = rows.as_ref().and_then(|r| threads_of_row(k, &r.body, limits)) => n,
-            // What a row keeps is little: a warp waits for nobody, and there is room for many.
-            Some(Team::Block) if widest <= MOST_OF_WARP * i64::from(limits.warp) && !has_products(&rows) => limits.warp,
             Some(Team::Block) | None => (widest.clamp(1, i64::from(most)) as u32).next_power_of_two().clamp(least, most),
         };
         let own = rows.as_ref().filter(|r| r.team == Team::Thread).map(|r| Access::of(&r.body).written);
@@ -190,7 +190,13 @@ impl Plan {
         };
         let threads = hopper.as_ref().map_or(threads, |h| h.consumers * hopper::GROUP);
         let own = own.unwrap_or_default();
-        let (mut places, mut shared_bytes, mut workspace_bytes) = place(k, &own, &held, hopper.as_ref(), limits.shared_bytes);
+        // Warps that have rows have scratch of their own.
+        let teams = match rows.as_ref().map(|r| r.team) {
+            Some(Team::Lanes(_)) => threads / limits.warp,
+            Some(Team::Block | Team::Thread) | None => 1,
+        };
+        let room = limits.shared_bytes / teams as usize;
+        let (mut places, mut shared_bytes, mut workspace_bytes) = place(k, &own, &held, hopper.as_ref(), room);
         let is_tensor = |places: &[Place], by_rows: bool| {
             let shared = |m: &Matrix| matches!(places[m.scratch], Place::Shared(_));
             let fits = |t: &Tiled| {
@@ -230,7 +236,8 @@ impl Plan {
             body,
             rows,
             places,
-            shared_bytes,
+            shared_bytes: shared_bytes.next_multiple_of(ALIGN) * teams as usize,
+            teams,
             workspace_bytes,
             grid,
             blocks,
@@ -288,12 +295,16 @@ fn whole_range(k: &Kernel) -> Option<(Expr, Vec<VarId>)> {
     (!used).then_some((count.clone(), dropped))
 }
 
-/// Whether rows have products or copies of rectangles.
-fn has_products(rows: &Option<Rows>) -> bool {
-    fn has(body: &[Stmt]) -> bool {
-        body.iter().any(|s| matches!(s, Stmt::Dot(_) | Stmt::Copy(_)) || s.lists().into_iter().any(has))
-    }
-    rows.as_ref().is_some_and(|r| has(&r.body))
+/// Whether there are products or copies of rectangles.
+fn has_products(body: &[Stmt]) -> bool {
+    body.iter().any(|s| matches!(s, Stmt::Dot(_) | Stmt::Copy(_)) || s.lists().into_iter().any(has_products))
+}
+
+/// Whether there is room for the scratch of each of a block's warps.
+fn keeps_little(k: &Kernel, limits: Limits) -> bool {
+    let bytes = |s: &ir::Scratch| (s.elems.max(1) * s.dtype.bytes()).next_multiple_of(ALIGN);
+    let warps = (limits.threads.0 / limits.warp) as usize;
+    k.scratch.iter().map(bytes).sum::<usize>() * warps <= limits.shared_bytes
 }
 
 /// The threads of a block that reads a row once.
@@ -316,6 +327,10 @@ fn row_team(k: &Kernel, row: &[Stmt], limits: Limits) -> Team {
     let scratch = Access::of(row).written.iter().any(|m| matches!(m, Mem::Scratch(_)));
     match widest {
         Some(n) if n <= 1 => Team::Thread,
+        // What a row keeps is little: a warp waits for nobody, and there is room for many.
+        Some(n) if scratch && n <= MOST_OF_WARP * i64::from(warp) && !has_products(row) && keeps_little(k, limits) => {
+            Team::Lanes(warp)
+        }
         _ if scratch => Team::Block,
         Some(n) if n > LARGE_ROW => Team::Block,
         // What is too much for the lanes of a warp to keep in registers a block can.

@@ -91,7 +91,9 @@ impl Rows<'_> {
         if !self.is_row(class) && !shared {
             return false;
         }
-        if !self.site.egraph[class].data.whole_arg {
+        // A product has a kernel of its own, whatever else it is equal to.
+        let is_product = self.site.defs(class).any(|(op, _)| matches!(*op, Op::Contract(_)));
+        if !self.site.egraph[class].data.whole_arg && !is_product {
             self.open.insert(class);
             for (op, of) in self.site.defs(class) {
                 let before = (self.order.len(), self.num_ops);

@@ -156,11 +156,13 @@ pub fn rows(r: &Rows, operands: &[StridedView], many: bool) -> Kernel {
         let v = Value { node: id, index: 0 };
         let elems: i64 = r.rest(v).iter().product();
         let dtype = compute_dtype(node.types[0].dtype);
-        let best = if let Op::TopK(_) = node.op { compute_dtype(func.ty(node.inputs[0]).dtype) } else { dtype };
         let of_value = b.scratch(&format!("v{}", id.0), dtype, elems);
-        // Beside places, what is there.
-        let listed = matches!(node.op, Op::TopK(_)) && !many;
-        let beside = if listed { b.scratch(&format!("b{}", id.0), best, elems) } else { of_value };
+        // Beside places, what is there; or of all that is chosen from its key in their order.
+        let beside = match &node.op {
+            Op::TopK(_) if many => b.scratch(&format!("k{}", id.0), DType::I32, r.rest(node.inputs[0]).iter().product()),
+            Op::TopK(_) => b.scratch(&format!("b{}", id.0), compute_dtype(func.ty(node.inputs[0]).dtype), elems),
+            _ => of_value,
+        };
         scratch.insert(v, [of_value, beside]);
     }
     let count = b.dim(&r.rows);
@@ -229,11 +231,18 @@ impl Walk<'_> {
                 let n = *self.r.rest(operand).last().expect("a row to choose from");
                 let outer = &shape[..shape.len() - 1];
                 if self.many {
-                    b.range(Expr::int(outer.iter().product()), |b, o| {
-                        let at = unflatten(b, &o, outer);
+                    let (rows, all) = (outer.iter().product::<i64>(), self.r.rest(operand));
+                    b.each(Expr::int(rows * n), |b, e| {
+                        let at = unflatten(b, &e, &all);
+                        let value = self.read(b, operand, &at);
+                        b.store(beside, e, value.order());
+                    });
+                    // Rows that are several are shared out among the lanes.
+                    let kind = if rows > 1 { LoopKind::Vector } else { LoopKind::Serial };
+                    b.for_(Expr::int(0), Expr::int(rows), kind, |b, o| {
+                        let keys = b.bind(o.clone() * Expr::int(n));
                         let base = b.bind(o * Expr::int(*k));
-                        let load = |b: &mut Build, i: Expr| self.read(b, operand, &[at.clone(), vec![i]].concat());
-                        gpu_topk::choose(b, &Expr::int(n), *k, load, |b, j, index| b.store(mem, base + j, index));
+                        gpu_topk::choose_by_key(b, (beside, keys), n, *k, |b, j, index| b.store(mem, base + j, index));
                     });
                     self.done[id.0 as usize] = true;
                     return;

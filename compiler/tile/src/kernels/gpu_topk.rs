@@ -8,7 +8,7 @@ use super::{
     build::{Build, eq},
     host_topk::TopK,
 };
-use crate::ir::{Expr, Kernel, compute_dtype};
+use crate::ir::{Expr, Kernel, Mem, compute_dtype};
 use base::{DType, Dim};
 use graph::op::{MapFn, ReduceFn};
 
@@ -73,5 +73,24 @@ pub fn choose(
         store(b, j, Expr::select(Expr::lt(none, best.clone()), found.clone(), Build::f(DType::I32, -1.0)));
         b.assign(before, best);
         b.assign(last, found);
+    });
+}
+
+/// The same of n numbers in scratch by their keys, integers in the order of all, from a place on: what is taken has the least key of all then.
+pub fn choose_by_key(b: &mut Build, (keys, first): (Mem, Expr), n: i64, k: i64, store: impl FnOnce(&mut Build, Expr, Expr)) {
+    let none = b.bind(Build::f(DType::F32, f64::NEG_INFINITY).order());
+    b.range(Expr::int(k), |b, j| {
+        let (best, found) = (b.var(DType::I32, none.clone()), b.var(DType::I32, Build::f(DType::I32, n as f64)));
+        b.each(Expr::int(n), |b, i| b.accumulate(best, ReduceFn::Max, Expr::load(keys, first.clone() + i)));
+        let best = b.now(best);
+        b.each(Expr::int(n), |b, i| {
+            let is_best = eq(Expr::load(keys, first.clone() + i.clone()), best.clone());
+            b.accumulate(found, ReduceFn::Min, Expr::select(is_best, i.cast(DType::I32), Build::f(DType::I32, n as f64)));
+        });
+        let found = b.now(found);
+        store(b, j, Expr::select(Expr::lt(none, best.clone()), found.clone(), Build::f(DType::I32, -1.0)));
+        // Where none is left, there is none to take.
+        let taken = b.bind(Expr::minimum(found.cast(DType::I64), Expr::int(n - 1)));
+        b.store(keys, first.clone() + taken, Build::f(DType::I32, f64::from(i32::MIN)));
     });
 }

@@ -1,6 +1,7 @@
 //! Top-k, running sums, routing, gather and scatter.
 
 use super::{Random, assert_near, i32s, oracle, results};
+use crate::fused::{Rows as OfRows, fuse_rows};
 use crate::ir::Kernel;
 use crate::kernels::{
     gpu_route::{self, gpu_route},
@@ -15,8 +16,13 @@ use crate::kernels::{
     host_scatter_add::{self, host_scatter_add},
     host_topk::{self, TopK, host_topk},
 };
-use base::{DType, Dim, DimEnv};
-use graph::{Op, interp::Tensor};
+use crate::view::StridedView;
+use base::{DType, Dim, DimEnv, TensorType};
+use graph::{
+    Func, Op, Role, Value,
+    interp::Tensor,
+    op::{Form, Fused},
+};
 use std::sync::Arc;
 
 const NAN: f64 = f64::NAN;
@@ -35,6 +41,19 @@ fn check(op: &Op, args: &[Tensor], dims: &[(&str, i64)], kernels: impl IntoItera
     }
 }
 
+/// A choice of so many rows at once by keys, as regions of rows have it; of symbol `R` such.
+fn of_rows(dtype: DType, [together, n]: [i64; 2], k: i64) -> Kernel {
+    let mut body = Func::new("body");
+    let shape = [Dim::sym("R"), Dim::from(together), Dim::from(n)];
+    let x = body.arg("x", Role::Inner, TensorType::new(dtype, shape.clone()));
+    let node = body.add(Op::TopK(k), &[x], None).expect("it fits");
+    body.output("y", Role::Inner, Value { node, index: 0 });
+    let at = library::View { buffer: 0, offset: Dim::from(0), turn: Vec::new() };
+    let region = Fused { form: Form::Rows, body };
+    let rows = OfRows::of(&region).filter(|r| r.is_for_many()).expect("a warp can");
+    fuse_rows(&rows, &[StridedView::contiguous(at, &shape)], true)
+}
+
 #[track_caller]
 fn check_topk(x: Tensor, k: i64) {
     let n = x.shape[x.shape.len() - 1];
@@ -43,6 +62,10 @@ fn check_topk(x: Tensor, k: i64) {
     let kernels = host_topk::Tiling::LEGAL.map(|t| host_topk(&p, t)).into_iter();
     let kernels = kernels.chain(is_ordered(x.dtype).then(|| [gpu_topk(&p), gpu_topk_long(&p, false)]).into_iter().flatten());
     check(&Op::TopK(k), std::slice::from_ref(&x), &[("R", rows), ("N", n)], kernels, 0.0);
+    for together in [1, 2, 5].into_iter().filter(|t| rows % t == 0 && (1..=512).contains(&(t * n)) && is_ordered(x.dtype)) {
+        let kernel = of_rows(x.dtype, [together, n], k);
+        check(&Op::TopK(k), std::slice::from_ref(&x), &[("R", rows / together)], [kernel], 0.0);
+    }
     if gpu_topk_parts::takes(&p) {
         let dims = [("R", rows), ("N", n)].into_iter().map(|(n, x)| (n.into(), x)).collect();
         let [of_parts, join] = gpu_topk_parts::gpu_topk_parts(&p);
