@@ -10,7 +10,7 @@ mod sums;
 
 pub use rows::{Rows, rows as fuse_rows};
 pub use select::{
-    Select, candidates, scores_many as fuse_scores_many, select as fuse_select, select_many as fuse_select_many,
+    Joined, Select, candidates, joins, scores_many as fuse_scores_many, select as fuse_select, select_many as fuse_select_many,
     select_parts as fuse_select_parts,
 };
 pub use sums::{fuse_parts, num_parts};

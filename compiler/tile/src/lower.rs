@@ -8,7 +8,7 @@
 use crate::{
     cost,
     fused::{
-        Fused, Rows, Scene, Select, candidates, fuse, fuse_joined, fuse_many, fuse_parts, fuse_rows, fuse_scores_many,
+        Fused, Joined, Rows, Scene, Select, candidates, fuse, fuse_joined, fuse_many, fuse_parts, fuse_rows, fuse_scores_many,
         fuse_select, fuse_select_many, fuse_select_parts, num_parts,
     },
     gemm::gemm,
@@ -240,6 +240,10 @@ struct Body<'f> {
     steps: Vec<Step>,
     /// Attentions of which there are only parts, o and lse and how many: what reads them joins them.
     in_parts: BTreeMap<Value, ([View; 2], Dim)>,
+    /// The sums of an attention's scores of which there are only parts, and how many: the choices that read them join them. Their place is that of the first part.
+    sums_in_parts: BTreeMap<Value, Dim>,
+    /// Those of them that are still to be launched, by what joins them, in one launch with its own.
+    waiting: BTreeMap<Value, attends::Waiting>,
     /// Copies that have to wait for the end of the body.
     late: Vec<Step>,
     depth: usize,
@@ -322,6 +326,8 @@ impl Lowerer<'_> {
             last_read,
             absorbed: BTreeSet::new(),
             in_parts: BTreeMap::new(),
+            sums_in_parts: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             steps: Vec::new(),
             late: Vec::new(),
             depth,
@@ -606,7 +612,13 @@ impl Lowerer<'_> {
     ) {
         let p = choice(select);
         let [values, places] = gpu_topk_parts::memories(&p, part).map(|ty| self.alloc(&ty, false, b.depth));
-        let fused = fuse_select_parts(select, operands, &values, &places).expect("it was asked before");
+        let joined = |(arg, v): (usize, &Value)| {
+            let v = below(b.func, *v);
+            let (count, stride) = (b.sums_in_parts.get(&v)?.clone(), b.func.ty(v).elems());
+            Some(Joined { arg, count, stride })
+        };
+        let joined: Vec<Joined> = node.inputs.iter().enumerate().filter_map(joined).collect();
+        let fused = fuse_select_parts(select, operands, [&values, &places], &joined).expect("it was asked before");
         let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
         let step = self.launch_fused(fused, node.origin, cost::work(&node.op, &types, &node.types));
         b.steps.push(step);
@@ -1113,6 +1125,14 @@ impl Lowerer<'_> {
         }
         Step::Launch { kernel: index, buffers, dims, grid, work }
     }
+}
+
+/// What a value is a view of.
+fn below(func: &Func, mut v: Value) -> Value {
+    while is_layout(&func.def(v).op) {
+        v = func.def(v).inputs[0];
+    }
+    v
 }
 
 /// Whether an attention's operand is no list, or one that has nothing twice.

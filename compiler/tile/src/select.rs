@@ -4,8 +4,8 @@ use crate::{
     ir::Kernel,
     kernels::{
         domain::Problem,
-        gpu_attend, gpu_attend_by_block, gpu_attend_grad, gpu_attend_union, gpu_route, gpu_scatter_add, gpu_scatter_few,
-        gpu_scatter_sorted, gpu_topk, gpu_topk_long, gpu_topk_parts, host_attend, host_attend_grad,
+        gpu_attend, gpu_attend_by_block, gpu_attend_grad, gpu_attend_parts, gpu_attend_union, gpu_route, gpu_scatter_add,
+        gpu_scatter_few, gpu_scatter_sorted, gpu_topk, gpu_topk_long, gpu_topk_parts, host_attend, host_attend_grad,
         host_cumsum::{self, Cumsum},
         host_gather::Rows,
         host_route::{self, Route},
@@ -121,12 +121,16 @@ fn attend(p: &Problem, tiling: gpu_attend::Tiling) -> Work {
     let results = [0, 1].map(Place::Result);
     let dtypes = vec![p.dtype, p.sum_dtype()];
     let (mut launches, mut asides) = (Vec::new(), Vec::new());
-    if let Some(parts) = &gpu_attend::num_parts(p, tiling) {
+    if let Some(parts) = &gpu_attend_parts::num_parts(p, tiling) {
         let [.., o, lse] = p.elems().map(|n| TensorType::new(p.sum_dtype(), vec![n * parts.clone()]));
         let [of_o, of_lse] = [0, 1].map(Place::Aside);
         let places = given.into_iter().chain([of_o, of_lse]).collect();
-        launches.push((gpu_attend::gpu_attend_part(p, tiling, parts), places, None));
-        launches.push((gpu_attend::gpu_attend_merge(p, parts, true), [vec![of_o, of_lse], results.to_vec()].concat(), None));
+        launches.push((gpu_attend_parts::gpu_attend_part(p, tiling, parts), places, None));
+        launches.push((
+            gpu_attend_parts::gpu_attend_merge(p, parts, true),
+            [vec![of_o, of_lse], results.to_vec()].concat(),
+            None,
+        ));
         return Work { problem: String::new(), launches, asides: vec![o, lse], dtypes };
     }
     if let Some(lists) = gpu_attend_union::lists(p, tiling) {

@@ -13,10 +13,11 @@
 mod host;
 mod many;
 mod parts;
+mod rows;
 
 pub use host::select;
 pub use many::{scores_many, select_many};
-pub use parts::{candidates, select_parts};
+pub use parts::{Joined, candidates, joins, select_parts};
 
 use super::{Fused, Fuser, Scene, Scope, combine, neutral};
 use crate::{

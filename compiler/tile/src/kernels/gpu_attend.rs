@@ -184,7 +184,7 @@ pub struct Ending<'a> {
 
 impl Ending<'_> {
     /// The buffers that it reads.
-    fn read(&self, b: &mut Build) -> Vec<Mem> {
+    pub(super) fn read(&self, b: &mut Build) -> Vec<Mem> {
         let operands = self.operands.iter().enumerate();
         operands.map(|(i, (dtype, elems))| b.read(&format!("z{i}"), *dtype, elems.clone())).collect()
     }
@@ -192,233 +192,158 @@ impl Ending<'_> {
 
 /// The kernel.
 pub fn gpu_attend(p: &Problem, t: Tiling) -> Kernel {
-    attend(p, t, None, None, false)
+    attend(&[Job { p, parts: None, ending: None, scores: false }], t)
 }
 
 /// The same with a map of the result.
 pub fn gpu_attend_map(p: &Problem, t: Tiling, ending: &Ending) -> Kernel {
-    attend(p, t, None, Some(ending), false)
+    attend(&[Job { p, parts: None, ending: Some(ending), scores: false }], t)
 }
 
-/// Blocks that there should be where queries are few: two for each of the two that a processor of a large GPU has at a time.
-const BLOCKS: i64 = 528;
-/// Parts of keys, at most.
-const MAX_PARTS: i64 = 32;
-
-/// Into how many parts the keys that a tile sees are divided where queries are few, so that a batch of one keeps a device busy and one of many stores little aside:
-/// [`gpu_attend_part`] gives what each part has, [`gpu_attend_merge`] joins them in order. None where they are not divided, whatever the batch.
-pub fn num_parts(p: &Problem, t: Tiling) -> Option<Dim> {
-    let few = p.t.known().filter(|n| *n <= t.queries() && (!has_lists(&p.domain) || Blocks::of(p, t).is_some()));
-    let bounded = most_keys(&p.domain, p, few?).map(|n| n.div_euclid(t.keys));
-    let most = bounded.or(p.s.known().map(|s| s / (4 * t.keys))).unwrap_or(MAX_PARTS).clamp(1, MAX_PARTS);
-    let one = Dim::from(1);
-    let alone = (p.b.clone() * Dim::from(p.h / t.heads)).maximum(&one);
-    let parts = Dim::from(BLOCKS).floor_div(&alone).minimum(&Dim::from(most)).maximum(&one);
-    (most > 1 && !parts.is(1)).then_some(parts)
+/// One attention of a kernel.
+pub(super) struct Job<'a> {
+    pub p: &'a Problem,
+    /// Into how many parts its keys are divided, if they are.
+    pub parts: Option<&'a Dim>,
+    pub ending: Option<&'a Ending<'a>>,
+    /// Whether scores are stored as they were multiplied.
+    pub scores: bool,
 }
 
-/// How many keys so many queries, the last ones, see at most, if the domain bounds that whatever there are.
-fn most_keys(d: &Domain, p: &Problem, queries: i64) -> Option<i64> {
-    let of = |d: &Domain| most_keys(d, p, queries);
-    match d {
-        Domain::Window(w) => Some(w + queries - 1),
-        Domain::Prefix(n) => Some(*n),
-        Domain::Blocks { idx, size } => p.operands[*idx].shape[3].known().map(|n| n * size * queries),
-        Domain::Tokens(idx) => p.operands[*idx].shape[3].known().map(|n| n * queries),
-        Domain::And(x, y) => [of(x), of(y)].into_iter().flatten().min(),
-        Domain::Or(x, y) => Some(of(x)? + of(y)?),
-        Domain::Full
-        | Domain::Causal
-        | Domain::EndsBefore { .. }
-        | Domain::EndsAt(_)
-        | Domain::Segments(..)
-        | Domain::Groups { .. } => None,
-    }
-}
-
-/// What each part of the keys gives: o and lse in the accumulator's dtype, of each part, −∞ where a row sees no key of it.
-///
-/// # Shapes
-/// o [parts, b, t, h, dv], lse [parts, b, t, h].
-///
-/// # Source: Dao et al., Flash-Decoding for long-context inference, 2023.
-pub fn gpu_attend_part(p: &Problem, t: Tiling, parts: &Dim) -> Kernel {
-    attend(p, t, Some(parts), None, false)
-}
-
-/// The same, and the scores as they were multiplied: of the whole domain alone, each key of which is in a part.
-///
-/// # Shapes
-/// scores, behind o and lse: [b, t, h, s].
-pub fn gpu_attend_part_scores(p: &Problem, t: Tiling, parts: &Dim) -> Kernel {
-    debug_assert!(p.domain == Domain::Full, "{:?} skips keys", p.domain);
-    attend(p, t, Some(parts), None, true)
-}
-
-/// Parts as one: buffers o and lse of parts, then o if that is kept, and lse. Each row takes its parts in order.
-pub fn gpu_attend_merge(p: &Problem, parts: &Dim, keeps: bool) -> Kernel {
-    merge(p, std::slice::from_ref(parts), keeps, None)
-}
-
-/// The same with a map of the result, which may read the results of other attentions of these extents that are in parts too: buffers o and lse of the parts of each, of
-/// this first, what the map reads, then o if that is kept, lse, and the map's result. The [`Element`] has a product for each attention.
-pub fn gpu_attend_merge_map(p: &Problem, parts: &[Dim], ending: &Ending) -> Kernel {
-    merge(p, parts, ending.keeps, Some(ending))
-}
-
-/// The parts of an attention, and of the block's row what each of them weighs.
-struct Parts {
-    o: Mem,
+/// The buffers of a job but for queries, and what of them it maps.
+struct Buffers<'a> {
+    k: Mem,
+    v: Mem,
+    operands: Vec<Mem>,
+    union: Option<Union>,
+    o: Option<Mem>,
     lse: Mem,
-    weights: Mem,
-    own: Mem,
-    count: Expr,
-    dtype: DType,
+    mapped: Option<(&'a Ending<'a>, Vec<Mem>, Mem)>,
+    scores: Option<Mem>,
 }
 
-impl Parts {
-    /// Weighs the parts of a row; its lse.
-    fn weigh(&self, b: &mut Build, rows: &Expr, row: &Expr) -> Expr {
-        let (f, count, own) = (|x: f64| Build::f(self.dtype, x), self.count.clone(), self.own);
-        b.each(count.clone(), |b, i| b.store(own, i.clone(), Expr::load(self.lse, i * rows.clone() + row.clone())));
-        let largest = b.reduce(ReduceFn::Max, f(f64::NEG_INFINITY), count.clone(), |_, i| Expr::load(own, i));
-        let none = b.bind(eq(Expr::Var(largest), f(f64::NEG_INFINITY)));
-        let largest = b.bind(Expr::select(none.clone(), f(0.0), Expr::Var(largest)));
-        let of_part = |i: Expr| exp(Expr::load(own, i) - largest.clone());
-        let total = b.reduce(ReduceFn::Sum, f(0.0), count.clone(), |_, i| of_part(i));
-        let total = b.bind(Expr::select(none.clone(), f(1.0), Expr::Var(total)));
-        b.each(count, |b, i| b.store(self.weights, i.clone(), div(of_part(i), total.clone())));
-        b.bind(Expr::select(none, f(0.0), largest + Expr::map1(MapFn::Log, total)))
+impl<'a> Job<'a> {
+    /// What each result is a multiple of.
+    fn count(&self) -> Dim {
+        self.parts.cloned().unwrap_or(Dim::from(1))
     }
-    /// Column `c` of `dv`.
-    fn column(&self, b: &mut Build, rows: &Expr, row: &Expr, (dv, c): (&Expr, &Expr)) -> Expr {
-        let acc = b.var(self.dtype, Build::f(self.dtype, 0.0));
-        let load = |b: &mut Build, i: Expr| {
-            let at = (i.clone() * rows.clone() + row.clone()) * dv.clone() + c.clone();
-            (b.bind(Expr::load(self.o, at)), i)
+    /// Blocks of a part.
+    fn of_part(&self, t: Tiling) -> Dim {
+        self.p.t.ceil_div(&Dim::from(t.queries())) * self.p.b.clone() * Dim::from(self.p.h / t.heads)
+    }
+    fn read(&self, b: &mut Build, t: Tiling) -> (Mem, Mem, Vec<Mem>, Option<Union>, Vec<Mem>) {
+        let p = self.p;
+        let [_, k, v, ..] = p.elems();
+        let [k, v] = [("k", k), ("v", v)].map(|(name, n)| b.read(name, p.dtype, n));
+        let operands = p.operands.iter().enumerate().map(|(i, t)| b.read(&format!("d{i}"), t.dtype, t.elems())).collect();
+        let union = Union::new(p, t).map(|u| u.read(b, p));
+        (k, v, operands, union, self.ending.map_or(Vec::new(), |e| e.read(b)))
+    }
+    fn write(&self, b: &mut Build, (k, v, operands, union, read): (Mem, Mem, Vec<Mem>, Option<Union>, Vec<Mem>)) -> Buffers<'a> {
+        let p = self.p;
+        let [.., o, lse] = p.elems().map(|n| n * self.count());
+        let stored = if self.parts.is_some() { p.sum_dtype() } else { p.dtype };
+        let keeps = self.ending.is_none_or(|e| e.keeps);
+        Buffers {
+            k,
+            v,
+            operands,
+            union,
+            o: keeps.then(|| b.write("o", stored, o.clone())),
+            lse: b.write("lse", p.sum_dtype(), lse),
+            mapped: self.ending.map(|e| (e, read, b.write("y", e.dtype, o))),
+            scores: self.scores.then(|| b.write("s", p.sum_dtype(), p.scores())),
+        }
+    }
+    /// What the block of this number does.
+    fn program(&self, b: &mut Build, t: Tiling, scratch: Scratch, (q, buffers): (Mem, Buffers), block: Expr) {
+        let p = self.p;
+        let q = Heads::new(b, q, &p.b, &p.t, p.h, p.dk);
+        let k = Heads::new(b, buffers.k, &p.b, &p.s, p.g, p.dk);
+        let v = Heads::new(b, buffers.v, &p.b, &p.s, p.g, p.dv);
+        let batches = p.b.clone() * self.count();
+        let of_result = |b: &mut Build, mem: Mem| Heads::new(b, mem, &batches, &p.t, p.h, p.dv);
+        let o = buffers.o.map(|mem| of_result(b, mem));
+        let mapped = buffers.mapped.map(|(e, read, mem)| (e, read, of_result(b, mem)));
+
+        let (part, block) = if self.parts.is_some() {
+            let n = b.dim(&self.of_part(t));
+            (b.bind(Expr::floor_div(block.clone(), n.clone())), b.bind(Expr::rem(block, n)))
+        } else {
+            (Expr::int(0), block)
         };
-        b.at_once([Expr::int(0), self.count.clone()], LOADED, load, |b, (x, i)| {
-            b.assign(acc, Expr::Var(acc) + x * Expr::load(self.weights, i));
+        let place = match has_lists(&p.domain) && Blocks::of(p, t).is_none() {
+            true => Place::of_lists(b, p, t),
+            false => Place::of_ranges(b, p, t, block),
+        };
+        let Place { batch, head, group, first } = place;
+        // Whose result it is.
+        let own = if self.parts.is_some() { b.dim(&p.b) * part.clone() + batch.clone() } else { batch.clone() };
+        let own = b.bind(own);
+        let (queries, keys) = (b.dim(&p.t), b.dim(&p.s));
+        let operands = buffers.operands;
+        let scene = Scene { problem: p, operands, t: queries, s: keys, batch: batch.clone(), group: group.clone() };
+        let tokens = Tokens::of(p, t).map(|tokens| tokens.read(b, &scene, &first));
+        let listed = Blocks::of(p, t).map(|x| x.read(b, &scene));
+        let which =
+            buffers.union.map(Rows::Union).or(tokens.map(Rows::Tokens)).or(listed.map(Rows::Blocks)).unwrap_or(Rows::Neighbours);
+        let stored = buffers.scores.map(|mem| (mem, head.clone()));
+        let a = Attend { stored, ..Attend::new(&scene, t, first, which, scratch) };
+
+        q.copy_heads(b, a.q, [t.rows, t.heads], [&batch, &head, &a.first], false);
+        a.begin(b);
+        let source = a.source(b);
+        let all = source.count(b);
+        let (before, pieces) = if self.parts.is_some() {
+            let count = b.dim(&self.count());
+            let each = b.bind(Expr::floor_div(all.clone() + count.clone() - Expr::int(1), count));
+            let before = b.bind(each.clone() * part);
+            (before.clone(), b.bind(Expr::minimum(each, all - before)))
+        } else {
+            (Expr::int(0), all)
+        };
+        b.if_(Expr::lt(Expr::int(0), pieces.clone()), |b| {
+            a.visit(b, [&k, &v], [&batch, &group], pieces, |b, j| source.at(b, &later(j, &before)));
         });
-        Expr::Var(acc)
-    }
-}
-
-/// A block has a row.
-fn merge(p: &Problem, parts: &[Dim], keeps: bool, ending: Option<&Ending>) -> Kernel {
-    let mut b = Build::new("attend_merge");
-    let [.., o_elems, lse_elems] = p.elems();
-    let dtype = p.sum_dtype();
-    let mut of_parts = |count: &Dim| {
-        let [o, lse] =
-            [("o_parts", &o_elems), ("lse_parts", &lse_elems)].map(|(name, n)| b.read(name, dtype, n.clone() * count.clone()));
-        let [weights, own] = ["weights", "own"].map(|name| b.scratch(name, dtype, count.known().unwrap_or(MAX_PARTS)));
-        Parts { o, lse, weights, own, count: b.dim(count), dtype }
-    };
-    let branches: Vec<Parts> = parts.iter().map(&mut of_parts).collect();
-    let read = ending.map_or(Vec::new(), |e| e.read(&mut b));
-    let o = keeps.then(|| b.write("o", p.dtype, o_elems.clone()));
-    let lse = b.write("lse", dtype, lse_elems.clone());
-    let mapped = ending.map(|e| (e, b.write("y", e.dtype, o_elems)));
-    b.kernel.grid = lse_elems.clone();
-    let (rows, row, dv) = (b.dim(&lse_elems), b.block(), Expr::int(p.dv));
-    let logs: Vec<Expr> = branches.iter().map(|x| x.weigh(&mut b, &rows, &row)).collect();
-    b.store(lse, row.clone(), logs[0].clone());
-    if o.is_none() && mapped.is_none() {
-        return b.finish();
-    }
-    b.each(dv.clone(), |b, c| {
-        let rounded = |x: Expr| if p.dtype == dtype { x } else { x.cast(p.dtype) };
-        let products: Vec<Expr> = branches.iter().map(|x| rounded(x.column(b, &rows, &row, (&dv, &c)))).collect();
-        let products: Vec<Expr> = products.into_iter().map(|x| b.bind(x)).collect();
-        let at = b.bind(row.clone() * dv.clone() + c.clone());
+        let nothing = if self.parts.is_some() { f64::NEG_INFINITY } else { 0.0 };
+        let lse = buffers.lse;
+        a.finish(b, |b, r, none, log| a.store_lse(b, lse, [&own, &head], [r, Expr::select(none, a.f(nothing), log)]));
         if let Some(o) = o {
-            b.store(o, at.clone(), products[0].clone());
+            o.copy_heads(b, a.out, [t.rows, t.heads], [&own, &head, &a.first], true);
         }
-        if let Some((ending, y)) = mapped {
-            let value = (ending.map)(b, &Element { products, operands: read.clone(), at: vec![row.clone(), c] });
-            let value = b.bind(value);
-            b.store(y, at, value);
+        if let Some((ending, read, y)) = mapped {
+            a.map_result(b, ending, &read, &head);
+            y.copy_heads(b, a.out, [t.rows, t.heads], [&own, &head, &a.first], true);
         }
-    });
-    b.finish()
+    }
 }
 
-/// Parts of which a thread loads an element at once.
-const LOADED: i64 = 16;
-
-fn attend(p: &Problem, t: Tiling, parts: Option<&Dim>, ending: Option<&Ending>, keeps_scores: bool) -> Kernel {
-    debug_assert!(takes(p, t, true), "{:?} with {t:?}", p.domain);
-    let union = Union::new(p, t);
-    let mut b = Build::new(if parts.is_some() { "attend_part" } else { "attend" });
-    let [q_elems, k_elems, v_elems, o_elems, lse_elems] = p.elems();
-    let count = parts.cloned().unwrap_or(Dim::from(1));
-    let [o_elems, lse_elems] = [o_elems, lse_elems].map(|n| n * count.clone());
-    let stored = if parts.is_some() { p.sum_dtype() } else { p.dtype };
-    let [q, k, v] = [("q", q_elems), ("k", k_elems), ("v", v_elems)].map(|(name, n)| b.read(name, p.dtype, n));
-    let operands = p.operands.iter().enumerate().map(|(i, t)| b.read(&format!("d{i}"), t.dtype, t.elems())).collect();
-    let union = union.map(|u| u.read(&mut b, p));
-    let read = ending.map_or(Vec::new(), |e| e.read(&mut b));
-    let o = ending.is_none_or(|e| e.keeps).then(|| b.write("o", stored, o_elems.clone()));
-    let lse = b.write("lse", p.sum_dtype(), lse_elems);
-    let mapped = ending.map(|e| (e, b.write("y", e.dtype, o_elems)));
-    let stored_scores = keeps_scores.then(|| b.write("s", p.sum_dtype(), p.scores()));
-    let q = Heads::new(&mut b, q, &p.b, &p.t, p.h, p.dk);
-    let k = Heads::new(&mut b, k, &p.b, &p.s, p.g, p.dk);
-    let v = Heads::new(&mut b, v, &p.b, &p.s, p.g, p.dv);
-    let batches = p.b.clone() * count.clone();
-    let of_result = |b: &mut Build, mem: Mem| Heads::new(b, mem, &batches, &p.t, p.h, p.dv);
-    let o = o.map(|mem| of_result(&mut b, mem));
-    let mapped = mapped.map(|(e, mem)| (e, of_result(&mut b, mem)));
-
-    let num_tiles = p.t.ceil_div(&Dim::from(t.queries()));
-    let of_part = num_tiles.clone() * p.b.clone() * Dim::from(p.h / t.heads);
-    b.kernel.grid = of_part.clone() * count.clone();
-    let (part, block) = if parts.is_some() {
-        let n = b.dim(&of_part);
-        (b.bind(Expr::floor_div(b.block(), n.clone())), b.bind(Expr::rem(b.block(), n)))
-    } else {
-        (Expr::int(0), b.block())
-    };
-    let place = match has_lists(&p.domain) && Blocks::of(p, t).is_none() {
-        true => Place::of_lists(&mut b, p, t),
-        false => Place::of_ranges(&mut b, p, t, block),
-    };
-    let Place { batch, head, group, first } = place;
-    // Whose result it is.
-    let own = if parts.is_some() { b.dim(&p.b) * part.clone() + batch.clone() } else { batch.clone() };
-    let own = b.bind(own);
-    let (queries, keys) = (b.dim(&p.t), b.dim(&p.s));
-    let scene = Scene { problem: p, operands, t: queries, s: keys, batch: batch.clone(), group: group.clone() };
-    let tokens = Tokens::of(p, t).map(|tokens| tokens.read(&mut b, &scene, &first));
-    let listed = Blocks::of(p, t).map(|x| x.read(&mut b, &scene));
-    let which = union.map(Rows::Union).or(tokens.map(Rows::Tokens)).or(listed.map(Rows::Blocks)).unwrap_or(Rows::Neighbours);
-    let mut a = Attend::new(&mut b, &scene, t, first, which);
-    a.stored = stored_scores.map(|mem| (mem, head.clone()));
-
-    q.copy_heads(&mut b, a.q, [t.rows, t.heads], [&batch, &head, &a.first], false);
-    a.begin(&mut b);
-    let source = a.source(&mut b);
-    let all = source.count(&mut b);
-    let (before, pieces) = if parts.is_some() {
-        let count = b.dim(&count);
-        let each = b.bind(Expr::floor_div(all.clone() + count.clone() - Expr::int(1), count));
-        let before = b.bind(each.clone() * part);
-        (before.clone(), b.bind(Expr::minimum(each, all - before)))
-    } else {
-        (Expr::int(0), all)
-    };
-    b.if_(Expr::lt(Expr::int(0), pieces.clone()), |b| {
-        a.visit(b, [&k, &v], [&batch, &group], pieces, |b, j| source.at(b, &later(j, &before)));
-    });
-    let nothing = if parts.is_some() { f64::NEG_INFINITY } else { 0.0 };
-    a.finish(&mut b, |b, r, none, log| a.store_lse(b, lse, [&own, &head], [r, Expr::select(none, a.f(nothing), log)]));
-    if let Some(o) = o {
-        o.copy_heads(&mut b, a.out, [t.rows, t.heads], [&own, &head, &a.first], true);
-    }
-    if let Some((ending, y)) = mapped {
-        a.map_result(&mut b, ending, &read, &head);
-        y.copy_heads(&mut b, a.out, [t.rows, t.heads], [&own, &head, &a.first], true);
+/// Attentions of the same queries, one or two, of which the first's blocks come first. Buffers: q; k, v, and what else is read, of each; o, lse, and what else is written,
+/// of each.
+pub(super) fn attend(jobs: &[Job], t: Tiling) -> Kernel {
+    let p = jobs[0].p;
+    debug_assert!(jobs.iter().all(|j| takes(j.p, t, true)), "{:?} with {t:?}", p.domain);
+    let mut b = Build::new(if jobs[0].parts.is_some() { "attend_part" } else { "attend" });
+    let q = b.read("q", p.dtype, p.elems()[0].clone());
+    let read: Vec<_> = jobs.iter().map(|j| j.read(&mut b, t)).collect();
+    let mut buffers: Vec<_> = jobs.iter().zip(read).map(|(j, read)| j.write(&mut b, read)).collect();
+    let blocks = jobs.iter().map(|j| j.of_part(t) * j.count());
+    b.kernel.grid = blocks.fold(Dim::from(0), |all, n| all + n);
+    let scratch = Scratch::new(&mut b, p, t);
+    let block = b.block();
+    match jobs {
+        [job] => job.program(&mut b, t, scratch, (q, buffers.remove(0)), block),
+        [one, other] => {
+            let n = b.dim(&(one.of_part(t) * one.count()));
+            let [of_one, of_other] = [buffers.remove(0), buffers.remove(0)];
+            let first = b.bind(Expr::lt(block.clone(), n.clone()));
+            b.if_(first.clone(), |b| one.program(b, t, scratch, (q, of_one), block.clone()));
+            b.if_(Expr::map1(MapFn::Not, first), |b| {
+                let block = b.bind(block - n);
+                other.program(b, t, scratch, (q, of_other), block);
+            });
+        }
+        _ => base::bug!("{} attentions in a kernel", jobs.len()),
     }
     b.finish()
 }
@@ -713,6 +638,32 @@ impl Gathered {
     }
 }
 
+/// A block's scratch.
+#[derive(Clone, Copy)]
+pub(super) struct Scratch {
+    q: Mem,
+    k: Mem,
+    v: Mem,
+    scores: Mem,
+    weights: Mem,
+    out: Mem,
+    max: Mem,
+    sum: Mem,
+    alpha: Mem,
+}
+
+impl Scratch {
+    pub fn new(b: &mut Build, p: &Problem, Tiling { rows, keys, .. }: Tiling) -> Scratch {
+        let dtype = p.sum_dtype();
+        let q = b.scratch("q", p.dtype, rows * p.dk);
+        let (k, v) = (b.scratch("k", p.dtype, keys * p.dk), b.scratch("v", p.dtype, keys * p.dv));
+        let (scores, weights) = (b.scratch("scores", dtype, rows * keys), b.scratch("weights", p.dtype, rows * keys));
+        let out = b.scratch("out", dtype, rows * p.dv);
+        let [max, sum, alpha] = ["max", "sum", "alpha"].map(|name| b.scratch(name, dtype, rows));
+        Scratch { q, k, v, scores, weights, out, max, sum, alpha }
+    }
+}
+
 /// A block's memory.
 pub(super) struct Attend<'a> {
     scene: &'a Scene<'a>,
@@ -735,14 +686,9 @@ pub(super) struct Attend<'a> {
 }
 
 impl<'a> Attend<'a> {
-    pub fn new(b: &mut Build, scene: &'a Scene, tiling: Tiling, first: Expr, which: Rows) -> Attend<'a> {
-        let (p, Tiling { rows, keys, .. }) = (scene.problem, tiling);
-        let dtype = p.sum_dtype();
-        let q = b.scratch("q", p.dtype, rows * p.dk);
-        let (k, v) = (b.scratch("k", p.dtype, keys * p.dk), b.scratch("v", p.dtype, keys * p.dv));
-        let (scores, weights) = (b.scratch("scores", dtype, rows * keys), b.scratch("weights", p.dtype, rows * keys));
-        let out = b.scratch("out", dtype, rows * p.dv);
-        let [max, sum, alpha] = ["max", "sum", "alpha"].map(|name| b.scratch(name, dtype, rows));
+    pub fn new(scene: &'a Scene, tiling: Tiling, first: Expr, which: Rows, scratch: Scratch) -> Attend<'a> {
+        let Scratch { q, k, v, scores, weights, out, max, sum, alpha } = scratch;
+        let dtype = scene.problem.sum_dtype();
         Attend { scene, tiling, first, dtype, q, k, v, scores, weights, out, max, sum, alpha, rows: which, stored: None }
     }
     /// Where its keys are, if rows are neighbours.
@@ -824,21 +770,27 @@ impl<'a> Attend<'a> {
     fn store_scores(&self, b: &mut Build, start: &Expr) {
         let Some((mem, head)) = &self.stored else { return };
         let (p, Tiling { rows, keys, heads }) = (self.scene.problem, self.tiling);
-        let of_batch = b.bind(self.scene.batch.clone() * self.scene.t.clone() + self.first.clone());
-        let first = b.bind((of_batch * Expr::int(p.h) + head.clone()) * self.scene.s.clone() + start.clone());
-        // Rows of a query's heads are neighbours, and all heads are of one tile or one is.
-        let (queries, rest) = (self.scene.t.clone() - self.first.clone(), b.bind(self.scene.s.clone() - start.clone()));
-        let inside = b.bind(queries * Expr::int(heads));
-        let of_query = Expr::int(p.h);
-        b.each(Expr::int(rows * keys), |b, e| {
-            let (row, col) = (Expr::floor_div(e.clone(), Expr::int(keys)), Expr::rem(e.clone(), Expr::int(keys)));
-            let there = b.bind(Expr::and(Expr::lt(row.clone(), inside), Expr::lt(col.clone(), rest)));
-            b.if_(there, |b| {
-                let (query, own) = (Expr::floor_div(row.clone(), Expr::int(heads)), Expr::rem(row, Expr::int(heads)));
-                let at = first + (query * of_query + own) * self.scene.s.clone() + col;
-                b.store(*mem, at, Expr::load(self.scores, e));
+        let row = b.bind((self.scene.batch.clone() * self.scene.t.clone() + self.first.clone()) * Expr::int(p.h) + head.clone());
+        let inside = b.bind((self.scene.t.clone() - self.first.clone()) * Expr::int(heads));
+        let rest = b.bind(self.scene.s.clone() - start.clone());
+        let store = |b: &mut Build, tests: bool| {
+            b.each(Expr::int(rows), |b, r| {
+                b.if_(Expr::lt(r.clone(), inside.clone()), |b| {
+                    let (query, own) = (Expr::floor_div(r.clone(), Expr::int(heads)), Expr::rem(r.clone(), Expr::int(heads)));
+                    let at = (row.clone() + query * Expr::int(p.h) + own) * self.scene.s.clone() + start.clone();
+                    let at = b.bind(at);
+                    b.each(Expr::int(keys), |b, c| {
+                        let score = Expr::load(self.scores, r * Expr::int(keys) + c.clone());
+                        let there = if tests { Expr::lt(c.clone(), rest.clone()) } else { truth() };
+                        b.if_(there, |b| b.store(*mem, at + c, score));
+                    });
+                });
             });
-        });
+        };
+        // The last tile alone has keys that there are none of.
+        let whole = b.bind(Expr::le(Expr::int(keys), rest.clone()));
+        b.if_(whole.clone(), |b| store(b, false));
+        b.if_(Expr::map1(MapFn::Not, whole), |b| store(b, true));
     }
     /// Makes scores of piece `j`, of keys from `start` on, −∞ where a row does not see the key.
     fn mask(&self, b: &mut Build, j: &Expr, start: &Expr) {

@@ -23,7 +23,7 @@
 use super::{
     build::{Build, both, div, eq, exp},
     domain::{Problem, Scene, driving_list},
-    gpu_attend::{self, Attend, Gathered, Heads, Rows, has_lists, is_plain},
+    gpu_attend::{self, Attend, Gathered, Heads, Rows, Scratch, has_lists, is_plain},
 };
 use crate::ir::{Axis, Copy, Expr, Kernel, LoopKind, Mem, Stmt};
 use base::{DType, Dim, TensorType};
@@ -471,7 +471,8 @@ fn part(p: &Problem, plan: &Plan, t: gpu_attend::Tiling) -> Kernel {
         let scene = Scene { problem: p, operands, t: queries.clone(), s, batch: batch.clone(), group: group.clone() };
         let gathered = Gathered::new(b, &scene, rows, at.clone(), t.rows, plan.rest.clone());
         let first = gathered.first.clone();
-        let a = Attend::new(b, &scene, t, first, Rows::Gathered(gathered));
+        let scratch = Scratch::new(b, p, t);
+        let a = Attend::new(&scene, t, first, Rows::Gathered(gathered), scratch);
 
         let of_rows = b.dim(&(p.b.clone() * p.t.clone() * Dim::from(p.h)));
         let axis = |extent: Expr, stride: i64, at: Expr| Axis { extent, stride: Expr::int(stride), at };

@@ -21,6 +21,8 @@ use graph::op::MapFn;
 pub const PART: i64 = 128;
 /// Elements that are chosen, at most: few of a part.
 const MOST: i64 = 32;
+/// Values of a row that are joined in scratch.
+const NEAR: i64 = 1024;
 /// Values that are loaded at once.
 const AT_ONCE: i64 = 8;
 
@@ -121,11 +123,23 @@ pub fn join(p: &TopK, part: i64) -> Kernel {
     b.kernel.grid = p.rows.clone();
     let n = b.dim(&(parts(p, part) * Dim::from(p.k)));
     let (start, to) = (b.bind(b.block() * n.clone()), b.bind(b.block() * Expr::int(p.k)));
-    b.each(n.clone(), |b, i| {
-        let at = b.bind(start.clone() + i.clone());
-        let own = b.bind(Expr::load(values, at.clone()));
-        let place = rank(b, values, [&start, &n, &i], &own);
-        b.if_(Expr::lt(place.clone(), Expr::int(p.k)), |b| b.store(indices, to + place, Expr::load(places, at)));
+    // All look at all, which is sooner in scratch if they have room there.
+    let near = b.scratch("near", DType::I32, NEAR);
+    let choose = |b: &mut Build, from: Mem, first: &Expr, [n, start, to]: [Expr; 3]| {
+        b.each(n.clone(), |b, i| {
+            let own = b.bind(Expr::load(from, first.clone() + i.clone()));
+            let place = rank(b, from, [first, &n, &i], &own);
+            b.if_(Expr::lt(place.clone(), Expr::int(p.k)), |b| {
+                b.store(indices, to + place, Expr::load(places, start.clone() + i));
+            });
+        });
+    };
+    let all = [n.clone(), start.clone(), to];
+    let fits = b.bind(Expr::le(n.clone(), Expr::int(NEAR)));
+    b.if_(fits.clone(), |b| {
+        b.each(n.clone(), |b, i| b.store(near, i.clone(), Expr::load(values, start.clone() + i)));
+        choose(b, near, &Expr::int(0), all.clone());
     });
+    b.if_(Expr::map1(MapFn::Not, fits), |b| choose(b, values, &start, all.clone()));
     b.finish()
 }

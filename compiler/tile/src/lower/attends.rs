@@ -2,26 +2,39 @@
 //! there, as the gate of one branch of several and the sum of the others. See `kernels::gpu_attend::Ending`. Or the attention and its scores, of queries that
 //! are few, as in a step of decoding that chooses by them: keys are read once.
 
-use super::{Body, Lowerer, is_aligned, is_layout, is_set, products::Maps};
+use super::{Body, Lowerer, below, is_aligned, is_layout, is_set, products::Maps};
 use crate::{
     cost,
+    fused::{Select, joins},
     ir::Expr,
     kernels::{
         build::Build,
         domain::Problem,
-        gpu_attend::{self, Ending, Tiling, gpu_attend_map, gpu_attend_merge_map, gpu_attend_part, gpu_attend_part_scores},
-        gpu_attend_by_block, gpu_attend_union,
+        gpu_attend::{self, Ending, Tiling, gpu_attend_map},
+        gpu_attend_by_block,
+        gpu_attend_parts::{self, gpu_attend_merge_map, gpu_attend_part, gpu_attend_part_scores, gpu_attend_two_parts},
+        gpu_attend_union,
         gpu_product::Element,
     },
     view::StridedView,
 };
-use base::{DType, Dim, TensorType};
+use base::{DType, Dim, Span, TensorType};
 use graph::{
     Func, Node, NodeId, Op, Value,
     op::{Domain, Form, Fused},
 };
 use library::Work;
 use std::collections::BTreeSet;
+
+/// An attention in parts that is still to be launched.
+pub(super) struct Waiting {
+    problem: Problem,
+    /// What it is given: q, k, v, and operands of the domain.
+    given: Vec<library::View>,
+    /// Its o and lse, and in how many parts.
+    results: [library::View; 2],
+    parts: Dim,
+}
 
 /// A region that can be computed so.
 #[derive(Clone, Debug)]
@@ -85,7 +98,7 @@ impl<'a> Attends<'a> {
             let given = func.outputs.iter().filter(|out| out.value != o && out.value != lse).map(|out| out.value);
             let fits = takes && once && all && given.eq([scores]) && problem.domain == Domain::Full;
             // Where keys are taken in parts, rows are few.
-            let few = fits && gpu_attend::num_parts(&problem, Tiling::choose(&problem)).is_some();
+            let few = fits && gpu_attend_parts::num_parts(&problem, Tiling::choose(&problem)).is_some();
             let scores = Some(scores);
             return few.then_some(Attends { func, node, problem, operands: Vec::new(), mapped: None, scores });
         }
@@ -170,15 +183,47 @@ impl Lowerer<'_> {
         let taken = gpu_attend_by_block::choose(&p).is_none() && gpu_attend::takes(&p, tiling, true);
         let [o, lse] = [0, 1].map(|index| Value { node: id, index });
         let alone = !b.outputs.contains_key(&lse) && !b.grouping.reads.iter().any(|r| r.contains(&lse));
-        let parts = gpu_attend::num_parts(&p, tiling).filter(|_| taken && alone && self.is_joined_by_map(b, o, &p));
+        let parts = gpu_attend_parts::num_parts(&p, tiling).filter(|_| taken && alone && self.is_joined_by_map(b, o, &p));
         let Some(parts) = parts else { return false };
-        let mut views = self.given(b, &node.inputs);
-        let aside = self.parts_of(&p, &parts, b.depth);
-        views.extend(aside.clone());
-        let step = self.launch(gpu_attend_part(&p, tiling, &parts), views, node.origin, work);
-        b.steps.push(step);
-        b.in_parts.insert(o, (aside, parts));
+        let given = self.given(b, &node.inputs);
+        let results = self.parts_of(&p, &parts, b.depth);
+        b.in_parts.insert(o, (results.clone(), parts.clone()));
+        // Until it is joined nothing may write over what it reads.
+        let stays = |v: &library::View| b.targets.iter().all(|t| t.replaces.is_none() || t.view.at.buffer != v.buffer);
+        if given.iter().all(stays) {
+            b.waiting.insert(o, Waiting { problem: p, given, results, parts });
+        } else {
+            let views = given.into_iter().chain(results).collect();
+            let step = self.launch(gpu_attend_part(&p, tiling, &parts), views, node.origin, work);
+            b.steps.push(step);
+        }
         true
+    }
+    /// The launches of an attention in parts and of those that wait for it: one of them is in the same launch, if queries are the same.
+    fn launch_parts(&mut self, b: &mut Body, own: Waiting, others: Vec<Waiting>, (origin, work): (Option<Span>, Work)) {
+        let tiling = Tiling::choose(&own.problem);
+        let mut beside: Option<Waiting> = None;
+        for w in others {
+            let alike = w.given[0] == own.given[0]
+                && gpu_attend_parts::same_queries(&w.problem, &own.problem)
+                && Tiling::choose(&w.problem) == tiling;
+            if alike && beside.is_none() {
+                beside = Some(w);
+                continue;
+            }
+            let kernel = gpu_attend_part(&w.problem, Tiling::choose(&w.problem), &w.parts);
+            let step = self.launch(kernel, w.given.into_iter().chain(w.results).collect(), origin, work.clone());
+            b.steps.push(step);
+        }
+        let (kernel, views) = match beside {
+            None => (gpu_attend_part(&own.problem, tiling, &own.parts), [own.given, own.results.into()].concat()),
+            Some(w) => {
+                let kernel = gpu_attend_two_parts([&own.problem, &w.problem], tiling, [&own.parts, &w.parts]);
+                (kernel, [&own.given[..], &w.given[1..], &own.results, &w.results].concat())
+            }
+        };
+        let step = self.launch(kernel, views, origin, work);
+        b.steps.push(step);
     }
     /// Whether all that reads an attention's result is the map of another of the same extents in parts.
     fn is_joined_by_map(&self, b: &Body, o: Value, p: &Problem) -> bool {
@@ -188,14 +233,7 @@ impl Lowerer<'_> {
         let Op::Fused(region) = &node.op else { return false };
         let Some(a) = Attends::of(region).filter(|_| region.form == Form::Attend) else { return false };
         // A view of a result has to find it in memory.
-        let below = |v: &Value| {
-            let mut v = *v;
-            while is_layout(&b.func.def(v).op) {
-                v = b.func.def(v).inputs[0];
-            }
-            v
-        };
-        let once = node.inputs.iter().filter(|v| below(v) == o).count() == 1 && !b.outputs.contains_key(&o);
+        let once = node.inputs.iter().filter(|v| below(b.func, **v) == o).count() == 1 && !b.outputs.contains_key(&o);
         let at = node.inputs.iter().position(|v| *v == o).filter(|_| once);
         let Some(at) = at else { return false };
         // As the reader will see it: its lists may have something twice, and are no parts then.
@@ -206,7 +244,19 @@ impl Lowerer<'_> {
         let of_map = a.operands.iter().any(|v| matches!(a.func.def(*v).op, Op::Arg(i) if i as usize == at));
         let of_attend = a.func.nodes[a.node].inputs.iter().any(|v| matches!(a.func.def(*v).op, Op::Arg(i) if i as usize == at));
         let same = other.elems()[3..] == p.elems()[3..] && other.dtype == p.dtype && a.reads_whole(at);
-        of_map && !of_attend && same && gpu_attend::num_parts(&other, Tiling::choose(&other)).is_some()
+        of_map && !of_attend && same && gpu_attend_parts::num_parts(&other, Tiling::choose(&other)).is_some()
+    }
+    /// Whether all that reads the sums of an attention's scores are choices by these, which join parts of them.
+    fn is_joined_by_choices(&self, b: &Body, lse: Value) -> bool {
+        let reads = |n: &Node| n.inputs.iter().any(|v| below(b.func, *v) == lse);
+        let mut readers = b.func.nodes.values().filter(|n| !is_layout(&n.op) && reads(n));
+        let joins = |n: &Node| {
+            let Op::Fused(region) = &n.op else { return false };
+            let Some(select) = Select::of(region).filter(|_| region.form == Form::Select) else { return false };
+            n.inputs.iter().enumerate().all(|(i, v)| below(b.func, *v) != lse || joins(&select, i))
+        };
+        let given = b.outputs.keys().any(|v| below(b.func, *v) == lse);
+        !given && readers.all(joins)
     }
     /// What an attention is given, where rectangles of it can be copied.
     fn given(&mut self, b: &mut Body, inputs: &[Value]) -> Vec<library::View> {
@@ -223,7 +273,7 @@ impl Lowerer<'_> {
         let (node, p) = (b.func.nodes[id].clone(), &a.problem);
         let given: Vec<Value> = a.func.nodes[a.node].inputs.iter().map(|v| a.outside(&node, *v)).collect();
         let (tiling, work) = (Tiling::choose(p), a.work());
-        let parts = gpu_attend::num_parts(p, tiling).expect("queries are few");
+        let parts = gpu_attend_parts::num_parts(p, tiling).expect("queries are few");
         let result = |v: Value| a.func.outputs.iter().position(|o| o.value == v).map(|i| Value { node: id, index: i as u32 });
         let [o, lse, scores] = [Value { node: a.node, index: 0 }, Value { node: a.node, index: 1 }, scores].map(result);
         let scores = scores.expect("they are given");
@@ -242,6 +292,15 @@ impl Lowerer<'_> {
         let joined = o.filter(|o| self.is_joined_by_map(b, *o, p));
         b.in_parts.extend(joined.map(|o| (o, (aside, parts.clone()))));
         let kept = o.filter(|_| joined.is_none());
+        // So do choices by the scores with their sums.
+        let chosen = lse.filter(|lse| self.is_joined_by_choices(b, *lse));
+        if let Some(lse) = chosen {
+            let ty = b.func.ty(lse);
+            let first = StridedView::contiguous(views[1].clone(), &ty.shape);
+            b.places[lse.node.0 as usize][lse.index as usize] = Some(first);
+            b.sums_in_parts.insert(lse, parts.clone());
+        }
+        let lse = lse.filter(|_| chosen.is_none());
         let results: Vec<_> = kept.into_iter().chain(lse).map(|v| (v, self.fresh_destination(b, v))).collect();
         if results.is_empty() {
             return;
@@ -250,7 +309,7 @@ impl Lowerer<'_> {
         if lse.is_none() {
             views.push(self.alloc(&a.func.nodes[a.node].types[1], false, b.depth).at);
         }
-        let step = self.launch(gpu_attend::gpu_attend_merge(p, &parts, kept.is_some()), views, node.origin, work);
+        let step = self.launch(gpu_attend_parts::gpu_attend_merge(p, &parts, kept.is_some()), views, node.origin, work);
         b.steps.push(step);
         results.into_iter().for_each(|(v, (view, add_to))| self.finish(b, v, view, add_to));
     }
@@ -267,14 +326,14 @@ impl Lowerer<'_> {
         let p = &Problem { distinct, ..a.problem.clone() };
         let (tiling, work) = (Tiling::choose(p), a.work());
         // The parts of it, and of what the map reads.
-        let parts = gpu_attend::num_parts(p, tiling);
+        let parts = gpu_attend_parts::num_parts(p, tiling);
         let mut of_parts = Vec::new();
         let mut merged: Vec<(Value, Dim)> = Vec::new();
         if let Some(parts) = &parts {
             let aside = self.parts_of(p, parts, b.depth);
-            let buffers = [&views[..], &aside[..]].concat();
-            let step = self.launch(gpu_attend_part(p, tiling, parts), buffers, node.origin, work.clone());
-            b.steps.push(step);
+            let own = Waiting { problem: p.clone(), given: views, results: aside.clone(), parts: parts.clone() };
+            let others = a.operands.iter().filter_map(|v| b.waiting.remove(&outside(*v))).collect();
+            self.launch_parts(b, own, others, (node.origin, work.clone()));
             views = aside.into();
             for v in &a.operands {
                 if let Some((aside, parts)) = b.in_parts.remove(&outside(*v)) {

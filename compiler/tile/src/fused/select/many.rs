@@ -12,7 +12,10 @@
 //! lane for each that counts those that come before it, of a long list by halving. Where a block has many queries, a lane has one of them, and lets those
 //! candidates into its list, in registers, that beat its last.
 
-use super::{Chunk, Emit, Fold, Fused, Fuser, Need, Select, TILE, combine, emitted, neutral};
+use super::{
+    Chunk, Emit, Fold, Fused, Fuser, Need, Select, TILE, combine, emitted, neutral,
+    rows::{OfRow, of_rows},
+};
 use crate::{
     group::is_layout,
     ir::{Axis, COPY_ALIGN, Copy, Expr, LoopKind, Mem, Stmt, VarId, compute_dtype},
@@ -27,7 +30,7 @@ use graph::{
     Op, Value,
     op::{MapFn, ReduceFn, Scalar},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Elements that a row of P is longer than a chunk's keys: eight rows that a warp stores lie in different banks.
 const BANK_ELEMS: i64 = 8;
@@ -80,50 +83,6 @@ struct Many<'a> {
     lists: Option<Lists>,
     /// What P has of each row alone, and where that is for all rows.
     of_rows: Vec<(OfRow, Mem)>,
-}
-
-/// What a map of the product repeats along its keys: that, the number of each row, and the letters of this.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct OfRow {
-    repeated: Value,
-    number: Value,
-    letters: Vec<char>,
-}
-
-/// Whether it is computed of arguments without a loop.
-fn is_plain(s: &Select, v: Value) -> bool {
-    let node = s.func.def(v);
-    let plain = match &node.op {
-        Op::Arg(_) | Op::Const(..) | Op::Map(_) | Op::Cast(_) => true,
-        op => is_layout(op),
-    };
-    plain && node.inputs.iter().all(|x| is_plain(s, *x))
-}
-
-/// All of f32 in the map of the scores.
-fn of_rows(s: &Select) -> Vec<OfRow> {
-    let (func, out) = (s.func, &s.spec.out);
-    let is_key = |c: &char| matches!(s.need[out.iter().position(|o| o == c).expect("it is there")], Need::Range { .. });
-    let (mut open, mut seen, mut found) = (vec![s.mapped], BTreeSet::from([s.mapped]), Vec::new());
-    while let Some(v) = open.pop() {
-        let node = func.def(v);
-        match &node.op {
-            Op::Broadcast { axes, .. } if s.ty(v).rank() == out.len() => {
-                let letters: Vec<char> = axes.iter().map(|a| out[*a]).collect();
-                let number = node.inputs[0];
-                let fits = s.ty(number).dtype == DType::F32 && is_plain(s, number);
-                if !letters.is_empty() && !letters.iter().any(is_key) && fits {
-                    found.push(OfRow { repeated: v, number, letters });
-                }
-            }
-            Op::Map(_) | Op::Cast(_) if s.ty(v).rank() == out.len() => {
-                open.extend(node.inputs.iter().filter(|x| seen.insert(**x)));
-            }
-            _ => {}
-        }
-    }
-    found.sort();
-    found
 }
 
 /// Where an operand lies and its dtype there: an argument, as it is or widened, seen through layout ops.

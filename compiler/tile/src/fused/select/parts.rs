@@ -6,15 +6,24 @@
 //! own[j] = score(F), and the k best of these, in order
 //! ```
 //!
-//! Scratch: F [keys], own [candidates]. A thread has a key, and loads it of all heads at once.
+//! Scratch: F [keys], own [candidates]. A thread has a key, and loads it of all heads at once. The sums of an attention's scores may come by parts of its keys
+//! (`kernels::gpu_attend_parts`): a block joins those of its heads, in scratch [heads].
 
-use super::{Emit, Fold, Fused, Fuser, Memory, Select, combine, emitted};
+use super::{
+    Emit, Fold, Fused, Fuser, Memory, Select, combine, emitted,
+    rows::{OfRow, only_of_rows},
+};
 use crate::{
-    ir::{Access, Expr, LoopKind, Stmt, compute_dtype},
-    kernels::gpu_topk_parts::{keep, never},
+    group::is_layout,
+    ir::{Access, Expr, LoopKind, Mem, Stmt, compute_dtype},
+    kernels::{
+        gpu_attend_parts::{MAX_PARTS, join_logs},
+        gpu_topk_parts::{keep, never},
+    },
     view::StridedView,
 };
 use base::{DType, Dim};
+use graph::{Op, Value};
 use std::collections::BTreeMap;
 
 /// Keys of a block.
@@ -29,16 +38,72 @@ pub fn candidates(s: &Select) -> Option<i64> {
     (s.is_given() && len <= KEYS / 2 && chunk >= s.k).then_some(chunk)
 }
 
+/// Sums of an attention's scores that come by parts: which argument they are, how many parts, and the elements from one to the next. Its place is that of the first.
+#[derive(Clone, Debug)]
+pub struct Joined {
+    /// The argument's number.
+    pub arg: usize,
+    /// Parts.
+    pub count: Dim,
+    /// Elements.
+    pub stride: Dim,
+}
+
+/// Whether an argument may come by parts.
+pub fn joins(s: &Select, arg: usize) -> bool {
+    candidates(s).is_some() && only_of_rows(s, arg).is_some()
+}
+
 /// The kernel that gives the best of each part: values in the order of all, and their places.
-pub fn select_parts(s: &Select, places: &[StridedView], values: &StridedView, found: &StridedView) -> Option<Fused> {
+pub fn select_parts(s: &Select, places: &[StridedView], [values, found]: [&StridedView; 2], joined: &[Joined]) -> Option<Fused> {
     let chunk = candidates(s)?;
     emitted(s, places, values, |f| {
-        block(s, f, chunk, found);
+        block(s, f, chunk, found, (places, joined));
         Some(())
     })
 }
 
-fn block(s: &Select, f: &mut Fuser, chunk: i64, found: &StridedView) {
+/// Where a view of an argument lies.
+fn view_of(s: &Select, places: &[StridedView], v: Value) -> StridedView {
+    let node = s.func.def(v);
+    match &node.op {
+        Op::Arg(i) => places[*i as usize].clone(),
+        op if is_layout(op) => view_of(s, places, node.inputs[0]).apply(op).expect("a view of what lies in rows"),
+        op => base::bug!("{} is no view of an argument", op.name()),
+    }
+}
+
+/// What there is of each head, joined from parts, to scratch: all parts are loaded at once.
+fn join(f: &mut Fuser, e: &Emit, at: &[Expr], (x, j): (&OfRow, &Joined), view: &StridedView) -> Mem {
+    let (dtype, most) = (DType::F32, Expr::int(MAX_PARTS));
+    let parts = f.kernel.scratch("parts", dtype, (e.heads * MAX_PARTS) as usize);
+    let mem = f.kernel.scratch("joined", dtype, e.heads as usize);
+    let [count, stride] = [&j.count, &j.stride].map(|d| f.kernel.dim(d));
+    let mut loops = Vec::new();
+    let element = f.open(Expr::int(0), Expr::int(e.heads * MAX_PARTS), LoopKind::Vector, &mut loops);
+    let heads = e.inside_at(f, Expr::floor_div(element.clone(), most.clone()));
+    let part = Expr::rem(element.clone(), most.clone());
+    let idx = e.index(&x.letters, at, &Expr::int(0), &heads, None);
+    let near = Expr::minimum(part, count.clone() - Expr::int(1));
+    let index = f.address(view, &idx) + near * stride;
+    let (mut shape, mut strides) = (view.shape.clone(), view.strides.clone());
+    shape.insert(0, j.count.clone());
+    strides.insert(0, j.stride.clone());
+    let from = f.buffer(&StridedView { at: view.at.clone(), shape, strides }, dtype, Access::Read);
+    let log = f.bind(Expr::load(from, index));
+    f.here(Stmt::Store { mem: parts, index: element, value: log });
+    f.close_loops(loops);
+    f.by_hand(|b| {
+        b.each(Expr::int(e.heads), |b, h| {
+            let of_part = |i: Expr| Expr::load(parts, h.clone() * most.clone() + i);
+            let [log, ..] = join_logs(b, dtype, LoopKind::Serial, count.clone(), &of_part);
+            b.store(mem, h.clone(), log);
+        });
+    });
+    mem
+}
+
+fn block(s: &Select, f: &mut Fuser, chunk: i64, found: &StridedView, (places, joined): (&[StridedView], &[Joined])) {
     let shape = &s.ty(s.scores).shape[..];
     let (n, rows) = shape.split_last().expect("a row to choose from");
     let dtype = compute_dtype(s.ty(s.product).dtype.accumulator());
@@ -62,6 +127,17 @@ fn block(s: &Select, f: &mut Fuser, chunk: i64, found: &StridedView) {
     }
     let n = f.kernel.dim(n);
     let c = e.chunk_at(f, part, n);
+
+    let mut tiles = Vec::new();
+    for j in joined {
+        for x in only_of_rows(s, j.arg).expect("it was asked before") {
+            let view = view_of(s, places, x.number);
+            let mem = join(f, &e, &at, (&x, j), &view);
+            let letters: Vec<char> = s.spec.out.iter().map(|c| if x.letters.contains(c) { *c } else { '\0' }).collect();
+            tiles.push(e.tile_of(x.repeated, &letters, mem, &at, &c.key, [e.heads, 1]));
+        }
+    }
+    f.tiles = tiles;
 
     // F of the keys that there are.
     let any = Expr::lt(c.from.clone(), c.to.clone());

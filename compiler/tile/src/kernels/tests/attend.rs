@@ -4,9 +4,9 @@ use super::{Random, assert_near, i32s, oracle, results};
 use crate::ir::Kernel;
 use crate::kernels::{
     domain::{Problem, Tiling},
-    gpu_attend::{self, gpu_attend_merge, gpu_attend_part, gpu_attend_part_scores},
-    gpu_attend_by_block,
+    gpu_attend, gpu_attend_by_block,
     gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
+    gpu_attend_parts::{gpu_attend_merge, gpu_attend_part, gpu_attend_part_scores},
     gpu_attend_union, host_attend, host_attend_grad,
 };
 use base::{DType, Dim, DimEnv, TensorType};

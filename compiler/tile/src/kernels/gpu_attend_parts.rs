@@ -1,0 +1,208 @@
+//! Attention of few queries over many keys, as in a step of decoding: keys are divided into parts, so that a batch of one keeps a device busy, and what each part gives is
+//! joined. Two kernels, one after the other:
+//!
+//! ```text
+//! part    as `gpu_attend`, with o and lse of each part, and scores if they are asked for
+//! merge   o and lse of parts → o if it is kept, lse, a map if there is one
+//! ```
+//!
+//! # Source: Dao et al., Flash-Decoding for long-context inference, 2023. Tested on the domains and sizes of `tests/attend.rs`.
+
+use super::{
+    build::{Build, div, eq, exp},
+    domain::Problem,
+    gpu_attend::{Blocks, Ending, Job, Tiling, attend, has_lists},
+    gpu_product::Element,
+};
+use crate::ir::{Expr, Kernel, LoopKind, Mem};
+use base::{DType, Dim};
+use graph::op::{Domain, MapFn, ReduceFn};
+
+/// Blocks that there should be where queries are few: the two that each processor of a large GPU has at a time. Of 528 and 1056 a step of decoding with native sparse
+/// attention took up to a tenth longer on an H200, and with dense attention as long.
+const BLOCKS: i64 = 264;
+/// Parts of keys, at most.
+pub const MAX_PARTS: i64 = 32;
+
+/// Into how many parts the keys that a tile sees are divided where queries are few, so that a batch of one keeps a device busy and one of many stores little aside:
+/// [`gpu_attend_part`] gives what each part has, [`gpu_attend_merge`] joins them in order. None where they are not divided, whatever the batch.
+pub fn num_parts(p: &Problem, t: Tiling) -> Option<Dim> {
+    let few = p.t.known().filter(|n| *n <= t.queries() && (!has_lists(&p.domain) || Blocks::of(p, t).is_some()));
+    let bounded = most_keys(&p.domain, p, few?).map(|n| n.div_euclid(t.keys));
+    let most = bounded.or(p.s.known().map(|s| s / (4 * t.keys))).unwrap_or(MAX_PARTS).clamp(1, MAX_PARTS);
+    let one = Dim::from(1);
+    let alone = (p.b.clone() * Dim::from(p.h / t.heads)).maximum(&one);
+    let parts = Dim::from(BLOCKS).floor_div(&alone).minimum(&Dim::from(most)).maximum(&one);
+    (most > 1 && !parts.is(1)).then_some(parts)
+}
+
+/// How many keys so many queries, the last ones, see at most, if the domain bounds that whatever there are.
+fn most_keys(d: &Domain, p: &Problem, queries: i64) -> Option<i64> {
+    let of = |d: &Domain| most_keys(d, p, queries);
+    match d {
+        Domain::Window(w) => Some(w + queries - 1),
+        Domain::Prefix(n) => Some(*n),
+        Domain::Blocks { idx, size } => p.operands[*idx].shape[3].known().map(|n| n * size * queries),
+        Domain::Tokens(idx) => p.operands[*idx].shape[3].known().map(|n| n * queries),
+        Domain::And(x, y) => [of(x), of(y)].into_iter().flatten().min(),
+        Domain::Or(x, y) => Some(of(x)? + of(y)?),
+        Domain::Full
+        | Domain::Causal
+        | Domain::EndsBefore { .. }
+        | Domain::EndsAt(_)
+        | Domain::Segments(..)
+        | Domain::Groups { .. } => None,
+    }
+}
+
+/// What each part of the keys gives: o and lse in the accumulator's dtype, of each part, −∞ where a row sees no key of it.
+///
+/// # Shapes
+/// o [parts, b, t, h, dv], lse [parts, b, t, h].
+pub fn gpu_attend_part(p: &Problem, t: Tiling, parts: &Dim) -> Kernel {
+    attend(&[Job { p, parts: Some(parts), ending: None, scores: false }], t)
+}
+
+/// The same, and the scores as they were multiplied: of the whole domain alone, each key of which is in a part.
+///
+/// # Shapes
+/// scores, behind o and lse: [b, t, h, s].
+pub fn gpu_attend_part_scores(p: &Problem, t: Tiling, parts: &Dim) -> Kernel {
+    debug_assert!(p.domain == Domain::Full, "{:?} skips keys", p.domain);
+    attend(&[Job { p, parts: Some(parts), ending: None, scores: true }], t)
+}
+
+/// Two attentions of the same queries in parts, each into as many as its own number: one launch, whose blocks need not wait for each other's.
+///
+/// # Panics
+/// If their queries or heads differ.
+pub fn gpu_attend_two_parts(problems: [&Problem; 2], t: Tiling, parts: [&Dim; 2]) -> Kernel {
+    let [one, other] = problems;
+    assert!(same_queries(one, other));
+    attend(&[0, 1].map(|i| Job { p: problems[i], parts: Some(parts[i]), ending: None, scores: false }), t)
+}
+
+/// Whether queries and heads of two problems have the same extents and dtypes.
+pub fn same_queries(p: &Problem, other: &Problem) -> bool {
+    let of = |p: &Problem| (p.dtype, p.b.clone(), p.t.clone(), p.h, p.g, p.dk, p.dv);
+    of(p) == of(other)
+}
+
+/// Parts as one: buffers o and lse of parts, then o if that is kept, and lse. Each row takes its parts in order.
+pub fn gpu_attend_merge(p: &Problem, parts: &Dim, keeps: bool) -> Kernel {
+    merge(p, std::slice::from_ref(parts), keeps, None)
+}
+
+/// The same with a map of the result, which may read the results of other attentions of these extents that are in parts too: buffers o and lse of the parts of each, of
+/// this first, what the map reads, then o if that is kept, lse, and the map's result. The [`Element`] has a product for each attention.
+pub fn gpu_attend_merge_map(p: &Problem, parts: &[Dim], ending: &Ending) -> Kernel {
+    merge(p, parts, ending.keeps, Some(ending))
+}
+
+/// The parts of an attention, and of the block's row what each of them weighs.
+struct Parts {
+    o: Mem,
+    lse: Mem,
+    weights: Mem,
+    own: Mem,
+    count: Expr,
+    /// A constant that it is not above.
+    most: i64,
+    dtype: DType,
+}
+
+impl Parts {
+    /// Weighs the parts of a row; its lse.
+    fn weigh(&self, b: &mut Build, rows: &Expr, row: &Expr) -> Expr {
+        let (count, own) = (self.count.clone(), self.own);
+        // Those that there are none of weigh nothing.
+        b.each(Expr::int(self.most), |b, i| {
+            let near = Expr::minimum(i.clone(), count.clone() - Expr::int(1));
+            let log = b.bind(Expr::load(self.lse, near * rows.clone() + row.clone()));
+            b.store(own, i.clone(), Expr::select(Expr::lt(i, count), log, Build::f(self.dtype, f64::NEG_INFINITY)));
+        });
+        let of_part = |i: Expr| Expr::load(own, i);
+        let [log, largest, total] = join_logs(b, self.dtype, LoopKind::Vector, Expr::int(self.most), &of_part);
+        b.each(Expr::int(self.most), |b, i| b.store(self.weights, i.clone(), div(exp(of_part(i) - largest), total)));
+        log
+    }
+    /// Column `c` of `dv`.
+    fn column(&self, b: &mut Build, rows: &Expr, row: &Expr, (dv, c): (&Expr, &Expr)) -> Expr {
+        let acc = b.var(self.dtype, Build::f(self.dtype, 0.0));
+        let turns = Expr::floor_div(self.count.clone() + Expr::int(LOADED - 1), Expr::int(LOADED));
+        let last = b.bind(self.count.clone() - Expr::int(1));
+        b.range(turns, |b, turn| {
+            let first = b.bind(turn * Expr::int(LOADED));
+            let all: Vec<[Expr; 2]> = (0..LOADED)
+                .map(|i| {
+                    let part = b.bind(first.clone() + Expr::int(i));
+                    let near = Expr::minimum(part.clone(), last.clone());
+                    let at = (near * rows.clone() + row.clone()) * dv.clone() + c.clone();
+                    [b.bind(Expr::load(self.o, at)), part]
+                })
+                .collect();
+            for [x, part] in all {
+                b.assign(acc, Expr::Var(acc) + x * Expr::load(self.weights, part));
+            }
+        });
+        Expr::Var(acc)
+    }
+}
+
+/// The log of the sum of what parts have the logs of, 0 if all have nothing, which has the log −∞; the largest of these, and the sum of what each is over that.
+pub fn join_logs(b: &mut Build, dtype: DType, kind: LoopKind, count: Expr, of_part: &dyn Fn(Expr) -> Expr) -> [Expr; 3] {
+    let f = |x: f64| Build::f(dtype, x);
+    let largest = b.var(dtype, f(f64::NEG_INFINITY));
+    b.for_(Expr::int(0), count.clone(), kind, |b, i| b.accumulate(largest, ReduceFn::Max, of_part(i)));
+    let none = b.bind(eq(Expr::Var(largest), f(f64::NEG_INFINITY)));
+    let largest = b.bind(Expr::select(none.clone(), f(0.0), Expr::Var(largest)));
+    let total = b.var(dtype, f(0.0));
+    b.for_(Expr::int(0), count, kind, |b, i| b.accumulate(total, ReduceFn::Sum, exp(of_part(i) - largest.clone())));
+    let total = b.bind(Expr::select(none.clone(), f(1.0), Expr::Var(total)));
+    let log = b.bind(Expr::select(none, f(0.0), largest.clone() + Expr::map1(MapFn::Log, total.clone())));
+    [log, largest, total]
+}
+
+/// A block has a row.
+fn merge(p: &Problem, parts: &[Dim], keeps: bool, ending: Option<&Ending>) -> Kernel {
+    let mut b = Build::new("attend_merge");
+    let [.., o_elems, lse_elems] = p.elems();
+    let dtype = p.sum_dtype();
+    let mut of_parts = |count: &Dim| {
+        let [o, lse] =
+            [("o_parts", &o_elems), ("lse_parts", &lse_elems)].map(|(name, n)| b.read(name, dtype, n.clone() * count.clone()));
+        let most = (count.known().unwrap_or(MAX_PARTS) + LOADED - 1) / LOADED * LOADED;
+        let [weights, own] = ["weights", "own"].map(|name| b.scratch(name, dtype, most));
+        Parts { o, lse, weights, own, count: b.dim(count), most, dtype }
+    };
+    let branches: Vec<Parts> = parts.iter().map(&mut of_parts).collect();
+    let read = ending.map_or(Vec::new(), |e| e.read(&mut b));
+    let o = keeps.then(|| b.write("o", p.dtype, o_elems.clone()));
+    let lse = b.write("lse", dtype, lse_elems.clone());
+    let mapped = ending.map(|e| (e, b.write("y", e.dtype, o_elems)));
+    b.kernel.grid = lse_elems.clone();
+    let (rows, row, dv) = (b.dim(&lse_elems), b.block(), Expr::int(p.dv));
+    let logs: Vec<Expr> = branches.iter().map(|x| x.weigh(&mut b, &rows, &row)).collect();
+    b.store(lse, row.clone(), logs[0].clone());
+    if o.is_none() && mapped.is_none() {
+        return b.finish();
+    }
+    b.each(dv.clone(), |b, c| {
+        let rounded = |x: Expr| if p.dtype == dtype { x } else { x.cast(p.dtype) };
+        let products: Vec<Expr> = branches.iter().map(|x| rounded(x.column(b, &rows, &row, (&dv, &c)))).collect();
+        let products: Vec<Expr> = products.into_iter().map(|x| b.bind(x)).collect();
+        let at = b.bind(row.clone() * dv.clone() + c.clone());
+        if let Some(o) = o {
+            b.store(o, at.clone(), products[0].clone());
+        }
+        if let Some((ending, y)) = mapped {
+            let value = (ending.map)(b, &Element { products, operands: read.clone(), at: vec![row.clone(), c] });
+            let value = b.bind(value);
+            b.store(y, at, value);
+        }
+    });
+    b.finish()
+}
+
+/// Parts of which a thread loads an element at once.
+const LOADED: i64 = 8;
