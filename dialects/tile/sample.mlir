@@ -262,6 +262,14 @@
   %150 = "tile.const"() {value = 1.0 : f64} : () -> i64
   %151 = "tile.const"() {value = 0.0 : f64} : () -> i64
   "tile.copy_runs"(%b9, %s0, %145, %146, %v0, %147, %148, %v0, %149, %150, %151) {rows = 4 : i64, cols = 16 : i64, run = 2 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  %152 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %153 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %154 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %155 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %156 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %157 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %158 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy_rows_of_runs"(%b9, %s0, %b10, %152, %153, %v0, %154, %155, %v0, %156, %157, %158) {rows = 4 : i64, cols = 16 : i64, run = 2 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, !tile.buffer<i32, "4", "read", 4 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
   "vector.yield"() : () -> ()
 }) {sym_name = "every_op", grid = "B*floordiv(T + 63, 64)", dims = ["T"], buffers = ["f64", "f32", "bf16", "f16", "e4m3", "i64", "i32", "bool", "odd \"name\"", "z", "by"], scratch = ["s"], vars = [i64, f64, f32, f32, f32, f32, i64, i32, i1, f32, f64, f32, f64, f32, f64, f32, f64, f32, f32, f32, f32, f32, i64, i64, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, i1, i1, i1, i1, i1, i1, i1, i1, f32, f64, f32, f32, f32, f32, i64, i32, i1, i32, f32, i64, i64, i64, i64, i64, i64]} : () -> ()
 "tile.kernel"() ({

@@ -292,6 +292,18 @@ irdl.dialect @tile {
     irdl.operands(from: %from, to: %to, index: %index, axes: variadic %i64)
     irdl.attributes {"rows" = %a_rows, "cols" = %a_cols}
   }
+  // The same with runs of rows taken by indices.
+  irdl.operation @copy_rows_of_runs {
+    %from = irdl.base @tile::@buffer
+    %to = irdl.base @tile::@scratch
+    %index = irdl.base @tile::@buffer
+    %i64 = irdl.is i64
+    %a_rows = irdl.base "#builtin.integer"
+    %a_cols = irdl.base "#builtin.integer"
+    %a_run = irdl.base "#builtin.integer"
+    irdl.operands(from: %from, to: %to, index: %index, axes: variadic %i64)
+    irdl.attributes {"rows" = %a_rows, "cols" = %a_cols, "run" = %a_run}
+  }
   // A product of tiles.
   irdl.operation @dot {
     %a_buffer = irdl.base @tile::@buffer

@@ -67,23 +67,31 @@ fn expand(k: &mut Kernel, c: Copy, out: &mut Vec<Stmt>) {
     let across = c.cols / chunk;
     let r = bind(k, &mut body, Expr::floor_div(Expr::Var(e), Expr::int(across)));
     let col = bind(k, &mut body, Expr::rem(Expr::Var(e), Expr::int(across)) * Expr::int(chunk));
+    // An index that stands in a buffer, -1 past its end.
+    let taken = |k: &mut Kernel, body: &mut Vec<Stmt>, by: usize, i: Expr| {
+        let n = length(k, by);
+        let i = bind(k, body, i);
+        let last = Expr::lt(i.clone(), n);
+        let known = bind(k, body, Expr::select(last.clone(), i, Expr::int(0)));
+        let row = Expr::load(Mem::Buffer(by), known).cast(DType::I64);
+        bind(k, body, Expr::select(last, row, Expr::int(-1)))
+    };
     let (mut inside, mut index) = (None, Expr::int(0));
     for (back, [extent, stride, at]) in axes.into_iter().rev().enumerate() {
         let i = match back {
             0 => bind(k, &mut body, at + col.clone()),
             1 => match c.index {
+                Some(by) if c.run == c.rows => taken(k, &mut body, by, at + r.clone()),
                 None if c.run == c.rows => bind(k, &mut body, at + r.clone()),
-                None => bind(k, &mut body, at + Expr::rem(r.clone(), Expr::int(c.run))),
-                Some(by) => {
-                    let n = length(k, by);
-                    let i = bind(k, &mut body, at + r.clone());
-                    let last = Expr::lt(i.clone(), n);
-                    let known = bind(k, &mut body, Expr::select(last.clone(), i, Expr::int(0)));
-                    let row = Expr::load(Mem::Buffer(by), known).cast(DType::I64);
-                    bind(k, &mut body, Expr::select(last, row, Expr::int(-1)))
-                }
+                _ => bind(k, &mut body, at + Expr::rem(r.clone(), Expr::int(c.run))),
             },
-            2 if c.run != c.rows => bind(k, &mut body, at + Expr::floor_div(r.clone(), Expr::int(c.run))),
+            2 if c.run != c.rows => {
+                let run = at + Expr::floor_div(r.clone(), Expr::int(c.run));
+                match c.index {
+                    Some(by) => taken(k, &mut body, by, run),
+                    None => bind(k, &mut body, run),
+                }
+            }
             _ => at,
         };
         let within = Expr::and(Expr::le(Expr::int(0), i.clone()), Expr::lt(i.clone(), extent));

@@ -461,7 +461,8 @@ impl Machine<'_> {
             let (mut inside, mut index) = (true, 0);
             for (back, [extent, stride, at]) in axes.iter().rev().enumerate() {
                 let i = match (c.index, back) {
-                    (Some(by), 1) => self.index_of(by, at + r)?,
+                    (Some(by), 1) if c.run == c.rows => self.index_of(by, at + r)?,
+                    (Some(by), 2) if c.run != c.rows => self.index_of(by, at + r / c.run)?,
                     _ => at + [col, r % c.run, r / c.run].get(back).unwrap_or(&0),
                 };
                 inside &= (0..*extent).contains(&i);

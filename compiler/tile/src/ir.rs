@@ -183,8 +183,8 @@ pub struct Copy {
     pub run: i64,
     /// The buffer's axes, two or more.
     pub axes: Vec<Axis>,
-    /// A buffer of i32 by which rows are taken, to scratch: row `r` is at index `index[at + r]` of the last axis but one. Past the end of `index` scratch
-    /// becomes 0.
+    /// A buffer of i32 by which rows are taken, to scratch: row `r` is at index `index[at + r]` of the last axis but one, or where the rectangle has three axes,
+    /// run `r / run` at index `index[at + r / run]` of the one before. Past the end of `index` scratch becomes 0.
     pub index: Option<usize>,
 }
 
@@ -209,6 +209,10 @@ impl Copy {
             (Mem::Buffer(b), Mem::Scratch(s)) | (Mem::Scratch(s), Mem::Buffer(b)) => Some((b, s)),
             (Mem::Buffer(_), Mem::Buffer(_)) | (Mem::Scratch(_), Mem::Scratch(_)) => None,
         }
+    }
+    /// Whether runs of rows are taken by index.
+    pub fn takes_runs(&self) -> bool {
+        self.index.is_some() && self.run != self.rows
     }
     /// Its expressions.
     pub fn exprs(&self) -> impl Iterator<Item = &Expr> {

@@ -177,7 +177,8 @@ fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling, of_sums: bool) -> W
     let [q, k, v, o, lse, d_o, d_lse] = [0, 1, 2, 3, 4, 5, 6].map(Place::Operand);
     let ([l, delta], [dq, dk, dv]) = ([0, 1].map(Place::Aside), [0, 1, 2].map(Place::Result));
     let of_domain = (7..7 + p.operands.len()).map(Place::Operand);
-    let mut given: Vec<Place> = [q, k, v, d_o, l, delta].into_iter().chain(of_domain).collect();
+    let operands: Vec<Place> = [q, k, v, d_o].into();
+    let given = |[l, delta]: [Place; 2]| [operands.clone(), vec![l, delta], of_domain.clone().collect()].concat();
     let of_rows = TensorType::new(p.sum_dtype(), vec![gpu_attend_grad::of_rows(p, tiling)]);
     let mut asides = vec![of_rows.clone(), of_rows];
     let rows = match of_sums {
@@ -185,28 +186,35 @@ fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling, of_sums: bool) -> W
         false => (gpu_attend_grad::gpu_attend_grad_rows(p, tiling), vec![o, lse, d_o, d_lse, l, delta], None),
     };
     let mut launches = vec![rows];
-    let mut inverse = Vec::new();
+    let (mut inverse, mut union, mut sorted) = (Vec::new(), Vec::new(), [l, delta]);
     let forward = gpu_attend_grad::forward(tiling);
     if let Some(lists) = gpu_attend_union::lists(p, forward) {
         asides.extend(gpu_attend_union::memories(p, forward));
         asides.extend(gpu_attend_union::inverse_memories(p, forward));
-        let [blocks, member, count, totals] = [2, 3, 4, 5].map(Place::Aside);
-        let [offsets, firsts, entries, owner] = [6, 7, 8, 9].map(Place::Aside);
-        let union = gpu_attend_union::gpu_attend_union(p, forward);
-        launches.push((union, vec![Place::Operand(7 + lists), blocks, member, count], None));
-        let [of_totals, of_offsets, of_entries] = gpu_attend_union::gpu_attend_inverse(p, forward);
-        launches.push((of_totals, vec![blocks, count, totals], None));
-        launches.push((of_offsets, vec![totals, offsets, firsts], None));
-        launches.push((of_entries, vec![blocks, count, offsets, firsts, entries, owner], None));
-        given.extend([blocks, member, count]);
-        inverse = vec![offsets, firsts, entries, owner];
+        let [blocks, member, count, totals, offsets, firsts, queries, owner] = [2, 3, 4, 5, 6, 7, 8, 9].map(Place::Aside);
+        sorted = [10, 11].map(Place::Aside);
+        union = vec![blocks, member, count];
+        launches.push((
+            gpu_attend_union::gpu_attend_union(p, forward),
+            vec![Place::Operand(7 + lists), blocks, member, count],
+            None,
+        ));
+        let kernels = gpu_attend_union::gpu_attend_inverse(p, forward);
+        let places = [
+            vec![blocks, member, count, totals],
+            vec![totals, offsets, firsts],
+            vec![blocks, member, count, totals, offsets, firsts, queries, owner],
+            [vec![queries, l, delta], sorted.to_vec()].concat(),
+        ];
+        launches.extend(kernels.into_iter().zip(places).map(|(kernel, places)| (kernel, places, None)));
+        inverse = vec![offsets, firsts, queries, owner];
     }
     // dk and dv, or sums that are still to be added.
     let kept = gpu_attend_grad::of_sums(p, tiling);
     let first = asides.len();
     let sums = if kept.is_some() { [0, 1].map(|i| Place::Aside(first + i)) } else { [dk, dv] };
     asides.extend(kept.clone().into_iter().flatten());
-    let keys = [given.clone(), inverse.clone(), sums.to_vec()].concat();
+    let keys = [given(sorted), inverse.clone(), sums.to_vec()].concat();
     launches.push((gpu_attend_grad::gpu_attend_grad_keys(p, tiling), keys, None));
     if kept.is_some() {
         for (sum, d, values) in [(sums[0], dk, false), (sums[1], dv, true)] {
@@ -219,7 +227,7 @@ fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling, of_sums: bool) -> W
             });
         }
     }
-    launches.push((gpu_attend_grad::gpu_attend_grad_queries(p, tiling), [given, vec![dq]].concat(), None));
+    launches.push((gpu_attend_grad::gpu_attend_grad_queries(p, tiling), [given([l, delta]), union, vec![dq]].concat(), None));
     Work { problem: String::new(), launches, asides, dtypes: vec![p.dtype; 3] }
 }
 

@@ -186,13 +186,14 @@ impl Printer<'_> {
             operands.push(self.expr(e, ops));
         }
         let mut attrs = named([("rows", Attr::i64(c.rows)), ("cols", Attr::i64(c.cols))]);
-        let name = match c.index {
-            Some(_) => "tile.copy_rows",
-            None if c.run == c.rows => "tile.copy",
-            None => {
-                attrs.extend(named([("run", Attr::i64(c.run))]));
-                "tile.copy_runs"
-            }
+        if c.run != c.rows {
+            attrs.extend(named([("run", Attr::i64(c.run))]));
+        }
+        let name = match (c.index, c.run != c.rows) {
+            (Some(_), false) => "tile.copy_rows",
+            (Some(_), true) => "tile.copy_rows_of_runs",
+            (None, false) => "tile.copy",
+            (None, true) => "tile.copy_runs",
         };
         TextOp { operands, attrs, ..TextOp::new(name) }
     }

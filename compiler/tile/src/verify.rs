@@ -189,7 +189,7 @@ impl Verifier<'_> {
         if c.axes.len() < 2 + usize::from(runs) {
             self.found.push("a copy of fewer axes than its rectangle has".into());
         }
-        if c.run < 1 || c.rows % c.run != 0 || runs && c.index.is_some() {
+        if c.run < 1 || c.rows % c.run != 0 {
             self.found.push(format!("a copy of {} rows in runs of {}", c.rows, c.run));
         }
         if let (Some((b, _)), Some((last, outer))) = (c.sides(), c.axes.split_last()) {

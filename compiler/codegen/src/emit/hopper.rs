@@ -5,11 +5,13 @@ use super::{
     gather::{arrivals, changed},
 };
 use crate::{
+    copy::length,
     dot::{Matrix, Tiled},
     gpu::{
         access::{Access, expr_uses},
         hopper::{
-            GROUP, GROUP_ROWS, Hopper, MAX_COLUMNS, Ring, STRIP, STRIP_BYTES, copy_bytes, is_load, is_vector, limited_rows, runs,
+            GROUP, GROUP_ROWS, Hopper, MAX_COLUMNS, Ring, STRIP, STRIP_BYTES, copy_bytes, is_gathered, is_load, is_vector,
+            limited_rows, runs,
         },
     },
 };
@@ -270,12 +272,14 @@ impl Emitter<'_> {
         let copies: Vec<&Copy> = run.iter().filter_map(|s| if let Stmt::Copy(c) = s { Some(c) } else { None }).collect();
         let ring = ring_of(&h, copies[0]);
         let r = &h.rings[ring];
+        let (gathered, copies): (Vec<&Copy>, Vec<&Copy>) = copies.into_iter().partition(|c| is_gathered(c));
+        // Where runs are is read while the stage is not empty yet.
+        let copies: Vec<(&Copy, Vec<String>)> = copies.into_iter().map(|c| (c, self.places_of_runs(c))).collect();
         let [slot, phase, empty] = self.stage(ring, r, 1);
         let one = self.w.int(1, "i32");
         let before = self.w.bin("xori", &phase, &one, "i32");
         self.wait_barrier(&empty, &before);
         let full = self.barrier(r, 0, &slot);
-        let (gathered, copies): (Vec<&Copy>, Vec<&Copy>) = copies.into_iter().partition(|c| c.index.is_some());
         let start = self.stage_start(r, &slot);
         match self.simt().turn.gathers.clone() {
             None => self.start_rectangles(&h, r, &copies, [&full, &start]),
@@ -295,11 +299,27 @@ impl Emitter<'_> {
         }
         self.advance(ring, r, &slot);
     }
-    /// Starts a stage's copies of rectangles by the tensor memory accelerator: its barrier, and its first byte.
-    fn start_rectangles(&mut self, h: &Hopper, r: &Ring, copies: &[&Copy], [full, start]: [&str; 2]) {
-        let bytes: i64 = copies.iter().map(|c| copy_bytes(self.k, c)).sum();
+    /// The index (i32) of each run that a copy takes by index, along the last axis but two.
+    fn places_of_runs(&mut self, c: &Copy) -> Vec<String> {
+        let Some(by) = c.index.filter(|_| c.takes_runs()) else { return Vec::new() };
+        let at = self.expr(&c.axes[c.axes.len() - 3].at);
+        let length = length(self.k, by);
+        let (length, zero, none) = (self.expr(&length), self.w.int(0, "i64"), self.w.int(-1, "i32"));
+        let place = |e: &mut Self, i: i64| {
+            let at = e.plus(&at, i);
+            let inside = e.w.cmpi("slt", &at, &length, "i64");
+            let known = e.w.select(&inside, &at, &zero, "i64");
+            let p = e.address(Mem::Buffer(by), &known, DType::I32);
+            let index = e.w.op(&format!("llvm.load {p} : !llvm.ptr<1> -> i32"));
+            e.w.select(&inside, &index, &none, "i32")
+        };
+        (0..c.rows / c.run).map(|i| place(self, i)).collect()
+    }
+    /// Starts a stage's copies of rectangles, each with the places of its runs, by the tensor memory accelerator: its barrier, and its first byte.
+    fn start_rectangles(&mut self, h: &Hopper, r: &Ring, copies: &[(&Copy, Vec<String>)], [full, start]: [&str; 2]) {
+        let bytes: i64 = copies.iter().map(|(c, _)| copy_bytes(self.k, c)).sum();
         self.asm(&format!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {bytes};"), "r", full, "i32");
-        for c in copies {
+        for (c, runs) in copies {
             let Mem::Scratch(scratch) = c.to else { base::bug!("a copy to scratch") };
             let map = h.map_of(self.k, c);
             let coordinates: Vec<String> = c.axes.iter().map(|a| self.expr(&a.at)).collect();
@@ -307,12 +327,17 @@ impl Emitter<'_> {
                 coordinates.iter().map(|x| self.w.op(&format!("arith.trunci {x} : i64 to i32"))).collect();
             let (last, outer) = coordinates.split_last().expect("it has axes");
             let strips = if is_vector(self.k, c) { 1 } else { c.cols / STRIP };
-            for strip in 0..strips {
-                let to = self.plus32(start, r.offsets[&scratch] as i64 + strip * c.rows * STRIP_BYTES);
+            let (n, rectangles) = (c.axes.len(), runs.len().max(1));
+            for (strip, i) in (0..strips).flat_map(|strip| (0..rectangles).map(move |i| (strip, i))) {
+                let rows_before = strip * c.rows + i as i64 * c.run;
+                let to = self.plus32(start, r.offsets[&scratch] as i64 + rows_before * STRIP_BYTES);
                 let first = self.plus32(last, strip * STRIP);
-                let n = c.axes.len();
                 let places: Vec<String> = (0..n).map(|i| format!("${}", 3 + i)).collect();
-                let inner_first = [first].into_iter().chain(outer.iter().rev().cloned()).collect::<Vec<_>>().join(", ");
+                let mut outer = outer.to_vec();
+                if let Some(run) = runs.get(i) {
+                    outer[n - 3] = run.clone();
+                }
+                let inner_first = [first].into_iter().chain(outer.into_iter().rev()).collect::<Vec<_>>().join(", ");
                 let text = format!(
                     "cp.async.bulk.tensor.{n}d.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1, {{{}}}], [$2];",
                     places.join(", ")

@@ -177,11 +177,13 @@ impl Hopper {
                 bytes += usize::try_from(copy_bytes(k, c)).ok()?.next_multiple_of(ALIGN);
                 match c.index {
                     None => h.maps.push(tensor_map(k, buffer, c)?),
+                    // Runs of whole patterns of a rectangle in shared memory are rectangles of their own.
+                    Some(_) if c.takes_runs() && c.run % PATTERN_ROWS == 0 => h.maps.push(tensor_map(k, buffer, c)?),
                     Some(_) if takes_rows(c) => {}
                     Some(_) => return None,
                 }
             }
-            let gathered = run.iter().any(|c| c.index.is_some());
+            let gathered = run.iter().any(|c| is_gathered(c));
             // What is copied in several places has one ring.
             let stages = usize::from(!staged);
             if let Some(known) = h.rings.iter_mut().find(|r| r.offsets == offsets) {
@@ -266,7 +268,8 @@ fn tensor_map(k: &Kernel, buffer: usize, c: &Copy) -> Option<TensorMap> {
         };
         axes.push((extent, stride));
     }
-    let [rows, runs] = [c.run, c.rows / c.run].map(|n| u32::try_from(n).ok().filter(|n| *n <= 256));
+    let runs = if c.takes_runs() { 1 } else { c.rows / c.run };
+    let [rows, runs] = [c.run, runs].map(|n| u32::try_from(n).ok().filter(|n| *n <= 256));
     let vector = is_vector(k, c);
     let (cols, narrow) = (if vector { c.cols } else { STRIP }, matches!(k.mem_dtype(c.to), DType::BF16 | DType::F16));
     let fits = axes.len() <= 5 && c.cols % cols == 0 && (narrow || vector);
@@ -283,9 +286,17 @@ pub(crate) fn copy_bytes(k: &Kernel, c: &Copy) -> i64 {
     c.rows * c.cols * k.mem_dtype(c.to).bytes() as i64
 }
 
+/// Rows after which the pattern repeats by which neighbours lie in different banks.
+const PATTERN_ROWS: i64 = 8;
+
+/// Whether threads carry a copy, and not the tensor memory accelerator: of rows by index.
+pub(crate) fn is_gathered(c: &Copy) -> bool {
+    c.index.is_some() && !c.takes_runs()
+}
+
 /// Whether a warp group's threads can carry a copy of rows by index.
 fn takes_rows(c: &Copy) -> bool {
-    c.axes.len() == 2 && c.cols % STRIP == 0 && c.rows % (i64::from(GROUP) / 8) == 0
+    is_gathered(c) && c.axes.len() == 2 && c.cols % STRIP == 0 && c.rows % (i64::from(GROUP) / 8) == 0
 }
 
 /// The rows of a copy of two axes, if they end where only the run finds out.

@@ -168,6 +168,24 @@ impl Heads {
         let (from, to) = if store { (scratch, self.mem) } else { (self.mem, scratch) };
         b.push(Stmt::Copy(Copy { from, to, rows, cols: self.n, run, axes, index: None }));
     }
+    /// To scratch all heads that share keys of those queries whose numbers in `[b, t, g]`, of `all` there are, stand in a buffer from `at` on.
+    pub(super) fn pick_heads(
+        &self,
+        b: &mut Build,
+        scratch: Mem,
+        [rows, heads]: [i64; 2],
+        all: &Expr,
+        (numbers, at): (Mem, &Expr),
+    ) {
+        let Mem::Buffer(index) = numbers else { base::bug!("numbers of queries are in a buffer") };
+        let axis = |extent: Expr, stride: i64, at: Expr| Axis { extent, stride: Expr::int(stride), at };
+        let axes = vec![
+            axis(all.clone(), heads * self.n, at.clone()),
+            axis(Expr::int(heads), self.n, Expr::int(0)),
+            axis(Expr::int(self.n), 1, Expr::int(0)),
+        ];
+        b.push(Stmt::Copy(Copy { from: self.mem, to: scratch, rows, cols: self.n, run: heads, axes, index: Some(index) }));
+    }
 }
 
 /// What follows: a map of each element of the result, which may read others' values there.
@@ -601,17 +619,20 @@ impl Tokens {
     }
 }
 
-/// Rows whose numbers in `[b, t, h]` stand in a buffer, by increasing queries of one batch; what is negative is none, and lies at the end.
+/// Rows whose numbers in `[b, t, h]` stand in a buffer, or those of their queries in `[b, t, g]`, by increasing queries of one batch; what is negative is
+/// none, and lies at the end.
 pub(super) struct Gathered {
-    rows: Mem,
+    numbers: Mem,
     at: Expr,
     /// The first query.
     pub first: Expr,
     /// A query that none is after.
     last: Expr,
     /// The domain without the list.
-    rest: Domain,
-    heads: i64,
+    pub rest: Domain,
+    /// Numbers of a query, and rows of a number.
+    of_query: i64,
+    rows: i64,
     /// The first query of the batch.
     batch: Expr,
 }
@@ -628,12 +649,18 @@ impl Gathered {
         let (_, first) = query(at.clone());
         let (row, last) = query(at.clone() + Expr::int(count - 1));
         let last = Expr::select(Expr::lt(row, Expr::int(0)), scene.t.clone() - Expr::int(1), last);
-        Gathered { rows, at, first, last: b.bind(last), rest, heads, batch }
+        Gathered { numbers: rows, at, first, last: b.bind(last), rest, of_query: heads, rows: 1, batch }
+    }
+    /// Queries whose numbers are from `at` on, each with so many rows.
+    pub fn of_tile(scene: &Scene, numbers: Mem, at: &Expr, ends: [&Expr; 2], rows: i64, rest: Domain) -> Gathered {
+        let ([first, last], batch) = (ends.map(Expr::clone), scene.batch.clone() * scene.t.clone());
+        Gathered { numbers, at: at.clone(), first, last, rest, of_query: scene.problem.g, rows, batch }
     }
     /// How far the query of a row is from the first.
     fn query(&self, row: Expr) -> Expr {
-        let row = Expr::load(self.rows, self.at.clone() + row).cast(DType::I64);
-        let query = Expr::floor_div(row, Expr::int(self.heads)) - self.batch.clone();
+        let number = if self.rows == 1 { row } else { Expr::floor_div(row, Expr::int(self.rows)) };
+        let number = Expr::load(self.numbers, self.at.clone() + number).cast(DType::I64);
+        let query = Expr::floor_div(number, Expr::int(self.of_query)) - self.batch.clone();
         Expr::maximum(query - self.first.clone(), Expr::int(0))
     }
 }

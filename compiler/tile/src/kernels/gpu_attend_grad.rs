@@ -13,8 +13,8 @@
 //!
 //! S and dP are computed twice: sums of dQ over key tiles would have to wait for each other, or be taken in any order.
 //!
-//! With lists a tile's rows are some queries, each with all heads that share keys, and its block of keys goes over the tiles whose union has it
-//! (`gpu_attend_union`), in order.
+//! With lists a tile's rows are some queries, each with all heads that share keys, and a block of keys goes over the queries that list it, in order, taken
+//! by their numbers (`gpu_attend_union`).
 //!
 //! Memory map of keys: K [keys, dk], V [keys, dv] of the block; Q [queries, dk], dO [queries, dv] and l, Δ [queries] as they come; S, P, dP, dS [keys, queries],
 //! dK, dV, of which each thread may hold its part. Of queries: the same with the two turned round. What a row does not see has to be finite, if it is in a
@@ -25,7 +25,7 @@
 use super::{
     build::{Build, exp, tile, transposed},
     domain::{Problem, Scene},
-    gpu_attend::{self, Heads, Sides, Source, mask},
+    gpu_attend::{self, Gathered, Heads, Sides, Source, mask},
     gpu_attend_union::{self, Inverse, Union},
 };
 use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, LoopKind, Mem, Stmt};
@@ -72,7 +72,7 @@ impl Tiling {
 }
 
 /// Parts that the heads of a block of keys are shared out in.
-const MOST_PARTS: i64 = 8;
+const MOST_PARTS: i64 = 16;
 
 /// Queries for each key, where a domain says that keys are that few; a power of two.
 fn stride(d: &Domain) -> i64 {
@@ -110,11 +110,12 @@ fn union(p: &Problem, t: Tiling) -> Option<Union> {
 
 /// Elements of what there is one of for each row, by tiles' heads, padded so that each of these begins where rectangles are copied.
 pub fn of_rows(p: &Problem, t: Tiling) -> Dim {
-    p.b.clone() * Dim::from(p.h / t.heads) * padded(p, t)
+    p.b.clone() * Dim::from(p.h / t.heads) * padded(p, t.heads)
 }
-fn padded(p: &Problem, t: Tiling) -> Dim {
+/// The rows of a batch and the heads of a tile.
+pub(super) fn padded(p: &Problem, heads: i64) -> Dim {
     let n = Dim::from(COPY_ALIGN / p.sum_dtype().bytes() as i64);
-    (p.t.clone() * Dim::from(t.heads)).ceil_div(&n) * n
+    (p.t.clone() * Dim::from(heads)).ceil_div(&n) * n
 }
 
 /// Rows of a block of the first kernel.
@@ -141,7 +142,7 @@ fn rows(p: &Problem, tiling: Tiling, summed: bool) -> Kernel {
     let of_rows = of_rows(p, tiling);
     let [l, delta] = ["l", "delta"].map(|name| b.write(name, sums, of_rows.clone()));
     b.kernel.grid = of_rows.ceil_div(&Dim::from(ROWS));
-    let (total, t, padded) = (b.dim(&of_rows), b.dim(&p.t), b.dim(&padded(p, tiling)));
+    let (total, t, padded) = (b.dim(&of_rows), b.dim(&p.t), b.dim(&padded(p, tiling.heads)));
     let (heads, groups) = (Expr::int(tiling.heads), Expr::int(p.h / tiling.heads));
     let f = |x: f64| Build::f(sums, x);
     b.each_row(total, ROWS, |b, row| {
@@ -178,18 +179,16 @@ struct Given {
     l: Mem,
     delta: Mem,
     operands: Vec<Mem>,
-    union: Option<Union>,
 }
 
 impl Given {
-    fn new(b: &mut Build, p: &Problem, t: Tiling) -> Given {
+    /// `of_rows`: elements of l and Δ each.
+    fn new(b: &mut Build, p: &Problem, of_rows: &Dim) -> Given {
         let [q, k, v, o, _] = p.elems();
         let [q, k, v, d_o] = [("q", q), ("k", k), ("v", v), ("d_o", o)].map(|(name, n)| b.read(name, p.dtype, n));
-        let [l, delta] = ["l", "delta"].map(|name| b.read(name, p.sum_dtype(), of_rows(p, t)));
+        let [l, delta] = ["l", "delta"].map(|name| b.read(name, p.sum_dtype(), of_rows.clone()));
         let operands = p.operands.iter().enumerate().map(|(i, t)| b.read(&format!("d{i}"), t.dtype, t.elems())).collect();
-        let union = union(p, t).map(|u| u.read(b, p));
         Given {
-            union,
             q: Heads::new(b, q, &p.b, &p.t, p.h, p.dk),
             k: Heads::new(b, k, &p.b, &p.s, p.g, p.dk),
             v: Heads::new(b, v, &p.b, &p.s, p.g, p.dv),
@@ -243,25 +242,27 @@ impl Tiles {
     }
 }
 
-/// dk and dv, or sums of them by parts or items (`gpu_attend_union`) that are still to be added. Buffers: q, k, v, d_o, l, Δ, domain operands…, with lists
-/// also blocks, member, count, offsets, firsts, entries and owner, then dk, dv.
+/// dk and dv, or sums of them by parts or items (`gpu_attend_union`) that are still to be added. Buffers: q, k, v, d_o, l, Δ (with lists those of the sorted
+/// queries), domain operands…, with lists also offsets, firsts, queries and owner, then dk, dv.
 pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
     let [rows, keys] = tiling.of_keys;
     let (queries, heads) = (rows / tiling.heads, tiling.heads);
     let mut b = Build::new("attend_grad_keys");
-    let given = Given::new(&mut b, p, tiling);
-    let inverse = given.union.as_ref().map(|u| Inverse::read(u, &mut b, p));
+    let union = union(p, tiling);
+    let sorted = union.as_ref().map(|u| gpu_attend_union::num_tiles(p, u) * Dim::from(rows));
+    let given = Given::new(&mut b, p, &sorted.unwrap_or_else(|| of_rows(p, tiling)));
+    let inverse = union.as_ref().map(|u| Inverse::read(u, &mut b, p));
     let [_, k_elems, v_elems, ..] = p.elems();
     let [dk, dv] = of_sums(p, tiling).unwrap_or([k_elems, v_elems].map(|n| TensorType::new(p.dtype, vec![n])));
     let [dk, dv] = [("dk", dk), ("dv", dv)].map(|(name, t)| b.write(name, t.dtype, t.elems()));
     let parts = Dim::from(tiling.parts);
     // Results, sums by parts like so many batches, or by items.
-    let [dk, dv] = [(dk, p.dk), (dv, p.dv)].map(|(mem, n)| match &given.union {
+    let [dk, dv] = [(dk, p.dk), (dv, p.dv)].map(|(mem, n)| match &union {
         Some(u) => Heads::new(&mut b, mem, &gpu_attend_union::num_items(p, u), &Dim::from(keys), 1, n),
         None => Heads::new(&mut b, mem, &(p.b.clone() * parts.clone()), &p.s, p.g, n),
     });
-    let padded = padded(p, tiling);
-    let groups = Dim::from(p.h / heads);
+    let padded = padded(p, tiling.heads);
+    let groups = Dim::from(p.h);
     let axes = [(p.b.clone(), padded.clone() * groups.clone()), (groups, padded.clone()), (padded, Dim::from(1))];
     let axes = axes.map(|(n, by)| (b.dim(&n), b.dim(&by)));
 
@@ -299,27 +300,22 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
     given.v.copy(&mut b, v, keys, [&batch, &group, &first], false);
     b.fill(sums_k, Expr::int(keys * p.dk), Build::f(dtype, 0.0));
     b.fill(sums_v, Expr::int(keys * p.dv), Build::f(dtype, 0.0));
-    // A tile of queries from `start` on, with heads from `head` on; with lists also which of them list the block.
-    let of_tile = |b: &mut Build, start: &Expr, head: &Expr, entry: Option<&Expr>| {
-        let vector = |b: &mut Build, from: Mem, to: Mem| {
-            let of_heads = b.bind(Expr::floor_div(head.clone(), Expr::int(heads)));
-            let at = [batch.clone(), of_heads, b.bind(start.clone() * Expr::int(heads))];
-            let axes = axes.iter().zip(at).map(|((n, by), at)| Axis { extent: n.clone(), stride: by.clone(), at });
-            b.push(Stmt::Copy(Copy { from, to, rows: 1, cols: rows, run: 1, axes: axes.collect(), index: None }));
-        };
-        given.q.copy_heads(b, q, [rows, heads], [&batch, head, start], false);
+    // A tile of rows: what brings q and d_o, l and Δ, to scratch, and which queries they are.
+    let of_tile = |b: &mut Build,
+                   bring: &dyn Fn(&mut Build, &Heads, Mem),
+                   vector: &dyn Fn(&mut Build, Mem, Mem),
+                   (start, gathered): (&Expr, Option<&Gathered>)| {
+        bring(b, &given.q, q);
         vector(b, given.l, l);
         let (left, right) = (tile(k, zero(), p.dk), transposed(q, zero(), p.dk));
         b.dot([keys, rows, p.dk].map(Expr::int), left, right, tile(tiles.scores, zero(), rows), false);
-        given.d_o.copy_heads(b, d_o, [rows, heads], [&batch, head, start], false);
+        bring(b, &given.d_o, d_o);
         vector(b, given.delta, delta);
         let (left, right) = (tile(v, zero(), p.dv), transposed(d_o, zero(), p.dv));
         b.dot([keys, rows, p.dv].map(Expr::int), left, right, tile(tiles.grads, zero(), rows), false);
-        let sides = Sides { queries: (start, queries), heads, keys: (&first, keys), by_queries: false, rows: None };
-        match given.union.as_ref().zip(entry) {
-            None => mask(b, &scene, &p.domain, tiles.scores, &sides, None),
-            Some((u, entry)) => mask(b, &scene, &u.rest, tiles.scores, &sides, Some(&|q| u.lists(entry, q))),
-        }
+        let sides = Sides { queries: (start, queries), heads, keys: (&first, keys), by_queries: false, rows: gathered };
+        let domain = gathered.map_or(&p.domain, |g| &g.rest);
+        mask(b, &scene, domain, tiles.scores, &sides, None);
         tiles.weigh(b, p, l, column);
         tiles.narrow(b, tiles.scores, weights);
         let (left, right) = (tile(weights, zero(), rows), tile(d_o, zero(), p.dv));
@@ -328,10 +324,22 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
         let (left, right) = (tile(tiles.d_scores, zero(), rows), tile(q, zero(), p.dk));
         b.dot([keys, p.dk, rows].map(Expr::int), left, right, tile(sums_k, zero(), p.dk), true);
     };
-    match &inverse {
-        Some(inverse) => {
-            let head = b.bind(group.clone() * Expr::int(heads));
-            inverse.each(&mut b, |b, entry, start| of_tile(b, &start, &head, Some(&entry)));
+    match inverse.as_ref().zip(union.as_ref()) {
+        Some((inverse, u)) => {
+            let (all, tiles) = (p.b.clone() * p.t.clone() * Dim::from(p.g), gpu_attend_union::num_tiles(p, u));
+            let [all, tiles] = [all, tiles].map(|n| b.dim(&n));
+            inverse.each(&mut b, &batch, &scene.t, |b, number, [start, last]| {
+                let slot = b.bind(number.clone() * Expr::int(queries));
+                let bring =
+                    |b: &mut Build, from: &Heads, to: Mem| from.pick_heads(b, to, [rows, heads], &all, (inverse.queries, &slot));
+                let vector = |b: &mut Build, from: Mem, to: Mem| {
+                    let axis = |extent: Expr, stride: i64, at: Expr| Axis { extent, stride: Expr::int(stride), at };
+                    let axes = vec![axis(tiles.clone(), rows, number.clone()), axis(Expr::int(rows), 1, Expr::int(0))];
+                    b.push(Stmt::Copy(Copy { from, to, rows: 1, cols: rows, run: 1, axes, index: None }));
+                };
+                let gathered = Gathered::of_tile(&scene, inverse.queries, &slot, [&start, &last], heads, u.rest.clone());
+                of_tile(b, &bring, &vector, (&start, Some(&gathered)));
+            });
         }
         None => {
             let last = b.bind(Expr::minimum(first.clone() + Expr::int(keys), scene.s.clone()) - Expr::int(1));
@@ -343,7 +351,13 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
             let of_head = |b: &mut Build, head: Expr| {
                 b.range(pieces, |b, j| {
                     let start = b.bind(lo + j * Expr::int(rows));
-                    of_tile(b, &start, &head, None);
+                    let bring = |b: &mut Build, from: &Heads, to: Mem| from.copy(b, to, rows, [&batch, &head, &start], false);
+                    let vector = |b: &mut Build, from: Mem, to: Mem| {
+                        let at = [batch.clone(), head.clone(), start.clone()];
+                        let axes = axes.iter().zip(at).map(|((n, by), at)| Axis { extent: n.clone(), stride: by.clone(), at });
+                        b.push(Stmt::Copy(Copy { from, to, rows: 1, cols: rows, run: 1, axes: axes.collect(), index: None }));
+                    };
+                    of_tile(b, &bring, &vector, (&start, None));
                 });
             };
             match p.h / p.g {
@@ -406,15 +420,16 @@ pub fn gpu_attend_grad_queries(p: &Problem, tiling: Tiling) -> Kernel {
     let [rows, keys] = tiling.of_queries;
     let (queries, own) = (rows / tiling.heads, tiling.heads);
     let mut b = Build::new("attend_grad_queries");
-    let given = Given::new(&mut b, p, tiling);
+    let given = Given::new(&mut b, p, &of_rows(p, tiling));
+    let union = union(p, tiling).map(|u| u.read(&mut b, p));
     let [q_elems, ..] = p.elems();
     let dq = b.write("dq", p.dtype, q_elems);
     let dq = Heads::new(&mut b, dq, &p.b, &p.t, p.h, p.dk);
-    let padded = b.dim(&padded(p, tiling));
+    let padded = b.dim(&padded(p, tiling.heads));
 
     let num_tiles = p.t.ceil_div(&Dim::from(queries));
     b.kernel.grid = num_tiles.clone() * p.b.clone() * Dim::from(p.h / own);
-    let [batch, group, first] = match &given.union {
+    let [batch, group, first] = match &union {
         Some(_) => gpu_attend_union::place(&mut b, p, &p.t, queries),
         None => {
             // Heads are neighbours, and the queries that see the most keys come first.
@@ -453,7 +468,7 @@ pub fn gpu_attend_grad_queries(p: &Problem, tiling: Tiling) -> Kernel {
         b.store(l, r.clone(), Expr::load(given.l, at.clone()));
         b.store(delta, r, Expr::load(given.delta, at));
     });
-    let source = Source::new(&mut b, &scene, given.union.as_ref(), (&first, queries), keys);
+    let source = Source::new(&mut b, &scene, union.as_ref(), (&first, queries), keys);
     let pieces = source.count(&mut b);
     b.range(pieces, |b, j| {
         let start = source.at(b, &j);
@@ -464,7 +479,7 @@ pub fn gpu_attend_grad_queries(p: &Problem, tiling: Tiling) -> Kernel {
         let (left, right) = (tile(d_o, zero(), p.dv), transposed(v, zero(), p.dv));
         b.dot([rows, keys, p.dv].map(Expr::int), left, right, tile(tiles.grads, zero(), keys), false);
         let sides = Sides { queries: (&first, queries), heads: own, keys: (&start, keys), by_queries: true, rows: None };
-        match &given.union {
+        match &union {
             None => mask(b, &scene, &p.domain, tiles.scores, &sides, None),
             Some(u) => {
                 let entry = b.bind(u.entry(&j, keys));

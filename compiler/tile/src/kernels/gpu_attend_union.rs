@@ -7,18 +7,20 @@
 //!     member   for each and each query: whether the query lists it
 //! ```
 //!
-//! The gradient of keys needs the inverse: which tiles have a block. A block that many tiles have is cut into items, so that no block of threads has more
-//! than others. Three kernels, one after the other:
+//! The gradient of keys needs the inverse: which queries list a block. They come together in tiles of their own, so that nothing is loaded or multiplied that
+//! does not see the block's keys. A block that many queries list is cut into items, so that no block of threads has more than others. Four kernels, one after
+//! the other:
 //!
 //! ```text
-//! totals    blocks, count → totals             how many tiles have each block
-//! offsets   totals → offsets, firsts           where each block's tiles begin, and its items
-//! entries   blocks, count, offsets, firsts → entries, owner
-//!                                              for each block the places in `blocks` where it stands, in order of tiles; then -1
+//! totals    blocks, member, count → totals     how many queries list each block
+//! offsets   totals → offsets, firsts           the tile that each block's queries begin at, and its items
+//! entries   blocks, member, count, totals, offsets, firsts → queries, owner
+//!                                              for each block the queries that list it, in order, as numbers in [b, t, g]; then -1 to the tile's end
 //!                                              for each item its block; those that are left have none of the last one's tiles
+//! sorted    queries, l, Δ → l, Δ               what there is one of for each row, in the order of the queries
 //! ```
 //!
-//! A lane has a part of the tiles and looks a block up by halving. A block of keys is one of a batch and a group, as a tile is.
+//! A lane has a part of the union's tiles and looks a block up by halving. A block of keys is one of a batch and a group, as a tile is.
 //!
 //! A lane of the union has a place of a list: it is the block's if no place before it has the same, and the block's place in order is the number of smaller ones.
 //! Work: the square of the places of a tile, which are few.
@@ -27,6 +29,7 @@ use super::{
     build::{Build, both, eq},
     domain::{Problem, Scene, driving_list},
     gpu_attend::{Blocks, Tiling, has_lists},
+    gpu_attend_grad::padded,
 };
 use crate::ir::{Expr, Kernel, Mem};
 use base::{DType, Dim, TensorType};
@@ -225,10 +228,10 @@ const LANES: i64 = 128;
 /// The tiles that an item of a block of keys has: what a gradient reads.
 pub(super) struct Inverse<'a> {
     union: &'a Union,
-    entries: Mem,
-    /// Tiles of a batch and a group.
-    tiles: Expr,
-    /// The block, and its entries.
+    /// Numbers of queries.
+    pub queries: Mem,
+    groups: i64,
+    /// The block, and its tiles.
     block: Expr,
     from: Expr,
     to: Expr,
@@ -238,9 +241,13 @@ pub(super) struct Inverse<'a> {
 fn num_blocks(p: &Problem, u: &Union) -> Dim {
     p.s.ceil_div(&Dim::from(u.size)) * p.b.clone() * Dim::from(p.g)
 }
-/// As many items as there may be: those of blocks that are full, and one of each that is not.
+/// As many tiles of a block's queries as there may be: those that are full, and one of each block that is not.
+pub(super) fn num_tiles(p: &Problem, u: &Union) -> Dim {
+    num_blocks(p, u) + u.elems(p)[0].clone().ceil_div(&Dim::from(u.queries))
+}
+/// The same of items.
 pub(super) fn num_items(p: &Problem, u: &Union) -> Dim {
-    num_blocks(p, u) + u.elems(p)[0].clone().ceil_div(&Dim::from(ITEM))
+    num_blocks(p, u) + num_tiles(p, u).ceil_div(&Dim::from(ITEM))
 }
 
 impl<'a> Inverse<'a> {
@@ -250,9 +257,11 @@ impl<'a> Inverse<'a> {
         b.kernel.grid = num_items(p, union);
         let offsets = b.read("offsets", DType::I32, n.clone() + Dim::from(1));
         let firsts = b.read("firsts", DType::I32, n + Dim::from(1));
-        let entries = b.read("entries", DType::I32, union.elems(p)[0].clone());
+        let all = num_tiles(p, union) * Dim::from(union.queries);
+        let queries = b.read("queries", DType::I32, all.clone());
+        // Copies by index ask where the indices end.
+        b.dim(&all);
         let owner = b.read("owner", DType::I32, num_items(p, union));
-        let tiles = b.dim(&p.t.ceil_div(&Dim::from(union.queries)));
         let load = |b: &mut Build, mem, i: Expr| b.bind(Expr::load(mem, i).cast(DType::I64));
         let item = b.block();
         let block = load(b, owner, item.clone());
@@ -260,35 +269,37 @@ impl<'a> Inverse<'a> {
         let [begin, end] = [block.clone(), block.clone() + Expr::int(1)].map(|i| load(b, offsets, i));
         let from = b.bind(Expr::minimum(begin + (item - first) * Expr::int(ITEM), end.clone()));
         let to = b.bind(Expr::minimum(from.clone() + Expr::int(ITEM), end));
-        Inverse { union, entries, tiles, block, from, to }
+        Inverse { union, queries, groups: p.g, block, from, to }
     }
     /// The batch, the group and the first key of the item's block.
     pub fn place(&self, b: &mut Build, p: &Problem) -> [Expr; 3] {
         place_of(b, p, &p.s, self.union.size, self.block.clone())
     }
-    /// For each tile that the item has: its entry in the union and its first query. An entry is read a turn before it is needed.
-    pub fn each(&self, b: &mut Build, body: impl FnOnce(&mut Build, Expr, Expr)) {
-        let u = self.union;
-        let load = |i: Expr| Expr::load(self.entries, i);
-        let last = b.bind(Expr::maximum(self.to.clone() - Expr::int(1), Expr::int(0)));
-        let next = b.var(DType::I32, load(Expr::minimum(self.from.clone(), last.clone())));
-        b.for_(self.from.clone(), self.to.clone(), crate::ir::LoopKind::Serial, |b, i| {
-            let entry = b.bind(Expr::Var(next).cast(DType::I64) + Expr::int(0));
-            b.assign(next, load(Expr::minimum(i + Expr::int(1), last)));
-            let tile = Expr::rem(Expr::floor_div(entry.clone(), Expr::int(u.places())), self.tiles.clone());
-            let first = b.bind(tile * Expr::int(u.queries));
-            body(b, entry, first);
+    /// For each tile that the item has: its number, and its first and last query in the batch.
+    pub fn each(&self, b: &mut Build, batch: &Expr, t: &Expr, body: impl FnOnce(&mut Build, Expr, [Expr; 2])) {
+        let size = self.union.queries;
+        let before = b.bind(batch.clone() * t.clone());
+        b.for_(self.from.clone(), self.to.clone(), crate::ir::LoopKind::Serial, |b, tile| {
+            let slot = tile.clone() * Expr::int(size);
+            let ends = [slot.clone(), slot + Expr::int(size - 1)].map(|at| b.bind(Expr::load(self.queries, at).cast(DType::I64)));
+            let [first, last] =
+                ends.clone().map(|number| b.bind(Expr::floor_div(number, Expr::int(self.groups)) - before.clone()));
+            // A tile that is not full is its block's last.
+            let last = b.bind(Expr::select(Expr::lt(ends[1].clone(), Expr::int(0)), t.clone() - Expr::int(1), last));
+            body(b, tile, [first, last]);
         });
     }
 }
 
-/// The types of totals, offsets, firsts, entries and owner.
+/// The types of totals, offsets, firsts, queries, owner, l and Δ.
 pub fn inverse_memories(p: &Problem, t: Tiling) -> Vec<TensorType> {
     let Some(u) = Union::new(p, t) else { return Vec::new() };
     let blocks = num_blocks(p, &u);
     let ends = blocks.clone() + Dim::from(1);
-    let all = [blocks, ends.clone(), ends, u.elems(p)[0].clone(), num_items(p, &u)];
-    all.map(|n| TensorType::new(DType::I32, vec![n])).into()
+    let queries = num_tiles(p, &u) * Dim::from(u.queries);
+    let all = [blocks, ends.clone(), ends, queries.clone(), num_items(p, &u)].map(|n| TensorType::new(DType::I32, vec![n]));
+    let of_rows = TensorType::new(p.sum_dtype(), vec![queries * Dim::from(t.heads)]);
+    [all.into(), vec![of_rows.clone(), of_rows]].concat()
 }
 
 /// Elements of the items' sums, of `n` for each key.
@@ -333,10 +344,10 @@ pub fn gpu_attend_grad_items(p: &Problem, t: Tiling, n: i64) -> Kernel {
 /// Elements that a block of threads adds.
 const ELEMS: i64 = 1024;
 
-/// The three kernels of the inverse.
-pub fn gpu_attend_inverse(p: &Problem, t: Tiling) -> [Kernel; 3] {
+/// The four kernels of the inverse.
+pub fn gpu_attend_inverse(p: &Problem, t: Tiling) -> [Kernel; 4] {
     let u = Union::new(p, t).unwrap_or_else(|| base::bug!("no lists of blocks in {:?}", p.domain));
-    [totals(p, &u), offsets(p, &u), entries(p, &u)]
+    [totals(p, &u), offsets(p, &u), entries(p, &u), sorted(p, &u, t.heads)]
 }
 
 fn int(n: f64) -> Expr {
@@ -346,6 +357,7 @@ fn int(n: f64) -> Expr {
 /// A block's number among its batch's and group's, and the tiles of these: the first, and how many a lane has.
 struct Look {
     blocks: Mem,
+    member: Mem,
     count: Mem,
     block: Expr,
     first: Expr,
@@ -355,22 +367,22 @@ struct Look {
 
 impl Look {
     fn new(b: &mut Build, p: &Problem, u: &Union) -> Look {
-        let [elems, _, tiles] = u.elems(p);
-        let (blocks, count) = (b.read("blocks", DType::I32, elems), b.read("count", DType::I32, tiles));
+        let elems = u.elems(p);
+        let [blocks, member, count] = std::array::from_fn(|i| b.read(MEMORIES[i].0, MEMORIES[i].1, elems[i].clone()));
         b.kernel.grid = num_blocks(p, u);
         let own = p.t.ceil_div(&Dim::from(u.queries));
         let (each, part, tiles) =
             (b.dim(&p.s.ceil_div(&Dim::from(u.size))), b.dim(&own.ceil_div(&Dim::from(LANES))), b.dim(&own));
         let block = b.bind(Expr::rem(b.block(), each.clone()).cast(DType::I32));
         let first = b.bind(Expr::floor_div(b.block(), each) * tiles.clone());
-        Look { blocks, count, block, first, tiles, part }
+        Look { blocks, member, count, block, first, tiles, part }
     }
-    /// For each of a lane's tiles: where the block would stand in its union, and whether it does.
+    /// For each query of a lane's tiles: its number among those of the batch and the group, and whether it lists the block.
     fn each(&self, b: &mut Build, u: &Union, lane: &Expr, body: impl FnOnce(&mut Build, Expr, Expr)) {
         let from = b.bind(Expr::minimum(lane.clone() * self.part.clone(), self.tiles.clone()));
         let to = b.bind(Expr::minimum(from.clone() + self.part.clone(), self.tiles.clone()));
         b.for_(from, to, crate::ir::LoopKind::Serial, |b, i| {
-            let tile = b.bind(self.first.clone() + i);
+            let tile = b.bind(self.first.clone() + i.clone());
             let start = b.bind(tile.clone() * Expr::int(u.places()));
             let count = b.bind(Expr::load(self.count, tile).cast(DType::I64));
             let (lo, hi) = (b.var(DType::I64, Expr::int(0)), b.var(DType::I64, count.clone()));
@@ -386,11 +398,17 @@ impl Look {
             let known = b.bind(Expr::maximum(Expr::minimum(Expr::Var(lo), count.clone() - Expr::int(1)), Expr::int(0)));
             let place = b.bind(start + known);
             let same = eq(Expr::load(self.blocks, place.clone()), self.block.clone());
-            let found = b.bind(both(Expr::lt(Expr::Var(lo), count), same));
-            body(b, place, found);
+            let found = both(Expr::lt(Expr::Var(lo), count), same);
+            b.if_(found, |b| {
+                b.range(Expr::int(u.queries), |b, q| {
+                    let lists = b.bind(Expr::load(self.member, place * Expr::int(u.queries) + q.clone()));
+                    let query = b.bind(i * Expr::int(u.queries) + q);
+                    body(b, query, lists);
+                });
+            });
         });
     }
-    /// How many of a lane's tiles have the block.
+    /// How many queries of a lane's tiles list the block.
     fn count(&self, b: &mut Build, u: &Union, lane: &Expr) -> Expr {
         let sum = b.var(DType::I32, int(0.0));
         self.each(b, u, lane, |b, _, found| b.assign(sum, Expr::Var(sum) + found.cast(DType::I32)));
@@ -425,12 +443,13 @@ fn offsets(p: &Problem, u: &Union) -> Kernel {
         let from = b.bind(Expr::minimum(lane.clone() * part.clone(), n.clone()));
         [from.clone(), b.bind(Expr::minimum(from + part.clone(), n.clone()))]
     };
-    // What a block adds to each: its tiles, and its items.
+    // What a block adds to each: its queries' tiles, and its items.
     let adds = |b: &mut Build, i: Expr| {
         let total = b.bind(Expr::load(totals, i));
-        let items = Expr::floor_div(total.clone() + int((ITEM - 1) as f64), int(ITEM as f64));
-        let items = b.bind(Expr::maximum(items, int(1.0)));
-        [total, items]
+        let up = |n: Expr, by: i64| Expr::floor_div(n + int((by - 1) as f64), int(by as f64));
+        let tiles = b.bind(up(total, u.queries));
+        let items = b.bind(Expr::maximum(up(tiles.clone(), ITEM), int(1.0)));
+        [tiles, items]
     };
     b.each(Expr::int(LANES), |b, lane| {
         let [from, to] = bounds(b, &lane);
@@ -465,10 +484,11 @@ fn offsets(p: &Problem, u: &Union) -> Kernel {
 fn entries(p: &Problem, u: &Union) -> Kernel {
     let mut b = Build::new("attend_entries");
     let look = Look::new(&mut b, p, u);
-    let (n, all) = (num_blocks(p, u), u.elems(p)[0].clone());
+    let (n, all) = (num_blocks(p, u), num_tiles(p, u) * Dim::from(u.queries));
+    let totals = b.read("totals", DType::I32, n.clone());
     let offsets = b.read("offsets", DType::I32, n.clone() + Dim::from(1));
     let firsts = b.read("firsts", DType::I32, n.clone() + Dim::from(1));
-    let entries = b.write("entries", DType::I32, all.clone());
+    let queries = b.write("queries", DType::I32, all.clone());
     let items = num_items(p, u);
     let owner = b.write("owner", DType::I32, items.clone());
     let counts = b.scratch("counts", DType::I32, LANES);
@@ -477,30 +497,74 @@ fn entries(p: &Problem, u: &Union) -> Kernel {
         b.store(counts, lane, own);
     });
     let block = b.block();
-    let first = b.bind(Expr::load(offsets, block.clone()));
+    let bound = |b: &mut Build, mem, i: Expr| b.bind(Expr::load(mem, i).cast(DType::I64));
+    let slots = |b: &mut Build, i: Expr| bound(b, offsets, i) * Expr::int(u.queries);
+    let first = slots(&mut b, block.clone());
+    let first = b.bind(first);
+    let [batch, group, _] = place_of(&mut b, p, &p.s, u.size, block.clone());
+    let t = b.dim(&p.t);
     b.each(Expr::int(LANES), |b, lane| {
-        let next = b.var(DType::I32, first);
-        b.range(lane.clone(), |b, before| b.assign(next, Expr::Var(next) + Expr::load(counts, before)));
-        look.each(b, u, &lane, |b, place, found| {
-            b.if_(found, |b| {
-                b.store(entries, Expr::Var(next).cast(DType::I64), place.cast(DType::I32));
-                b.assign(next, Expr::Var(next) + int(1.0));
+        let next = b.var(DType::I64, first.clone());
+        b.range(lane.clone(), |b, before| {
+            b.assign(next, Expr::Var(next) + Expr::load(counts, before).cast(DType::I64));
+        });
+        look.each(b, u, &lane, |b, query, lists| {
+            b.if_(lists, |b| {
+                let number = (batch * t + query) * Expr::int(p.g) + group;
+                b.store(queries, Expr::Var(next), number.cast(DType::I32));
+                b.assign(next, Expr::Var(next) + Expr::int(1));
             });
         });
     });
+    let none = |b: &mut Build, from: Expr, to: Expr| {
+        b.for_(from, to, crate::ir::LoopKind::Vector, |b, i| b.store(queries, i, int(-1.0)));
+    };
+    let total = bound(&mut b, totals, block.clone());
+    let end = slots(&mut b, block.clone() + Expr::int(1));
+    none(&mut b, first + total, end);
     let (n, all, items) = (b.dim(&n), b.dim(&all), b.dim(&items));
-    let bound = |b: &mut Build, i: Expr| b.bind(Expr::load(firsts, i).cast(DType::I64));
-    let [from, to] = [block.clone(), block.clone() + Expr::int(1)].map(|i| bound(&mut b, i));
+    let [from, to] = [block.clone(), block.clone() + Expr::int(1)].map(|i| bound(&mut b, firsts, i));
     b.for_(from, to, crate::ir::LoopKind::Vector, |b, i| b.store(owner, i, block.clone().cast(DType::I32)));
     // Places that are left, shared out among the blocks.
-    let total = b.bind(Expr::load(offsets, n.clone()).cast(DType::I64));
-    let used = bound(&mut b, n.clone());
-    let none = (n.clone() - Expr::int(1)).cast(DType::I32);
-    for (mem, total, all, value) in [(entries, total, all, int(-1.0)), (owner, used, items, none)] {
-        let part = b.bind(Expr::floor_div(all.clone() - total.clone() + n.clone() - Expr::int(1), n.clone()));
-        let from = b.bind(Expr::minimum(total + block.clone() * part.clone(), all.clone()));
+    let used = slots(&mut b, n.clone());
+    let used = [used, bound(&mut b, firsts, n.clone())];
+    let last = (n.clone() - Expr::int(1)).cast(DType::I32);
+    for (mem, used, all, value) in [(queries, &used[0], all, int(-1.0)), (owner, &used[1], items, last)] {
+        let part = b.bind(Expr::floor_div(all.clone() - used.clone() + n.clone() - Expr::int(1), n.clone()));
+        let from = b.bind(Expr::minimum(used.clone() + block.clone() * part.clone(), all.clone()));
         let to = b.bind(Expr::minimum(from.clone() + part, all));
         b.for_(from, to, crate::ir::LoopKind::Vector, |b, i| b.store(mem, i, value));
     }
+    b.finish()
+}
+
+/// l and Δ of each row of the tiles of blocks' queries; 0 where there is none.
+fn sorted(p: &Problem, u: &Union, heads: i64) -> Kernel {
+    let mut b = Build::new("attend_sorted");
+    let slots = num_tiles(p, u) * Dim::from(u.queries);
+    let queries = b.read("queries", DType::I32, slots.clone());
+    let sums = p.sum_dtype();
+    let padded = padded(p, heads);
+    let of_rows = p.b.clone() * Dim::from(p.g) * padded.clone();
+    let from = ["l", "delta"].map(|name| b.read(name, sums, of_rows.clone()));
+    let all = slots * Dim::from(heads);
+    let to = ["sorted_l", "sorted_delta"].map(|name| b.write(name, sums, all.clone()));
+    b.kernel.grid = all.ceil_div(&Dim::from(ELEMS));
+    let [all, t, padded] = [&all, &p.t, &padded].map(|d| b.dim(d));
+    let begin = b.bind(b.block() * Expr::int(ELEMS));
+    let end = b.bind(Expr::minimum(begin.clone() + Expr::int(ELEMS), all));
+    b.for_(begin, end, crate::ir::LoopKind::Vector, |b, i| {
+        let number = b.bind(Expr::load(queries, Expr::floor_div(i.clone(), Expr::int(heads))).cast(DType::I64));
+        let there = b.bind(Expr::le(Expr::int(0), number.clone()));
+        let number = b.bind(Expr::maximum(number, Expr::int(0)));
+        let group = Expr::rem(number.clone(), Expr::int(p.g));
+        let row = b.bind(Expr::floor_div(number, Expr::int(p.g)));
+        let of_group = Expr::floor_div(row.clone(), t.clone()) * Expr::int(p.g) + group;
+        let place = Expr::rem(row, t) * Expr::int(heads) + Expr::rem(i.clone(), Expr::int(heads));
+        let at = b.bind(of_group * padded + place);
+        for (from, to) in from.into_iter().zip(to) {
+            b.store(to, i.clone(), Expr::select(there.clone(), Expr::load(from, at.clone()), Build::f(sums, 0.0)));
+        }
+    });
     b.finish()
 }

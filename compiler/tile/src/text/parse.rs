@@ -285,10 +285,10 @@ impl Parser {
                 let (a, b, c) = (tile(a, a0, ar, ac), tile(b, b0, br, bc), tile(c, c0, cr, cc));
                 Stmt::Dot(Dot { m, n, k, a, b, c, accumulate: op.get_bool("accumulate")?, counted })
             }
-            "tile.copy" | "tile.copy_rows" | "tile.copy_runs" => {
+            "tile.copy" | "tile.copy_rows" | "tile.copy_runs" | "tile.copy_rows_of_runs" => {
                 let [from, to, numbers @ ..] = &op.operands[..] else { return Err(op.error("expected two memories")) };
                 let (from, to) = (self.mem(op, from)?, self.mem(op, to)?);
-                let (index, numbers) = match numbers.split_first().filter(|_| op.name == "tile.copy_rows") {
+                let (index, numbers) = match numbers.split_first().filter(|_| op.name.starts_with("tile.copy_rows")) {
                     None => (None, numbers),
                     Some((index, numbers)) => match self.mem(op, index)? {
                         Mem::Buffer(i) => (Some(i), numbers),
@@ -301,7 +301,7 @@ impl Parser {
                     |[extent, stride, at]: &[Expr; 3]| Axis { extent: extent.clone(), stride: stride.clone(), at: at.clone() };
                 let axes = axes.iter().map(axis).collect();
                 let (rows, cols) = (op.get_int("rows")?, op.get_int("cols")?);
-                let run = if op.name == "tile.copy_runs" { op.get_int("run")? } else { rows };
+                let run = if op.name.ends_with("runs") { op.get_int("run")? } else { rows };
                 Stmt::Copy(Copy { from, to, rows, cols, run, axes, index })
             }
             _ => return Err(op.error("no such op in a tile program")),

@@ -68,7 +68,8 @@ fn all() -> Kernel {
     b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, run: 4, axes: axes.clone(), index: Some(by) }));
     b.push(Stmt::Copy(Copy { from: s, to: z, rows: 4, cols: 16, run: 4, axes: axes.clone(), index: None }));
     let axes = [axes[..1].to_vec(), axes].concat();
-    b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, run: 2, axes, index: None }));
+    b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, run: 2, axes: axes.clone(), index: None }));
+    b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, run: 2, axes, index: Some(by) }));
     b.finish()
 }
 

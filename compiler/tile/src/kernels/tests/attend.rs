@@ -283,10 +283,10 @@ impl Case {
         let mut args: Vec<Tensor> = [q, k, v, d_o].into_iter().chain(of_rows).chain(case.operands.clone()).collect();
         let lens: Vec<usize> = want.iter().map(|x| x.data.len()).collect();
         let union = case.union(&p, gpu_attend_grad::forward(tiling), &dims);
-        args.extend(union.clone());
-        let mut got = results(&gpu_attend_grad_queries(&p, tiling), &args, &lens[..1], &dims, true);
+        let of_queries: Vec<Tensor> = args.iter().chain(&union).cloned().collect();
+        let mut got = results(&gpu_attend_grad_queries(&p, tiling), &of_queries, &lens[..1], &dims, true);
         let mut inverse = Vec::new();
-        if let [blocks, _, count] = &union[..] {
+        if let [blocks, member, count] = &union[..] {
             let forward = gpu_attend_grad::forward(tiling);
             let types = gpu_attend_union::inverse_memories(&p, forward);
             let run = |kernel: &Kernel, args: &[&Tensor], types: &[TensorType]| -> Vec<Tensor> {
@@ -295,10 +295,12 @@ impl Case {
                 let found = results(kernel, &args, &n, &dims, true).into_iter().zip(types);
                 found.map(|(x, t)| Tensor::new(t.dtype, &[x.len() as i64], x)).collect()
             };
-            let [totals, offsets, entries] = &gpu_attend_union::gpu_attend_inverse(&p, forward);
-            let totals = run(totals, &[blocks, count], &types[..1]).remove(0);
+            let [totals, offsets, entries, sorted] = &gpu_attend_union::gpu_attend_inverse(&p, forward);
+            let totals = run(totals, &[blocks, member, count], &types[..1]).remove(0);
             inverse = run(offsets, &[&totals], &types[1..3]);
-            let more = run(entries, &[blocks, count, &inverse[0], &inverse[1]], &types[3..]);
+            let more = run(entries, &[blocks, member, count, &totals, &inverse[0], &inverse[1]], &types[3..5]);
+            let sorted = run(sorted, &[&more[0], &args[4], &args[5]], &types[5..]);
+            args.splice(4..6, sorted);
             inverse.extend(more);
         }
         args.extend(inverse.clone());
