@@ -191,8 +191,9 @@ fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling, of_sums: bool) -> W
     if let Some(lists) = gpu_attend_union::lists(p, forward) {
         asides.extend(gpu_attend_union::memories(p, forward));
         asides.extend(gpu_attend_union::inverse_memories(p, forward));
-        let [blocks, member, count, totals, offsets, firsts, queries, owner] = [2, 3, 4, 5, 6, 7, 8, 9].map(Place::Aside);
-        sorted = [10, 11].map(Place::Aside);
+        let [blocks, member, count, counts, totals, offsets, firsts, queries, owner] =
+            [2, 3, 4, 5, 6, 7, 8, 9, 10].map(Place::Aside);
+        sorted = [11, 12].map(Place::Aside);
         union = vec![blocks, member, count];
         launches.push((
             gpu_attend_union::gpu_attend_union(p, forward),
@@ -201,9 +202,9 @@ fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling, of_sums: bool) -> W
         ));
         let kernels = gpu_attend_union::gpu_attend_inverse(p, forward);
         let places = [
-            vec![blocks, member, count, totals],
+            vec![blocks, member, count, counts, totals],
             vec![totals, offsets, firsts],
-            vec![blocks, member, count, totals, offsets, firsts, queries, owner],
+            vec![blocks, member, count, counts, totals, offsets, firsts, queries, owner],
             [vec![queries, l, delta], sorted.to_vec()].concat(),
         ];
         launches.extend(kernels.into_iter().zip(places).map(|(kernel, places)| (kernel, places, None)));

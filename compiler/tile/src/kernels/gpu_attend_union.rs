@@ -12,9 +12,9 @@
 //! the other:
 //!
 //! ```text
-//! totals    blocks, member, count → totals     how many queries list each block
+//! totals    blocks, member, count → counts, totals   how many queries list each block, those of each lane's tiles and all
 //! offsets   totals → offsets, firsts           the tile that each block's queries begin at, and its items
-//! entries   blocks, member, count, totals, offsets, firsts → queries, owner
+//! entries   blocks, member, count, counts, totals, offsets, firsts → queries, owner
 //!                                              for each block the queries that list it, in order, as numbers in [b, t, g]; then -1 to the tile's end
 //!                                              for each item its block; those that are left have none of the last one's tiles
 //! sorted    queries, l, Δ → l, Δ               what there is one of for each row, in the order of the queries
@@ -291,13 +291,15 @@ impl<'a> Inverse<'a> {
     }
 }
 
-/// The types of totals, offsets, firsts, queries, owner, l and Δ.
+/// The types of counts, totals, offsets, firsts, queries, owner, l and Δ.
 pub fn inverse_memories(p: &Problem, t: Tiling) -> Vec<TensorType> {
     let Some(u) = Union::new(p, t) else { return Vec::new() };
     let blocks = num_blocks(p, &u);
     let ends = blocks.clone() + Dim::from(1);
     let queries = num_tiles(p, &u) * Dim::from(u.queries);
-    let all = [blocks, ends.clone(), ends, queries.clone(), num_items(p, &u)].map(|n| TensorType::new(DType::I32, vec![n]));
+    let counts = blocks.clone() * Dim::from(LANES);
+    let all =
+        [counts, blocks, ends.clone(), ends, queries.clone(), num_items(p, &u)].map(|n| TensorType::new(DType::I32, vec![n]));
     let of_rows = TensorType::new(p.sum_dtype(), vec![queries * Dim::from(t.heads)]);
     [all.into(), vec![of_rows.clone(), of_rows]].concat()
 }
@@ -408,24 +410,22 @@ impl Look {
             });
         });
     }
-    /// How many queries of a lane's tiles list the block.
-    fn count(&self, b: &mut Build, u: &Union, lane: &Expr) -> Expr {
-        let sum = b.var(DType::I32, int(0.0));
-        self.each(b, u, lane, |b, _, found| b.assign(sum, Expr::Var(sum) + found.cast(DType::I32)));
-        Expr::Var(sum)
-    }
 }
 
 fn totals(p: &Problem, u: &Union) -> Kernel {
     let mut b = Build::new("attend_totals");
     let look = Look::new(&mut b, p, u);
+    let counts = b.write("counts", DType::I32, num_blocks(p, u) * Dim::from(LANES));
     let totals = b.write("totals", DType::I32, num_blocks(p, u));
     let sum = b.var(DType::I32, int(0.0));
+    let at = b.block();
     b.each(Expr::int(LANES), |b, lane| {
-        let own = look.count(b, u, &lane);
+        let own = b.var(DType::I32, int(0.0));
+        look.each(b, u, &lane, |b, _, lists| b.assign(own, Expr::Var(own) + lists.cast(DType::I32)));
+        let own = b.now(own);
+        b.store(counts, at.clone() * Expr::int(LANES) + lane, own.clone());
         b.accumulate(sum, graph::op::ReduceFn::Sum, own);
     });
-    let at = b.block();
     b.store(totals, at, Expr::Var(sum));
     b.finish()
 }
@@ -485,6 +485,7 @@ fn entries(p: &Problem, u: &Union) -> Kernel {
     let mut b = Build::new("attend_entries");
     let look = Look::new(&mut b, p, u);
     let (n, all) = (num_blocks(p, u), num_tiles(p, u) * Dim::from(u.queries));
+    let of_lanes = b.read("counts", DType::I32, n.clone() * Dim::from(LANES));
     let totals = b.read("totals", DType::I32, n.clone());
     let offsets = b.read("offsets", DType::I32, n.clone() + Dim::from(1));
     let firsts = b.read("firsts", DType::I32, n.clone() + Dim::from(1));
@@ -492,11 +493,9 @@ fn entries(p: &Problem, u: &Union) -> Kernel {
     let items = num_items(p, u);
     let owner = b.write("owner", DType::I32, items.clone());
     let counts = b.scratch("counts", DType::I32, LANES);
-    b.each(Expr::int(LANES), |b, lane| {
-        let own = look.count(b, u, &lane);
-        b.store(counts, lane, own);
-    });
     let block = b.block();
+    let from = b.bind(block.clone() * Expr::int(LANES));
+    b.each(Expr::int(LANES), |b, lane| b.store(counts, lane.clone(), Expr::load(of_lanes, from + lane)));
     let bound = |b: &mut Build, mem, i: Expr| b.bind(Expr::load(mem, i).cast(DType::I64));
     let slots = |b: &mut Build, i: Expr| bound(b, offsets, i) * Expr::int(u.queries);
     let first = slots(&mut b, block.clone());

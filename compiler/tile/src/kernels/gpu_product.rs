@@ -82,6 +82,9 @@ pub struct Tiling {
 /// What a piece of 64 terms takes with tiles of so many rows and columns, in percent of the widest: products of 4096 rows, columns and terms (`docs/performance.md`).
 const PIECE_COSTS: [((i64, i64), i64); 3] = [((128, 256), 100), ((128, 192), 83), ((128, 128), 66)];
 
+/// Columns of all products of a tile, at most: what threads hold.
+const WIDEST: i64 = 256;
+
 /// Rows that are few, and the columns of their tiles at most.
 const FEW_ROWS: i64 = 64;
 const FEW_COLUMNS: i64 = 128;
@@ -105,9 +108,13 @@ impl Tiling {
     ];
     /// The one used unless another is asked for: of the widest columns that waste the least.
     pub fn choose(dtype: DType, m: &Dim, n: &Dim, copies: bool) -> Tiling {
+        Tiling::choose_beside(dtype, m, n, copies, 1)
+    }
+    /// The same for each of some matrices whose products a tile has beside each other.
+    fn choose_beside(dtype: DType, m: &Dim, n: &Dim, copies: bool, matrices: usize) -> Tiling {
         let fits = |t: &&Tiling| match (dtype, copies) {
             (DType::F64, _) => t.m == 16,
-            (DType::BF16 | DType::F16, true) => t.k == 64,
+            (DType::BF16 | DType::F16, true) => t.k == 64 && t.n * matrices as i64 <= WIDEST,
             (DType::BF16 | DType::F16 | DType::E4M3, _) => t.k == 32 || t.m == 64 && t.n == 64 && t.k == 64,
             _ => t.m == 64 && t.k == 16,
         };
@@ -123,6 +130,10 @@ impl Tiling {
 impl Tiling {
     /// The one of a product alone: where rows and columns are known and wide tiles leave processors idle, narrower ones if they are done sooner.
     fn choose_alone(dtype: DType, m: &Dim, n: &Dim, copies: bool) -> Tiling {
+        Tiling::choose_sooner(dtype, [m, n], copies, (1, MAX_PARTS))
+    }
+    /// The same of so many products of these rows and columns, whose sums are in so many parts at most.
+    fn choose_sooner(dtype: DType, [m, n]: [&Dim; 2], copies: bool, (products, parts): (i64, i64)) -> Tiling {
         let chosen = Tiling::choose(dtype, m, n, copies);
         let (Some(rows), Some(cols)) = (m.known(), n.known()) else { return chosen };
         let cost = |t: &Tiling| PIECE_COSTS.iter().find(|((m, n), _)| (t.m, t.n) == (*m, *n)).map(|(_, cost)| *cost);
@@ -131,8 +142,8 @@ impl Tiling {
         }
         // What a processor does: tiles one after the other, or a part of one.
         let work = |t: &Tiling| {
-            let tiles = t.tiles(rows, cols);
-            Some(cost(t)? * ((tiles + PROCESSORS - 1) / PROCESSORS) * MAX_PARTS / (PROCESSORS / tiles.max(1)).clamp(1, MAX_PARTS))
+            let tiles = products * t.tiles(rows, cols);
+            Some(cost(t)? * ((tiles + PROCESSORS - 1) / PROCESSORS) * parts / (PROCESSORS / tiles.max(1)).clamp(1, parts))
         };
         let narrower = Tiling::LEGAL.into_iter().filter(|t| t.k == chosen.k && t.n <= chosen.n);
         let best = narrower.filter_map(|t| Some((work(&t)?, t))).min_by_key(|(work, _)| *work);
@@ -149,11 +160,6 @@ impl Tiling {
         let covered = |d: &Dim, by: i64| d.known().map_or(0, |d| (d + by - 1) / by * by);
         let waste = |t: &Tiling| (t.m != chosen.m, t.k != chosen.k, covered(n, t.n), -t.n);
         [chosen].into_iter().chain(Tiling::LEGAL).filter(|t| t.n % period == 0).min_by_key(waste)
-    }
-    /// The same with its columns shared out among some matrices.
-    fn beside(self, matrices: usize) -> Tiling {
-        let n = self.n / matrices as i64;
-        Tiling::LEGAL.into_iter().find(|t| t.m == self.m && t.k == self.k && t.n == n).unwrap_or(self)
     }
 }
 
@@ -342,7 +348,7 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
         Some(u) => Tiling::of_periods(p.dtype, m, n, copies, u.period).expect("whole periods have a tiling"),
         // Those of a batch are tiles for many processors, and have no parts.
         None if epilogue.map.is_none() && p.batch.is_empty() => Tiling::choose_alone(p.dtype, m, n, copies),
-        None => Tiling::choose(p.dtype, m, n, copies).beside(epilogue.matrices),
+        None => Tiling::choose_beside(p.dtype, m, n, copies, epilogue.matrices),
     };
     let t = tiling.unwrap_or_else(choose);
     let am = b.read("a", p.dtype, a.elems());
@@ -459,7 +465,7 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
     let shapes: Vec<[Shape; 2]> = (0..all_terms.len()).map(|i| [rows_of(all_terms[i]), matrix_of(i)]).collect();
     let y = Shape { extents: [rows, n], strides: [n, &one], batch: Vec::new(), aligned: p.aligned };
     let copies = shapes.iter().flatten().all(|s| s.copies(p.dtype));
-    let t = tiling.unwrap_or_else(|| Tiling::choose(p.dtype, rows, n, copies).beside(epilogue.matrices));
+    let t = tiling.unwrap_or_else(|| Tiling::choose_beside(p.dtype, rows, n, copies, epilogue.matrices));
     let mut brought = Vec::new();
     for (i, [x, w]) in shapes.iter().enumerate() {
         let (of_rows, matrices) = if i == 0 { ("x".to_string(), epilogue.matrices) } else { (format!("x{i}"), 1) };
@@ -558,7 +564,7 @@ fn outer(p: &Grouped, tiling: Option<Tiling>) -> Kernel {
     let y = Shape { extents: [rows, n], strides: [n, &one], batch: Vec::new(), aligned: p.aligned };
     let w = Shape { extents: [k, n], strides: [n, &one], batch: vec![(groups, &matrix)], aligned: p.aligned };
     let copies = x.copies(p.dtype) && y.copies(p.dtype);
-    let t = tiling.unwrap_or_else(|| Tiling::choose(p.dtype, k, n, copies));
+    let t = tiling.unwrap_or_else(|| Tiling::choose_sooner(p.dtype, [k, n], copies, (groups.known().unwrap_or(1), 1)));
     let (xm, ym) = (b.read("x", p.dtype, x.elems()), b.read("y", p.dtype, y.elems()));
     let offsets = b.read("offsets", DType::I32, groups.clone() + Dim::from(1));
     let wm = if p.accumulate { b.update("w", p.dtype, w.elems()) } else { b.write("w", p.dtype, w.elems()) };

@@ -296,10 +296,10 @@ impl Case {
                 found.map(|(x, t)| Tensor::new(t.dtype, &[x.len() as i64], x)).collect()
             };
             let [totals, offsets, entries, sorted] = &gpu_attend_union::gpu_attend_inverse(&p, forward);
-            let totals = run(totals, &[blocks, member, count], &types[..1]).remove(0);
-            inverse = run(offsets, &[&totals], &types[1..3]);
-            let more = run(entries, &[blocks, member, count, &totals, &inverse[0], &inverse[1]], &types[3..5]);
-            let sorted = run(sorted, &[&more[0], &args[4], &args[5]], &types[5..]);
+            let [counts, totals] = &run(totals, &[blocks, member, count], &types[..2])[..] else { panic!("two results") };
+            inverse = run(offsets, &[totals], &types[2..4]);
+            let more = run(entries, &[blocks, member, count, counts, totals, &inverse[0], &inverse[1]], &types[4..6]);
+            let sorted = run(sorted, &[&more[0], &args[4], &args[5]], &types[6..]);
             args.splice(4..6, sorted);
             inverse.extend(more);
         }
