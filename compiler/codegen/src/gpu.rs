@@ -121,7 +121,8 @@ pub fn emit_ptx_with_lines(kernels: &[Kernel], lines: &[Lines], options: &GpuOpt
         let text = places.write(text, marked, part, &mut files);
         // What every part declares is said once.
         let common = |line: &str| [".version", ".target", ".address_size", ".extern"].iter().any(|p| line.starts_with(p));
-        let said = |line: &&str| !common(line) || declared.insert(line.to_string());
+        let inline = |line: &str| matches!(line.trim_start(), "// begin inline asm" | "// end inline asm");
+        let said = |line: &&str| !inline(line) && (!common(line) || declared.insert(line.to_string()));
         text.lines().filter(said).for_each(|line| out.text.extend([line, "\n"]));
     }
     out.kernels.extend(emitted.into_iter().map(|(_, k)| k));

@@ -779,58 +779,87 @@ impl Emitter<'_> {
                 cols.insert(col.clone(), [i, within]);
             }
         }
-        // A thread whose elements are all inside asks once.
-        let all = rows.values().chain(cols.values()).map(|[_, w]| w.clone()).collect::<Vec<_>>();
-        let all = all.into_iter().reduce(|a, b| self.w.op(&format!("arith.andi {a}, {b} : i1"))).expect("it has elements");
         let held = self.simt().plan.held.tiles[scratch].is_some();
         if !held {
             base::bug!("a copy of what is not held in {}", self.k.name);
         }
         if pairs && dtype != DType::F32 && c.cols % 32 == 0 {
+            // A thread whose elements are all inside asks once.
+            let all = rows.values().chain(cols.values()).map(|[_, w]| w.clone()).collect::<Vec<_>>();
+            let all = all.into_iter().reduce(|a, b| self.w.op(&format!("arith.andi {a}, {b} : i1"))).expect("it has elements");
             return self.put_pieces(buffer, scratch, dtype, &shares, [&rows, &cols], (&col_axis[0], &all));
         }
         let step = if pairs { 2 } else { 1 };
-        let store = |e: &mut Self, slot: usize, asks: bool| {
+        for slot in (0..shares.len()).step_by(step) {
             let (row, col) = &shares[slot];
             let ([start, row_in], [i, col_in]) = (&rows[row], &cols[col]);
-            if asks {
-                let within = e.w.op(&format!("arith.andi {row_in}, {col_in} : i1"));
-                e.w.line(&format!("scf.if {within} {{"));
+            let within = self.w.op(&format!("arith.andi {row_in}, {col_in} : i1"));
+            let from = self.k.scratch[scratch].dtype;
+            let values: Vec<String> = (slot..slot + step)
+                .map(|slot| {
+                    let p = self.held_address(scratch, slot);
+                    let v = self.w.op(&format!("llvm.load {p} : !llvm.ptr -> {}", memory_type(from)));
+                    let v = self.w.widen(v, from);
+                    self.w.narrow(v, dtype)
+                })
+                .collect();
+            let index = self.w.bin("addi", start, i, "i64");
+            // What is constant in the place the instruction adds.
+            let (first, further) = self.w.parts(&index);
+            let further = further * dtype.bytes() as i64;
+            let near = first.filter(|_| i32::try_from(further).is_ok());
+            let (index, further) = near.map_or((index, 0), |first| (first, further));
+            let to = (self.address(Mem::Buffer(buffer), &index, dtype), further);
+            let ty = memory_type(dtype);
+            match (&values[..], dtype) {
+                ([v], _) => self.store_if(&within, &to, &[v], ty),
+                ([a, b], DType::F32) => self.store_if(&within, &to, &[a, b], ty),
+                _ => {
+                    let mut pair = self.w.op(&format!("llvm.mlir.undef : vector<2x{ty}>"));
+                    for (i, v) in values.iter().enumerate() {
+                        let at = self.w.int(i as i64, "i32");
+                        pair = self.w.op(&format!("llvm.insertelement {v}, {pair}[{at} : i32] : vector<2x{ty}>"));
+                    }
+                    let pair = self.w.op(&format!("llvm.bitcast {pair} : vector<2x{ty}> to i32"));
+                    self.store_if(&within, &to, &[&pair], "i32");
+                }
             }
-            e.inside(|e| {
-                let from = e.k.scratch[scratch].dtype;
-                let values: Vec<String> = (slot..slot + step)
-                    .map(|slot| {
-                        let p = e.held_address(scratch, slot);
-                        let v = e.w.op(&format!("llvm.load {p} : !llvm.ptr -> {}", memory_type(from)));
-                        e.w.widen(v, from)
-                    })
-                    .collect();
-                let index = e.w.bin("addi", start, i, "i64");
-                let to = e.address(Mem::Buffer(buffer), &index, dtype);
-                let space = e.pointer_type(Mem::Buffer(buffer));
-                let narrow: Vec<String> = values.into_iter().map(|v| e.w.narrow(v, dtype)).collect();
-                let ty = memory_type(dtype);
-                let (value, ty, aligned) = if let [a, b] = narrow.as_slice() {
-                    let pair = e.w.op(&format!("llvm.mlir.undef : vector<2x{ty}>"));
-                    let [zero, one] = [0, 1].map(|n| e.w.int(n, "i32"));
-                    let pair = e.w.op(&format!("llvm.insertelement {a}, {pair}[{zero} : i32] : vector<2x{ty}>"));
-                    let pair = e.w.op(&format!("llvm.insertelement {b}, {pair}[{one} : i32] : vector<2x{ty}>"));
-                    (pair, format!("vector<2x{ty}>"), 2 * dtype.bytes())
-                } else {
-                    (narrow[0].clone(), ty.to_string(), dtype.bytes())
-                };
-                e.w.line(&format!("llvm.store {value}, {to} {{alignment = {aligned} : i64}} : {ty}, {space}"));
-            });
-            if asks {
-                e.w.line("}");
-            }
+        }
+    }
+    /// Neighbouring values of a type to a buffer, so many bytes after an address, at once, if a condition holds. On a GPU an instruction has a condition of its
+    /// own, so that nothing branches.
+    fn store_if(&mut self, within: &str, (to, further): &(String, i64), values: &[&str], ty: &str) {
+        let kind = match ty {
+            "f32" => Some(("f", "b32")),
+            "i32" => Some(("r", "b32")),
+            "f64" => Some(("d", "b64")),
+            _ => None,
         };
-        self.w.line(&format!("scf.if {all} {{"));
-        self.inside(|e| (0..shares.len()).step_by(step).for_each(|slot| store(e, slot, false)));
-        self.w.line("} else {");
-        self.inside(|e| (0..shares.len()).step_by(step).for_each(|slot| store(e, slot, true)));
-        self.w.line("}");
+        match (self.simt().machine, kind) {
+            (Machine::Gpu, Some((letter, bits))) => {
+                let list = (0..values.len()).map(|i| format!("${}", i + 2)).collect::<Vec<_>>().join(", ");
+                let (vector, list) = match values.len() {
+                    1 => (String::new(), list),
+                    n => (format!(".v{n}"), format!("{{{list}}}")),
+                };
+                let constraints = format!("b,l{}", format!(",{letter}").repeat(values.len()));
+                let types = format!("i1, !llvm.ptr<1>{}", format!(", {ty}").repeat(values.len()));
+                let text = format!("@$0 st.global{vector}.{bits} [$1+{further}], {list};");
+                self.asm(&text, &constraints, &format!("{within}, {to}, {}", values.join(", ")), &types);
+            }
+            _ => {
+                let pointer = if self.simt().machine == Machine::Gpu { "!llvm.ptr<1>" } else { "!llvm.ptr" };
+                self.w.line(&format!("scf.if {within} {{"));
+                self.inside(|e| {
+                    let first = e.w.op(&format!("llvm.getelementptr {to}[{further}] : ({pointer}) -> {pointer}, i8"));
+                    for (i, v) in values.iter().enumerate() {
+                        let to = e.w.op(&format!("llvm.getelementptr {first}[{i}] : ({pointer}) -> {pointer}, {ty}"));
+                        e.w.line(&format!("llvm.store {v}, {to} : {ty}, {pointer}"));
+                    }
+                });
+                self.w.line("}");
+            }
+        }
     }
 
     /// Elements of a held tile into a buffer of bf16 or f16, sixteen bytes at once: of 32 columns, the four lanes that have two neighbours of each eight
