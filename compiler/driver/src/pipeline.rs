@@ -196,7 +196,9 @@ pub fn missing(lowered: &Lowered, lock: &Tuning) -> Vec<String> {
             if let library::Step::Launch { kernel, .. } = step {
                 launched.insert(*kernel);
             }
-            let job = step.job(&entry.buffers, &lock.dims).map(|j| tuning::bucket(&j));
+            // What is zeroed is no copy.
+            let job = Some(step).filter(|s| !matches!(s, library::Step::Zero { .. }));
+            let job = job.and_then(|s| s.job(&entry.buffers, &lock.dims)).map(|j| tuning::bucket(&j));
             job.filter(|j| !lock.times.contains_key(j)).into_iter().for_each(|j| note(format!("time {}", tuning::show(&j))));
         }
     }

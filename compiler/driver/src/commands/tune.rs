@@ -282,6 +282,11 @@ const LARGE_BYTES: f64 = 16e6;
 
 impl Search {
     fn note(&mut self, lowered: &Lowered, m: &Measured) {
+        self.rates.launch_ns = Some(self.rates.launch_ns.unwrap_or(f64::INFINITY).min(m.ns));
+        if m.zeros {
+            // It has the job of a copy, and reads nothing.
+            return;
+        }
         let whole = match m.kernel {
             Some(kernel) => self.parts.note(kernel, &m.job, m.ns),
             None => Some(m.ns),
@@ -306,8 +311,7 @@ impl Search {
             let best = tried.iter().min_by(|a, b| a.ns.total_cmp(&b.ns)).expect("one was pushed");
             self.lock.tilings.insert(problem.clone(), best.tiling.clone());
         }
-        self.rates.launch_ns = Some(self.rates.launch_ns.unwrap_or(f64::INFINITY).min(m.ns));
-        if m.job.class == Class::Copy && !m.zeros && m.job.bytes() > LARGE_BYTES {
+        if m.job.class == Class::Copy && m.job.bytes() > LARGE_BYTES {
             self.rates.bytes_per_ns = self.rates.bytes_per_ns.max(m.job.bytes() / m.ns);
         }
         if let (Class::Product, Some(ns)) = (m.job.class, whole) {
@@ -374,6 +378,28 @@ mod tests {
         }
         let other = Job { shape: vec![1; 6], ..job };
         assert_eq!(parts.note(0, &other, 1.0), None, "a work that nothing in the library does");
+    }
+
+    #[test]
+    fn what_is_zeroed_is_no_copy() {
+        let lock = Tuning { times: BTreeMap::new(), ..Tuning::of_target(true).clone() };
+        let (samples, parts, tried, rates) = Default::default();
+        let mut search = Search { lock, samples, parts, tried, rates };
+        let job = Job { class: Class::Copy, dtype: base::DType::F32, shape: vec![1 << 26] };
+        let measured = |zeros: bool, ns: f64| Measured { kernel: None, job: job.clone(), zeros, ns, times: 1 };
+        search.note(&Lowered::default(), &measured(true, 10_000.0));
+        assert_eq!((search.lock.times.len(), search.rates.bytes_per_ns, search.rates.launch_ns), (0, 0.0, Some(10_000.0)));
+        search.note(&Lowered::default(), &measured(false, 40_000.0));
+        assert_eq!(search.lock.times.values().copied().collect::<Vec<_>>(), [40_000]);
+        assert_eq!(search.rates.launch_ns, Some(10_000.0));
+        // A lock is whole without it.
+        let at = library::View { buffer: 0, offset: base::Dim::from(0), turn: Vec::new() };
+        let buffers = vec![library::Buffer { dtype: base::DType::F32, elems: base::Dim::from(64), external: false }];
+        let (name, steps) = ("f".into(), vec![Step::Zero { at, elems: base::Dim::from(64) }]);
+        let (args, outputs, constraints, when) = Default::default();
+        let entry = library::Entry { name, args, outputs, buffers, steps, constraints, when };
+        let lowered = Lowered { entries: vec![entry], ..Lowered::default() };
+        assert_eq!(pipeline::missing(&lowered, &search.lock), Vec::<String>::new());
     }
 
     #[test]

@@ -452,10 +452,10 @@ impl Scene<'_> {
         match d {
             Domain::Causal => (first.clone() - before, self.t.clone()),
             Domain::Window(w) => (Expr::int(0), last.clone() + Expr::int(*w) - before),
-            // No query sees the keys after them; the hull of that and others is theirs.
+            // No query sees the keys after them: from behind the last to before the first, so that the hull of that and others is theirs.
             Domain::Prefix(n) => {
                 let seen = Expr::lt(first.clone(), Expr::int(*n));
-                (Expr::int(0), Expr::select(seen, self.t.clone(), Expr::int(0)))
+                (Expr::select(seen.clone(), Expr::int(0), self.t.clone()), Expr::select(seen, self.t.clone(), Expr::int(0)))
             }
             Domain::EndsBefore { length, stride } => (first.clone() * Expr::int(*stride) + Expr::int(length - 1), self.t.clone()),
             Domain::And(x, y) => {

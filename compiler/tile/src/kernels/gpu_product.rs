@@ -129,8 +129,8 @@ impl Tiling {
 
 impl Tiling {
     /// The one of a product alone: where rows and columns are known and wide tiles leave processors idle, narrower ones if they are done sooner.
-    fn choose_alone(dtype: DType, m: &Dim, n: &Dim, copies: bool) -> Tiling {
-        Tiling::choose_sooner(dtype, [m, n], copies, (1, MAX_PARTS))
+    fn choose_alone(dtype: DType, [m, n, k]: [&Dim; 3], copies: bool) -> Tiling {
+        Tiling::choose_sooner(dtype, [m, n], copies, (1, Tiling::LEGAL[0].most_parts(k)))
     }
     /// The same of so many products of these rows and columns, whose sums are in so many parts at most.
     fn choose_sooner(dtype: DType, [m, n]: [&Dim; 2], copies: bool, (products, parts): (i64, i64)) -> Tiling {
@@ -149,6 +149,10 @@ impl Tiling {
         let best = narrower.filter_map(|t| Some((work(&t)?, t))).min_by_key(|(work, _)| *work);
         // More tiles read more of the operands.
         best.filter(|(least, _)| least * 10 <= work(&chosen).unwrap_or(0) * 9).map_or(chosen, |(_, t)| t)
+    }
+    /// Into how many parts a sum of these terms may be taken.
+    fn most_parts(&self, k: &Dim) -> i64 {
+        k.known().map_or(MAX_PARTS, |k| k / (self.k * PIECES_OF_PART)).clamp(1, MAX_PARTS)
     }
     /// How many there are of a result.
     fn tiles(&self, rows: i64, cols: i64) -> i64 {
@@ -297,13 +301,11 @@ impl Product {
     pub fn parts_of(dtype: DType, [m, n, k]: &[Dim; 3]) -> i64 {
         let (Some(rows), Some(cols)) = (m.known(), n.known()) else { return 1 };
         let (t, blocks) = match dtype {
-            DType::BF16 | DType::F16 => (Tiling::choose_alone(dtype, m, n, true), PROCESSORS),
+            DType::BF16 | DType::F16 => (Tiling::choose_alone(dtype, [m, n, k], true), PROCESSORS),
             DType::F32 => (Tiling::choose(dtype, m, n, false), PROCESSORS * NEIGHBOURS),
             _ => return 1,
         };
-        let tiles = t.tiles(rows, cols);
-        let most = k.known().map_or(MAX_PARTS, |k| k / (t.k * PIECES_OF_PART));
-        (blocks / tiles.max(1)).min(most).clamp(1, MAX_PARTS)
+        (blocks / t.tiles(rows, cols).max(1)).clamp(1, t.most_parts(k))
     }
 }
 
@@ -347,7 +349,7 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
     let choose = || match epilogue.units {
         Some(u) => Tiling::of_periods(p.dtype, m, n, copies, u.period).expect("whole periods have a tiling"),
         // Those of a batch are tiles for many processors, and have no parts.
-        None if epilogue.map.is_none() && p.batch.is_empty() => Tiling::choose_alone(p.dtype, m, n, copies),
+        None if epilogue.map.is_none() && p.batch.is_empty() => Tiling::choose_alone(p.dtype, [m, n, k], copies),
         None => Tiling::choose_beside(p.dtype, m, n, copies, epilogue.matrices),
     };
     let t = tiling.unwrap_or_else(choose);

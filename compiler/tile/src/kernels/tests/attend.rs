@@ -1,9 +1,10 @@
 //! Attention and its gradient.
 
 use super::{Random, assert_near, i32s, oracle, results};
-use crate::ir::Kernel;
+use crate::ir::{Expr, Kernel};
 use crate::kernels::{
-    domain::{Problem, Tiling},
+    build::Build,
+    domain::{Problem, Scene, Tiling},
     gpu_attend, gpu_attend_by_block,
     gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
     gpu_attend_parts::{gpu_attend_merge, gpu_attend_part, gpu_attend_part_scores},
@@ -727,5 +728,33 @@ fn default_tilings_fit() {
                 assert!(h / g > 32 || tiling.queries == 1 || tiling.queries * h / g <= 32, "{tiling:?}");
             }
         }
+    }
+}
+
+#[test]
+fn keys_after_a_prefix_are_seen_from_where_others_see_them() {
+    // Of 16 tokens, for four keys at a time: the first query that sees some, and one past the last.
+    for (domain, want) in [
+        ("prefix(5)", [[0, 16], [0, 16], [0, 0], [0, 0]]),
+        ("causal | prefix(5)", [[0, 16], [0, 16], [8, 16], [12, 16]]),
+        ("causal & (prefix(5) | window(2))", [[0, 16], [4, 16], [8, 13], [12, 16]]),
+    ] {
+        let n = Dim::from(16);
+        let domain = domain.parse().expect("a domain");
+        let (b, t, s, operands) = (Dim::from(1), n.clone(), n, Vec::new());
+        let p = Problem { dtype: DType::F32, b, t, s, h: 1, g: 1, dk: 8, dv: 8, domain, scale: 1.0, operands, distinct: false };
+        let mut b = Build::new("ranges");
+        let out = b.write("y", DType::I32, Dim::from(8));
+        let [t, s, zero] = [16, 16, 0].map(Expr::int);
+        let scene = Scene { problem: &p, operands: Vec::new(), t, s, batch: zero.clone(), group: zero };
+        for k in 0..4 {
+            let (lo, hi) = scene.queries(&mut b, &p.domain, &Expr::int(4 * k), &Expr::int(4 * k + 3));
+            // None is from anywhere.
+            let lo = b.bind(Expr::select(Expr::lt(lo.clone(), hi.clone()), lo, Expr::int(0)));
+            b.store(out, Expr::int(2 * k), lo.cast(DType::I32));
+            b.store(out, Expr::int(2 * k + 1), hi.cast(DType::I32));
+        }
+        let got = results(&b.finish(), &[], &[8], &DimEnv::new(), false);
+        assert_eq!(got[0], want.concat().into_iter().map(f64::from).collect::<Vec<_>>(), "{:?}", p.domain);
     }
 }

@@ -123,23 +123,26 @@ fn products_with_every_tiling() {
     }
 }
 
-/// Rows, columns; the parts of a product of many terms, and the rows and columns of its tiles.
+/// Rows, columns, terms if they are known; the parts of the product, and the rows and columns of its tiles.
 #[test]
 fn few_tiles_are_narrower_where_that_is_sooner() {
-    for (m, n, parts, tile) in [
-        (768, 768, 7, [128, 256]),
-        (2048, 768, 2, [128, 192]),
-        (768, 2048, 2, [128, 192]),
-        (256, 768, 8, [128, 128]),
-        (32000, 768, 1, [128, 256]),
+    for (m, n, k, parts, tile) in [
+        (768, 768, None, 7, [128, 256]),
+        (768, 768, Some(8192), 7, [128, 256]),
+        // So few terms are not taken in parts, and more tiles are.
+        (768, 768, Some(512), 1, [128, 128]),
+        (2048, 768, None, 2, [128, 192]),
+        (768, 2048, None, 2, [128, 192]),
+        (256, 768, None, 8, [128, 128]),
+        (32000, 768, None, 1, [128, 256]),
     ] {
         let strides = [1, m, n, 1, n, 1].map(Dim::from);
-        let extents = [Dim::from(m), Dim::from(n), Dim::sym("T")];
+        let extents = [Dim::from(m), Dim::from(n), k.map_or(Dim::sym("T"), Dim::from)];
         let (dtype, result, aligned) = (DType::BF16, DType::F32, [true; 3]);
         let mut p = Product { dtype, result, extents, strides, batch: Vec::new(), accumulate: false, parts: 1, aligned };
         p.parts = p.choose_parts();
         let sums = gpu_product(&p, None).scratch.into_iter().find(|s| s.name == "c").expect("sums");
-        assert_eq!((p.parts, sums.elems as i64), (parts, tile[0] * tile[1]), "{m} by {n}");
+        assert_eq!((p.parts, sums.elems as i64), (parts, tile[0] * tile[1]), "{m} by {n}, {k:?} terms");
     }
 }
 
