@@ -16,7 +16,7 @@ use super::{
     hopper::Turn,
     host_function, pointer,
     reduce::{neutral, reductions},
-    text::Helper,
+    text::{Helper, without_unused},
     tiles::{Elem, Row, has_chunks},
     trig,
 };
@@ -307,7 +307,7 @@ impl Emitter<'_> {
         let body = self.w.take();
         let reductions = self.simt().passed * (plan.threads / plan.warp) as usize * 8;
         self.prologue(&plan, reductions);
-        let (head, start) = (&self.w.head, &self.w.out);
+        let statements = without_unused(&[self.w.head.as_str(), &self.w.out, &body].concat());
         let args = self.arguments(&plan);
         let shared = if reductions > 0 && self.simt().machine == Machine::Gpu {
             format!(
@@ -329,10 +329,7 @@ impl Emitter<'_> {
         let mark = own.map_or(String::new(), |mark| format!("  {}{mark}\n", lines::MARK));
         let lines = own.map_or(String::new(), |_| lines::subprogram(i, &k.name));
         (
-            format!(
-                "{shared}{mark}  llvm.func @{}({args}){attributes} {{\n{head}{start}{body}    llvm.return\n  }}{lines}\n",
-                k.name
-            ),
+            format!("{shared}{mark}  llvm.func @{}({args}){attributes} {{\n{statements}    llvm.return\n  }}{lines}\n", k.name),
             reductions,
         )
     }

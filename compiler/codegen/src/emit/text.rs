@@ -2,7 +2,7 @@
 
 use crate::gpu::lines::MARK;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt::Write,
 };
 
@@ -55,6 +55,25 @@ pub(super) struct Writer {
 
 /// How operations begin that give the same whenever they are given the same.
 const PURE: [&str; 5] = ["arith.", "math.", "llvm.getelementptr ", "llvm.ptrtoint ", "llvm.intr.fmuladd("];
+
+/// A function's text without operations that have no effect and whose values nobody names: sums of which only the parts were asked for, and constants.
+pub(super) fn without_unused(text: &str) -> String {
+    let (mut used, mut kept) = (HashSet::new(), Vec::new());
+    for line in text.lines().rev() {
+        let mut names = line.split('%').skip(1);
+        if let Some((value, operation)) = line.trim_start().split_once(" = ")
+            && PURE.iter().any(|p| operation.starts_with(p))
+        {
+            if !used.contains(value.trim_start_matches('%')) {
+                continue;
+            }
+            names.next();
+        }
+        used.extend(names.map(|n| &n[..n.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(n.len())]));
+        kept.push(line);
+    }
+    kept.iter().rev().flat_map(|line| [*line, "\n"]).collect()
+}
 
 impl Writer {
     /// Of a function without text.
@@ -298,6 +317,15 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_nobody_names_is_left_out() {
+        let text = "    %c0 = arith.constant 1 : i64\n    %c1 = arith.constant 2 : i64\n    // @3\n    %1 = arith.addi %x, %c1 : i64\n    %2 = \
+                    arith.addi %x, %c0 : i64\n    %3 = llvm.load %p : !llvm.ptr -> i64\n    llvm.store %2, %p : i64, !llvm.ptr\n";
+        let kept = without_unused(text);
+        assert_eq!(kept, text.lines().filter(|l| !l.contains("%c1")).flat_map(|l| [l, "\n"]).collect::<String>());
+        assert_eq!(without_unused(&kept), kept);
+    }
 
     #[test]
     fn what_is_constant_in_a_sum_is_last() {
