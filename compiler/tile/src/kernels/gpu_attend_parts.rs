@@ -112,8 +112,8 @@ struct Parts {
 }
 
 impl Parts {
-    /// Weighs the parts of a row; its lse.
-    fn weigh(&self, b: &mut Build, rows: &Expr, row: &Expr) -> Expr {
+    /// Brings the logs of a row's parts.
+    fn bring(&self, b: &mut Build, rows: &Expr, row: &Expr) {
         let (count, own) = (self.count.clone(), self.own);
         // Those that there are none of weigh nothing.
         b.each(Expr::int(self.most), |b, i| {
@@ -121,7 +121,10 @@ impl Parts {
             let log = b.bind(Expr::load(self.lse, near * rows.clone() + row.clone()));
             b.store(own, i.clone(), Expr::select(Expr::lt(i, count), log, Build::f(self.dtype, f64::NEG_INFINITY)));
         });
-        let of_part = |i: Expr| Expr::load(own, i);
+    }
+    /// Weighs the parts of a row whose logs are there; its lse.
+    fn weigh(&self, b: &mut Build) -> Expr {
+        let of_part = |i: Expr| Expr::load(self.own, i);
         let [log, largest, total] = join_logs(b, self.dtype, LoopKind::Vector, Expr::int(self.most), &of_part);
         b.each(Expr::int(self.most), |b, i| b.store(self.weights, i.clone(), div(exp(of_part(i) - largest), total)));
         log
@@ -129,22 +132,26 @@ impl Parts {
     /// Column `c` of `dv`.
     fn column(&self, b: &mut Build, rows: &Expr, row: &Expr, (dv, c): (&Expr, &Expr)) -> Expr {
         let acc = b.var(self.dtype, Build::f(self.dtype, 0.0));
-        let turns = Expr::floor_div(self.count.clone() + Expr::int(LOADED - 1), Expr::int(LOADED));
         let last = b.bind(self.count.clone() - Expr::int(1));
-        b.range(turns, |b, turn| {
-            let first = b.bind(turn * Expr::int(LOADED));
-            let all: Vec<[Expr; 2]> = (0..LOADED)
-                .map(|i| {
-                    let part = b.bind(first.clone() + Expr::int(i));
-                    let near = Expr::minimum(part.clone(), last.clone());
-                    let at = (near * rows.clone() + row.clone()) * dv.clone() + c.clone();
-                    [b.bind(Expr::load(self.o, at)), part]
-                })
-                .collect();
+        // Many by twice as many at once, then those that are left.
+        let load = |b: &mut Build, first: Expr, many: i64| {
+            let load = |i: i64| {
+                let part = first.clone() + Expr::int(i);
+                let near = Expr::minimum(part.clone(), last.clone());
+                ((near * rows.clone() + row.clone()) * dv.clone() + c.clone(), part)
+            };
+            let all: Vec<[Expr; 2]> =
+                (0..many).map(load).map(|(at, part)| [b.bind(Expr::load(self.o, at)), b.bind(part)]).collect();
             for [x, part] in all {
                 b.assign(acc, Expr::Var(acc) + x * Expr::load(self.weights, part));
             }
-        });
+        };
+        let twice = b.bind(Expr::floor_div(self.count.clone(), Expr::int(2 * LOADED)));
+        let done = b.bind(twice.clone() * Expr::int(2 * LOADED));
+        let left = Expr::floor_div(self.count.clone() - done.clone() + Expr::int(LOADED - 1), Expr::int(LOADED));
+        let left = b.bind(left);
+        b.range(twice, |b, turn| load(b, turn * Expr::int(2 * LOADED), 2 * LOADED));
+        b.range(left, |b, turn| load(b, done + turn * Expr::int(LOADED), LOADED));
         Expr::Var(acc)
     }
 }
@@ -182,7 +189,8 @@ fn merge(p: &Problem, parts: &[Dim], keeps: bool, ending: Option<&Ending>) -> Ke
     let mapped = ending.map(|e| (e, b.write("y", e.dtype, o_elems)));
     b.kernel.grid = lse_elems.clone();
     let (rows, row, dv) = (b.dim(&lse_elems), b.block(), Expr::int(p.dv));
-    let logs: Vec<Expr> = branches.iter().map(|x| x.weigh(&mut b, &rows, &row)).collect();
+    branches.iter().for_each(|x| x.bring(&mut b, &rows, &row));
+    let logs: Vec<Expr> = branches.iter().map(|x| x.weigh(&mut b)).collect();
     b.store(lse, row.clone(), logs[0].clone());
     if o.is_none() && mapped.is_none() {
         return b.finish();

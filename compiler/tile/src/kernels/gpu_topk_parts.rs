@@ -123,23 +123,35 @@ pub fn join(p: &TopK, part: i64) -> Kernel {
     b.kernel.grid = p.rows.clone();
     let n = b.dim(&(parts(p, part) * Dim::from(p.k)));
     let (start, to) = (b.bind(b.block() * n.clone()), b.bind(b.block() * Expr::int(p.k)));
-    // All look at all, which is sooner in scratch if they have room there.
-    let near = b.scratch("near", DType::I32, NEAR);
-    let choose = |b: &mut Build, from: Mem, first: &Expr, [n, start, to]: [Expr; 3]| {
-        b.each(n.clone(), |b, i| {
-            let own = b.bind(Expr::load(from, first.clone() + i.clone()));
-            let place = rank(b, from, [first, &n, &i], &own);
-            b.if_(Expr::lt(place.clone(), Expr::int(p.k)), |b| {
-                b.store(indices, to + place, Expr::load(places, start.clone() + i));
-            });
-        });
+    let keep = |b: &mut Build, place: Expr, [to, at]: [Expr; 2]| {
+        b.if_(Expr::lt(place.clone(), Expr::int(p.k)), |b| b.store(indices, to + place, Expr::load(places, at)));
     };
-    let all = [n.clone(), start.clone(), to];
+    // All look at all, which is sooner in scratch if they have room there: as numbers of which no two are the same, so that one comparison is enough.
+    let near = b.scratch("near", DType::I64, NEAR);
     let fits = b.bind(Expr::le(n.clone(), Expr::int(NEAR)));
     b.if_(fits.clone(), |b| {
-        b.each(n.clone(), |b, i| b.store(near, i.clone(), Expr::load(values, start.clone() + i)));
-        choose(b, near, &Expr::int(0), all.clone());
+        b.each(n.clone(), |b, i| {
+            let value = Expr::load(values, start.clone() + i.clone()).cast(DType::I64);
+            b.store(near, i.clone(), value * Expr::int(2 * NEAR) + (n.clone() - i));
+        });
+        b.each(n.clone(), |b, i| {
+            let own = b.bind(Expr::load(near, i.clone()));
+            let rank = b.var(DType::I32, int(0));
+            let load = |b: &mut Build, j: Expr| b.bind(Expr::load(near, j));
+            b.at_once([Expr::int(0), n.clone()], AT_ONCE, load, |b, x| {
+                b.assign(rank, Expr::Var(rank) + Expr::lt(own.clone(), x).cast(DType::I32));
+            });
+            let place = b.bind(Expr::Var(rank).cast(DType::I64));
+            keep(b, place, [to.clone(), start.clone() + i]);
+        });
     });
-    b.if_(Expr::map1(MapFn::Not, fits), |b| choose(b, values, &start, all.clone()));
+    b.if_(Expr::map1(MapFn::Not, fits), |b| {
+        b.each(n.clone(), |b, i| {
+            let at = b.bind(start.clone() + i.clone());
+            let own = b.bind(Expr::load(values, at.clone()));
+            let place = rank(b, values, [&start, &n, &i], &own);
+            keep(b, place, [to.clone(), at]);
+        });
+    });
     b.finish()
 }

@@ -6,7 +6,7 @@
 //! own[j] = score(F), and the k best of these, in order
 //! ```
 //!
-//! Scratch: F [keys], own [candidates]. A thread has a key, and loads it of all heads at once. The sums of an attention's scores may come by parts of its keys
+//! Scratch: F [keys], own [candidates]. A thread has a key, and loads it of some heads at once. The sums of an attention's scores may come by parts of its keys
 //! (`kernels::gpu_attend_parts`): a block joins those of its heads, in scratch [heads].
 
 use super::{
@@ -28,8 +28,8 @@ use std::collections::BTreeMap;
 
 /// Keys of a block.
 const KEYS: i64 = 256;
-/// Heads whose loads stand one after the other, at most.
-const UNROLLED: i64 = 16;
+/// Heads that are loaded at once, at most: a divisor of all.
+const UNROLLED: i64 = 8;
 
 /// How many candidates a block has, if it can have some.
 pub fn candidates(s: &Select) -> Option<i64> {
@@ -155,17 +155,22 @@ fn block(s: &Select, f: &mut Fuser, chunk: i64, found: &StridedView, (places, jo
         let how = s.fold.how();
         let sum = match how {
             None => value(f, &BTreeMap::new()),
-            Some(how) if e.heads <= UNROLLED => {
-                let all: Vec<Expr> = (0..e.heads).map(|h| value(f, &inside_of(&e, h))).collect();
-                all.into_iter().reduce(|sum, x| Expr::Map(combine(how), vec![sum, x])).expect("there are heads")
-            }
             Some(how) => {
+                // Some heads are loaded at once.
+                let many = (1..=UNROLLED).rev().find(|n| e.heads % n == 0).expect("1 divides it");
                 let sum = f.new_var(dtype, f.scopes.len() - 1);
                 f.here(Stmt::Var(sum, e.nothing()));
                 let mut inner = Vec::new();
-                let (heads, _) = e.open_heads(f, &mut inner);
-                let x = value(f, &heads);
-                f.here(Stmt::Assign(sum, Expr::Map(combine(how), vec![Expr::Var(sum), x])));
+                let turn = f.open(Expr::int(0), Expr::int(e.heads / many), LoopKind::Serial, &mut inner);
+                let all: Vec<Expr> = (0..many)
+                    .map(|h| {
+                        let heads = e.inside_at(f, turn.clone() * Expr::int(many) + Expr::int(h));
+                        value(f, &heads)
+                    })
+                    .collect();
+                for x in all {
+                    f.here(Stmt::Assign(sum, Expr::Map(combine(how), vec![Expr::Var(sum), x])));
+                }
                 f.close_loops(inner);
                 Expr::Var(sum)
             }
@@ -202,14 +207,4 @@ fn block(s: &Select, f: &mut Fuser, chunk: i64, found: &StridedView, (places, jo
         let to = b.bind(block * Expr::int(s.k));
         keep(b, own, [chunk, s.k], [c.first, to], [values, found]);
     });
-}
-
-/// The letters that end inside of head `number`.
-fn inside_of(e: &Emit, mut number: i64) -> BTreeMap<char, Expr> {
-    let mut found = BTreeMap::new();
-    for (c, n) in e.inside().into_iter().rev() {
-        found.insert(c, Expr::int(number % n));
-        number /= n;
-    }
-    found
 }
