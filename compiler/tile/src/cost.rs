@@ -71,7 +71,7 @@ impl<'t> Model<'t> {
         static HOST: OnceLock<Model> = OnceLock::new();
         HOST.get_or_init(|| Model::new(Tuning::shipped(crate::tuning::HOST)))
     }
-    /// The time of a step alone.
+    /// The time of a step alone: not less than starting a kernel takes, whatever larger ones took.
     pub fn time(&self, job: &Job) -> f64 {
         let at = octaves(&bucket(job));
         let prior = PRIOR_OCTAVES.powi(-2);
@@ -79,14 +79,13 @@ impl<'t> Model<'t> {
         for p in self.points.get(&(job.class, job.dtype)).into_iter().flatten() {
             let distance: f64 = p.at.iter().zip(&at).map(|(a, b)| (a - b).abs()).sum();
             if distance == 0.0 {
-                (sum, weights) = (p.ratio, 1.0);
-                break;
+                return roofline(self.tuning, job) * p.ratio.exp();
             }
             let weight = distance.powi(-2);
             sum += weight * p.ratio;
             weights += weight;
         }
-        roofline(self.tuning, job) * (sum / weights).exp()
+        (roofline(self.tuning, job) * (sum / weights).exp()).max(self.tuning.launch_ns)
     }
     /// Whether the bucket of a job was measured, and what it took there.
     pub fn measured(&self, job: &Job) -> Option<f64> {

@@ -26,6 +26,10 @@ fn a_measured_bucket_gives_its_time_and_neighbours_lean_to_it() {
     let lean = |j: &Job| model.time(j) / roofline(&t, j);
     assert!(lean(&near) > 2.5 && lean(&near) < 3.0, "{}", lean(&near));
     assert!(lean(&far) > 1.0 && lean(&far) < 1.6, "{}", lean(&far));
+    // What large ones take less than the roofline has, the start of a kernel does not.
+    let fast = Model::new(Box::leak(Box::new(table(&[(here.clone(), 0.5 * roofline(&t, &here))]))));
+    let tiny = job(Class::Product, &[1, 1, 1, 1]);
+    assert!(fast.time(&tiny) >= t.launch_ns && fast.time(&here) < 0.51 * roofline(&t, &here));
     // Of another class nothing is learnt.
     assert_eq!(lean(&job(Class::Attend, &[4, 64, 64, 64, 32, 32])), 1.0);
 }
