@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What kind of kernel a region is cut out for. A target without such a kernel computes the ops one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Form {
-    /// Ends in `topk` of scores that are computed where they are compared: each row keeps its best so far.
+    /// Ends in `topk` of scores that are computed where they are compared: each row keeps its best so far. Of few rows the product that they are computed from may be stored.
     Select,
     /// Ends in maps of products of the same rows, element by element: tiles of the products are mapped where they were summed. Products that others
     /// read too are results besides.
@@ -19,7 +19,7 @@ pub enum Form {
     /// Ends in what is chosen, summed and mapped of each row of a few numbers, as a router does: a row is computed by itself.
     Rows,
     /// Ends in a map of an attention's result, element by element: a tile of the result is mapped before it is stored. The result and the scores' sums,
-    /// if others read them too, are results besides.
+    /// if others read them too, are results besides. Or gives, of few queries, an attention and the product of its queries and keys.
     Attend,
 }
 
