@@ -370,6 +370,7 @@ impl<'k> Emitter<'k> {
         if self.w.linear
             && let (Some(x), n) = self.w.parts(index)
             && n != 0
+            && i32::try_from(n).is_ok()
         {
             // Not `inbounds`: the first may be outside.
             let first = self.w.op(&format!("llvm.getelementptr {base}[{x}] : ({pointer}, i64) -> {pointer}, {ty}"));

@@ -195,6 +195,7 @@ fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling, of_sums: bool) -> W
             [2, 3, 4, 5, 6, 7, 8, 9, 10].map(Place::Aside);
         sorted = [11, 12].map(Place::Aside);
         union = vec![blocks, member, count];
+        let rows: Vec<Place> = gpu_attend_union::by_rows(tiling.heads).then_some(Place::Aside(13)).into_iter().collect();
         launches.push((
             gpu_attend_union::gpu_attend_union(p, forward),
             vec![Place::Operand(7 + lists), blocks, member, count],
@@ -205,10 +206,10 @@ fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling, of_sums: bool) -> W
             vec![blocks, member, count, counts, totals],
             vec![totals, offsets, firsts],
             vec![blocks, member, count, counts, totals, offsets, firsts, queries, owner],
-            [vec![queries, l, delta], sorted.to_vec()].concat(),
+            [vec![queries, l, delta], sorted.to_vec(), rows.clone()].concat(),
         ];
         launches.extend(kernels.into_iter().zip(places).map(|(kernel, places)| (kernel, places, None)));
-        inverse = vec![offsets, firsts, queries, owner];
+        inverse = [vec![offsets, firsts, queries, owner], rows].concat();
     }
     // dk and dv, or sums that are still to be added.
     let kept = gpu_attend_grad::of_sums(p, tiling);

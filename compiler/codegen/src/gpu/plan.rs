@@ -289,6 +289,10 @@ fn whole_range(k: &Kernel) -> Option<(Expr, Vec<VarId>)> {
     if *kind == LoopKind::Vector && Access::of(body).written.iter().any(|m| matches!(m, Mem::Scratch(_))) {
         return None;
     }
+    // What the block wrote for all its rows each team would have to have.
+    if Access::of(before).written.iter().any(|m| matches!(m, Mem::Scratch(_))) {
+        return None;
+    }
     let bounds = |v: VarId| v == VarId(0) || dropped.contains(&v);
     let rest = before.iter().filter(|s| !matches!(s, Stmt::Let(v, _) if bounds(*v)));
     let used = rest.chain(body).any(|s| stmt_uses(s, &bounds)) || expr_uses(count, &bounds);

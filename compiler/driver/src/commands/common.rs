@@ -50,6 +50,7 @@ pub fn overrides(model: &Model) -> Result<Overrides, u8> {
         let text = std::fs::read_to_string(path).map_err(|e| fail(&format!("{}: {e}", path.display())))?;
         let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| fail(&format!("{}: {e}", path.display())))?;
         insert_entries(&json, &mut config);
+        insert_unscaled(&json, &mut config);
     }
     Ok(Overrides { set, config })
 }
@@ -75,6 +76,18 @@ fn insert_entries(json: &serde_json::Value, config: &mut BTreeMap<String, Consta
         config.entry(name.into()).or_insert(constant);
     }
     entries().filter(|(_, value)| value.is_object()).for_each(|(_, value)| insert_entries(value, config));
+}
+
+/// What a file of Hugging Face's leaves out of how positions are scaled is not scaled, whatever the model's own defaults are.
+fn insert_unscaled(json: &serde_json::Value, config: &mut BTreeMap<String, Constant>) {
+    let of = |name: &str| json.get(name).is_some_and(serde_json::Value::is_object);
+    if of("rope_scaling") || of("rope_parameters") {
+        for name in ["mscale", "mscale_all_dim"] {
+            config.entry(name.into()).or_insert(Constant::Int(0));
+        }
+    } else if json.get("rope_theta").is_some() || json.get("rope_scaling").is_some() {
+        config.entry("rope_type".into()).or_insert(Constant::Str("default".into()));
+    }
 }
 
 /// Reads `--dims B=1,T=128`.
@@ -233,5 +246,34 @@ impl On {
     /// Whether code for a GPU is needed.
     pub fn is_gpu(&self) -> bool {
         self.backend == Machine::Cuda
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{insert_entries, insert_unscaled};
+    use hir::Constant;
+    use std::collections::BTreeMap;
+
+    fn config(text: &str) -> BTreeMap<String, Constant> {
+        let (json, mut config) = (serde_json::from_str(text).expect("it is JSON"), BTreeMap::new());
+        insert_entries(&json, &mut config);
+        insert_unscaled(&json, &mut config);
+        config
+    }
+
+    #[test]
+    fn what_a_file_leaves_out_is_not_scaled() {
+        let default = Constant::Str("default".into());
+        for text in [r#"{ "rope_theta": 1e4 }"#, r#"{ "rope_theta": 1e4, "rope_scaling": null }"#, r#"{ "rope_scaling": null }"#]
+        {
+            assert_eq!(config(text).get("rope_type"), Some(&default), "{text}");
+        }
+        let scaled = config(r#"{ "rope_scaling": { "type": "yarn", "factor": 40, "mscale": 0.7 } }"#);
+        let of = |name: &str| scaled.get(name).cloned();
+        assert_eq!(of("rope_type"), Some(Constant::Str("yarn".into())));
+        assert_eq!([of("mscale"), of("mscale_all_dim")], [Some(Constant::Float(0.7)), Some(Constant::Int(0))]);
+        // A file that is of other things changes nothing.
+        assert_eq!(config(r#"{ "hidden_size": 8 }"#).len(), 1);
     }
 }

@@ -178,13 +178,25 @@ impl Heads {
         (numbers, at): (Mem, &Expr),
     ) {
         let Mem::Buffer(index) = numbers else { base::bug!("numbers of queries are in a buffer") };
+        // An only query is where its number says, and what is negative is outside.
+        let (at, index) = match rows == heads {
+            true => (b.bind(Expr::load(numbers, at.clone()).cast(DType::I64)), None),
+            false => (at.clone(), Some(index)),
+        };
         let axis = |extent: Expr, stride: i64, at: Expr| Axis { extent, stride: Expr::int(stride), at };
         let axes = vec![
-            axis(all.clone(), heads * self.n, at.clone()),
+            axis(all.clone(), heads * self.n, at),
             axis(Expr::int(heads), self.n, Expr::int(0)),
             axis(Expr::int(self.n), 1, Expr::int(0)),
         ];
-        b.push(Stmt::Copy(Copy { from: self.mem, to: scratch, rows, cols: self.n, run: heads, axes, index: Some(index) }));
+        b.push(Stmt::Copy(Copy { from: self.mem, to: scratch, rows, cols: self.n, run: heads, axes, index }));
+    }
+    /// To scratch those rows whose numbers in `[b, t, h]`, of `all` there are, stand in a buffer from `at` on.
+    pub(super) fn pick_rows(&self, b: &mut Build, scratch: Mem, rows: i64, all: &Expr, (numbers, at): (Mem, &Expr)) {
+        let Mem::Buffer(index) = numbers else { base::bug!("numbers of rows are in a buffer") };
+        let axis = |extent: Expr, stride: i64, at: Expr| Axis { extent, stride: Expr::int(stride), at };
+        let axes = vec![axis(all.clone(), self.n, at.clone()), axis(Expr::int(self.n), 1, Expr::int(0))];
+        b.push(Stmt::Copy(Copy { from: self.mem, to: scratch, rows, cols: self.n, run: rows, axes, index: Some(index) }));
     }
 }
 

@@ -243,7 +243,7 @@ impl Tiles {
 }
 
 /// dk and dv, or sums of them by parts or items (`gpu_attend_union`) that are still to be added. Buffers: q, k, v, d_o, l, Δ (with lists those of the sorted
-/// queries), domain operands…, with lists also offsets, firsts, queries and owner, then dk, dv.
+/// queries), domain operands…, with lists also offsets, firsts, queries, owner and, of few heads, rows, then dk, dv.
 pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
     let [rows, keys] = tiling.of_keys;
     let (queries, heads) = (rows / tiling.heads, tiling.heads);
@@ -251,7 +251,7 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
     let union = union(p, tiling);
     let sorted = union.as_ref().map(|u| gpu_attend_union::num_tiles(p, u) * Dim::from(rows));
     let given = Given::new(&mut b, p, &sorted.unwrap_or_else(|| of_rows(p, tiling)));
-    let inverse = union.as_ref().map(|u| Inverse::read(u, &mut b, p));
+    let inverse = union.as_ref().map(|u| Inverse::read(u, &mut b, p, heads));
     let [_, k_elems, v_elems, ..] = p.elems();
     let [dk, dv] = of_sums(p, tiling).unwrap_or([k_elems, v_elems].map(|n| TensorType::new(p.dtype, vec![n])));
     let [dk, dv] = [("dk", dk), ("dv", dv)].map(|(name, t)| b.write(name, t.dtype, t.elems()));
@@ -326,12 +326,17 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
     };
     match inverse.as_ref().zip(union.as_ref()) {
         Some((inverse, u)) => {
-            let (all, tiles) = (p.b.clone() * p.t.clone() * Dim::from(p.g), gpu_attend_union::num_tiles(p, u));
+            let all = p.b.clone() * p.t.clone();
+            let [all, tiles] =
+                [all * Dim::from(if inverse.rows.is_some() { p.h } else { p.g }), gpu_attend_union::num_tiles(p, u)];
             let [all, tiles] = [all, tiles].map(|n| b.dim(&n));
             inverse.each(&mut b, &batch, &scene.t, |b, number, [start, last]| {
                 let slot = b.bind(number.clone() * Expr::int(queries));
-                let bring =
-                    |b: &mut Build, from: &Heads, to: Mem| from.pick_heads(b, to, [rows, heads], &all, (inverse.queries, &slot));
+                let first_row = b.bind(number.clone() * Expr::int(rows));
+                let bring = |b: &mut Build, from: &Heads, to: Mem| match inverse.rows {
+                    Some(numbers) => from.pick_rows(b, to, rows, &all, (numbers, &first_row)),
+                    None => from.pick_heads(b, to, [rows, heads], &all, (inverse.queries, &slot)),
+                };
                 let vector = |b: &mut Build, from: Mem, to: Mem| {
                     let axis = |extent: Expr, stride: i64, at: Expr| Axis { extent, stride: Expr::int(stride), at };
                     let axes = vec![axis(tiles.clone(), rows, number.clone()), axis(Expr::int(rows), 1, Expr::int(0))];

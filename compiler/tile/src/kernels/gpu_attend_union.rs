@@ -17,7 +17,7 @@
 //! entries   blocks, member, count, counts, totals, offsets, firsts → queries, owner
 //!                                              for each block the queries that list it, in order, as numbers in [b, t, g]; then -1 to the tile's end
 //!                                              for each item its block; those that are left have none of the last one's tiles
-//! sorted    queries, l, Δ → l, Δ               what there is one of for each row, in the order of the queries
+//! sorted    queries, l, Δ → l, Δ, rows         what there is one of for each row, in the order of the queries; where they have few heads also each row's number in [b, t, h]
 //! ```
 //!
 //! A lane has a part of the union's tiles and looks a block up by halving. A block of keys is one of a batch and a group, as a tile is.
@@ -230,6 +230,8 @@ pub(super) struct Inverse<'a> {
     union: &'a Union,
     /// Numbers of queries.
     pub queries: Mem,
+    /// Numbers of rows, by which those are brought whose queries' heads are no rectangles.
+    pub rows: Option<Mem>,
     groups: i64,
     /// The block, and its tiles.
     block: Expr,
@@ -252,7 +254,7 @@ pub(super) fn num_items(p: &Problem, u: &Union) -> Dim {
 
 impl<'a> Inverse<'a> {
     /// The same in a kernel whose blocks are the items, as buffers that it reads.
-    pub fn read(union: &'a Union, b: &mut Build, p: &Problem) -> Inverse<'a> {
+    pub fn read(union: &'a Union, b: &mut Build, p: &Problem, heads: i64) -> Inverse<'a> {
         let n = num_blocks(p, union);
         b.kernel.grid = num_items(p, union);
         let offsets = b.read("offsets", DType::I32, n.clone() + Dim::from(1));
@@ -262,6 +264,10 @@ impl<'a> Inverse<'a> {
         // Copies by index ask where the indices end.
         b.dim(&all);
         let owner = b.read("owner", DType::I32, num_items(p, union));
+        let rows = by_rows(heads).then(|| {
+            b.dim(&(all.clone() * Dim::from(heads)));
+            b.read("rows", DType::I32, all * Dim::from(heads))
+        });
         let load = |b: &mut Build, mem, i: Expr| b.bind(Expr::load(mem, i).cast(DType::I64));
         let item = b.block();
         let block = load(b, owner, item.clone());
@@ -269,7 +275,7 @@ impl<'a> Inverse<'a> {
         let [begin, end] = [block.clone(), block.clone() + Expr::int(1)].map(|i| load(b, offsets, i));
         let from = b.bind(Expr::minimum(begin + (item - first) * Expr::int(ITEM), end.clone()));
         let to = b.bind(Expr::minimum(from.clone() + Expr::int(ITEM), end));
-        Inverse { union, queries, groups: p.g, block, from, to }
+        Inverse { union, queries, rows, groups: p.g, block, from, to }
     }
     /// The batch, the group and the first key of the item's block.
     pub fn place(&self, b: &mut Build, p: &Problem) -> [Expr; 3] {
@@ -291,7 +297,15 @@ impl<'a> Inverse<'a> {
     }
 }
 
-/// The types of counts, totals, offsets, firsts, queries, owner, l and Δ.
+/// Heads of a query that are a rectangle in shared memory, as multiples of these.
+const HEADS: i64 = 8;
+
+/// Whether rows are brought one by one.
+pub fn by_rows(heads: i64) -> bool {
+    heads % HEADS != 0
+}
+
+/// The types of counts, totals, offsets, firsts, queries, owner, l and Δ, and where rows are brought one by one of their numbers.
 pub fn inverse_memories(p: &Problem, t: Tiling) -> Vec<TensorType> {
     let Some(u) = Union::new(p, t) else { return Vec::new() };
     let blocks = num_blocks(p, &u);
@@ -300,8 +314,10 @@ pub fn inverse_memories(p: &Problem, t: Tiling) -> Vec<TensorType> {
     let counts = blocks.clone() * Dim::from(LANES);
     let all =
         [counts, blocks, ends.clone(), ends, queries.clone(), num_items(p, &u)].map(|n| TensorType::new(DType::I32, vec![n]));
-    let of_rows = TensorType::new(p.sum_dtype(), vec![queries * Dim::from(t.heads)]);
-    [all.into(), vec![of_rows.clone(), of_rows]].concat()
+    let rows = queries * Dim::from(t.heads);
+    let of_rows = TensorType::new(p.sum_dtype(), vec![rows.clone()]);
+    let numbers = by_rows(t.heads).then(|| TensorType::new(DType::I32, vec![rows]));
+    [all.into(), vec![of_rows.clone(), of_rows], numbers.into_iter().collect()].concat()
 }
 
 /// Elements of the items' sums, of `n` for each key.
@@ -548,6 +564,7 @@ fn sorted(p: &Problem, u: &Union, heads: i64) -> Kernel {
     let from = ["l", "delta"].map(|name| b.read(name, sums, of_rows.clone()));
     let all = slots * Dim::from(heads);
     let to = ["sorted_l", "sorted_delta"].map(|name| b.write(name, sums, all.clone()));
+    let rows = by_rows(heads).then(|| b.write("rows", DType::I32, all.clone()));
     b.kernel.grid = all.ceil_div(&Dim::from(ELEMS));
     let [all, t, padded] = [&all, &p.t, &padded].map(|d| b.dim(d));
     let begin = b.bind(b.block() * Expr::int(ELEMS));
@@ -556,10 +573,15 @@ fn sorted(p: &Problem, u: &Union, heads: i64) -> Kernel {
         let number = b.bind(Expr::load(queries, Expr::floor_div(i.clone(), Expr::int(heads))).cast(DType::I64));
         let there = b.bind(Expr::le(Expr::int(0), number.clone()));
         let number = b.bind(Expr::maximum(number, Expr::int(0)));
+        let head = b.bind(Expr::rem(i.clone(), Expr::int(heads)));
+        if let Some(rows) = rows {
+            let row = (number.clone() * Expr::int(heads) + head.clone()).cast(DType::I32);
+            b.store(rows, i.clone(), Expr::select(there.clone(), row, int(-1.0)));
+        }
         let group = Expr::rem(number.clone(), Expr::int(p.g));
         let row = b.bind(Expr::floor_div(number, Expr::int(p.g)));
         let of_group = Expr::floor_div(row.clone(), t.clone()) * Expr::int(p.g) + group;
-        let place = Expr::rem(row, t) * Expr::int(heads) + Expr::rem(i.clone(), Expr::int(heads));
+        let place = Expr::rem(row, t) * Expr::int(heads) + head;
         let at = b.bind(of_group * padded + place);
         for (from, to) in from.into_iter().zip(to) {
             b.store(to, i.clone(), Expr::select(there.clone(), Expr::load(from, at.clone()), Build::f(sums, 0.0)));

@@ -35,7 +35,8 @@ const UNROLLED: i64 = 8;
 pub fn candidates(s: &Select) -> Option<i64> {
     let (mul, _, len) = s.range();
     let chunk = (KEYS - len).max(0) / mul + 1;
-    (s.is_given() && len <= KEYS / 2 && chunk >= s.k).then_some(chunk)
+    let narrow = compute_dtype(s.ty(s.scores).dtype) == DType::F32;
+    (s.is_given() && narrow && len <= KEYS / 2 && chunk >= s.k).then_some(chunk)
 }
 
 /// Sums of an attention's scores that come by parts: which argument they are, how many parts, and the elements from one to the next. Its place is that of the first.

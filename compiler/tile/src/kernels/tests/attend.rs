@@ -300,9 +300,10 @@ impl Case {
             let [counts, totals] = &run(totals, &[blocks, member, count], &types[..2])[..] else { panic!("two results") };
             inverse = run(offsets, &[totals], &types[2..4]);
             let more = run(entries, &[blocks, member, count, counts, totals, &inverse[0], &inverse[1]], &types[4..6]);
-            let sorted = run(sorted, &[&more[0], &args[4], &args[5]], &types[6..]);
-            args.splice(4..6, sorted);
+            let mut sorted = run(sorted, &[&more[0], &args[4], &args[5]], &types[6..]);
             inverse.extend(more);
+            inverse.extend(sorted.split_off(2));
+            args.splice(4..6, sorted);
         }
         args.extend(inverse.clone());
         let sums = gpu_attend_grad::of_sums(&p, tiling);
@@ -381,8 +382,10 @@ fn tiles_for_many_processors() {
 #[test]
 fn lists_of_blocks_for_many_processors() {
     let tiling = |rows, keys, heads| gpu_attend::Tiling { rows, keys, heads };
-    for (heads, tiling, lengths) in [(2, tiling(16, 8, 2), [1, 21]), (4, tiling(16, 4, 4), [7, 8]), (1, tiling(8, 8, 1), [9, 17])]
-    {
+    let few = [(2, tiling(16, 8, 2), [1, 21]), (4, tiling(16, 4, 4), [7, 8]), (1, tiling(8, 8, 1), [9, 17])];
+    // Heads that are a rectangle each, and an only query that fills a tile.
+    let many = [(8, tiling(16, 8, 8), [1, 13]), (16, tiling(16, 8, 16), [5, 9])];
+    for (heads, tiling, lengths) in few.into_iter().chain(many) {
         for n in lengths {
             let size = Size { h: 2 * heads, dk: 16, dv: 16, ..SMALL }.tokens(n);
             let random = lists(size, 3, |t| t / 8 + 1);
