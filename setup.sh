@@ -62,6 +62,8 @@ case ${1:-} in
     exec target/release/lode train models/strata/model.lode --data build/kjv.txt --out build/strata $resume
     ;;
   test)
+    # The pages of `lode viz` are looked at in a browser.
+    packages="$packages chromium"
     install
     if cargo nextest --version >/dev/null 2>&1; then
       exec cargo nextest run --workspace --no-fail-fast
