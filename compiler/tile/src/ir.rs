@@ -199,6 +199,13 @@ pub struct Axis {
     pub at: Expr,
 }
 
+impl Axis {
+    /// One with a stride that is known.
+    pub fn new(extent: Expr, stride: i64, at: Expr) -> Axis {
+        Axis { extent, stride: Expr::int(stride), at }
+    }
+}
+
 /// What a rectangle's rows begin at multiples of. # Units: bytes.
 pub const COPY_ALIGN: i64 = 16;
 

@@ -28,23 +28,28 @@ impl Emitter<'_> {
         let (Some(by), [rows, _]) = (c.index, c.axes.as_slice()) else { base::bug!("rows by index of two axes") };
         let length = length(self.k, by);
         let [length, extent, stride, at] = [&length, &rows.extent, &rows.stride, &rows.at].map(|e| self.expr(e));
-        let [zero, none] = [0, -1].map(|n| self.w.int(n, "i64"));
+        let none = self.w.int(-1, "i64");
         let row = self.row_of_gather();
         let place = |e: &mut Self, i: i64| {
             let r = e.plus(&row, i * ROWS_APART);
             let r = e.w.bin("addi", &at, &r, "i64");
-            let inside = e.w.cmpi("slt", &r, &length, "i64");
-            let known = e.w.select(&inside, &r, &zero, "i64");
-            let p = e.address(Mem::Buffer(by), &known, DType::I32);
-            let index = e.w.op(&format!("llvm.load {p} : !llvm.ptr<1> -> i32"));
+            let index = e.index_at(by, &r, &length);
             let index = e.w.op(&format!("arith.extsi {index} : i32 to i64"));
-            let index = e.w.select(&inside, &index, &none, "i64");
             // As if without a sign, what is negative is beyond.
             let there = e.w.cmpi("ult", &index, &extent, "i64");
             let element = e.w.bin("muli", &index, &stride, "i64");
             e.w.select(&there, &element, &none, "i64")
         };
         (0..c.rows / ROWS_APART).map(|i| place(self, i)).collect()
+    }
+    /// An index (i32) that stands in a buffer of `length`, -1 past its end.
+    pub(super) fn index_at(&mut self, by: usize, at: &str, length: &str) -> String {
+        let (zero, none) = (self.w.int(0, "i64"), self.w.int(-1, "i32"));
+        let inside = self.w.cmpi("slt", at, length, "i64");
+        let known = self.w.select(&inside, at, &zero, "i64");
+        let p = self.address(Mem::Buffer(by), &known, DType::I32);
+        let index = self.w.op(&format!("llvm.load {p} : !llvm.ptr<1> -> i32"));
+        self.w.select(&inside, &index, &none, "i32")
     }
     /// The first of a thread's rows; the others are [`ROWS_APART`].
     fn row_of_gather(&mut self) -> String {

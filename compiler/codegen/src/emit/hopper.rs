@@ -303,15 +303,10 @@ impl Emitter<'_> {
     fn places_of_runs(&mut self, c: &Copy) -> Vec<String> {
         let Some(by) = c.index.filter(|_| c.takes_runs()) else { return Vec::new() };
         let at = self.expr(&c.axes[c.axes.len() - 3].at);
-        let length = length(self.k, by);
-        let (length, zero, none) = (self.expr(&length), self.w.int(0, "i64"), self.w.int(-1, "i32"));
+        let length = self.expr(&length(self.k, by));
         let place = |e: &mut Self, i: i64| {
             let at = e.plus(&at, i);
-            let inside = e.w.cmpi("slt", &at, &length, "i64");
-            let known = e.w.select(&inside, &at, &zero, "i64");
-            let p = e.address(Mem::Buffer(by), &known, DType::I32);
-            let index = e.w.op(&format!("llvm.load {p} : !llvm.ptr<1> -> i32"));
-            e.w.select(&inside, &index, &none, "i32")
+            e.index_at(by, &at, &length)
         };
         (0..c.rows / c.run).map(|i| place(self, i)).collect()
     }

@@ -183,21 +183,24 @@ impl Heads {
             true => (b.bind(Expr::load(numbers, at.clone()).cast(DType::I64)), None),
             false => (at.clone(), Some(index)),
         };
-        let axis = |extent: Expr, stride: i64, at: Expr| Axis { extent, stride: Expr::int(stride), at };
         let axes = vec![
-            axis(all.clone(), heads * self.n, at),
-            axis(Expr::int(heads), self.n, Expr::int(0)),
-            axis(Expr::int(self.n), 1, Expr::int(0)),
+            Axis::new(all.clone(), heads * self.n, at),
+            Axis::new(Expr::int(heads), self.n, Expr::int(0)),
+            Axis::new(Expr::int(self.n), 1, Expr::int(0)),
         ];
         b.push(Stmt::Copy(Copy { from: self.mem, to: scratch, rows, cols: self.n, run: heads, axes, index }));
     }
-    /// To scratch those rows whose numbers in `[b, t, h]`, of `all` there are, stand in a buffer from `at` on.
-    pub(super) fn pick_rows(&self, b: &mut Build, scratch: Mem, rows: i64, all: &Expr, (numbers, at): (Mem, &Expr)) {
-        let Mem::Buffer(index) = numbers else { base::bug!("numbers of rows are in a buffer") };
-        let axis = |extent: Expr, stride: i64, at: Expr| Axis { extent, stride: Expr::int(stride), at };
-        let axes = vec![axis(all.clone(), self.n, at.clone()), axis(Expr::int(self.n), 1, Expr::int(0))];
-        b.push(Stmt::Copy(Copy { from: self.mem, to: scratch, rows, cols: self.n, run: rows, axes, index: Some(index) }));
+    /// To scratch those rows whose numbers stand in a buffer, as [`pick_rows`].
+    pub(super) fn pick_rows(&self, b: &mut Build, scratch: Mem, rows: i64, all: &Expr, from: (Mem, &Expr)) {
+        pick_rows(b, (self.mem, scratch), [rows, self.n], all, from);
     }
+}
+
+/// To scratch those rows of `n` elements whose numbers in `[b, t, h]`, of `all` there are, stand in a buffer from `at` on.
+pub(super) fn pick_rows(b: &mut Build, (from, to): (Mem, Mem), [rows, n]: [i64; 2], all: &Expr, (numbers, at): (Mem, &Expr)) {
+    let Mem::Buffer(index) = numbers else { base::bug!("numbers of rows are in a buffer") };
+    let axes = vec![Axis::new(all.clone(), n, at.clone()), Axis::new(Expr::int(n), 1, Expr::int(0))];
+    b.push(Stmt::Copy(Copy { from, to, rows, cols: n, run: rows, axes, index: Some(index) }));
 }
 
 /// What follows: a map of each element of the result, which may read others' values there.

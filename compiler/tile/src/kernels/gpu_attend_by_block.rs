@@ -23,9 +23,9 @@
 use super::{
     build::{Build, both, div, eq, exp},
     domain::{Problem, Scene, driving_list},
-    gpu_attend::{self, Attend, Gathered, Heads, Rows, Scratch, has_lists, is_plain},
+    gpu_attend::{self, Attend, Gathered, Heads, Rows, Scratch, has_lists, is_plain, pick_rows},
 };
-use crate::ir::{Axis, Copy, Expr, Kernel, LoopKind, Mem, Stmt};
+use crate::ir::{Expr, Kernel, LoopKind, Mem};
 use base::{DType, Dim, TensorType};
 use graph::op::{Domain, MapFn};
 
@@ -475,10 +475,7 @@ fn part(p: &Problem, plan: &Plan, t: gpu_attend::Tiling) -> Kernel {
         let a = Attend::new(&scene, t, first, Rows::Gathered(gathered), scratch);
 
         let of_rows = b.dim(&(p.b.clone() * p.t.clone() * Dim::from(p.h)));
-        let axis = |extent: Expr, stride: i64, at: Expr| Axis { extent, stride: Expr::int(stride), at };
-        let axes = vec![axis(of_rows, p.dk, at.clone()), axis(Expr::int(p.dk), 1, Expr::int(0))];
-        let Mem::Buffer(index) = rows else { base::bug!("rows are a buffer") };
-        b.push(Stmt::Copy(Copy { from: q, to: a.q, rows: t.rows, cols: p.dk, run: t.rows, axes, index: Some(index) }));
+        pick_rows(b, (q, a.q), [t.rows, p.dk], &of_rows, (rows, &at));
         a.begin(b);
         let place = |b: &mut Build, j: &Expr| b.bind(first_key.clone() + j.clone() * Expr::int(t.keys));
         a.visit(b, [&k, &v], [&batch, &group], Expr::int(plan.size / t.keys), place);

@@ -326,10 +326,10 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
     };
     match inverse.as_ref().zip(union.as_ref()) {
         Some((inverse, u)) => {
-            let all = p.b.clone() * p.t.clone();
-            let [all, tiles] =
-                [all * Dim::from(if inverse.rows.is_some() { p.h } else { p.g }), gpu_attend_union::num_tiles(p, u)];
-            let [all, tiles] = [all, tiles].map(|n| b.dim(&n));
+            // What there are numbers of: rows, or queries of each group.
+            let of_query = Dim::from(if inverse.rows.is_some() { p.h } else { p.g });
+            let all = b.dim(&(p.b.clone() * p.t.clone() * of_query));
+            let tiles = b.dim(&gpu_attend_union::num_tiles(p, u));
             inverse.each(&mut b, &batch, &scene.t, |b, number, [start, last]| {
                 let slot = b.bind(number.clone() * Expr::int(queries));
                 let first_row = b.bind(number.clone() * Expr::int(rows));
@@ -338,8 +338,7 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
                     None => from.pick_heads(b, to, [rows, heads], &all, (inverse.queries, &slot)),
                 };
                 let vector = |b: &mut Build, from: Mem, to: Mem| {
-                    let axis = |extent: Expr, stride: i64, at: Expr| Axis { extent, stride: Expr::int(stride), at };
-                    let axes = vec![axis(tiles.clone(), rows, number.clone()), axis(Expr::int(rows), 1, Expr::int(0))];
+                    let axes = vec![Axis::new(tiles.clone(), rows, number.clone()), Axis::new(Expr::int(rows), 1, Expr::int(0))];
                     b.push(Stmt::Copy(Copy { from, to, rows: 1, cols: rows, run: 1, axes, index: None }));
                 };
                 let gathered = Gathered::of_tile(&scene, inverse.queries, &slot, [&start, &last], heads, u.rest.clone());

@@ -531,12 +531,9 @@ fn entries(p: &Problem, u: &Union) -> Kernel {
             });
         });
     });
-    let none = |b: &mut Build, from: Expr, to: Expr| {
-        b.for_(from, to, crate::ir::LoopKind::Vector, |b, i| b.store(queries, i, int(-1.0)));
-    };
     let total = bound(&mut b, totals, block.clone());
     let end = slots(&mut b, block.clone() + Expr::int(1));
-    none(&mut b, first + total, end);
+    b.for_(first + total, end, crate::ir::LoopKind::Vector, |b, i| b.store(queries, i, int(-1.0)));
     let (n, all, items) = (b.dim(&n), b.dim(&all), b.dim(&items));
     let [from, to] = [block.clone(), block.clone() + Expr::int(1)].map(|i| bound(&mut b, firsts, i));
     b.for_(from, to, crate::ir::LoopKind::Vector, |b, i| b.store(owner, i, block.clone().cast(DType::I32)));

@@ -61,8 +61,7 @@ fn all() -> Kernel {
     b.dot([8, 8, 8].map(Expr::int), at(reads[1]), at(s), at(z), true);
     b.dot([Expr::int(8), Expr::int(8), t.clone()], at(reads[1]), at(z), at(s), false);
     b.dot_rows([8, 8, 8].map(Expr::int), at(reads[1]), at(s), at(z), t.clone());
-    let axis = |extent: Expr, stride: i64, at: Expr| Axis { extent, stride: Expr::int(stride), at };
-    let axes = vec![axis(t, 8, b.block()), axis(Expr::int(8), 1, Expr::int(0))];
+    let axes = vec![Axis::new(t, 8, b.block()), Axis::new(Expr::int(8), 1, Expr::int(0))];
     b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, run: 4, axes: axes.clone(), index: None }));
     let Mem::Buffer(by) = b.read("by", DType::I32, Dim::from(4)) else { panic!("a buffer") };
     b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, run: 4, axes: axes.clone(), index: Some(by) }));

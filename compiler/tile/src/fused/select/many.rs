@@ -358,7 +358,7 @@ impl<'a> Many<'a> {
         for (x, mem) in &self.of_rows {
             // As loops over elements find what threads hold for their rows.
             let own = Some((idx.clone(), Expr::floor_div(element.clone(), Expr::int(e.width))));
-            let letters: Vec<char> = s.spec.out.iter().map(|c| if x.letters.contains(c) { *c } else { '\0' }).collect();
+            let letters = x.own_letters(&s.spec.out);
             f.tiles.push(super::Tile { own, ..e.tile_of(x.repeated, &letters, *mem, at, &chunk.key, [e.heads, 1]) });
         }
         let value = f.eval(s.mapped, &idx);

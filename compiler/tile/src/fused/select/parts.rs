@@ -134,7 +134,7 @@ fn block(s: &Select, f: &mut Fuser, chunk: i64, found: &StridedView, (places, jo
         for x in only_of_rows(s, j.arg).expect("it was asked before") {
             let view = view_of(s, places, x.number);
             let mem = join(f, &e, &at, (&x, j), &view);
-            let letters: Vec<char> = s.spec.out.iter().map(|c| if x.letters.contains(c) { *c } else { '\0' }).collect();
+            let letters = x.own_letters(&s.spec.out);
             tiles.push(e.tile_of(x.repeated, &letters, mem, &at, &c.key, [e.heads, 1]));
         }
     }

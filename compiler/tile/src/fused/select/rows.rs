@@ -14,6 +14,13 @@ pub(super) struct OfRow {
     pub letters: Vec<char>,
 }
 
+impl OfRow {
+    /// The product's letters with none for the axes that it is repeated along.
+    pub fn own_letters(&self, out: &[char]) -> Vec<char> {
+        out.iter().map(|c| if self.letters.contains(c) { *c } else { '\0' }).collect()
+    }
+}
+
 /// Whether it is computed of arguments without a loop.
 fn is_plain(s: &Select, v: Value) -> bool {
     let node = s.func.def(v);
