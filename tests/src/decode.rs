@@ -7,6 +7,7 @@ use driver::{
     pipeline::{self, Options},
 };
 use exec::{HostTensor, Session, random::Stream};
+use tile::{LoopKind, Stmt};
 
 const SIZES: &str = "heads: 16, q_rank: 0, kv_rank: 32, nope: 16, rope_dim: 8, v_dim: 16";
 const D: i64 = 48;
@@ -84,6 +85,17 @@ fn a_cache_gives_what_all_tokens_give_in_both_buckets() {
     }
 }
 
+/// Whether the threads of a block go together through a loop that stores.
+fn stores_in_turn(stmts: &[Stmt]) -> bool {
+    stmts.iter().any(|s| match s {
+        Stmt::For { kind: LoopKind::Serial, body, .. } => {
+            body.iter().any(|s| matches!(s, Stmt::Store { .. })) || stores_in_turn(body)
+        }
+        Stmt::For { .. } => false,
+        _ => s.lists().into_iter().any(stores_in_turn),
+    })
+}
+
 #[test]
 fn a_step_of_sparse_attention_gives_the_last_row() {
     const SIZES: &str = "length: 8, stride: 4, size: 32, count: 3, window: 64";
@@ -105,6 +117,9 @@ fn a_step_of_sparse_attention_gives_the_last_row() {
     // Scores are those of the attention; two branches are one launch, and all three are joined by one.
     let names: Vec<&str> = many.kernels.iter().filter_map(|k| Some(k.name.strip_prefix("host_")?.rsplit_once('_')?.0)).collect();
     assert_eq!(names, ["attend_part", "choice", "topk_join", "attend_part", "attend_merge"]);
+    // A thread has a key: no loop of the block stores element after element.
+    let choice = many.kernels.iter().find(|k| k.name.starts_with("host_choice")).expect("one is");
+    assert!(!stores_in_turn(&choice.body), "{}", tile::text::print(std::slice::from_ref(choice)));
     let (mut whole, mut compressed, mut step) = (session(&whole), session(compressed), session(&step));
     for n in [1, 5, 8, 11, 12, 130, 257] {
         let tensor = |name: &str, shape: [i64; 3], scale: f64| {

@@ -1,8 +1,8 @@
 //! Libraries for a GPU against the host's, and how fast they are, without the compiler: for a machine that has a GPU and nothing else.
 //!
 //! ```text
-//! on_gpu record FOLDER NAME…                 # on any machine: what FOLDER/host and FOLDER/plain compute goes to FOLDER/NAME.*.safetensors
-//! on_gpu check FOLDER NAME…                  # on the GPU: FOLDER/gpu/NAME.lodelib against that
+//! on_gpu record FOLDER NAME… [batch=2] [seq=45] [steps=200]  # on any machine: what FOLDER/host and FOLDER/plain compute goes to FOLDER/NAME.*.safetensors
+//! on_gpu check FOLDER NAME… [the same] [near=4e-4]           # on the GPU: FOLDER/gpu/NAME.lodelib against that
 //! on_gpu time FILE ENTRY B=8 T=128 [runs=20] [largest] [profile] # how long an entry of a library takes, and where
 //! on_gpu copy                                # how fast the device copies its own memory
 //! ```
@@ -30,7 +30,7 @@ const PROBLEM: Problem = Problem { batch: 2, seq: 45, steps: 200 };
 /// Elements of an input that are random, at most.
 const PERIOD: u64 = (1 << 24) + 3;
 /// Steps of a run that is broken off.
-const RESUMED: Problem = Problem { steps: 8, ..PROBLEM };
+const RESUMED: u64 = 8;
 /// The host is this near to the interpreter, as `tests/src/models.rs` holds it to; the GPU as well, so twice that between them.
 const NEAR: f64 = 2.0 * 2e-4;
 
@@ -38,8 +38,11 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match words[..] {
-        ["record", folder, ref names @ ..] => names.iter().try_for_each(|n| record(Path::new(folder), n)).map(|()| true),
-        ["check", folder, ref names @ ..] => check_all(Path::new(folder), names),
+        ["record", folder, ref rest @ ..] => {
+            let problem = problem(rest);
+            names(rest).try_for_each(|n| record(Path::new(folder), n, &problem)).map(|()| true)
+        }
+        ["check", folder, ref rest @ ..] => check_all(Path::new(folder), rest),
         ["time", file, entry, ref rest @ ..] => time(Path::new(file), entry, rest).map(|()| true),
         ["copy"] => copy_rate().map(|rate| println!("copy: {:.3} TB/s, read and written", rate / 1e3)).map(|()| true),
         _ => {
@@ -97,18 +100,36 @@ fn empty(name: &str) -> PathBuf {
     path
 }
 
+/// The number after `name=` in the words of a command.
+fn number<T: std::str::FromStr>(words: &[&str], name: &str) -> Option<T> {
+    words.iter().find_map(|w| w.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+}
+
+fn names<'a>(words: &'a [&'a str]) -> impl Iterator<Item = &'a str> {
+    words.iter().copied().filter(|w| !w.contains('='))
+}
+
+fn problem(words: &[&str]) -> Problem {
+    let Problem { batch, seq, steps } = PROBLEM;
+    Problem {
+        batch: number(words, "batch").unwrap_or(batch),
+        seq: number(words, "seq").unwrap_or(seq),
+        steps: number(words, "steps").unwrap_or(steps),
+    }
+}
+
 fn reference(folder: &Path, name: &str, kind: &str) -> PathBuf {
     folder.join(format!("{name}.{kind}.safetensors"))
 }
 
-fn record(folder: &Path, name: &str) -> Result<(), ExecError> {
+fn record(folder: &Path, name: &str, problem: &Problem) -> Result<(), ExecError> {
     for kind in ["host", "plain"] {
         let file = folder.join(kind).join(format!("{name}.lodelib"));
         // SAFETY: `lode build` made both files.
         let mut s = unsafe { Session::open(&file, None) }?;
-        let mut tensors = agree::once(&mut s, &PROBLEM)?;
+        let mut tensors = agree::once(&mut s, problem)?;
         let out = empty(name);
-        tensors.insert(LOSSES.into(), agree::losses(&mut s, &PROBLEM, &out)?);
+        tensors.insert(LOSSES.into(), agree::losses(&mut s, problem, &out)?);
         let _ = std::fs::remove_dir_all(&out);
         let tensors: Vec<(String, HostTensor)> = tensors.into_iter().collect();
         checkpoint::write(&reference(folder, name, kind), &tensors, &[])?;
@@ -121,14 +142,15 @@ fn read(path: &Path) -> Result<Tensors, ExecError> {
     checkpoint::parse(&bytes, path)
 }
 
-fn check_all(folder: &Path, names: &[&str]) -> Result<bool, ExecError> {
+fn check_all(folder: &Path, words: &[&str]) -> Result<bool, ExecError> {
+    let (problem, near) = (problem(words), number(words, "near").unwrap_or(NEAR));
     println!(
         "{:<12} {:>7} {:>6} {:>10} {:>22} {:>7} {:>7} {:>8}",
         "model", "ready s", "kern", "apart", "worst", "twice", "drift", "resume"
     );
     let mut good = true;
-    for name in names {
-        match check(folder, name) {
+    for name in names(words) {
+        match check(folder, name, &problem, near) {
             Ok(fine) => good &= fine,
             Err(e) => {
                 good = false;
@@ -142,7 +164,7 @@ fn check_all(folder: &Path, names: &[&str]) -> Result<bool, ExecError> {
     Ok(good)
 }
 
-fn check(folder: &Path, name: &str) -> Result<bool, ExecError> {
+fn check(folder: &Path, name: &str, problem: &Problem, near: f64) -> Result<bool, ExecError> {
     let (mut host, mut plain) = (read(&reference(folder, name, "host"))?, read(&reference(folder, name, "plain"))?);
     let losses = [&mut host, &mut plain].map(|t| t.remove(LOSSES).map_or_else(Vec::new, |t| t.to_f64()));
     let begin = Instant::now();
@@ -150,17 +172,17 @@ fn check(folder: &Path, name: &str) -> Result<bool, ExecError> {
     let mut s = Session::on_gpu(library, 0, None)?;
     let ready = begin.elapsed().as_secs_f64();
     let kernels = s.manifest.kernels.len();
-    let first = agree::once(&mut s, &PROBLEM)?;
+    let first = agree::once(&mut s, problem)?;
     let (worst, apart) = agree::farthest(&host, &first);
     // Again as a recorded run, and with an arena of NaN.
     s.poison = true;
-    let same = (0..3).try_fold(true, |same, _| Ok::<bool, ExecError>(same && agree::once(&mut s, &PROBLEM)? == first))?;
+    let same = (0..3).try_fold(true, |same, _| Ok::<bool, ExecError>(same && agree::once(&mut s, problem)? == first))?;
     s.poison = false;
     let out = empty(name);
-    let trained = agree::losses(&mut s, &PROBLEM, &out.join("a"))?.to_f64();
-    let again = agree::losses(&mut s, &PROBLEM, &out.join("b"))?.to_f64() == trained;
+    let trained = agree::losses(&mut s, problem, &out.join("a"))?.to_f64();
+    let again = agree::losses(&mut s, problem, &out.join("b"))?.to_f64() == trained;
     let (step, share) = agree::drift(&trained, [&losses[0], &losses[1]]);
-    let resumed = agree::resumes(&mut s, &RESUMED, &out)?;
+    let resumed = agree::resumes(&mut s, &Problem { steps: RESUMED, ..*problem }, &out)?;
     let _ = std::fs::remove_dir_all(&out);
     let worst: String = worst.chars().rev().take(22).collect::<String>().chars().rev().collect();
     let yes = |b: bool| if b { "same" } else { "DIFFERS" };
@@ -177,7 +199,7 @@ fn check(folder: &Path, name: &str) -> Result<bool, ExecError> {
         last(&losses[0]),
         last(&losses[1])
     );
-    Ok(apart <= NEAR && same && again && share <= 1.0 && resumed)
+    Ok(apart <= near && same && again && share <= 1.0 && resumed)
 }
 
 /// How fast copies within the device are, at their median: what kernels that only move memory are held to. # Units: bytes a nanosecond, read and written.
@@ -236,7 +258,7 @@ fn time(file: &Path, entry: &str, rest: &[&str]) -> Result<(), ExecError> {
         inputs.push((port.name.clone(), HostTensor { dtype: port.dtype, shape, bytes }));
     }
     let given: Vec<(&str, &HostTensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
-    let runs = rest.iter().find_map(|w| w.strip_prefix("runs=")?.parse().ok()).unwrap_or(20);
+    let runs = number(rest, "runs").unwrap_or(20);
     let Some(c) = s.costs(entry, &dims, &given, runs)? else { return Ok(()) };
     let begin = Instant::now();
     (0..runs).try_for_each(|_| s.run(entry, &dims, &given).map(|_| ()))?;

@@ -608,14 +608,22 @@ impl Fuser<'_> {
     fn here(&mut self, s: Stmt) {
         self.scopes.last_mut().expect("a scope").stmts.push(s);
     }
-    /// Closes loops; the innermost is turn after turn if it has loops in it.
+    /// Closes loops; the innermost is turn after turn if it has a loop in it that is not.
     fn close(&mut self, mut loops: Vec<super::Loop>) {
-        let nested = self.scopes.last().expect("a scope").stmts.iter().any(|s| matches!(s, Stmt::For { .. }));
-        if let Some(last) = loops.last_mut().filter(|_| nested) {
+        let spread = spreads(&self.scopes.last().expect("a scope").stmts);
+        if let Some(last) = loops.last_mut().filter(|_| spread) {
             last.3 = LoopKind::Serial;
         }
         self.close_loops(loops);
     }
+}
+
+/// Whether a loop in statements is not turn after turn.
+fn spreads(stmts: &[Stmt]) -> bool {
+    stmts.iter().any(|s| {
+        let own = matches!(s, Stmt::For { kind: LoopKind::Vector | LoopKind::Parallel, .. });
+        own || s.lists().into_iter().any(spreads)
+    })
 }
 
 /// The kernel that is written with the operands where they are, if it can be.
