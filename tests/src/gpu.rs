@@ -407,8 +407,13 @@ fn routing_by_threads() {
 
 #[test]
 fn sums_by_index_by_threads() {
-    // Long runs and short ones, in two passes of the sort; more columns than a block has.
-    let (picks, row) = (500, 300);
+    // One column a thread, of which the last block has fewer; two; four.
+    [300, 512, 1024].into_iter().for_each(sums_by_index_of);
+}
+
+/// Long runs and short ones, in two passes of the sort.
+fn sums_by_index_of(row: i64) {
+    let picks = 500;
     let [batch, n] = [1, 400].map(Dim::from);
     let p = Rows { dtype: DType::F32, batch, picks: Dim::sym("P"), n, row: Dim::from(row) };
     let mut work = gpu_scatter_sorted(&p);

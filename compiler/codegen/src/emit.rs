@@ -395,6 +395,9 @@ impl<'k> Emitter<'k> {
                 let p = self.address(*mem, &at, dtype);
                 let (ty, pointer, aligned) = (memory_type(dtype), self.pointer_type(*mem), self.alignment(*mem, index));
                 let again = if self.simt.as_ref().is_some_and(|t| t.is_constant(self.k, *mem)) { " invariant" } else { "" };
+                if let Some((upper, n)) = self.simt.as_ref().and_then(|t| t.half_of_word(self.k, *mem, index)) {
+                    return self.half_of_word(&p, upper, &format!("{again} {{alignment = {n} : i64}}"), pointer);
+                }
                 let v = self.w.op(&format!("llvm.load {p}{again}{aligned} : {pointer} -> {ty}"));
                 self.w.widen(v, dtype)
             }
@@ -466,6 +469,20 @@ impl<'k> Emitter<'k> {
                 self.w.order(&v)
             }
         }
+    }
+    /// The bf16 at an address as a half of the word that it has with its neighbour: a place or a mask makes it the f32 that it stands for.
+    fn half_of_word(&mut self, p: &str, upper: bool, attributes: &str, pointer: &str) -> String {
+        let first =
+            if upper { self.w.op(&format!("llvm.getelementptr {p}[-1] : ({pointer}) -> {pointer}, i16")) } else { p.into() };
+        let word = self.w.op(&format!("llvm.load {first}{attributes} : {pointer} -> i32"));
+        let bits = if upper {
+            let high = self.w.int(i64::from(-65536i32), "i32");
+            self.w.bin("andi", &word, &high, "i32")
+        } else {
+            let places = self.w.int(16, "i32");
+            self.w.bin("shli", &word, &places, "i32")
+        };
+        self.w.bits(&bits, "i32", "f32")
     }
     fn constant(&mut self, x: f64, d: DType) -> String {
         match value_type(d) {

@@ -178,6 +178,13 @@ impl Writer {
             }
         };
         match to {
+            // Of a pair the second is the upper half of a word, and so with nothing below it the f32.
+            DType::BF16 if self.pairs => {
+                let zero = self.float(0.0, "f32");
+                let pair = self
+                    .op(&format!("llvm.call_intrinsic \"llvm.nvvm.ff2bf16x2.rn\"({v}, {zero}) : (f32, f32) -> vector<2xbf16>"));
+                self.op(&format!("llvm.bitcast {pair} : vector<2xbf16> to f32"))
+            }
             DType::BF16 | DType::F16 | DType::E4M3 => {
                 let narrow = self.narrow(v, to);
                 self.widen(narrow, to)

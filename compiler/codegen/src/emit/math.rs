@@ -30,7 +30,7 @@ impl Writer {
             MapFn::Add => self.contracted("addf", x, &v[1], ty),
             MapFn::Sub => self.contracted("subf", x, &v[1], ty),
             MapFn::Mul => self.contracted("mulf", x, &v[1], ty),
-            MapFn::Div if single && self.narrow => self.approximate("div.full", v),
+            MapFn::Div if single && self.narrow => self.approximate_quotient(x, &v[1]),
             MapFn::Sqrt if single && self.narrow => self.approximate("sqrt.approx.f", v),
             MapFn::Rsqrt if single && self.narrow => self.approximate("rsqrt.approx.f", v),
             MapFn::Div => self.contracted("divf", x, &v[1], ty),
@@ -103,6 +103,21 @@ impl Writer {
     fn approximate(&mut self, name: &str, v: &[String]) -> String {
         let (values, types) = (v.join(", "), vec!["f32"; v.len()].join(", "));
         self.op(&format!("llvm.call_intrinsic \"llvm.nvvm.{name}\"({values}) : ({types}) -> f32"))
+    }
+
+    /// x / y by the processor's 1/y, within two units in the last place: y and x are brought by a power of two to where 1/y is neither large nor small. What
+    /// is of y alone is computed once for all x.
+    fn approximate_quotient(&mut self, x: &str, y: &str) -> String {
+        let size = self.math("absf", y, "f32");
+        let [large, small] = [126, -126].map(|n| self.float(2f64.powi(n), "f32"));
+        let [down, up, one] = [-2, 24, 0].map(|n| self.float(2f64.powi(n), "f32"));
+        let (is_large, is_small) = (self.cmpf("ogt", &size, &large, "f32"), self.cmpf("olt", &size, &small, "f32"));
+        let factor = self.select(&is_small, &up, &one, "f32");
+        let factor = self.select(&is_large, &down, &factor, "f32");
+        let y = self.bin("mulf", y, &factor, "f32");
+        let inverse = self.approximate("rcp.approx.ftz.f", &[y]);
+        let x = self.bin("mulf", x, &factor, "f32");
+        self.bin("mulf", &x, &inverse, "f32")
     }
 
     fn helper(&mut self, helper: Helper, name: &str, x: &str, ty: &str) -> String {

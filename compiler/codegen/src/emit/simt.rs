@@ -100,6 +100,15 @@ impl Simt {
         let starts = (turn * bytes).is_multiple_of(units.alignment(bytes));
         (starts && units.touches(mem, index)).then(|| units.alignment(bytes))
     }
+    /// Of a bf16 that one of several turns loads, which is half of a word with that of a neighbouring turn: whether it is the upper half, and what the word
+    /// is aligned to. # Units: bytes.
+    pub(super) fn half_of_word(&self, k: &Kernel, mem: Mem, index: &Expr) -> Option<(bool, usize)> {
+        let (units, turn) = self.at_once.as_ref()?;
+        let alignment = units.alignment(2);
+        let starts = (turn / 2 * 4).is_multiple_of(alignment);
+        (k.mem_dtype(mem) == DType::BF16 && units.touches(mem, index))
+            .then_some((turn % 2 == 1, if starts { alignment } else { 4 }))
+    }
     /// Whether what a row's loops read there is the same in all of them, which is said where they stand one after the other.
     pub(super) fn is_constant(&self, k: &Kernel, mem: Mem) -> bool {
         let read = |i: usize| k.buffers[i].access == ir::Access::Read;
@@ -231,6 +240,7 @@ pub(crate) fn function(i: usize, (k, plan): (&Kernel, &Plan), marks: &BTreeMap<V
     }
     e.w.place = e.marks.get(&VarId(0)).copied();
     e.w.gpu = machine == Machine::Gpu;
+    e.w.pairs = e.w.gpu && plan.hopper.is_none();
     // Gradients of attention have no register to spare for places that are told apart so.
     e.w.linear = plan.hopper.is_none() || plan.held.row_loops.is_some() || !weighs(&plan.body);
     let mut written = k.buffers.iter().filter(|b| b.access != ir::Access::Read).peekable();
@@ -319,8 +329,7 @@ impl Emitter<'_> {
         };
         let attributes = match self.simt().machine {
             Machine::Gpu => {
-                let blocks = plan.hopper.as_ref().map_or(1, |h| h.neighbours);
-                let threads = plan.launched();
+                let (blocks, threads) = (plan.neighbours(k), plan.launched());
                 format!(" attributes {{nvvm.kernel, nvvm.maxntid = array<i32: {threads}>, nvvm.minctasm = {blocks} : i32}}")
             }
             Machine::Emulated => String::new(),
@@ -1114,7 +1123,7 @@ impl Emitter<'_> {
         self.inside(|e| one(e, &group));
         self.w.line("}");
     }
-    /// What several turns do, given what variables are in each: turn after turn, but loops inside are one for all.
+    /// What several turns do, given what variables are in each: turn after turn, but loops inside are one for all, and extremes are found in pairs.
     fn side_by_side(&mut self, turns: &mut [Vec<Slot>], (units, aligned): (&Units, bool), body: &[Stmt]) {
         for part in body.chunk_by(|a, b| !matches!(a, Stmt::For { .. }) && !matches!(b, Stmt::For { .. })) {
             if let [Stmt::For { var, lo, hi, body, .. }] = part {
@@ -1132,11 +1141,29 @@ impl Emitter<'_> {
             let first = part.iter().position(|s| matches!(s, Stmt::Store { .. })).unwrap_or(part.len());
             let (loads, rest) = loads_ahead(self.k, &part[..first]);
             for part in [loads, rest, part[first..].iter().collect()] {
+                let mut extremes: Vec<(VarId, ReduceFn, Vec<String>)> = Vec::new();
                 for (turn, vars) in turns.iter_mut().enumerate() {
                     std::mem::swap(&mut self.vars, vars);
                     self.simt_mut().at_once = aligned.then(|| (units.clone(), turn));
-                    part.iter().for_each(|s| self.stmt(s, LoopKind::Serial));
+                    for s in &part {
+                        let Stmt::Accumulate(v, f @ (ReduceFn::Max | ReduceFn::Min), e) = s else {
+                            self.stmt(s, LoopKind::Serial);
+                            continue;
+                        };
+                        let value = self.expr(e);
+                        match extremes.iter_mut().find(|(w, g, _)| w == v && g == f) {
+                            Some((.., values)) => values.push(value),
+                            None => extremes.push((*v, *f, vec![value])),
+                        }
+                    }
                     std::mem::swap(&mut self.vars, vars);
+                }
+                for (v, f, values) in extremes {
+                    let (ty, p) = (self.type_of(v), self.place(v));
+                    let old = self.load(&p, ty);
+                    let most = self.in_pairs(values, |e, a, b| e.combine(f, a, b, ty, false));
+                    let new = self.combine(f, &old, &most, ty, false);
+                    self.store(&new, &p, ty);
                 }
             }
         }

@@ -41,6 +41,8 @@ pub(super) struct Writer {
     numbers: BTreeMap<String, i64>,
     /// Whether sums of i64 have their constant part last, so that neighbouring places are one place and some more.
     pub linear: bool,
+    /// Whether what is rounded to bf16 and goes on as f32 is rounded as half of a pair: one instruction, but results that are held among many sums spill.
+    pub pairs: bool,
     /// The values of i64 that are another and a number.
     sums: HashMap<String, (String, i64)>,
     /// What operations without effect gave, where that is in scope; and what each scope around added.
@@ -90,6 +92,7 @@ impl Writer {
             constants: BTreeMap::new(),
             numbers: BTreeMap::new(),
             linear: false,
+            pairs: false,
             sums: HashMap::new(),
             known: HashMap::new(),
             scopes: Vec::new(),

@@ -123,6 +123,9 @@ const MAX_HELD: i64 = 96;
 const ELEMS_PER_THREAD: i64 = 8;
 /// Turns of a vector loop that a thread of a warp takes, at most, where that has a row with scratch.
 const MOST_OF_WARP: i64 = 16;
+/// What the rows of a processor load together, if that takes no more than so many threads: these have 48 registers. # Units: bytes, threads.
+const LOADED_BYTES: usize = 80 << 10;
+const ROW_THREADS: u32 = 1280;
 /// A row with more in its vector loops than this is for a whole block.
 const LARGE_ROW: i64 = 4096;
 /// So many threads leave most of a large device idle.
@@ -150,6 +153,19 @@ impl Plan {
     /// Threads of a block, those that only copy among them.
     pub(crate) fn launched(&self) -> u32 {
         self.threads + if self.hopper.is_some() { hopper::GROUP } else { 0 }
+    }
+    /// How many blocks a processor has at least: of blocks that take a row at a time and keep it in registers so many that what some load hides that others
+    /// wait, if few threads with few registers can; else what warp groups ask for.
+    pub(crate) fn neighbours(&self, k: &Kernel) -> u32 {
+        if let Some(h) = &self.hopper {
+            return h.neighbours;
+        }
+        let Some(r) = self.rows.as_ref().filter(|r| r.team == Team::Block) else { return 1 };
+        let Some(mems) = read_once(k, &r.body, i64::from(self.threads)) else { return 1 };
+        let read = Access::of(&r.body).read;
+        let elems = widest(&r.body).map_or(0, |n| n as usize);
+        let bytes: usize = mems.intersection(&read).map(|m| elems * k.mem_dtype(*m).bytes()).sum();
+        (LOADED_BYTES.div_ceil(bytes.max(1)) as u32).clamp(1, (ROW_THREADS / self.threads).max(1))
     }
     /// Decides for a kernel without products but those that are [`Tiled`].
     pub(crate) fn new(k: &Kernel, limits: Limits) -> Plan {

@@ -73,6 +73,7 @@ fn maps_move_sixteen_bytes_at_once() {
          check: .entry map(
          check: .maxntid 256
          check: ld.global.nc.v4.b32
+         check: and.b32
          check: cvt.rn.bf16
          check: st.global.v4.b32
          check: ld.global.nc.b16

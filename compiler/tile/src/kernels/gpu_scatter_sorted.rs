@@ -20,8 +20,10 @@ use base::{DType, Dim, TensorType};
 const DIGITS: i64 = 256;
 /// Sorted rows of a block.
 const TILE: i64 = 32;
-/// Columns of a block.
+/// Columns of a block, each once for what a thread takes of them.
 const COLUMNS: i64 = 256;
+/// Columns that a thread sums, at most: which rows are of one run it finds out once for all.
+const MOST_COLUMNS: i64 = 4;
 /// Rows whose loads are under way at once.
 const AT_ONCE: i64 = 8;
 /// Elements that a block clears.
@@ -216,13 +218,15 @@ struct Tile {
 }
 
 impl Tile {
-    fn of(b: &mut Build, p: &Rows, keys: Mem) -> Tile {
-        let (tiles, chunks) = (picks(p).ceil_div(&Dim::from(TILE)), p.row.ceil_div(&Dim::from(COLUMNS)));
+    fn of(b: &mut Build, p: &Rows, keys: Mem, columns: i64) -> Tile {
+        let (tiles, chunks) = (picks(p).ceil_div(&Dim::from(TILE)), p.row.ceil_div(&Dim::from(columns)));
         b.kernel.grid = tiles * chunks.clone();
         let [all, row, chunks] = [&picks(p), &p.row, &chunks].map(|d| b.dim(d));
         let number = b.bind(Expr::floor_div(b.block(), chunks.clone()));
-        let column = b.bind(Expr::rem(b.block(), chunks) * Expr::int(COLUMNS));
-        let count = b.bind(Expr::minimum(Expr::int(COLUMNS), row.clone() - column.clone()));
+        let column = b.bind(Expr::rem(b.block(), chunks) * Expr::int(columns));
+        let whole = p.row.known().is_some_and(|n| n % columns == 0);
+        let count =
+            if whole { Expr::int(columns) } else { b.bind(Expr::minimum(Expr::int(columns), row.clone() - column.clone())) };
         let first = b.bind(number.clone() * Expr::int(TILE));
         let last = b.bind(Expr::minimum(first.clone() + Expr::int(TILE), all.clone()));
         let key = |b: &mut Build, at: Expr| b.bind(Expr::load(keys, at).cast(DType::I64));
@@ -245,45 +249,59 @@ fn sum(p: &Rows, keys: i64) -> Kernel {
     let sums = b.update("sums", dtype, p.batch.clone() * p.n.clone() * p.row.clone());
     let parts = picks(p).ceil_div(&Dim::from(TILE)) * p.row.clone();
     let [firsts, lasts] = ["firsts", "lasts"].map(|name| b.update(name, dtype, parts.clone()));
+    // Columns of a thread are as far apart as there are threads.
+    let fits = |n: &i64| p.row.known().is_some_and(|row| row % (n * COLUMNS) == 0);
+    let many = [MOST_COLUMNS, 2].into_iter().find(fits).unwrap_or(1);
     let Tile { number, rows: [first, last], columns: [column, count], row, open: [front, back], ends } =
-        Tile::of(&mut b, p, sorted);
+        Tile::of(&mut b, p, sorted, many * COLUMNS);
     let part = b.bind(number * row.clone() + column.clone());
-    b.each(count, |b, c| {
-        let so_far = b.var(dtype, Build::f(dtype, 0.0));
-        let key = b.var(DType::I64, ends[0].clone());
+    let threads = if many > 1 { Expr::int(COLUMNS) } else { count };
+    b.each(threads, |b, c| {
+        let further = |i: i64| Expr::int(i * COLUMNS);
+        let sums_so_far: Vec<VarId> = (0..many).map(|_| b.var(dtype, Build::f(dtype, 0.0))).collect();
+        let key = b.var(DType::I32, ends[0].clone().cast(DType::I32));
         // 1 while the tile's first run goes on.
         let is_first = b.var(DType::I64, Expr::int(1));
         let at = b.bind(column + c.clone());
+        let store = |b: &mut Build, mem: Mem, from: Expr| {
+            for (i, v) in (0..many).zip(&sums_so_far) {
+                b.store(mem, from.clone() + further(i), Expr::Var(*v));
+            }
+        };
         let load = |b: &mut Build, i: Expr| {
-            let key = b.bind(Expr::load(sorted, i.clone()).cast(DType::I64));
+            let key = b.bind(Expr::load(sorted, i.clone()));
             let from = b.bind(Expr::load(order, i).cast(DType::I64) * row.clone() + at.clone());
-            (key, b.bind(Expr::load(rows, from)))
+            let values: Vec<Expr> = (0..many).map(|i| b.bind(Expr::load(rows, from.clone() + further(i)))).collect();
+            (key, values)
         };
         let begins_before = |b: &mut Build| b.bind(Expr::and(front.clone(), eq(Expr::Var(is_first), Expr::int(1))));
         let whole = |b: &mut Build| {
-            b.if_(Expr::lt(Expr::Var(key), Expr::int(keys)), |b| {
-                b.store(sums, Expr::Var(key) * row.clone() + at.clone(), Expr::Var(so_far));
+            let key = b.bind(Expr::Var(key).cast(DType::I64));
+            b.if_(Expr::lt(key.clone(), Expr::int(keys)), |b| {
+                store(b, sums, key * row.clone() + at.clone());
             });
         };
         let not = |b: &mut Build, e: Expr| b.bind(eq(e.cast(DType::I64), Expr::int(0)));
-        let add = |b: &mut Build, (next, value): (Expr, Expr)| {
+        let add = |b: &mut Build, (next, values): (Expr, Vec<Expr>)| {
             b.if_(Expr::map2(graph::op::MapFn::Ne, next.clone(), Expr::Var(key)), |b| {
                 let early = begins_before(b);
-                b.if_(early.clone(), |b| b.store(firsts, part.clone() + c.clone(), Expr::Var(so_far)));
+                b.if_(early.clone(), |b| store(b, firsts, part.clone() + c.clone()));
                 let own = not(b, early);
                 b.if_(own, whole);
                 b.assign(key, next);
                 b.assign(is_first, Expr::int(0));
-                b.assign(so_far, Build::f(dtype, 0.0));
+                sums_so_far.iter().for_each(|v| b.assign(*v, Build::f(dtype, 0.0)));
             });
-            b.assign(so_far, Expr::Var(so_far) + value);
+            for (v, value) in sums_so_far.iter().zip(values) {
+                b.assign(*v, Expr::Var(*v) + value);
+            }
         };
         b.at_once([first, last], AT_ONCE, load, add);
         let early = begins_before(b);
-        b.if_(early.clone(), |b| b.store(firsts, part.clone() + c.clone(), Expr::Var(so_far)));
+        b.if_(early.clone(), |b| store(b, firsts, part.clone() + c.clone()));
         let own = not(b, early);
         b.if_(own, |b| {
-            b.if_(back.clone(), |b| b.store(lasts, part + c, Expr::Var(so_far)));
+            b.if_(back.clone(), |b| store(b, lasts, part + c));
             let ends_here = not(b, back);
             b.if_(ends_here, whole);
         });
@@ -299,7 +317,7 @@ fn join(p: &Rows, keys: i64) -> Kernel {
     let [firsts, lasts] = ["firsts", "lasts"].map(|name| b.read(name, dtype, parts.clone()));
     let sums = b.update("sums", dtype, p.batch.clone() * p.n.clone() * p.row.clone());
     let all = b.dim(&picks(p));
-    let t = Tile::of(&mut b, p, sorted);
+    let t = Tile::of(&mut b, p, sorted, COLUMNS);
     let [front, back] = t.open;
     let [column, count] = t.columns;
     let key = t.ends[1].clone();
