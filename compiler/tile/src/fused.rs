@@ -104,7 +104,7 @@ pub fn fuse_many(scene: &Scene, targets: &[(Value, StridedView, bool)]) -> Fused
     let (first, target, add) = &targets[whole[0]];
     let mut f = Fuser::new(scene, *first, target);
     (f.others, f.heads) = (these(&whole[1..]), these(&heads));
-    f.rows(*first, *add);
+    f.rows(*first, *add, false);
     let mut fused = f.finish();
     // As they were given.
     let found = std::mem::replace(&mut fused.target_conflicts, vec![false; targets.len()]);
@@ -114,12 +114,13 @@ pub fn fuse_many(scene: &Scene, targets: &[(Value, StridedView, bool)]) -> Fused
 
 fn fuse_root(scene: &Scene, v: Value, target: &StridedView, add: bool, joins: bool) -> Fused {
     let mut f = Fuser::new(scene, v, target);
-    match &scene.func.def(v).op {
+    let sum = if joins { f.unrounded(v) } else { v };
+    match &scene.func.def(sum).op {
         // Many parts are of few columns: each of these is a row of its own.
-        Op::Reduce(r, axes) if keeps_last(scene.func, v) && !(joins && has_many_parts(scene.func, v)) => {
-            f.column_sums(v, *r, axes, None, add, joins);
+        Op::Reduce(r, axes) if keeps_last(scene.func, sum) && !(joins && has_many_parts(scene.func, sum)) => {
+            f.column_sums(sum, *r, axes, None, add, joins);
         }
-        _ => f.rows(v, add),
+        _ => f.rows(v, add, joins),
     }
     f.finish()
 }
@@ -496,10 +497,17 @@ impl Fuser<'_> {
         sum
     }
 
-    /// One element per index of the target, rows in parallel.
-    fn rows(&mut self, v: Value, add: bool) {
+    /// What a value is before it is rounded.
+    fn unrounded(&self, mut v: Value) -> Value {
+        while let Op::Cast(_) = self.scene.func.def(v).op {
+            v = self.scene.func.def(v).inputs[0];
+        }
+        v
+    }
+    /// One element per index of the target, rows in parallel; if it joins parts, each reduces its own.
+    fn rows(&mut self, v: Value, add: bool, joins: bool) {
         let ty = self.scene.func.ty(v).clone();
-        let per_element = self.roots().any(|v| self.reduces_per_element(v));
+        let per_element = joins || self.roots().any(|v| self.reduces_per_element(v));
         let mut groups: Vec<std::ops::Range<usize>> = Vec::new();
         let breaks = self.breaks();
         for a in 0..ty.rank() {

@@ -29,6 +29,8 @@ const MAX_COLUMN_BLOCKS: i64 = 512;
 /// rows that are gathered in eights took 468 µs with eight rows, 365 with one.
 const ROWS_AT_ONCE: i64 = 4;
 const LOADS_AT_ONCE: i64 = 16;
+/// Fewer columns than that are one with those of the axis before: fewer lanes would be busy.
+const FEW_COLUMNS: i64 = 32;
 /// Parts of a reduction over leading axes, at most: each is read again.
 const MAX_COLUMN_PARTS: i64 = 512;
 
@@ -62,7 +64,7 @@ pub fn num_parts(func: &Func, v: Value) -> Option<i64> {
     if ty.elems().is(1) {
         return Some(MAX_PARTS);
     }
-    let columns = ty.shape.last().filter(|_| keeps_last(func, v))?.known()?;
+    let columns = Some(columns_of(func, v, OWN_COLUMN_ELEMS)).filter(|_| keeps_last(func, v))?.1.known()?;
     let blocks = |width: i64| Some(ty.elems().known()? / columns.max(1) * ((columns + width - 1) / width));
     // Enough of them fill the device as they are.
     let few = blocks(COLUMN_ELEMS)? < MAX_PARTS;
@@ -80,6 +82,20 @@ pub(super) fn keeps_last(func: &Func, v: Value) -> bool {
     let Op::Reduce(_, axes) = &func.def(v).op else { return false };
     let operand = func.ty(func.def(v).inputs[0]);
     axes.last().is_none_or(|a| *a + 1 != operand.rank()) && !is_unrolled(&func.def(v).op, operand)
+}
+
+/// The columns of a reduction over leading axes: its last axis, with those before that are kept as well and lie beside it until they are enough. The first of these axes, and their number.
+fn columns_of(func: &Func, v: Value, enough: i64) -> (usize, Dim) {
+    let Op::Reduce(_, axes) = &func.def(v).op else { base::bug!("columns of no reduction") };
+    let (shape, operand) = (&func.ty(v).shape, func.ty(func.def(v).inputs[0]).rank());
+    let together = axes.last().map_or(operand, |a| operand - 1 - a);
+    let mut first = shape.len() - 1;
+    let mut columns = shape[first].clone();
+    while shape.len() - first < together && columns.known().is_some_and(|n| n < enough) && shape[first - 1].known().is_some() {
+        first -= 1;
+        columns = columns * shape[first].clone();
+    }
+    (first, columns)
 }
 
 /// What a reduction over leading axes sums: the rows of a part, if it is one, and the index at hand.
@@ -100,11 +116,16 @@ impl Fuser<'_> {
         let operand = func.def(v).inputs[0];
         let shape = func.ty(operand).shape.clone();
         let sum = compute_dtype(ty.dtype.accumulator());
-        let last = ty.shape.last().expect("the last axis is kept").clone();
+        let kept: Vec<usize> = (0..shape.len()).filter(|a| !axes.contains(a)).collect();
+        let (mut near, mut last) = columns_of(func, v, OWN_COLUMN_ELEMS);
+        let as_one = self.columns_lie_as_one(operand, &kept[near..]);
+        if !as_one {
+            (near, last) = columns_of(func, v, FEW_COLUMNS);
+        }
         let most = if by_column { OWN_COLUMN_ELEMS } else { COLUMN_ELEMS };
         let width = last.known().map_or(most, |n| n.clamp(1, most));
         let chunks = last.ceil_div(&Dim::from(width));
-        let outer: Dim = ty.shape[..ty.rank() - 1].iter().fold(Dim::from(1), |n, d| n * d.clone());
+        let outer: Dim = ty.shape[..near].iter().fold(Dim::from(1), |n, d| n * d.clone());
         self.kernel.grid = outer * chunks.clone() * Dim::from(parts.unwrap_or(1));
         let mut idx = vec![Expr::int(0); ty.rank()];
         let mut rest = self.kernel.block();
@@ -112,7 +133,7 @@ impl Fuser<'_> {
         let whole = last.is(width);
         let first = if whole { Expr::int(0) } else { self.bind(Expr::rem(rest.clone(), n.clone()) * Expr::int(width)) };
         rest = if whole { rest } else { self.bind(Expr::floor_div(rest, n)) };
-        for a in (0..ty.rank() - 1).rev() {
+        for a in (0..near).rev() {
             let extent = self.kernel.dim(&ty.shape[a]);
             idx[a] = self.bind(Expr::rem(rest.clone(), extent.clone()));
             rest = self.bind(Expr::floor_div(rest, extent));
@@ -120,12 +141,17 @@ impl Fuser<'_> {
         let part = rest;
         let end = self.kernel.dim(&last);
         let count = if whole { end } else { self.bind(Expr::minimum(end - first.clone(), Expr::int(width))) };
-        let kept: Vec<usize> = (0..shape.len()).filter(|a| !axes.contains(a)).collect();
         let mut inner = vec![Expr::int(0); shape.len()];
         for (a, i) in kept.iter().zip(&idx) {
             inner[*a] = i.clone();
         }
-        let column = kept[kept.len() - 1];
+        // The index of each axis of the columns, in the result and in the operand.
+        let own = if as_one {
+            vec![(ty.rank() - 1, last.clone())]
+        } else {
+            (near..ty.rank()).map(|a| (a, ty.shape[a].clone())).collect()
+        };
+        let columns: Vec<(usize, Dim)> = own.iter().map(|(a, extent)| (kept[*a], extent.clone())).collect();
         let axes = &self.merged(operand, axes, &shape);
         let mut whole = Whole { operand, axes, part: parts.map(|n| (part.clone(), n)), f, sum, inner };
         let (j, value) = if by_column {
@@ -133,7 +159,7 @@ impl Fuser<'_> {
             let j = self.open_columns();
             let acc = self.new_var(sum, 1);
             self.scopes[1].stmts.push(Stmt::Var(acc, neutral(f, sum)));
-            whole.inner[column] = first.clone() + Expr::Var(j);
+            self.split_row(first.clone() + Expr::Var(j), &columns, &mut whole.inner);
             self.sum_rows(&mut whole, acc);
             (j, Expr::Var(acc))
         } else {
@@ -147,7 +173,7 @@ impl Fuser<'_> {
             let j = self.new_var(DType::I64, self.scopes.len());
             loops.push((j, Expr::int(0), count.clone(), LoopKind::Vector));
             self.scopes.push(Scope::default());
-            whole.inner[column] = first.clone() + Expr::Var(j);
+            self.split_row(first.clone() + Expr::Var(j), &columns, &mut whole.inner);
             let value = self.summed(&whole, Expr::load(sums, Expr::Var(j)));
             let stmts = &mut self.scopes.last_mut().expect("the column loop").stmts;
             stmts.push(Stmt::Store { mem: sums, index: Expr::Var(j), value });
@@ -155,19 +181,28 @@ impl Fuser<'_> {
             let j = self.open_columns();
             (j, Expr::load(sums, Expr::Var(j)))
         };
-        idx[ty.rank() - 1] = first + Expr::Var(j);
+        self.split_row(first + Expr::Var(j), &own, &mut idx);
         if parts.is_some() {
             idx.insert(0, part);
         }
         let target = self.target.clone();
         let index = self.address(&target, &idx);
         self.written = vec![(target.at.clone(), index.clone())];
-        let stored = if parts.is_some() { ty.dtype.accumulator() } else { ty.dtype };
-        let result = compute_dtype(stored);
+        let root = func.ty(self.root).dtype;
+        let stored = if parts.is_some() { ty.dtype.accumulator() } else { root };
+        let result = compute_dtype(if parts.is_some() { stored } else { ty.dtype });
         let mut value = if result == sum { value } else { value.cast(result) };
+        // What joins parts may be rounded more than once.
+        let mut casts = Vec::new();
+        let mut x = self.root;
+        while x != v {
+            casts.push(func.ty(x).dtype);
+            x = func.def(x).inputs[0];
+        }
+        value = casts.into_iter().rev().fold(value, Expr::cast);
         let mem = self.buffer(&target, stored, Access::Write);
         if add {
-            value = self.load(&target, ty.dtype, &idx) + value;
+            value = self.load(&target, root, &idx) + value;
         }
         self.scopes[1].stmts.push(Stmt::Store { mem, index, value });
         self.close_loops(vec![(j, Expr::int(0), count, LoopKind::Vector)]);
@@ -258,6 +293,19 @@ impl Fuser<'_> {
             found |= loops && func.ty(x).elems() != func.ty(v).elems();
         });
         found
+    }
+
+    /// Whether kept axes, neighbours, lie as one wherever the operand is read and where the result goes.
+    fn columns_lie_as_one(&self, operand: Value, kept: &[usize]) -> bool {
+        let shape = self.scene.func.ty(operand).shape.clone();
+        let mut breaks = vec![false; shape.len()];
+        let exact: Vec<Option<usize>> = (0..shape.len()).map(Some).collect();
+        self.find_breaks(operand, &exact, &shape, &mut breaks, &mut Vec::new());
+        let to: Vec<usize> = (self.target.shape.len() - kept.len()..self.target.shape.len()).collect();
+        let mut map = vec![None; self.target.shape.len()];
+        to.iter().zip(kept).for_each(|(t, a)| map[*t] = Some(*a));
+        super::check_merge(&self.target, &map, &shape, &mut breaks);
+        kept[1..].iter().all(|a| !breaks[*a])
     }
 
     /// Summed axes, those as one that lie as one wherever the operand is read: the last of each, and the extent of all.

@@ -1290,6 +1290,38 @@ fn sums_of_many_terms_are_taken_in_parts() {
 }
 
 #[test]
+fn sums_of_rows_of_few_columns_take_their_neighbours_along() {
+    // Columns that lie side by side, that are joined, and that lie apart; of numbers that are rounded once their parts are joined, too.
+    for (way, dtype, parts) in [(0, "f32", 512), (0, "bf16", 512), (1, "f32", 512), (1, "bf16", 512), (2, "bf16", 512 / 4)] {
+        let mut f = Func::new("f");
+        let shape = ["B, T, 16, 3", "B, T, 16, 1", "B, T, 4, 64"][way];
+        let [x, y] = ["x", "y"].map(|n| f.arg(n, Role::Input, ty(&format!("{dtype}[{shape}]"))));
+        let mut b = Builder::new(&mut f);
+        let mut terms = b.mul(x, y);
+        if way == 1 {
+            let pad = |b: &mut Builder, x: Value, low: i64| {
+                b.op(Op::Pad { axis: 3, low: Dim::from(low), high: Dim::from(2 - low), value: Scalar::new(0.0) }, &[x])
+            };
+            let (first, last) = (pad(&mut b, terms, 0), pad(&mut b, x, 2));
+            terms = b.add(first, last);
+        }
+        let mut axes = vec![0, 1];
+        if way == 2 {
+            terms = b.op(Op::Transpose(vec![0, 2, 1, 3]), &[terms]);
+            axes = vec![0, 2];
+        }
+        let sum = b.op(Op::Reduce(ReduceFn::Sum, axes), &[terms]);
+        f.output("sum", Role::Result, sum);
+        for (batch, t) in [(1, 3), (2, 70), (1, 1)] {
+            compare(f.clone(), &[("B", batch), ("T", t)]);
+        }
+        let found = on_gpu(&f).kernels;
+        let grids: Vec<Option<i64>> = found.iter().map(|k| k.grid.known()).collect();
+        assert_eq!((found.len(), grids[0]), (2, Some(if way == 2 { 4 * parts } else { parts })), "way {way}: {grids:?}");
+    }
+}
+
+#[test]
 fn a_view_that_several_read_is_no_copy() {
     // Two products read it, once it is stored.
     let l = check(&["f32[N, 12]", "f32[3, 8, 12]", "f32[3, 8, 12]", "i32[N, 1]"], &[("N", 5)], |b, a| {
