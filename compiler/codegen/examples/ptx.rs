@@ -1,6 +1,6 @@
 //! PTX of tile programs, for `gpu_check` of the tile crate, and how long it takes:
 //! `cargo run --release -p codegen --example ptx -- FOLDER model.tile… maps`. Reads what `lode build --emit=tile` prints; `maps` stands for a kernel of
-//! every function of f32 and of every conversion, `products` for products of many shapes and with what follows them, `attends` for attention,
+//! every function of f32 and of every conversion, `products` for products of many shapes and with what follows them, `codes` for products of e4m3, `attends` for attention,
 //! `grads` for its gradient, `lists` for attention over lists of blocks, `large_…` for those that are timed. Writes `.tile`, `.ptx` and `.launch` of each into the folder.
 
 use base::{DType, Dim, TensorType};
@@ -16,7 +16,7 @@ use tile::{
         gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
         gpu_attend_union::{gpu_attend_grad_items, gpu_attend_inverse, gpu_attend_union},
         gpu_product::{
-            Element, Epilogue, Given, Grouped, Operand, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product,
+            Element, Epilogue, Given, Grouped, OfCodes, Operand, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product,
             gpu_product_map,
         },
         gpu_route::gpu_route,
@@ -35,6 +35,7 @@ fn main() {
         let kernels = match path.as_str() {
             "maps" => maps(),
             "products" => products(),
+            "codes" => codes(),
             "attends" => attends(),
             "grads" => all_grads(),
             "lists" => lists(),
@@ -45,6 +46,7 @@ fn main() {
             "indexing" => indexing(),
             "large_grads" => large_grads(),
             "large_products" => large_products(),
+            "large_codes" => large_codes(),
             path => {
                 let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"));
                 tile::text::parse(&text).unwrap_or_else(|e| panic!("{path}: {e}"))
@@ -170,7 +172,7 @@ fn mapped(way: Way, dtype: DType, m: Dim, [n, k]: [i64; 2], turned: [bool; 2], t
         parts: 1,
         aligned: [true; 3],
     };
-    gpu_product_map(&p, &Epilogue { taken: None, matrices, operands, results, map: Some(&map), units: None }, t)
+    gpu_product_map(&p, &Epilogue { taken: None, codes: None, matrices, operands, results, map: Some(&map), units: None }, t)
 }
 
 const ORDERS: [[bool; 2]; 4] = [[false, false], [false, true], [true, false], [true, true]];
@@ -233,6 +235,71 @@ fn large_products() -> Vec<Kernel> {
     numbered(all)
 }
 
+/// A product of codes, or one of each of two matrices with their gate.
+fn of_codes(m: Dim, [n, k]: [i64; 2], block: i64, gate: bool, t: Option<Tiling>) -> Kernel {
+    let [one, n, k] = [1, n, k].map(Dim::from);
+    let strides = [&k, &one, &one, &k, &n, &one].map(Dim::clone);
+    let p = Product {
+        dtype: DType::E4M3,
+        result: DType::BF16,
+        extents: [m, n, k],
+        strides,
+        batch: Vec::new(),
+        accumulate: false,
+        parts: 1,
+        aligned: [true; 3],
+    };
+    let map = |_: &mut Build, at: &Element| vec![Expr::Map(MapFn::Swiglu, at.products.clone())];
+    let (given, matrices) = if gate { (Given::Map, 2) } else { (Given::Product(0), 1) };
+    let (results, codes) = (vec![(given, DType::BF16)], Some(OfCodes { block, product: DType::BF16 }));
+    let map: Option<&dyn Fn(&mut Build, &Element) -> Vec<Expr>> = if gate { Some(&map) } else { None };
+    gpu_product_map(&p, &Epilogue { taken: None, codes, matrices, operands: Vec::new(), results, map, units: None }, t)
+}
+
+/// The same over ragged rows.
+fn grouped_codes([groups, rows]: [Dim; 2], [k, n]: [i64; 2], gate: bool, taken: Option<Dim>) -> Kernel {
+    let map = |_: &mut Build, at: &Element| vec![Expr::Map(MapFn::Swiglu, at.products.clone())];
+    let (given, matrices) = if gate { (Given::Map, 2) } else { (Given::Product(0), 1) };
+    let (results, codes) = (vec![(given, DType::BF16)], Some(OfCodes { block: 128, product: DType::BF16 }));
+    let extents = [groups, rows, Dim::from(k), Dim::from(n)];
+    let p = Grouped { dtype: DType::E4M3, extents, further: Vec::new(), rows: Some(true), accumulate: false, aligned: true };
+    let map: Option<&dyn Fn(&mut Build, &Element) -> Vec<Expr>> = if gate { Some(&map) } else { None };
+    gpu_grouped_map(&p, &Epilogue { taken, codes, matrices, operands: Vec::new(), results, map, units: None }, None)
+}
+
+/// Products of codes with every tiling, extents that do not fit, a gate, ragged rows.
+fn codes() -> Vec<Kernel> {
+    let mut all: Vec<Kernel> =
+        Tiling::OF_CODES.into_iter().map(|t| of_codes(Dim::sym("M"), [264, 400], 128, false, Some(t))).collect();
+    all.push(of_codes(Dim::from(256), [256, 512], 256, false, None));
+    all.push(of_codes(Dim::sym("M"), [40, 144], 144, false, None));
+    all.push(of_codes(Dim::sym("M"), [50, 30], 128, false, None));
+    all.push(of_codes(Dim::sym("M"), [264, 400], 128, true, None));
+    let groups = || [Dim::from(5), Dim::sym("M")];
+    all.push(grouped_codes(groups(), [272, 136], false, None));
+    all.push(grouped_codes(groups(), [272, 136], true, None));
+    all.push(grouped_codes(groups(), [272, 136], true, Some(Dim::sym("M"))));
+    numbered(all)
+}
+
+/// DeepSeek-V3's shapes by codes, beside bf16; then its experts.
+fn large_codes() -> Vec<Kernel> {
+    let mut all = Vec::new();
+    for [n, k] in [[2112, 7168], [24576, 1536], [7168, 16384], [4096, 7168], [7168, 2048]] {
+        all.push(product(DType::BF16, Dim::sym("M"), [n, k], [false, true], 1, false, None));
+        all.extend(Tiling::OF_CODES.map(|t| of_codes(Dim::sym("M"), [n, k], 128, false, Some(t))));
+    }
+    all.push(of_codes(Dim::sym("M"), [2048, 7168], 128, true, None));
+    for [k, n] in [[7168, 4096], [2048, 7168]] {
+        let extents = [Dim::from(4), Dim::sym("R"), Dim::from(k), Dim::from(n)];
+        let p = Grouped { dtype: DType::BF16, extents, further: Vec::new(), rows: Some(true), accumulate: false, aligned: true };
+        all.push(gpu_grouped(&p, None));
+        all.push(grouped_codes([Dim::from(4), Dim::sym("R")], [k, n], false, None));
+    }
+    all.push(grouped_codes([Dim::from(4), Dim::sym("R")], [7168, 2048], true, Some(Dim::sym("T"))));
+    numbered(all)
+}
+
 /// Experts of Qwen3-30B-A3B and a slice of DeepSeek-V3's: `[groups, k, n]` of both products, as y = x·wᵀ, dx = dy·w and dw = xᵀ·dy.
 fn large_grouped() -> Vec<Kernel> {
     let mut all = Vec::new();
@@ -261,7 +328,11 @@ fn gated(groups: Dim, [k, n]: [i64; 2], kept: bool, taken: Option<Dim>) -> Kerne
         .collect();
     let extents = [groups, Dim::sym("R"), Dim::from(k), Dim::from(n)];
     let p = Grouped { dtype: DType::BF16, extents, further: Vec::new(), rows: Some(true), accumulate: false, aligned: true };
-    gpu_grouped_map(&p, &Epilogue { taken, matrices: 2, operands: Vec::new(), results, map: Some(&gate), units: None }, None)
+    gpu_grouped_map(
+        &p,
+        &Epilogue { taken, codes: None, matrices: 2, operands: Vec::new(), results, map: Some(&gate), units: None },
+        None,
+    )
 }
 
 /// Routing, choice and sums by index as a mixture of 128 experts and an embedding of 32000 tokens have them.

@@ -79,8 +79,9 @@ fn launch(k: &Kernel, l: &GpuLaunch) -> Result<(), String> {
         // Single rows of f32 are not permuted.
         let (known, cols) = match m.dtype {
             DType::BF16 | DType::F16 => (true, MAX_COLS),
+            DType::E4M3 => (true, 2 * MAX_COLS),
             DType::F32 => (m.rows == 1, MAX_ROWS),
-            DType::F64 | DType::E4M3 | DType::I64 | DType::I32 | DType::Bool => (false, 0),
+            DType::F64 | DType::I64 | DType::I32 | DType::Bool => (false, 0),
         };
         let runs = if m.axes.len() > 2 { MAX_ROWS } else { 1 };
         let sizes = [(m.rows, MAX_ROWS), (m.runs, runs), (m.cols, cols)];

@@ -12,7 +12,7 @@ use crate::{
     copy::length,
     gpu::{
         access::expr_uses,
-        hopper::{GROUP, Ring, STRIP, STRIP_BYTES, is_load},
+        hopper::{GROUP, Ring, STRIP_BYTES, is_load, strip},
     },
 };
 use base::DType;
@@ -78,7 +78,9 @@ impl Emitter<'_> {
         let places = self.simt().turn.rows.iter().find(|(known, _)| known == c).map(|(_, places)| places.clone());
         let places = places.unwrap_or_else(|| self.places_of_rows(c));
         let [width, first] = [&cols.extent, &cols.at].map(|e| self.expr(e));
-        let [zero, seven, eight] = [0, 7, 8].map(|n| self.w.int(n, "i64"));
+        let dtype = self.k.buffers[from].dtype;
+        let wide = strip(dtype);
+        let [zero, seven, piece] = [0, 7, wide / 8].map(|n| self.w.int(n, "i64"));
         let row = self.row_of_gather();
         let chunk = self.w.bin("andi", "%tid", &seven, "i64");
         // All pieces of a thread have one place in their rows of 128 bytes.
@@ -90,17 +92,17 @@ impl Emitter<'_> {
         let place = self.w.bin("addi", &place, &by_row, "i64");
         let place = self.w.op(&format!("arith.trunci {place} : i64 to i32"));
         let start = self.w.bin("addi", start, &place, "i32");
-        let col = self.w.bin("muli", &chunk, &eight, "i64");
+        let col = self.w.bin("muli", &chunk, &piece, "i64");
         let col = self.w.bin("addi", &first, &col, "i64");
-        for strip in 0..c.cols / STRIP {
-            let col = self.plus(&col, strip * STRIP);
+        for strip in 0..c.cols / wide {
+            let col = self.plus(&col, strip * wide);
             let within = self.w.cmpi("slt", &col, &width, "i64");
             for (i, element) in places.iter().enumerate() {
                 let there = self.w.cmpi("sge", element, &zero, "i64");
                 let there = self.w.bin("andi", &within, &there, "i1");
                 let element = self.w.bin("addi", element, &col, "i64");
                 let element = self.w.select(&there, &element, &zero, "i64");
-                let (buffer, ty) = (pointer(Mem::Buffer(from)), memory_type(self.k.buffers[from].dtype));
+                let (buffer, ty) = (pointer(Mem::Buffer(from)), memory_type(dtype));
                 let p = self.w.op(&format!("llvm.getelementptr {buffer}[{element}] : (!llvm.ptr<1>, i64) -> !llvm.ptr<1>, {ty}"));
                 let (all, nothing) = (self.w.int(16, "i32"), self.w.int(0, "i32"));
                 let size = self.w.select(&there, &all, &nothing, "i32");

@@ -10,8 +10,8 @@ use crate::{
     gpu::{
         access::{Access, expr_uses},
         hopper::{
-            GROUP, GROUP_ROWS, Hopper, MAX_COLUMNS, Ring, STRIP, STRIP_BYTES, copy_bytes, is_gathered, is_load, is_vector,
-            limited_rows, runs,
+            GROUP, GROUP_ROWS, Hopper, MAX_COLUMNS, Ring, STRIP_BYTES, copy_bytes, is_gathered, is_load, is_vector, limited_rows,
+            runs, strip,
         },
     },
 };
@@ -321,12 +321,13 @@ impl Emitter<'_> {
             let coordinates: Vec<String> =
                 coordinates.iter().map(|x| self.w.op(&format!("arith.trunci {x} : i64 to i32"))).collect();
             let (last, outer) = coordinates.split_last().expect("it has axes");
-            let strips = if is_vector(self.k, c) { 1 } else { c.cols / STRIP };
+            let wide = if is_vector(self.k, c) { c.cols } else { strip(self.k.mem_dtype(c.to)) };
+            let strips = c.cols / wide;
             let (n, rectangles) = (c.axes.len(), runs.len().max(1));
             for (strip, i) in (0..strips).flat_map(|strip| (0..rectangles).map(move |i| (strip, i))) {
                 let rows_before = strip * c.rows + i as i64 * c.run;
                 let to = self.plus32(start, r.offsets[&scratch] as i64 + rows_before * STRIP_BYTES);
-                let first = self.plus32(last, strip * STRIP);
+                let first = self.plus32(last, strip * wide);
                 let places: Vec<String> = (0..n).map(|i| format!("${}", 3 + i)).collect();
                 let mut outer = outer.to_vec();
                 if let Some(run) = runs.get(i) {
@@ -480,7 +481,7 @@ impl Emitter<'_> {
                     let by = e.w.bin("muli", &piece, &sixteen, "i64");
                     let by = e.w.op(&format!("arith.trunci {by} : i64 to i32"));
                     let at = e.w.bin("addi", start, &by, "i32");
-                    for strip in 0..c.cols / STRIP {
+                    for strip in 0..c.cols / strip(e.k.scratch[scratch].dtype) {
                         let at = e.plus32(&at, r.offsets[&scratch] as i64 + strip * c.rows * STRIP_BYTES);
                         e.asm("st.shared.v4.b32 [$0], {0, 0, 0, 0};", "r", &at, "i32");
                     }
@@ -616,10 +617,10 @@ impl Emitter<'_> {
         let (h, other) = (self.hopper(), self.tiled(last));
         let columns: i64 = before.iter().map(|d| self.tiled(d).extents[1]).sum::<i64>() + t.extents[1];
         let alike = last.a == next.a && last.accumulate == next.accumulate && t.extents == other.extents;
-        // Rows of 64 terms follow each other, as do strips of 64 columns.
+        // Rows of as many terms as a strip has follow each other, as do strips of columns.
         let [_, n, terms] = t.extents;
-        let inside = t.b.row == 1;
-        let follow = (t.b.row, t.b.col) == (other.b.row, other.b.col) && if inside { terms == STRIP } else { n % STRIP == 0 };
+        let (inside, wide) = (t.b.row == 1, strip(self.k.scratch[t.b.scratch].dtype));
+        let follow = (t.b.row, t.b.col) == (other.b.row, other.b.col) && if inside { terms == wide } else { n % wide == 0 };
         let place = |t: &Tiled| h.ring_of.get(&t.b.scratch).map(|ring| (*ring, h.rings[*ring].offsets[&t.b.scratch] as i64));
         let bytes = n * terms * self.k.scratch[t.b.scratch].dtype.bytes() as i64;
         let (Some((ring, at)), Some((first, before))) = (place(&t), place(&other)) else { return false };
@@ -692,7 +693,7 @@ impl Emitter<'_> {
 
     // --- products ---
 
-    /// Where a matrix begins for this warp group, what the hardware is told of how its pieces lie, and how far each sixteen terms are from the first.
+    /// Where a matrix begins for this warp group, what the hardware is told of how its pieces lie, and how far each instruction's terms, 32 bytes, are from the first.
     /// `terms` is the summed extent, `own` says that warp groups take 64 rows each.
     fn operand(&mut self, x: &Matrix, other: i64, terms: i64, terms_inside: bool, own: bool) -> Operand {
         let h = self.hopper();
@@ -708,13 +709,14 @@ impl Emitter<'_> {
             let by = self.w.bin("muli", &group, &by, "i32");
             start = self.w.bin("addi", &start, &by, "i32");
         }
-        // Strips of 64 terms, or of 64 of the other axis; eight rows of a strip are 1024 bytes apart.
+        // Strips of terms, or of the other axis; eight rows of a strip are 1024 bytes apart.
         let strip = STRIP_BYTES * if terms_inside { other } else { terms };
-        let step = move |sixteen: i64| match terms_inside {
-            true => sixteen / 4 * strip + sixteen % 4 * 32,
-            false => sixteen * 16 * STRIP_BYTES,
+        let at_once = terms_at_once(self.k.scratch[x.scratch].dtype);
+        let step = move |i: i64| match terms_inside {
+            true => i / 4 * strip + i % 4 * 32,
+            false => i * at_once * STRIP_BYTES,
         };
-        let steps = (0..terms / 16).map(|i| step(i) >> 4).collect();
+        let steps = (0..terms / at_once).map(|i| step(i) >> 4).collect();
         let leading = if terms_inside { 1 } else { strip >> 4 };
         let (sixteenth, mask) = (self.w.int(4, "i32"), self.w.int(0x3FFF, "i32"));
         let start = self.w.bin("shrui", &start, &sixteenth, "i32");
@@ -734,7 +736,10 @@ impl Emitter<'_> {
         let held = self.simt().plan.held.tiles[t.a.scratch].is_some();
         let a = (!held).then(|| self.operand(&t.a, m, terms, t.a.col == 1, true));
         let b = self.operand(&t.b, n, terms, t.b.row == 1, false);
-        let dtype = if self.k.scratch[t.b.scratch].dtype == DType::BF16 { "bf16" } else { "f16" };
+        let dtype = self.k.scratch[t.b.scratch].dtype;
+        // Of codes neighbours are along the summed axis, and there is nothing to say.
+        let (depth, turns, dtype) = (terms_at_once(dtype), dtype != DType::E4M3, dtype.name());
+        let turn = |x: bool| if turns { format!(", {}", i32::from(x)) } else { String::new() };
         let count = usize::try_from(n / 2).expect("it is small");
         let mut places = Vec::new();
         for t in &all {
@@ -764,14 +769,14 @@ impl Emitter<'_> {
             let (left, turned) = match &a {
                 Some(a) => {
                     text.push_str(&format!("add.s64 a, ${x}, {}; ", a.steps[i]));
-                    ("a".to_string(), format!("{}, ", i32::from(a.turned)))
+                    ("a".to_string(), turn(a.turned))
                 }
                 None => (format!("{{{}}}", list(x + 4 * i, 4)), String::new()),
             };
             text.push_str(&format!(
-                "add.s64 b, ${y}, {db}; wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{dtype}.{dtype} {{{}}}, {left}, b, add, 1, 1, {turned}{}; ",
+                "add.s64 b, ${y}, {db}; wgmma.mma_async.sync.aligned.m64n{n}k{depth}.f32.{dtype}.{dtype} {{{}}}, {left}, b, add, 1, 1{turned}{}; ",
                 list(0, count),
-                i32::from(b.turned)
+                turn(b.turned)
             ));
         }
         text.push_str("wgmma.commit_group.sync.aligned; ");
@@ -798,6 +803,11 @@ impl Emitter<'_> {
         }
         first
     }
+}
+
+/// Terms that an instruction takes.
+fn terms_at_once(dtype: DType) -> i64 {
+    32 / dtype.bytes() as i64
 }
 
 fn dots_of<'s>(stmts: &[&'s Stmt]) -> Vec<&'s Dot> {

@@ -708,10 +708,11 @@ impl Emitter<'_> {
         }
     }
 
-    /// The part that is about memory that changes and that other threads see.
+    /// The part that is about memory that changes and that other threads see; a ring's stages have barriers of their own.
     fn shared_only(&self, mut a: Access) -> Access {
         let constant = |m: &Mem| matches!(m, Mem::Buffer(i) if self.k.buffers[*i].access == ir::Access::Read);
-        let own = |m: &Mem| matches!(m, Mem::Scratch(i) if self.simt().plan.places[*i] == Place::Held);
+        let places = &self.simt().plan.places;
+        let own = |m: &Mem| matches!(m, Mem::Scratch(i) if matches!(places[*i], Place::Held | Place::Ring));
         a.read.retain(|m| !constant(m) && !own(m));
         a.written.retain(|m| !own(m));
         a

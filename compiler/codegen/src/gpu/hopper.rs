@@ -1,11 +1,11 @@
 //! Kernels whose tiles come through the tensor memory accelerator and whose products run on warp groups.
 //!
-//! A tile program that copies rectangles of bf16 or f16 to scratch that only products read is run by two kinds of threads. One thread of the last
+//! A tile program that copies rectangles of bf16, f16 or e4m3 to scratch that only products read is run by two kinds of threads. One thread of the last
 //! warp group, the producer, walks the program for its copies alone and starts them as soon as there is room; the other warp groups, the
 //! consumers, walk it for all the rest and wait for each copy where it stands. Neighbouring copies of a list of statements are a ring: there is
 //! memory for some turns of them, and two barriers for each, full and empty. A single row of f32 may be copied likewise, for loops to read.
 //!
-//! In shared memory a matrix is cut into strips of 64 columns, each row of a strip 128 bytes, with the pieces of 16 bytes permuted as the accelerator
+//! In shared memory a matrix is cut into strips of columns (64 of bf16), each row of a strip 128 bytes, with the pieces of 16 bytes permuted as the accelerator
 //! and `wgmma` agree (128-byte swizzle).
 //!
 //! # Source: PTX ISA 8.6, sections 9.7.9.27 (cp.async.bulk.tensor), 9.7.13 (mbarrier), 9.7.15 (wgmma).
@@ -23,10 +23,13 @@ use tile::{
 pub(crate) const GROUP: u32 = 128;
 /// Rows of a warp group's product.
 pub(crate) const GROUP_ROWS: i64 = 64;
-/// Columns of a strip.
-pub(crate) const STRIP: i64 = 64;
 /// A row of a strip. # Units: bytes.
 pub(crate) const STRIP_BYTES: i64 = 128;
+
+/// Columns of a strip.
+pub(crate) fn strip(dtype: DType) -> i64 {
+    STRIP_BYTES / dtype.bytes() as i64
+}
 /// Rings begin at multiples of eight rows of a strip. # Units: bytes.
 const ALIGN: usize = 1024;
 /// Other scratch begins at multiples of this. # Units: bytes.
@@ -57,7 +60,7 @@ pub enum Extent {
 pub struct TensorMap {
     /// The kernel's buffer.
     pub buffer: usize,
-    /// Its dtype: bf16, f16 or, of single rows, f32.
+    /// Its dtype: bf16, f16, e4m3 or, of single rows, f32.
     pub dtype: DType,
     /// Extent and stride (in elements) of each axis, outermost first; the last stride is 1.
     pub axes: Vec<(Extent, Extent)>,
@@ -179,7 +182,7 @@ impl Hopper {
                     None => h.maps.push(tensor_map(k, buffer, c)?),
                     // Runs of whole patterns of a rectangle in shared memory are rectangles of their own.
                     Some(_) if c.takes_runs() && c.run % PATTERN_ROWS == 0 => h.maps.push(tensor_map(k, buffer, c)?),
-                    Some(_) if takes_rows(c) => {}
+                    Some(_) if takes_rows(c, k.mem_dtype(c.to)) => {}
                     Some(_) => return None,
                 }
             }
@@ -271,7 +274,8 @@ fn tensor_map(k: &Kernel, buffer: usize, c: &Copy) -> Option<TensorMap> {
     let runs = if c.takes_runs() { 1 } else { c.rows / c.run };
     let [rows, runs] = [c.run, runs].map(|n| u32::try_from(n).ok().filter(|n| *n <= 256));
     let vector = is_vector(k, c);
-    let (cols, narrow) = (if vector { c.cols } else { STRIP }, matches!(k.mem_dtype(c.to), DType::BF16 | DType::F16));
+    let dtype = k.mem_dtype(c.to);
+    let (cols, narrow) = (if vector { c.cols } else { strip(dtype) }, matches!(dtype, DType::BF16 | DType::F16 | DType::E4M3));
     let fits = axes.len() <= 5 && c.cols % cols == 0 && (narrow || vector);
     fits.then_some(TensorMap { buffer, dtype: k.buffers[buffer].dtype, axes, rows: rows?, runs: runs?, cols: cols as u32 })
 }
@@ -295,8 +299,8 @@ pub(crate) fn is_gathered(c: &Copy) -> bool {
 }
 
 /// Whether a warp group's threads can carry a copy of rows by index.
-fn takes_rows(c: &Copy) -> bool {
-    is_gathered(c) && c.axes.len() == 2 && c.cols % STRIP == 0 && c.rows % (i64::from(GROUP) / 8) == 0
+fn takes_rows(c: &Copy, dtype: DType) -> bool {
+    is_gathered(c) && c.axes.len() == 2 && c.cols % strip(dtype) == 0 && c.rows % (i64::from(GROUP) / 8) == 0
 }
 
 /// The rows of a copy of two axes, if they end where only the run finds out.
@@ -353,12 +357,13 @@ impl<'k> Found<'k> {
 fn consumers_of(k: &Kernel, held: &[bool], d: &Dot) -> Option<u32> {
     let t = Tiled::new(k, d)?;
     let [m, n, depth] = t.extents;
+    let strip = |x: &Matrix| strip(k.scratch[x.scratch].dtype);
     let lies = |x: &Matrix, rows: i64, cols: i64| match (x.row, x.col) {
-        (r, 1) => r == cols && cols % STRIP == 0,
-        (1, c) => c == rows && rows % STRIP == 0,
+        (r, 1) => r == cols && cols % strip(x) == 0,
+        (1, c) => c == rows && rows % strip(x) == 0,
         _ => false,
     };
-    let fits = m % GROUP_ROWS == 0 && (1..=3).contains(&(m / GROUP_ROWS)) && n % 8 == 0 && n <= MAX_COLUMNS && depth % 16 == 0;
+    let fits = m % GROUP_ROWS == 0 && (1..=3).contains(&(m / GROUP_ROWS)) && n % 8 == 0 && n <= MAX_COLUMNS;
     let lies = (held[t.a.scratch] || lies(&t.a, m, depth)) && lies(&t.b, depth, n);
-    (fits && lies && held[t.c.scratch] && t.fits_tensor_cores(k)).then_some((m / GROUP_ROWS) as u32)
+    (fits && lies && held[t.c.scratch] && t.fits_warp_groups(k)).then_some((m / GROUP_ROWS) as u32)
 }

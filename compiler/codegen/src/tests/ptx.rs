@@ -15,7 +15,7 @@ use tile::{
         domain::Problem,
         gpu_attend::{self, Ending, gpu_attend, gpu_attend_map},
         gpu_attend_grad::{self, gpu_attend_grad_keys},
-        gpu_product::{Element, Epilogue, Given, Operand, Product, gpu_product, gpu_product_map},
+        gpu_product::{Element, Epilogue, Given, OfCodes, Operand, Product, gpu_product, gpu_product_map},
     },
 };
 
@@ -297,6 +297,36 @@ fn large_products_run_on_warp_groups() {
 }
 
 #[test]
+fn codes_are_multiplied_as_such() {
+    let [m, n, k] = [Dim::sym("M"), Dim::from(4096), Dim::from(7168)];
+    let strides = [&k, &Dim::from(1), &Dim::from(1), &k, &n, &Dim::from(1)].map(Dim::clone);
+    let (dtype, result, extents) = (DType::E4M3, DType::BF16, [m, n, k]);
+    let p = Product { dtype, result, extents, strides, batch: Vec::new(), accumulate: false, parts: 1, aligned: [true; 3] };
+    let (codes, results) = (Some(OfCodes { block: 128, product: result }), vec![(Given::Product(0), result)]);
+    let epilogue = Epilogue { taken: None, codes, matrices: 1, operands: Vec::new(), results, map: None, units: None };
+    let (text, launch) = ptx(&gpu_product_map(&p, &epilogue, None));
+    // Two products of a piece one after the other: each is scaled when it is there, and warp groups do not wait for each other.
+    check(
+        &text,
+        "check: mbarrier.try_wait
+         check: setp.ne.b32 add, 0, 0
+         check: wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3
+         check: wgmma.wait_group.sync.aligned 0
+         check: ld.shared
+         check: wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3
+         check: wgmma.wait_group.sync.aligned 0
+         check: ld.shared",
+    );
+    // A factor and a sum for each of a thread's elements.
+    assert_eq!(["mul.f32", "fma.rn.f32"].map(|op| text.matches(op).count()), [128, 128]);
+    assert_eq!((launch.threads, launch.workspace), (384, 0));
+    // Only before what is stored to the same buffer as before.
+    assert_eq!(text.matches("bar.sync 1").count(), 1);
+    let boxes: Vec<_> = launch.maps.iter().map(|m| (m.dtype, m.rows, m.cols)).collect();
+    assert_eq!(boxes, [(DType::E4M3, 128, 128), (DType::E4M3, 128, 128), (DType::F32, 1, 128), (DType::F32, 1, 256)]);
+}
+
+#[test]
 fn columns_meet_others_of_their_head_in_registers() {
     // Halves of heads of 64, or neighbours, rotated by a table that has a number for each row and each of them.
     let rotated = |aligned: bool, units: Units| {
@@ -313,7 +343,11 @@ fn columns_meet_others_of_their_head_in_registers() {
         let (dtype, aligned, extents) = (DType::BF16, [aligned; 3], [m, n, k]);
         let p = Product { dtype, result: dtype, extents, strides, batch: Vec::new(), accumulate: false, parts: 1, aligned };
         let (results, units) = (vec![(Given::Map, dtype)], Some(units));
-        gpu_product_map(&p, &Epilogue { taken: None, matrices: 1, operands: vec![table], results, map: Some(&map), units }, None)
+        gpu_product_map(
+            &p,
+            &Epilogue { taken: None, codes: None, matrices: 1, operands: vec![table], results, map: Some(&map), units },
+            None,
+        )
     };
     let halves = Units { unit: 32, period: 64, pairs: false };
     for units in [halves, Units { unit: 64, period: 64, pairs: true }] {

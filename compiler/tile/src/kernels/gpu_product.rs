@@ -19,13 +19,16 @@
 //!
 //! # Source: the order of tiles: CUTLASS's documentation, "threadblock rasterization". Tested on the shapes of `tests.rs`.
 
+mod codes;
 mod epilogue;
 
+pub use codes::{OfCodes, scales};
 pub use epilogue::{Element, Epilogue, Given, Operand};
 
 use super::build::{Build, tile, transposed};
 use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, LoopKind, Mem, Stmt, TileRef};
 use base::{DType, Dim};
+use codes::Codes;
 use epilogue::Tile;
 
 /// A dense product: `c[i, j] (+)= Σ_l a[i, l]·b[l, j]` for each index of the batch.
@@ -71,8 +74,10 @@ pub struct Grouped {
 pub struct Tiling {
     /// Rows of a tile.
     pub m: i64,
-    /// Columns of a tile.
+    /// Columns of a product of a tile.
     pub n: i64,
+    /// How many products of a matrix a tile has beside each other; they are summed one after the other.
+    pub beside: i64,
     /// Terms of a piece.
     pub k: i64,
     /// Rows of tiles before the next columns.
@@ -91,7 +96,27 @@ const FEW_COLUMNS: i64 = 128;
 
 impl Tiling {
     const fn new(m: i64, n: i64, k: i64) -> Tiling {
-        Tiling { m, n, k, down: 16 }
+        Tiling { m, n, beside: 1, k, down: 16 }
+    }
+    /// The tilings of codes: sums of a piece take as many registers as those of all.
+    pub const OF_CODES: [Tiling; 4] = [
+        Tiling { beside: 2, ..Tiling::new(128, 128, 128) },
+        Tiling::new(128, 192, 128),
+        Tiling::new(128, 128, 128),
+        Tiling::new(192, 128, 128),
+    ];
+    /// The one used for codes: two products of a matrix or one of each of two, if so many columns are asked for.
+    fn choose_of_codes(n: &Dim, copies: bool, matrices: usize) -> Tiling {
+        let [two, _, one, _] = Tiling::OF_CODES;
+        match copies {
+            true if matrices == 1 && n.known().is_none_or(|n| n > one.n) => two,
+            true => one,
+            false => Tiling::new(64, 64, 64),
+        }
+    }
+    /// Columns of a tile, of one matrix.
+    fn columns(&self) -> i64 {
+        self.n * self.beside
     }
     /// All that the kernel is built for.
     pub const LEGAL: [Tiling; 10] = [
@@ -287,9 +312,9 @@ impl Matrix {
     }
 }
 
-/// The dtype of operands in scratch.
-fn scratch_dtype(dtype: DType) -> DType {
-    if dtype == DType::E4M3 { DType::BF16 } else { dtype }
+/// The dtype of operands in scratch: codes are multiplied as such if they have scales and are copied.
+fn scratch_dtype(dtype: DType, codes: bool) -> DType {
+    if dtype == DType::E4M3 && !codes { DType::BF16 } else { dtype }
 }
 
 impl Product {
@@ -348,6 +373,7 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
     let copies = a.copies(p.dtype) && bb.copies(p.dtype);
     let choose = || match epilogue.units {
         Some(u) => Tiling::of_periods(p.dtype, m, n, copies, u.period).expect("whole periods have a tiling"),
+        None if epilogue.codes.is_some() => Tiling::choose_of_codes(n, copies, epilogue.matrices),
         // Those of a batch are tiles for many processors, and have no parts.
         None if epilogue.map.is_none() && p.batch.is_empty() => Tiling::choose_alone(p.dtype, [m, n, k], copies),
         None => Tiling::choose_beside(p.dtype, m, n, copies, epilogue.matrices),
@@ -355,6 +381,8 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
     let t = tiling.unwrap_or_else(choose);
     let am = b.read("a", p.dtype, a.elems());
     let bms: Vec<Mem> = (0..epilogue.matrices).map(|i| b.read(&epilogue.name("b", i), p.dtype, bb.elems())).collect();
+    let names = ["a", "b"];
+    let codes = epilogue.codes.map(|c| Codes::new(&mut b, (c.block, t), [m, n, k], names, epilogue.matrices, None));
     let [operands, cms] = match p.accumulate {
         true => [Vec::new(), vec![b.update(result, p.result, c.elems())]],
         false => epilogue.buffers(&mut b, result, &c.elems()),
@@ -369,7 +397,7 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
     };
     let results: Vec<Matrix> = cms.into_iter().zip(&epilogue.results).map(as_result).collect();
     let whole = [is_multiple(m, t.m), is_multiple(n, t.n)];
-    let tiles = [m.ceil_div(&Dim::from(t.m)), n.ceil_div(&Dim::from(t.n))];
+    let tiles = [m.ceil_div(&Dim::from(t.m)), n.ceil_div(&Dim::from(t.columns()))];
     let count = by_part.iter().fold(Dim::from(1), |n, (e, _)| n * e.clone());
     b.kernel.grid = count * tiles[0].clone() * tiles[1].clone();
     let tiles = tiles.map(|d| b.dim(&d));
@@ -387,11 +415,10 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
     let elems = Expr::int(t.m * t.n);
     let sum = p.result.accumulator();
     let zero = Build::f(sum, 0.0);
-    let sums: Vec<Mem> = (0..epilogue.matrices).map(|i| b.scratch(&epilogue.name("c", i), sum, t.m * t.n)).collect();
-    sums.iter().for_each(|sums| b.fill(*sums, elems.clone(), zero.clone()));
-    let at = b.scratch("a", scratch_dtype(p.dtype), t.m * t.k);
-    let bts: Vec<Mem> =
-        (0..epilogue.matrices).map(|i| b.scratch(&epilogue.name("b", i), scratch_dtype(p.dtype), t.n * t.k)).collect();
+    let dtype = scratch_dtype(p.dtype, copies && codes.is_some());
+    let at = b.scratch("a", dtype, t.m * t.k);
+    let beside = Beside::all(&mut b, epilogue, (t, &col), (dtype, sum));
+    beside.iter().for_each(|s| b.fill(s.sums, elems.clone(), zero.clone()));
     let pieces = k.ceil_div(&Dim::from(t.k));
     let (of_part, pieces) = (b.dim(&pieces.ceil_div(&Dim::from(p.parts.max(1)))), b.dim(&pieces));
     let [from, to] = if p.parts > 1 {
@@ -404,22 +431,65 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
     b.for_(from, to, LoopKind::Serial, |b, piece| {
         let l = b.bind(piece * Expr::int(t.k));
         a.copy(b, at, [t.m, t.k], [&row, &l], &index, false);
-        for (bb, bt) in bbs.iter().zip(&bts) {
-            bb.copy(b, *bt, [t.k, t.n], [&l, &col], &index, false);
+        for s in &beside {
+            bbs[s.matrix].copy(b, s.piece, [t.k, t.n], [&l, &s.col], &index, false);
         }
-        for ((bb, bt), sums) in bbs.iter().zip(&bts).zip(&sums) {
-            let extents = [t.m, t.n, t.k].map(Expr::int);
-            b.dot(extents, a.tile(at, [t.m, t.k]), bb.tile(*bt, [t.k, t.n]), tile(*sums, Expr::int(0), t.n), true);
+        let operands = |s: &Beside| (s.clone(), a.tile(at, [t.m, t.k]), bbs[s.matrix].tile(s.piece, [t.k, t.n]));
+        let products: Vec<(Beside, TileRef, TileRef)> = beside.iter().map(operands).collect();
+        if let Some(codes) = &codes {
+            return codes.add(b, t, (&l, [&row, &col], &index), &products, None);
+        }
+        for (s, left, right) in products {
+            b.dot([t.m, t.n, t.k].map(Expr::int), left, right, tile(s.sums, Expr::int(0), t.n), true);
         }
     });
     let extents = [m, n].map(|d| b.dim(d));
-    let held = epilogue.hold(&mut b, &sums, t.m * t.n);
-    let tile = Tile { t, sums: &sums, held: &held, dtype: p.result, at: [&row, &col], batch: &index, extents, whole };
-    if p.accumulate {
-        tile.add(&mut b, &results[0]);
+    for (col, sums) in Beside::by_columns(&beside) {
+        let held = epilogue.hold(&mut b, &sums, t.m * t.n);
+        let extents = extents.clone();
+        let tile = Tile { t, sums: &sums, held: &held, dtype: p.result, at: [&row, &col], batch: &index, extents, whole };
+        if p.accumulate {
+            tile.add(&mut b, &results[0]);
+        }
+        tile.end(&mut b, epilogue, &operands, &results);
     }
-    tile.end(&mut b, epilogue, &operands, &results);
     b.finish()
+}
+
+/// A product of a tile: one of its columns beside each other.
+#[derive(Clone)]
+struct Beside {
+    /// The number of its matrix.
+    matrix: usize,
+    /// Its first column, and how far that is from the tile's.
+    col: Expr,
+    by: i64,
+    /// Where a piece of the matrix is, and the sums.
+    piece: Mem,
+    sums: Mem,
+}
+
+impl Beside {
+    /// All of a tile whose first column is given, with pieces and sums of these dtypes.
+    fn all(b: &mut Build, epilogue: &Epilogue, (t, col): (Tiling, &Expr), (dtype, sum): (DType, DType)) -> Vec<Beside> {
+        let mut all = Vec::new();
+        for (at, matrix) in (0..t.beside).flat_map(|at| (0..epilogue.matrices).map(move |i| (at, i))) {
+            let name = |of: &str| match epilogue.matrices as i64 * t.beside {
+                1 => of.to_string(),
+                _ => format!("{of}{}", at * epilogue.matrices as i64 + matrix as i64),
+            };
+            let by = at * t.n;
+            let col = b.bind(col.clone() + Expr::int(by));
+            let sums = b.scratch(&name("c"), sum, t.m * t.n);
+            all.push(Beside { matrix, col, by, piece: b.scratch(&name("b"), dtype, t.n * t.k), sums });
+        }
+        all
+    }
+    /// The sums of all matrices at the same columns, and the first of these.
+    fn by_columns(all: &[Beside]) -> Vec<(Expr, Vec<Mem>)> {
+        let of = |same: &[Beside]| (same[0].col.clone(), same.iter().map(|s| s.sums).collect());
+        all.chunk_by(|x, y| x.by == y.by).map(of).collect()
+    }
 }
 
 /// The first row and column of tile `number`.
@@ -431,7 +501,7 @@ fn raster(b: &mut Build, number: Expr, [tall, wide]: [Expr; 2], t: Tiling) -> [E
     let first = b.bind(strip * down.clone());
     let height = b.bind(Expr::minimum(tall - first.clone(), down));
     let row = b.bind((first + Expr::rem(inside.clone(), height.clone())) * Expr::int(t.m));
-    let col = b.bind(Expr::floor_div(inside, height) * Expr::int(t.n));
+    let col = b.bind(Expr::floor_div(inside, height) * Expr::int(t.columns()));
     [row, col]
 }
 
@@ -467,7 +537,11 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
     let shapes: Vec<[Shape; 2]> = (0..all_terms.len()).map(|i| [rows_of(all_terms[i]), matrix_of(i)]).collect();
     let y = Shape { extents: [rows, n], strides: [n, &one], batch: Vec::new(), aligned: p.aligned };
     let copies = shapes.iter().flatten().all(|s| s.copies(p.dtype));
-    let t = tiling.unwrap_or_else(|| Tiling::choose_beside(p.dtype, rows, n, copies, epilogue.matrices));
+    let choose = || match epilogue.codes {
+        Some(_) => Tiling::choose_of_codes(n, copies, epilogue.matrices),
+        None => Tiling::choose_beside(p.dtype, rows, n, copies, epilogue.matrices),
+    };
+    let t = tiling.unwrap_or_else(choose);
     let mut brought = Vec::new();
     for (i, [x, w]) in shapes.iter().enumerate() {
         let (of_rows, matrices) = if i == 0 { ("x".to_string(), epilogue.matrices) } else { (format!("x{i}"), 1) };
@@ -476,6 +550,8 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
         let wms: Vec<Mem> = (0..matrices).map(|j| b.read(&name(j), p.dtype, w.elems())).collect();
         brought.push((xm, wms));
     }
+    let names = ["x", "w"];
+    let codes = epilogue.codes.map(|c| Codes::new(&mut b, (c.block, t), [rows, n, k], names, epilogue.matrices, Some(groups)));
     let index = epilogue.taken.as_ref().map(|_| b.read("index", DType::I32, rows.clone()));
     let offsets = b.read("offsets", DType::I32, groups.clone() + Dim::from(1));
     let [operands, yms] = epilogue.buffers(&mut b, "y", &y.elems());
@@ -487,13 +563,13 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
     }
     let mut results: Vec<Matrix> =
         yms.into_iter().zip(&epilogue.results).map(|(m, (_, d))| y.matrix(&mut b, m, y.copies(*d))).collect();
-    let wide = n.ceil_div(&Dim::from(t.n));
+    let wide = n.ceil_div(&Dim::from(t.columns()));
     // Every group, and the rows of none, may end in a tile that is not full.
     let tall = rows.floor_div(&Dim::from(t.m)) + groups.clone() + Dim::from(1);
     b.kernel.grid = tall * wide.clone();
     let (wide, groups, total, columns) = (b.dim(&wide), b.dim(groups), b.dim(rows), b.dim(n));
     let tile_row = b.bind(Expr::floor_div(b.block(), wide.clone()));
-    let col = b.bind(Expr::rem(b.block(), wide) * Expr::int(t.n));
+    let col = b.bind(Expr::rem(b.block(), wide) * Expr::int(t.columns()));
     // Group g begins with tile ⌊offsets[g] / m⌋ + g, which leaves each group as many tiles as it may need: the last that begins here or before.
     let (low, high) = (b.var(DType::I64, Expr::int(0)), b.var(DType::I64, groups.clone()));
     let v = Expr::Var;
@@ -523,35 +599,41 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
     };
     let pieces: Vec<Expr> = all_terms.iter().map(pieces).collect();
     let elems = Expr::int(t.m * t.n);
-    let sums: Vec<Mem> =
-        (0..epilogue.matrices).map(|i| b.scratch(&epilogue.name("c", i), p.dtype.accumulator(), t.m * t.n)).collect();
-    let at = b.scratch("a", scratch_dtype(p.dtype), t.m * t.k);
-    let bts: Vec<Mem> =
-        (0..epilogue.matrices).map(|i| b.scratch(&epilogue.name("b", i), scratch_dtype(p.dtype), t.n * t.k)).collect();
-    let held = epilogue.hold(&mut b, &sums, t.m * t.n);
+    let dtype = scratch_dtype(p.dtype, copies && codes.is_some());
+    let at = b.scratch("a", dtype, t.m * t.k);
+    let beside = Beside::all(&mut b, epilogue, (t, &col), (dtype, p.dtype.accumulator()));
+    let held: Vec<Vec<Mem>> =
+        Beside::by_columns(&beside).iter().map(|(_, sums)| epilogue.hold(&mut b, sums, t.m * t.n)).collect();
     b.if_(work, |b| {
-        for sums in &sums {
-            b.fill(*sums, elems.clone(), Build::f(p.dtype.accumulator(), 0.0));
+        for s in &beside {
+            b.fill(s.sums, elems.clone(), Build::f(p.dtype.accumulator(), 0.0));
         }
         for ((x, ws), pieces) in terms.iter().zip(pieces) {
             b.range(pieces, |b, piece| {
                 let l = b.bind(piece * Expr::int(t.k));
                 let batch = [group.clone()];
                 x.copy(b, at, [t.m, t.k], [&row, &l], &batch, false);
-                for (w, bt) in ws.iter().zip(&bts) {
-                    w.copy(b, *bt, [t.k, t.n], [&l, &col], &batch, false);
+                for s in &beside {
+                    ws[s.matrix].copy(b, s.piece, [t.k, t.n], [&l, &s.col], &batch, false);
                 }
-                for ((w, bt), sums) in ws.iter().zip(&bts).zip(&sums) {
+                let operands = |s: &Beside| (s.clone(), x.tile(at, [t.m, t.k]), ws[s.matrix].tile(s.piece, [t.k, t.n]));
+                let products: Vec<(Beside, TileRef, TileRef)> = beside.iter().map(operands).collect();
+                if let Some(codes) = &codes {
+                    return codes.add(b, t, (&l, [&row, &col], &batch), &products, Some(&counted));
+                }
+                for (s, left, right) in products {
                     let extents = [t.m, t.n, t.k].map(Expr::int);
-                    let (left, right) = (x.tile(at, [t.m, t.k]), w.tile(*bt, [t.k, t.n]));
-                    b.dot_rows(extents, left, right, tile(*sums, Expr::int(0), t.n), counted.clone());
+                    b.dot_rows(extents, left, right, tile(s.sums, Expr::int(0), t.n), counted.clone());
                 }
             });
         }
         let whole = [false, is_multiple(n, t.n)];
         let extents = [limit.clone(), columns.clone()];
-        let tile = Tile { t, sums: &sums, held: &held, dtype: p.dtype, at: [&row, &col], batch: &[], extents, whole };
-        tile.end(b, epilogue, &operands, &results);
+        for ((col, sums), held) in Beside::by_columns(&beside).iter().zip(&held) {
+            let dtype = epilogue.codes.map_or(p.dtype, |c| c.product);
+            let tile = Tile { t, sums, held, dtype, at: [&row, col], batch: &[], extents: extents.clone(), whole };
+            tile.end(b, epilogue, &operands, &results);
+        }
     });
     b.finish()
 }
@@ -587,7 +669,7 @@ fn outer(p: &Grouped, tiling: Option<Tiling>) -> Kernel {
     x.axes[1].0 = end.clone();
     y.axes[0].0 = end.clone();
     let sums = b.scratch("c", p.dtype.accumulator(), t.m * t.n);
-    let [at, bt] = [("a", t.m), ("b", t.n)].map(|(name, n)| b.scratch(name, scratch_dtype(p.dtype), n * t.k));
+    let [at, bt] = [("a", t.m), ("b", t.n)].map(|(name, n)| b.scratch(name, scratch_dtype(p.dtype, false), n * t.k));
     b.fill(sums, Expr::int(t.m * t.n), Build::f(p.dtype.accumulator(), 0.0));
     let pieces = b.bind(Expr::floor_div(end - start.clone() + Expr::int(t.k - 1), Expr::int(t.k)));
     b.range(pieces, |b, piece| {

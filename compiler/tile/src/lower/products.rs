@@ -453,7 +453,8 @@ impl Lowerer<'_> {
         let operands: Vec<Operand> = p.operands.iter().zip(&seen).map(source).collect();
         let read = seen.iter().zip(&operands).filter(|(_, of)| matches!(of, Operand::Read(..)));
         let read: Vec<library::View> = read.map(|(v, _)| v.at.clone()).collect();
-        let mut epilogue = Epilogue { taken: None, matrices: p.products.len(), operands, results, map: None, units: p.units };
+        let mut epilogue =
+            Epilogue { taken: None, codes: None, matrices: p.products.len(), operands, results, map: None, units: p.units };
         let maps = |loops: Vec<Vec<usize>>| {
             let (seen, mapped, all, sums) = (&seen, &mapped, &all, &sums);
             move |build: &mut Build, element: &Element| {

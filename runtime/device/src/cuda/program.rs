@@ -319,7 +319,8 @@ fn encode(context: &Context, d: &Described) -> Result<CUtensorMap, String> {
         DType::F32 => (Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32, Swizzle::CU_TENSOR_MAP_SWIZZLE_NONE),
         DType::BF16 => (Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, Swizzle::CU_TENSOR_MAP_SWIZZLE_128B),
         DType::F16 => (Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16, Swizzle::CU_TENSOR_MAP_SWIZZLE_128B),
-        DType::F64 | DType::E4M3 | DType::I64 | DType::I32 | DType::Bool => return Err(format!("a tensor map of {}", d.dtype)),
+        DType::E4M3 => (Type::CU_TENSOR_MAP_DATA_TYPE_UINT8, Swizzle::CU_TENSOR_MAP_SWIZZLE_128B),
+        DType::F64 | DType::I64 | DType::I32 | DType::Bool => return Err(format!("a tensor map of {}", d.dtype)),
     };
     let steps = vec![1u32; d.sizes.len()];
     let mut map = CUtensorMap { opaque: [0; 16] };

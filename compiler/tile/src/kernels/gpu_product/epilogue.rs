@@ -1,6 +1,6 @@
 //! How products begin and end: rows taken by index, several matrices, maps at each element, several results.
 
-use super::{Matrix, Tiling};
+use super::{Matrix, OfCodes, Tiling};
 use crate::{
     ir::{Expr, Mem, Units},
     kernels::build::Build,
@@ -35,6 +35,9 @@ pub enum Operand {
 pub struct Epilogue<'a> {
     /// If rows of x are taken by index: how many x has. Of ragged rows alone.
     pub taken: Option<Dim>,
+    /// If operands are codes of e4m3. Further buffers after the matrices have the scales of rows and of each matrix's columns, as [`super::scales`] says;
+    /// where rows are taken by index, those of the taken rows.
+    pub codes: Option<OfCodes>,
     /// How many matrices each row is multiplied by. Their products have the same tiles.
     pub matrices: usize,
     /// What else the map reads.
@@ -62,7 +65,7 @@ impl Epilogue<'_> {
     /// One product, stored as it is.
     pub(super) fn none(result: DType) -> Epilogue<'static> {
         let results = vec![(Given::Product(0), result)];
-        Epilogue { taken: None, matrices: 1, operands: Vec::new(), results, map: None, units: None }
+        Epilogue { taken: None, codes: None, matrices: 1, operands: Vec::new(), results, map: None, units: None }
     }
     /// Scratch of so many elements for the mapped results: where the sums were, if those are as many, else of their own, narrow if all are: two in a
     /// register.

@@ -6,7 +6,10 @@ use crate::{
     ir::{Expr, Kernel, Stmt},
     kernels::{
         build::Build,
-        gpu_product::{Element, Epilogue, Given, Grouped, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product},
+        gpu_product::{
+            Element, Epilogue, Given, Grouped, OfCodes, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product,
+            gpu_product_map, scales,
+        },
     },
     verify::verify,
 };
@@ -234,7 +237,8 @@ fn gated_products_of_ragged_rows() {
         let results = [Given::Map, Given::Product(0), Given::Product(1)].map(|r| (r, dtype));
         let results = results[..if kept { 3 } else { 1 }].to_vec();
         let taken_of = taken.map(Dim::from);
-        let epilogue = Epilogue { taken: taken_of, matrices: 2, operands: Vec::new(), results, map: Some(&gate), units: None };
+        let epilogue =
+            Epilogue { taken: taken_of, codes: None, matrices: 2, operands: Vec::new(), results, map: Some(&gate), units: None };
         let kernel = gpu_grouped_map(&p, &epilogue, None);
         assert_eq!(verify(&kernel), Vec::<String>::new());
         let dims: DimEnv = [("R".into(), rows)].into_iter().collect();
@@ -269,5 +273,111 @@ fn gated_products_of_ragged_rows() {
         for (i, want) in want.iter().enumerate().take(if kept { 3 } else { 1 }) {
             assert_near(&format!("result {i}"), &buffers[first + i], want, near);
         }
+    }
+}
+
+/// Codes of rows, scales of each block as products take them, and what both are worth.
+struct Coded {
+    codes: Vec<f64>,
+    scales: Vec<f64>,
+    worth: Vec<f64>,
+}
+
+impl Coded {
+    /// Scales past the rows are there, and nothing to go by.
+    fn new(random: &mut Random, rows: i64, terms: i64, block: i64) -> Coded {
+        let [blocks, width] = scales(&Dim::from(rows), &Dim::from(terms), block).map(|d| d.known().expect("a number"));
+        let codes: Vec<f64> = (0..rows * terms).map(|_| DType::E4M3.round(2.0 * random.float())).collect();
+        let scale = |i: i64| if i % width < rows { DType::F32.round(0.02 + random.float().abs()) } else { f64::NAN };
+        let scales: Vec<f64> = (0..blocks * width).map(scale).collect();
+        let worth = |i: i64| codes[i as usize] * scales[(i % terms / block * width + i / terms) as usize];
+        Coded { worth: (0..rows * terms).map(worth).collect(), codes, scales }
+    }
+}
+
+fn dot(x: &Coded, i: i64, w: &Coded, j: i64, k: i64) -> f64 {
+    (0..k).map(|l| x.worth[(i * k + l) as usize] * w.worth[(j * k + l) as usize]).sum()
+}
+
+#[test]
+fn codes_are_worth_their_scales() {
+    // With a tail of a block, blocks of several pieces, one scale for all of a row, no rows that are copied.
+    let ways = Tiling::OF_CODES.map(|t| ([9, 136, 272], 128, Some(t), 3));
+    let others = [([9, 40, 512], 256, None, 3), ([9, 40, 144], 144, None, 3), ([9, 40, 30], 128, None, 0)];
+    for ([m, n, k], block, t, copied) in ways.into_iter().chain(others) {
+        for gate in [false, true] {
+            if gate && t.is_some_and(|t| t != Tiling::OF_CODES[2]) {
+                continue;
+            }
+            let mut random = Random::new((m * n + k) as u64);
+            let x = Coded::new(&mut random, m, k, block);
+            let w: Vec<Coded> = (0..if gate { 2 } else { 1 }).map(|_| Coded::new(&mut random, n, k, block)).collect();
+            let extents = [Dim::sym("M"), Dim::from(n), Dim::from(k)];
+            let strides = [k, 1, 1, k, n, 1].map(Dim::from);
+            let aligned = [true; 3];
+            let (dtype, result) = (DType::E4M3, DType::F32);
+            let p = Product { dtype, result, extents, strides, batch: Vec::new(), accumulate: false, parts: 1, aligned };
+            let map = |_: &mut Build, at: &Element| vec![Expr::Map(MapFn::Mul, at.products.clone())];
+            let map: Option<&dyn Fn(&mut Build, &Element) -> Vec<Expr>> = if gate { Some(&map) } else { None };
+            let results = vec![(if gate { Given::Map } else { Given::Product(0) }, result)];
+            let codes = Some(OfCodes { block, product: result });
+            let epilogue = Epilogue { taken: None, codes, matrices: w.len(), operands: Vec::new(), results, map, units: None };
+            let kernel = gpu_product_map(&p, &epilogue, t);
+            assert_eq!(verify(&kernel), Vec::<String>::new());
+            let mut buffers = vec![x.codes.clone()];
+            buffers.extend(w.iter().map(|w| w.codes.clone()));
+            buffers.push(x.scales.clone());
+            buffers.extend(w.iter().map(|w| w.scales.clone()));
+            buffers.push(vec![f64::NAN; (m * n) as usize]);
+            let want = |i: i64| w.iter().map(|w| dot(&x, i / n, w, i % n, k)).product();
+            let want: Vec<f64> = (0..m * n).map(want).collect();
+            let dims: DimEnv = [("M".into(), m)].into_iter().collect();
+            assert_near("y", &last(&kernel, buffers, &dims), &want, 1e-4);
+            let of_codes = kernel.scratch.iter().filter(|s| s.dtype == DType::E4M3).count();
+            assert_eq!(of_codes > 0, copied > 0, "codes are copied as such");
+        }
+    }
+}
+
+#[test]
+fn codes_of_ragged_rows() {
+    let (k, n, rows, all) = (144, 40, 203, 50);
+    let offsets = [0i64, 5, 5, 130, 200];
+    for taken in [false, true] {
+        let mut random = Random::new(3);
+        let x = Coded::new(&mut random, if taken { all } else { rows }, k, 128);
+        let w: Vec<Vec<Coded>> = (0..2).map(|_| (0..4).map(|_| Coded::new(&mut random, n, k, 128)).collect()).collect();
+        let extents = [Dim::from(4), Dim::sym("R"), Dim::from(k), Dim::from(n)];
+        let (dtype, further) = (DType::E4M3, Vec::new());
+        let p = Grouped { dtype, extents, further, rows: Some(true), accumulate: false, aligned: true };
+        let map = |_: &mut Build, at: &Element| vec![Expr::Map(MapFn::Mul, at.products.clone())];
+        let (codes, results) = (Some(OfCodes { block: 128, product: DType::F32 }), vec![(Given::Map, DType::F32)]);
+        let taken_of = taken.then_some(Dim::from(all));
+        let epilogue =
+            Epilogue { taken: taken_of, codes, matrices: 2, operands: Vec::new(), results, map: Some(&map), units: None };
+        let kernel = gpu_grouped_map(&p, &epilogue, None);
+        assert_eq!(verify(&kernel), Vec::<String>::new());
+        let from = |r: i64| if taken { r * 7 % all } else { r };
+        // Scales of the rows as they are taken.
+        let [blocks, width] = scales(&Dim::from(rows), &Dim::from(k), 128).map(|d| d.known().expect("a number"));
+        let own = x.scales.len() as i64 / blocks;
+        let scale = |i: i64| if i % width < rows { x.scales[(i / width * own + from(i % width)) as usize] } else { f64::NAN };
+        let of_all = |f: &dyn Fn(&Coded) -> Vec<f64>| w.iter().map(|w| w.iter().flat_map(f).collect()).collect::<Vec<Vec<f64>>>();
+        let mut buffers = vec![x.codes.clone()];
+        buffers.extend(of_all(&|w| w.codes.clone()));
+        buffers.push((0..blocks * width).map(scale).collect());
+        buffers.extend(of_all(&|w| w.scales.clone()));
+        buffers.extend(taken.then(|| (0..rows).map(|r| from(r) as f64).collect()));
+        buffers.extend([offsets.iter().map(|o| *o as f64).collect(), vec![f64::NAN; (rows * n) as usize]]);
+        let order: Vec<&str> = kernel.buffers.iter().map(|b| b.name.as_str()).collect();
+        let index = if taken { "index " } else { "" };
+        assert_eq!(order.join(" "), format!("x w0 w1 sx sw0 sw1 {index}offsets y"));
+        let want = |i: i64| {
+            let group = (0..4).find(|g| (offsets[*g]..offsets[g + 1]).contains(&(i / n)));
+            group.map_or(0.0, |g| w.iter().map(|w| dot(&x, from(i / n), &w[g], i % n, k)).product())
+        };
+        let want: Vec<f64> = (0..rows * n).map(want).collect();
+        let dims: DimEnv = [("R".into(), rows)].into_iter().collect();
+        assert_near("y", &last(&kernel, buffers, &dims), &want, 1e-4);
     }
 }
