@@ -3,7 +3,7 @@
 //! bits, so that neither what codes are worth is what they were made from, nor are its codes these.
 //! # Source: placement of FP8 casts before dispatch: DeepSeek-V3, arXiv 2412.19437, section 3.3.
 
-use super::{Class, Family, Rule, directed};
+use super::{Class, Family, How, Rule, directed, products::product_of_codes};
 use crate::rewrite::{Site, Term};
 use base::{Dim, TensorType};
 use egg::Id;
@@ -16,6 +16,8 @@ use std::borrow::Cow;
 /// The table.
 pub fn rules() -> Vec<Rule> {
     let rule = |name, root, f| directed(name, Family::Precision, Class::Exact, root, f);
+    let outline =
+        |name, root| Rule { name, family: Family::Precision, class: Class::Exact, how: How::Outline(root, product_of_codes) };
     vec![
         rule("quantize-of-moved", "quantize", quantize_of_moved),
         rule("gather-of-quantize", "gather", moved_before_quantize),
@@ -26,6 +28,8 @@ pub fn rules() -> Vec<Rule> {
         rule("concat-of-dequantize", "concat", concat_of_dequantize),
         rule("dequantize-of-moved", "dequantize", dequantize_of_moved),
         rule("add-of-rounding", "map", add_of_rounding),
+        outline("contract-of-dequantized", "contract"),
+        outline("grouped-contract-of-dequantized", "grouped_contract"),
     ]
 }
 

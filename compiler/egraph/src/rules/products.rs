@@ -256,6 +256,64 @@ pub(super) fn widened_inside(site: &Site, operands: impl Iterator<Item = Id>) ->
     Some(order)
 }
 
+/// What a region has before a product of operands that are all what codes are worth in blocks of one size, maybe rounded for it: codes and scales of each, and
+/// what they are worth. With `taken`, the first one's are rows by an index.
+pub(super) fn coded_inside(site: &Site, operands: impl Iterator<Item = Id>, taken: bool) -> Option<Vec<Inside>> {
+    type Def = (Op, Vec<Id>);
+    let def = |class: Id, is: &dyn Fn(&Op) -> bool| -> Option<Def> {
+        site.defs(class).find(|(op, _)| is(op)).map(|(op, of)| (op.into_owned(), of.to_vec()))
+    };
+    let worth = |class: Id| def(class, &|op| matches!(op, Op::Dequantize(_)));
+    let (mut order, mut block): (Vec<Inside>, _) = (Vec::new(), None);
+    let mut take = |class: Id, def: Option<Def>| {
+        let class = site.egraph.find(class);
+        if order.iter().all(|(c, _)| *c != class) {
+            order.push((class, def));
+        }
+    };
+    for (i, class) in operands.enumerate() {
+        let rounded = || {
+            let casts = site.defs(class).filter(|(op, _)| matches!(**op, Op::Cast(DType::BF16 | DType::F16)));
+            casts.into_iter().find_map(|(op, of)| Some((of[0], worth(of[0])?, Some((op.into_owned(), of.to_vec())))))
+        };
+        let own = worth(class).map(|def| (class, def, None));
+        let (below, (op, of), cast) = own.or_else(rounded)?;
+        let Op::Dequantize(size) = op else { return None };
+        if *block.get_or_insert(size) != size {
+            return None;
+        }
+        if taken && i == 0 {
+            let gather = |class: Id| def(class, &|op| matches!(op, Op::Gather { batch: 0 }));
+            let (codes, scales) = (gather(of[0])?, gather(of[1])?);
+            if !site.same(codes.1[1], scales.1[1]) || site.ty_of(codes.1[0]).rank() != 2 || site.ty_of(codes.1[1]).rank() != 1 {
+                return None;
+            }
+            [codes.1[0], scales.1[0], codes.1[1]].into_iter().for_each(|c| take(c, None));
+            take(of[0], Some(codes));
+            take(of[1], Some(scales));
+        } else {
+            of.iter().for_each(|c| take(*c, None));
+        }
+        take(below, Some((op, of)));
+        if cast.is_some() {
+            take(class, cast);
+        }
+    }
+    Some(order)
+}
+
+// A product of what codes are worth, dense or over ragged rows: codes are multiplied as they are, and what a block gives is scaled.
+pub(super) fn product_of_codes(site: &Site) -> Vec<(Id, Term)> {
+    let ragged = matches!(site.op, Op::GroupedContract { .. });
+    let alone = |taken: bool| {
+        let mut order = coded_inside(site, site.children[..2].iter().copied(), taken)?;
+        order.extend(site.children[2..].iter().map(|c| (site.egraph.find(*c), None)));
+        order.push((site.class, Some((site.op.clone(), site.children.to_vec()))));
+        Some(region(site, Form::Product, &order, &[site.class]).terms())
+    };
+    [false, true].into_iter().filter(|taken| ragged || !taken).filter_map(alone).flatten().collect()
+}
+
 // f(x·w, x·u, …): a map of products of the same rows is computed where they are summed. Where it is a map of one element of each, and of what does
 // not depend on the products; rows of ragged products that are taken by index come with their loads. Products that others read too are results besides.
 fn map_of_products(site: &Site) -> Vec<(Id, Term)> {
@@ -293,8 +351,14 @@ fn regions_of(site: &Site, used: &Products, maps: Vec<Inside>, results: &[Id]) -
     });
     let operands = || [first[0]].into_iter().chain(used.iter().map(|(_, of)| of[1]));
     let narrow = if ragged { None } else { widened_inside(site, operands()) };
+    let coded = |taken: bool| coded_inside(site, operands(), taken);
+    let mut ways: Vec<(bool, Option<Vec<Inside>>)> = vec![(false, narrow), (true, None), (false, coded(false))];
+    ways.extend(ragged.then(|| (false, coded(true))));
     let mut found = Vec::new();
-    for gathered in [false, true] {
+    for (way, (gathered, brought)) in ways.into_iter().enumerate() {
+        if way > 1 && brought.is_none() {
+            continue;
+        }
         let mut order: Vec<Inside> = Vec::new();
         let take = |order: &mut Vec<Inside>, class: Id| {
             let class = site.egraph.find(class);
@@ -304,8 +368,8 @@ fn regions_of(site: &Site, used: &Products, maps: Vec<Inside>, results: &[Id]) -
         };
         match (&rows, gathered) {
             (None, true) => continue,
-            (_, false) => match &narrow {
-                Some(inside) => order.clone_from(inside),
+            (_, false) => match brought {
+                Some(inside) => order = inside,
                 None => take(&mut order, first[0]),
             },
             (Some((op, of)), true) => {

@@ -424,6 +424,21 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let picked = [q[0], q[1]].map(|v| b.op(Op::Gather { batch: 0 }, &[v, a[1]]));
         vec![b.op(Op::Dequantize(2), &picked)]
     }),
+    // Rounded for the product or not; a map of products of the same rows.
+    ("contract-of-dequantized", &["bf16 B T 8", "bf16 N 8", "f32 B T K", "f32 N K"], |b, a| {
+        let [x, w] = [a[0], a[1]].map(|v| {
+            let y = there_and_back(b, v, 4);
+            b.cast(y, DType::BF16)
+        });
+        let [wide, u] = [a[2], a[3]].map(|v| there_and_back(b, v, 4));
+        vec![b.contract("btk,nk->btn", x, w), b.contract("btk,nk->nbt", wide, u)]
+    }),
+    ("grouped-contract-of-dequantized", &["float N K", "i32 N 2", "float 3 M K"], |b, a| {
+        let route = b.node(Op::Route { groups: 3 }, &[a[1]]);
+        let (x, w) = (there_and_back(b, a[0], 2), there_and_back(b, a[2], 2));
+        let rows = b.op(Op::Gather { batch: 0 }, &[x, route[1]]);
+        vec![b.op(Op::GroupedContract { transposed: true }, &[rows, w, route[0]])]
+    }),
     // As `std.fp8` has it, and from the other side.
     ("add-of-rounding", &["float B K", "float B 8"], |b, a| {
         let rounded = [(a[0], 2), (a[1], 4)].map(|(x, size)| {
@@ -828,6 +843,21 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
         let picked = [(q[0], a[1]), (q[1], a[2])].map(|(v, i)| b.op(Op::Gather { batch: 0 }, &[v, i]));
         vec![b.op(Op::Dequantize(2), &picked)]
     }),
+    ("one operand of codes, and blocks of two sizes", &["contract-of-dequantized"], &["f32 B 8", "f32 N 8"], |b, a| {
+        let (x, w, u) = (there_and_back(b, a[0], 4), there_and_back(b, a[1], 4), there_and_back(b, a[1], 2));
+        let changed = b.map(MapFn::Neg, &[w]);
+        vec![b.contract("bk,nk->bn", a[0], w), b.contract("bk,nk->bn", x, u), b.contract("bk,nk->bn", x, changed)]
+    }),
+    (
+        "ragged rows of codes, matrices as they are",
+        &["grouped-contract-of-dequantized"],
+        &["f32 N 8", "i32 N 1", "f32 3 M 8"],
+        |b, a| {
+            let route = b.node(Op::Route { groups: 3 }, &[a[1]]);
+            let x = there_and_back(b, a[0], 4);
+            vec![b.op(Op::GroupedContract { transposed: true }, &[x, a[2], route[0]])]
+        },
+    ),
     ("rounding of another value, or with other scales", &["add-of-rounding"], &["f32 B 8", "f32 B 8"], |b, a| {
         let y = there_and_back(b, a[1], 4);
         let change = b.map(MapFn::Sub, &[y, a[0]]);

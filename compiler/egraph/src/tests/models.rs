@@ -114,6 +114,7 @@ const SHOWN: &[(&str, &[&str], &str, &str)] = &[
         "fires",
         "add-of-rounding dequantize-of-moved quantize-of-moved gather-of-quantize slice-of-quantize",
     ),
+    ("fp8_layer forward", &["gpu"], "chosen", "contract-of-dequantized grouped-contract-of-dequantized"),
     ("deepseek_v3, fp8 forward", &["host"], "chosen", "slice-of-dequantize reshape-of-dequantize"),
     ("deepseek_v3, fp8 grad", &["host"], "chosen", "concat-of-dequantize"),
 ];
@@ -139,6 +140,7 @@ fn what_each_rule_is_for_is_done_in_a_shipped_model() {
         ("deepseek_v3, narrow", NARROW_PUBLISHED),
         ("llama, granite", GRANITE),
         ("nsa_decode", Shipped("benches/nsa_decode", "", "", &[("B", 4), ("S", 65536), ("M", 4095)])),
+        ("fp8_layer", Shipped("benches/fp8_layer", "", "", &[("B", 1), ("T", 16384)])),
         ("llama, yarn", Shipped("llama", "", "rope_type=yarn factor=4.0", &[])),
         ("deepseek_v3, many", Shipped("deepseek_v3", "", tiny, &[("B", 1), ("T", 65536)])),
     ];

@@ -22,7 +22,7 @@
 mod codes;
 mod epilogue;
 
-pub use codes::{OfCodes, scales};
+pub use codes::{GivenScales, OfCodes, gpu_scales, scales};
 pub use epilogue::{Element, Epilogue, Given, Operand};
 
 use super::build::{Build, tile, transposed};

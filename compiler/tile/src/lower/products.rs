@@ -1,7 +1,7 @@
 //! Regions of the form `product` as one kernel, for a device on which products are kernels: products of the same rows, dense or ragged with each
 //! its group's matrices, and maps of them at each element, which may read others' values there. Rows of ragged products that are taken by index
-//! inside come with their loads and are never stored; operands of dense ones that are widened inside are multiplied as they are (`narrow`); what is joined inside
-//! along the summed axis of ragged ones is multiplied part by part. See `kernels::gpu_product::Epilogue`.
+//! inside come with their loads and are never stored; operands of dense ones that are widened inside are multiplied as they are (`narrow`); operands that are what
+//! codes are worth are multiplied as codes (`codes`); what is joined inside along the summed axis of ragged ones is multiplied part by part. See `kernels::gpu_product::Epilogue`.
 
 use super::{Body, Lowerer, is_aligned};
 use crate::{
@@ -9,10 +9,13 @@ use crate::{
     fused::constant,
     gemm::{Letters, gemm_of},
     group::is_layout,
-    ir::{Expr, Units},
+    ir::{COPY_ALIGN, Expr, Units},
     kernels::{
         build::Build,
-        gpu_product::{Element, Epilogue, Given, Grouped, Operand, Product, Tiling, gpu_grouped_map, gpu_product_map},
+        gpu_product::{
+            Element, Epilogue, Given, GivenScales, Grouped, OfCodes, Operand, Product, Tiling, gpu_grouped_map, gpu_product_map,
+            gpu_scales, scales,
+        },
     },
     view::StridedView,
 };
@@ -21,7 +24,10 @@ use graph::{
     Func, NodeId, Op, Value,
     op::{Contract, are_pairs, terms_axis},
 };
-use library::{Class, Gemm, Work};
+use library::{Class, Gemm, View, Work};
+
+/// Terms of codes that are multiplied at once.
+const PIECE: i64 = Tiling::OF_CODES[0].k;
 
 /// Matrices that the registers of a kernel have sums for.
 const MOST_MATRICES: usize = 2;
@@ -42,6 +48,17 @@ pub(crate) struct Products<'a> {
     operands: Vec<Value>,
     /// If maps are of some columns with others: how these lie.
     units: Option<Units>,
+    /// If rows and matrices are codes.
+    codes: Option<Codes>,
+}
+
+/// What codes of a region's operands are worth.
+#[derive(Clone, Debug)]
+struct Codes {
+    /// Terms of a block.
+    block: i64,
+    /// The arguments that scale rows, which are taken as rows are, and each matrix.
+    scales: Vec<Value>,
 }
 
 /// What products of a region have in common beside their rows.
@@ -51,6 +68,43 @@ enum Kind<'a> {
     Dense(&'a Contract),
     /// The orientation of the matrices, and arguments: the indices that rows are taken by, and where groups begin.
     Ragged { transposed: bool, index: Option<Value>, offsets: Value },
+}
+
+/// How an operand of a product is an argument.
+#[derive(Clone, Copy, PartialEq)]
+enum Is {
+    Given,
+    /// As f32.
+    Widened,
+    /// What codes are worth, in blocks of so many.
+    Coded(i64),
+}
+
+/// An operand that is what codes are worth, maybe rounded for the product: arguments.
+struct Coded {
+    block: i64,
+    codes: Value,
+    scales: Value,
+    /// By which rows of both are taken.
+    index: Option<Value>,
+}
+
+impl Coded {
+    fn of(func: &Func, v: Value) -> Option<Coded> {
+        let below = match func.def(v).op {
+            Op::Cast(DType::BF16 | DType::F16) => func.def(v).inputs[0],
+            _ => v,
+        };
+        let Op::Dequantize(block) = func.def(below).op else { return None };
+        let is_arg = |v: &Value| matches!(func.def(*v).op, Op::Arg(_));
+        let taken = |v: Value| match func.def(v) {
+            node if matches!(node.op, Op::Gather { batch: 0 }) => (node.inputs[0], Some(node.inputs[1])),
+            _ => (v, None),
+        };
+        let [(codes, index), (scales, of_scales)] = [0, 1].map(|i| taken(func.def(below).inputs[i]));
+        let fits = index == of_scales && [codes, scales].iter().chain(&index).all(is_arg);
+        fits.then_some(Coded { block, codes, scales, index })
+    }
 }
 
 /// Whether an op takes some columns of a value, or joins columns of some.
@@ -105,13 +159,16 @@ impl<'a> Products<'a> {
         let products: Vec<NodeId> = products.map(|(id, _)| id).collect();
         let first = &func.nodes[*products.first()?];
         let (rows, ty) = (first.inputs[0], &first.types[0]);
-        // An operand, and whether it is widened inside.
+        // An operand, and how it is what is multiplied.
         let operand = |v: Value| match (&first.op, &func.def(v).op) {
             (Op::Contract(_), Op::Cast(DType::F32)) => {
                 let below = func.def(v).inputs[0];
-                Some((arg(below).filter(|x| matches!(func.ty(*x).dtype, DType::BF16 | DType::F16))?, true))
+                Some((arg(below).filter(|x| matches!(func.ty(*x).dtype, DType::BF16 | DType::F16))?, Is::Widened))
             }
-            _ => Some((arg(v)?, false)),
+            _ => match Coded::of(func, v) {
+                Some(coded) => Some((coded.codes, Is::Coded(coded.block))),
+                None => Some((arg(v)?, Is::Given)),
+            },
         };
         // Parts that are joined along an axis.
         let joined = |v: Value, axis: usize| match &func.def(v).op {
@@ -119,7 +176,7 @@ impl<'a> Products<'a> {
             _ => None,
         };
         let mut further = Vec::new();
-        let (kind, (x, widened)) = match &first.op {
+        let (kind, (x, is)) = match &first.op {
             Op::Contract(spec) => (Kind::Dense(spec), operand(rows)?),
             Op::GroupedContract { transposed } if products.len() == 1 && matches!(func.def(rows).op, Op::Concat(_)) => {
                 let axis = terms_axis(*transposed);
@@ -129,16 +186,19 @@ impl<'a> Products<'a> {
                     return None;
                 }
                 further.extend(xs.iter().zip(&ws).skip(1).map(|(x, w)| [*x, *w]));
-                (Kind::Ragged { transposed: *transposed, index: None, offsets: arg(first.inputs[2])? }, (xs[0], false))
+                (Kind::Ragged { transposed: *transposed, index: None, offsets: arg(first.inputs[2])? }, (xs[0], Is::Given))
             }
             Op::GroupedContract { transposed } => {
-                let (x, index) = match func.def(rows) {
-                    node if matches!(node.op, Op::Gather { batch: 0 }) => (node.inputs[0], Some(arg(node.inputs[1])?)),
-                    _ => (rows, None),
+                let (x, index, is) = match (Coded::of(func, rows), func.def(rows)) {
+                    (Some(coded), _) => (coded.codes, coded.index, Is::Coded(coded.block)),
+                    (None, node) if matches!(node.op, Op::Gather { batch: 0 }) => {
+                        (node.inputs[0], Some(arg(node.inputs[1])?), Is::Given)
+                    }
+                    (None, _) => (rows, None, Is::Given),
                 };
                 let fits = func.ty(x).rank() == 2 && index.is_none_or(|i| func.ty(i).rank() == 1);
                 let kind = Kind::Ragged { transposed: *transposed, index, offsets: arg(first.inputs[2])? };
-                (kind, (arg(x).filter(|_| fits)?, false))
+                (kind, (arg(x).filter(|_| fits)?, is))
             }
             _ => return None,
         };
@@ -147,18 +207,32 @@ impl<'a> Products<'a> {
             let node = &func.nodes[*id];
             let alike = node.op == first.op && node.inputs[0] == rows && node.inputs.get(2) == first.inputs.get(2);
             let (w, as_x) = match &func.def(node.inputs[1]).op {
-                Op::Concat(_) if !further.is_empty() => (func.def(node.inputs[1]).inputs[0], false),
+                Op::Concat(_) if !further.is_empty() => (func.def(node.inputs[1]).inputs[0], Is::Given),
                 _ => operand(node.inputs[1])?,
             };
             let lies_alike = func.ty(w) == func.ty(*matrices.first().unwrap_or(&w)) && func.ty(w).dtype == func.ty(x).dtype;
-            if !alike || node.types[0] != *ty || as_x != widened || !lies_alike {
+            if !alike || node.types[0] != *ty || as_x != is || !lies_alike {
                 return None;
             }
             matrices.push(w);
         }
-        // What is gathered or widened for products is in no memory to be mapped.
-        let inside: Vec<Value> =
-            products.iter().flat_map(|id| func.nodes[*id].inputs.iter().copied().filter(|v| arg(*v).is_none())).collect();
+        let codes = match is {
+            Is::Coded(block) => {
+                let scales = |v: Value| Coded::of(func, v).map(|c| c.scales);
+                let of = [rows].into_iter().chain(products.iter().map(|id| func.nodes[*id].inputs[1]));
+                Some(Codes { block, scales: of.map(scales).collect::<Option<Vec<Value>>>()? })
+            }
+            Is::Given | Is::Widened => None,
+        };
+        // What is gathered, widened or scaled for products is in no memory to be mapped.
+        let mut inside: Vec<Value> = Vec::new();
+        let mut open: Vec<Value> = products.iter().flat_map(|id| func.nodes[*id].inputs.clone()).collect();
+        while let Some(v) = open.pop() {
+            if arg(v).is_none() && !inside.contains(&v) {
+                inside.push(v);
+                open.extend(&func.def(v).inputs);
+            }
+        }
         let (mut above, mut operands) = (vec![false; func.nodes.len()], Vec::new());
         for (id, node) in func.nodes.iter() {
             let below = node.inputs.iter().any(|v| above[v.node.0 as usize]);
@@ -201,15 +275,36 @@ impl<'a> Products<'a> {
         });
         let narrow = matches!(func.ty(x).dtype, DType::BF16 | DType::F16);
         let units = if by_columns { Some(units(func, &products, &kind).filter(|_| narrow && mapped.len() == 1)?) } else { None };
-        let found = Products { func, products, kind, x, matrices, further, operands, units };
+        let by_codes = codes.is_none() || mapped.len() <= products.len() && units.is_none();
+        let found = Products { func, products, kind, x, matrices, further, operands, units, codes };
+        let fits = fits && by_codes && found.codes.as_ref().is_none_or(|c| found.codes_lie(c.block));
         // What is summed in parts is whole nowhere to be mapped.
         let in_parts = found.dense_extents().is_some_and(|(_, e)| Product::parts_of(found.dtype(), &e) > 1);
         (fits && (found.alone().is_some() || !in_parts)).then_some(found)
     }
 
+    /// Whether codes lie as a kernel takes them: terms behind each other in both operands, in as many blocks of one as of all.
+    fn codes_lie(&self, block: i64) -> bool {
+        let w = self.ty(self.matrices[0]);
+        let terms = match self.kind {
+            Kind::Ragged { transposed, .. } => w.shape.last().filter(|_| transposed).and_then(Dim::known),
+            Kind::Dense(spec) => {
+                let summed = spec.summed();
+                let [rows, cols] = [&spec.lhs, &spec.rhs].map(|l| l.strip_suffix(&summed[..]));
+                let apart = rows.zip(cols).is_some_and(|(rows, cols)| spec.out == [rows, cols].concat());
+                let of = w.shape[w.rank() - summed.len()..].iter().map(Dim::known).collect::<Option<Vec<i64>>>();
+                let whole = |of: &Vec<i64>| of.len() == 1 || of.last().is_some_and(|n| n % block == 0);
+                of.filter(|of| apart && whole(of)).map(|of| of.iter().product())
+            }
+        };
+        terms.is_some_and(|n| n % COPY_ALIGN == 0 && (block % PIECE == 0 || block >= n))
+    }
     /// The one dense product, if nothing follows it.
     pub(super) fn alone(&self) -> Option<&'a Contract> {
         let Kind::Dense(spec) = self.kind else { return None };
+        if self.codes.is_some() {
+            return None;
+        }
         let ([only], [given]) = (&self.products[..], &self.func.outputs[..]) else { return None };
         (given.value.node == *only).then_some(spec)
     }
@@ -455,6 +550,7 @@ impl Lowerer<'_> {
         let read: Vec<library::View> = read.map(|(v, _)| v.at.clone()).collect();
         let mut epilogue =
             Epilogue { taken: None, codes: None, matrices: p.products.len(), operands, results, map: None, units: p.units };
+        epilogue.codes = p.codes.as_ref().map(|c| OfCodes { block: c.block, product: p.result().dtype });
         let maps = |loops: Vec<Vec<usize>>| {
             let (seen, mapped, all, sums) = (&seen, &mapped, &all, &sums);
             move |build: &mut Build, element: &Element| {
@@ -475,6 +571,24 @@ impl Lowerer<'_> {
             }
         };
         let (kernel, mut views) = match p.kind {
+            Kind::Dense(spec) if p.codes.is_some() => {
+                let mut views: Vec<View> = [p.x].iter().chain(&p.matrices).map(|v| self.dense(b, operand(*v)).at).collect();
+                let aligned =
+                    [is_aligned(&views[0], DType::E4M3), views[1..].iter().all(|v| is_aligned(v, DType::E4M3)), aligned_results];
+                let (_, [m, n, k]) = p.dense_extents().expect("a dense product");
+                views.extend(self.scales(b, p, [&m, &n, &k], None, &operand));
+                // Axes of one are in no loop.
+                let (rows, shape) = (spec.rows().len(), &p.result().shape);
+                let long = |axes: std::ops::Range<usize>| axes.filter(|i| !shape[*i].is(1)).collect::<Vec<_>>();
+                let map = maps(vec![long(0..rows), long(rows..shape.len())]);
+                epilogue.map = if mapped.is_empty() { None } else { Some(&map) };
+                let one = Dim::from(1);
+                let strides = [&k, &one, &one, &k, &n, &one].map(Dim::clone);
+                let (dtype, result, extents) = (DType::E4M3, p.result().dtype, [m, n, k]);
+                let product =
+                    Product { dtype, result, extents, strides, batch: Vec::new(), accumulate: false, parts: 1, aligned };
+                (gpu_product_map(&product, &epilogue, None), views)
+            }
             Kind::Dense(spec) => {
                 let (gemms, letters) =
                     self.alike(b, p, spec, [p.x].iter().chain(&p.matrices).map(|v| operand(*v)).collect(), &places[0].0);
@@ -505,11 +619,16 @@ impl Lowerer<'_> {
                 views.extend(p.matrices.iter().map(|w| self.dense(b, operand(*w)).at).collect::<Vec<_>>());
                 views.extend(p.further.iter().flatten().map(|v| self.dense(b, operand(*v)).at).collect::<Vec<_>>());
                 let aligned = aligned_results && views.iter().all(|v| is_aligned(v, p.dtype()));
+                if p.codes.is_some() {
+                    let [groups, rows, k, n] = p.ragged_extents();
+                    let taken = index.map(|i| (p.ty(p.x).shape[0].clone(), self.dense(b, operand(i)).at));
+                    views.extend(self.scales(b, p, [&rows, &n, &k], Some((groups, taken)), &operand));
+                }
                 views.extend(index.map(|i| self.dense(b, operand(i)).at));
                 views.push(self.dense(b, operand(offsets)).at);
                 epilogue.taken = index.map(|_| p.ty(p.x).shape[0].clone());
                 let map = maps(vec![vec![0], vec![1]]);
-                epilogue.map = Some(&map);
+                epilogue.map = if mapped.is_empty() { None } else { Some(&map) };
                 let (dtype, extents, further) = (p.dtype(), p.ragged_extents(), p.further_terms());
                 let grouped = Grouped { dtype, extents, further, rows: Some(transposed), accumulate: false, aligned };
                 (gpu_grouped_map(&grouped, &epilogue, None), views)
@@ -525,6 +644,39 @@ impl Lowerer<'_> {
         }
     }
 
+    /// The scales of rows and of each matrix as the kernel takes them, of products of these rows, columns and terms; of ragged ones how many groups there
+    /// are, and if rows are taken by index, of how many, and where the indices are.
+    fn scales(
+        &mut self,
+        b: &mut Body,
+        p: &Products,
+        [m, n, k]: [&Dim; 3],
+        ragged: Option<(Dim, Option<(Dim, View)>)>,
+        operand: &dyn Fn(Value) -> Value,
+    ) -> Vec<View> {
+        let codes = p.codes.as_ref().expect("products of codes");
+        let (groups, taken) = ragged.unwrap_or((Dim::from(1), None));
+        let mut laid_out = Vec::new();
+        for (i, v) in codes.scales.iter().enumerate() {
+            let (rows, groups, taken) = if i == 0 { (m, Dim::from(1), taken.clone()) } else { (n, groups.clone(), None) };
+            let [blocks, width] = scales(rows, k, codes.block);
+            let ty = TensorType::new(DType::F32, vec![groups.clone(), blocks.clone(), width]);
+            let mut views = vec![self.dense(b, operand(*v)).at];
+            let (of, index) = taken.unzip();
+            views.extend(index);
+            let to = self.alloc(&ty, false, b.depth).at;
+            views.push(to.clone());
+            let moved = Dim::from(2 * DType::F32.bytes() as i64) * ty.elems();
+            let work = Work { class: Class::Copy, dtype: DType::F32, shape: vec![moved] };
+            let kernel = gpu_scales(&GivenScales { groups, rows: rows.clone(), blocks, taken: of });
+            let origin = b.func.nodes[operand(*v).node].origin;
+            let step = self.launch(kernel, views, origin, work);
+            b.steps.push(step);
+            laid_out.push(to);
+        }
+        laid_out
+    }
+
     /// Whether of the arguments whose memory outputs replace a region reads elements alone, each where it gives the result's.
     fn only_maps_read_targets(&self, b: &Body, inputs: &[Value], p: &Products) -> bool {
         let replaced = |v: Value| match b.func.def(v).op {
@@ -537,7 +689,9 @@ impl Lowerer<'_> {
                 below = b.func.def(below).inputs[0];
             }
             let inside = p.func.arg_value(i);
-            let multiplied = inside == p.x || p.matrices.contains(&inside) || p.further.iter().flatten().any(|v| *v == inside);
+            let scales = p.codes.iter().flat_map(|c| &c.scales);
+            let multiplied =
+                inside == p.x || p.matrices.iter().chain(p.further.iter().flatten()).chain(scales).any(|v| *v == inside);
             let of_maps = p.operands.contains(&inside) && !multiplied;
             let at_element = of_maps && below == *v && p.ty(inside).shape == p.result().shape;
             !replaced(below) || at_element && !p.is_repeated(inside)

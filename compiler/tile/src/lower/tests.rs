@@ -1,5 +1,7 @@
 //! Entries in the tile interpreter against functions in the graph's.
 
+mod codes;
+
 use crate::{
     ir::{LoopKind, Stmt},
     lower,

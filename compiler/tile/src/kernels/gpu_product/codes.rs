@@ -8,7 +8,7 @@
 
 use super::{Beside, Matrix, Shape, Tiling};
 use crate::{
-    ir::{Dot, Expr, Mem, Stmt, TileRef},
+    ir::{Dot, Expr, Kernel, Mem, Stmt, TileRef},
     kernels::build::{Build, tile},
 };
 use base::{DType, Dim};
@@ -20,6 +20,48 @@ const ALIGN: i64 = 4;
 pub fn scales(rows: &Dim, terms: &Dim, block: i64) -> [Dim; 2] {
     let align = Dim::from(ALIGN);
     [terms.ceil_div(&Dim::from(block)), rows.ceil_div(&align) * align]
+}
+
+/// Scales as a quantisation gives them, f32 `[groups, rows, blocks]`.
+pub struct GivenScales {
+    /// Matrices, and 1 for rows.
+    pub groups: Dim,
+    /// Rows of a result or of a matrix.
+    pub rows: Dim,
+    /// Blocks of each.
+    pub blocks: Dim,
+    /// If rows are taken by index: of how many. What is outside is worth 0.
+    pub taken: Option<Dim>,
+}
+
+/// The kernel that lays scales out as products take them: [`scales`] of each group. Buffers: scales, the indices if rows are taken by index, and the result.
+pub fn gpu_scales(p: &GivenScales) -> Kernel {
+    let mut b = Build::new("scales");
+    let [_, width] = scales(&p.rows, &Dim::from(1), 1);
+    let from = p.taken.as_ref().unwrap_or(&p.rows);
+    let x = b.read("x", DType::F32, p.groups.clone() * from.clone() * p.blocks.clone());
+    let index = p.taken.as_ref().map(|_| b.read("index", DType::I32, p.rows.clone()));
+    let count = p.groups.clone() * p.blocks.clone();
+    let y = b.write("y", DType::F32, count.clone() * width.clone());
+    b.kernel.grid = count.clone();
+    let [count, rows, blocks, width, from] = [&count, &p.rows, &p.blocks, &width, from].map(|d| b.dim(d));
+    b.each_row(count, 1, |b, line| {
+        let group = b.bind(Expr::floor_div(line.clone(), blocks.clone()));
+        let (block, to) = (b.bind(Expr::rem(line.clone(), blocks.clone())), b.bind(line * width.clone()));
+        b.each(width, |b, i| {
+            let known = b.bind(Expr::minimum(i.clone(), rows.clone() - Expr::int(1)));
+            let row = match index {
+                Some(index) => b.bind(Expr::load(index, known.clone()).cast(DType::I64)),
+                None => known,
+            };
+            let there = b.bind(Expr::and(Expr::le(Expr::int(0), row.clone()), Expr::lt(row.clone(), from.clone())));
+            let row = b.bind(Expr::select(there.clone(), row, Expr::int(0)));
+            let at = b.bind((group.clone() * from.clone() + row) * blocks.clone() + block.clone());
+            let scale = b.bind(Expr::select(there, Expr::load(x, at), Build::f(DType::F32, 0.0)));
+            b.store(y, to + i, scale);
+        });
+    });
+    b.finish()
 }
 
 /// What products of codes are.

@@ -1,0 +1,130 @@
+//! Products of what codes are worth, as kernels of codes.
+
+use super::{BT, compare, func, on_gpu, outlined};
+use base::DType::{self, *};
+use graph::{Func, Op, Value, build::Builder, op::MapFn};
+
+/// What codes are worth, maybe rounded to a dtype.
+fn worth(b: &mut Builder, of: &[Value], block: i64, dtype: DType, inside: &mut Vec<Value>) -> Value {
+    let x = b.op(Op::Dequantize(block), of);
+    inside.push(x);
+    if dtype == F32 {
+        return x;
+    }
+    let x = b.cast(x, dtype);
+    inside.push(x);
+    x
+}
+
+/// Compares the function; whether its last kernel multiplies codes, and what its buffers are called.
+fn of_codes(f: &Func, dims: &[(&str, i64)]) -> Option<String> {
+    compare(f.clone(), dims);
+    let lowered = on_gpu(f);
+    let codes = |k: &&crate::Kernel| k.scratch.iter().any(|s| s.dtype == E4M3);
+    let kernel = lowered.kernels.iter().find(codes)?;
+    let scales = lowered.kernels.iter().filter(|k| k.name.contains("scales")).count();
+    assert!(scales > 0, "scales are laid out");
+    Some(kernel.buffers.iter().map(|b| b.name.as_str()).collect::<Vec<_>>().join(" "))
+}
+
+#[test]
+fn dense_products_of_codes() {
+    for dtype in [F32, BF16] {
+        // What is rounded on the way is compared as bf16 is.
+        let bias = format!("{dtype}[3, 8]");
+        let args = ["e4m3[B, T, 272]", "f32[B, T, 3]", "e4m3[3, 8, 272]", "f32[3, 8, 3]", &bias];
+        // Alone, with a tail of a block.
+        let alone = func(&args, |b, a| {
+            let mut inside = Vec::new();
+            let [x, w] = [0, 2].map(|i| worth(b, &a[i..i + 2], 128, dtype, &mut inside));
+            let y = b.contract("btk,hdk->bthd", x, w);
+            inside.push(y);
+            outlined(b, &inside, &[y])
+        });
+        assert_eq!(of_codes(&alone, BT).as_deref(), Some("a b sa sb y"));
+        // With a map.
+        let mapped = func(&args, |b, a| {
+            let mut inside = Vec::new();
+            let [x, w] = [0, 2].map(|i| worth(b, &a[i..i + 2], 128, dtype, &mut inside));
+            let y = b.contract("btk,hdk->bthd", x, w);
+            let shape = b.func.ty(y).shape.clone();
+            let bias = b.broadcast(a[4], &shape, &[2, 3]);
+            let z = b.add(y, bias);
+            inside.extend([y, bias, z]);
+            outlined(b, &inside, &[z])
+        });
+        assert_eq!(of_codes(&mapped, BT).as_deref(), Some("a b sa sb z0 y"));
+    }
+    // Terms of two axes, in one block of all.
+    let joined = func(&["e4m3[T, 3, 16]", "f32[T, 3, 1]", "e4m3[5, 3, 16]", "f32[5, 3, 1]"], |b, a| {
+        let mut inside = Vec::new();
+        let [x, w] = [0, 2].map(|i| worth(b, &a[i..i + 2], 16, F32, &mut inside));
+        let y = b.contract("thk,dhk->td", x, w);
+        inside.push(y);
+        outlined(b, &inside, &[y])
+    });
+    assert_eq!(of_codes(&joined, BT), None, "blocks of 16 terms are less than a piece");
+}
+
+#[test]
+fn products_of_codes_over_ragged_rows() {
+    for (taken, gate) in [(false, false), (true, false), (true, true)] {
+        let w = ["e4m3[3, 24, 144]", "f32[3, 24, 1]"];
+        let args = [["e4m3[N, 144]", "f32[N, 1]"], w, w, ["i32[N, 2]", ""]].concat();
+        let f = func(&args[..7], |b, a| {
+            let (mut inside, mut products) = (Vec::new(), Vec::new());
+            let route = b.node(Op::Route { groups: 3 }, &[a[6]]);
+            let two = b.constant(2.0, I32);
+            let two = b.splat(two, &["2*N".parse().expect("a dim")]);
+            let token = b.map(MapFn::FloorDiv, &[route[1], two]);
+            let rows = [0, 1].map(|i| b.op(Op::Gather { batch: 0 }, &[a[i], token]));
+            inside.extend(if taken { rows.to_vec() } else { Vec::new() });
+            let x = worth(b, &rows, 144, F32, &mut inside);
+            for w in a[2..if gate { 6 } else { 4 }].chunks(2) {
+                let w = worth(b, w, 144, F32, &mut inside);
+                products.push(b.op(Op::GroupedContract { transposed: true }, &[x, w, route[0]]));
+            }
+            inside.extend(&products);
+            if !gate {
+                return outlined(b, &inside, &products);
+            }
+            let y = b.map(MapFn::Swiglu, &products);
+            inside.push(y);
+            outlined(b, &inside, &[y])
+        });
+        let want = match (taken, gate) {
+            (false, _) => "x w sx sw offsets y",
+            (true, false) => "x w sx sw index offsets y",
+            (true, true) => "x w0 w1 sx sw0 sw1 index offsets y",
+        };
+        assert_eq!(of_codes(&f, &[("N", 5)]).as_deref(), Some(want));
+    }
+}
+
+#[test]
+fn what_codes_are_worth_may_lie_otherwise() {
+    let product = |args: [&str; 4], blocks: [i64; 2], spec: &'static str| {
+        func(&args, |b, a| {
+            let mut inside = Vec::new();
+            let [x, w] = [0, 1].map(|i| worth(b, &a[2 * i..2 * i + 2], blocks[i], F32, &mut inside));
+            let y = b.contract(spec, x, w);
+            inside.push(y);
+            outlined(b, &inside, &[y])
+        })
+    };
+    let multiplies = |f: &Func| of_codes(f, &[("B", 2), ("T", 3), ("N", 3)]).is_some();
+    let (rows, columns) = (["e4m3[B, T, 32]", "f32[B, T, 1]"], ["e4m3[5, 32]", "f32[5, 1]"]);
+    let with = |w: [&'static str; 2]| [rows[0], rows[1], w[0], w[1]];
+    assert!(multiplies(&product(with(columns), [32, 32], "btk,nk->btn")));
+    // A batch, columns before rows, rows in another order, terms that are not blocked, other blocks, terms of 30.
+    for (args, blocks, spec) in [
+        (with(["e4m3[B, 5, 32]", "f32[B, 5, 1]"]), [32, 32], "btk,bnk->btn"),
+        (with(columns), [32, 32], "btk,nk->nbt"),
+        (with(columns), [32, 32], "btk,nk->tbn"),
+        (["e4m3[32, T, 16]", "f32[32, T, 1]", "e4m3[32, 16]", "f32[32, 1]"], [16, 16], "ktn,km->tnm"),
+        (with(columns), [32, 64], "btk,nk->btn"),
+        (["e4m3[B, T, 30]", "f32[B, T, 1]", "e4m3[5, 30]", "f32[5, 1]"], [30, 30], "btk,nk->btn"),
+    ] {
+        assert!(!multiplies(&product(args, blocks, spec)), "{spec}");
+    }
+}
