@@ -216,8 +216,15 @@ fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling, of_sums: bool) -> W
     let first = asides.len();
     let sums = if kept.is_some() { [0, 1].map(|i| Place::Aside(first + i)) } else { [dk, dv] };
     asides.extend(kept.clone().into_iter().flatten());
-    let keys = [given(sorted), inverse.clone(), sums.to_vec()].concat();
-    launches.push((gpu_attend_grad::gpu_attend_grad_keys(p, tiling), keys, None));
+    for gives in tiling.gives() {
+        let results = match gives {
+            gpu_attend_grad::Gives::Both => sums.to_vec(),
+            gpu_attend_grad::Gives::Keys => vec![sums[0]],
+            gpu_attend_grad::Gives::Values => vec![sums[1]],
+        };
+        let places = [given(sorted), inverse.clone(), results].concat();
+        launches.push((gpu_attend_grad::gpu_attend_grad_keys(p, tiling, *gives), places, None));
+    }
     if kept.is_some() {
         for (sum, d, values) in [(sums[0], dk, false), (sums[1], dv, true)] {
             launches.push(match inverse.get(1) {

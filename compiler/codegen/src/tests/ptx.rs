@@ -390,7 +390,7 @@ fn attention_weighs_while_products_run() {
     );
     assert_eq!((launch.threads, launch.maps.len(), launch.workspace), (384, 3, 0));
 
-    let (text, launch) = ptx(&gpu_attend_grad_keys(&p, gpu_attend_grad::Tiling::choose(&p)));
+    let (text, launch) = ptx(&gpu_attend_grad_keys(&p, gpu_attend_grad::Tiling::choose(&p), gpu_attend_grad::Gives::Both));
     check(
         &text,
         "check: wgmma.mma_async.sync.aligned.m64n64k16\ncheck: ld.shared\ncheck: m64n128k16\nnot: bar.arrive\nnot: atom",

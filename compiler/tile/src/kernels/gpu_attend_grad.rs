@@ -11,7 +11,8 @@
 //!           dq = scale·dQ
 //! ```
 //!
-//! S and dP are computed twice: sums of dQ over key tiles would have to wait for each other, or be taken in any order.
+//! S and dP are computed twice: sums of dQ over key tiles would have to wait for each other, or be taken in any order. Where heads are so wide that threads
+//! cannot hold dK and dV together, each has a kernel of its own, and S is computed three times: the kernel of dV needs neither V nor dP.
 //!
 //! With lists a tile's rows are some queries, each with all heads that share keys, and a block of keys goes over the queries that list it, in order, taken
 //! by their numbers (`gpu_attend_union`).
@@ -43,34 +44,60 @@ pub struct Tiling {
     pub heads: i64,
     /// Blocks of threads that share the heads of a block of keys; each has a sum of its own, and `gpu_attend_grad_parts` adds them.
     pub parts: i64,
+    /// Rows and keys of a tile of the kernel that has dv alone, if `of_keys` is of one that has dk alone.
+    pub of_values: Option<[i64; 2]>,
+}
+
+/// What a kernel that has a block of keys gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gives {
+    /// dk and dv.
+    Both,
+    /// dk.
+    Keys,
+    /// dv.
+    Values,
 }
 
 impl Tiling {
     /// All that the kernels are built for.
-    pub const LEGAL: [Tiling; 4] = [
-        Tiling { of_keys: [64, 128], of_queries: [128, 128], heads: 1, parts: 1 },
-        Tiling { of_keys: [32, 128], of_queries: [128, 64], heads: 1, parts: 1 },
-        Tiling { of_keys: [32, 64], of_queries: [64, 32], heads: 1, parts: 1 },
-        Tiling { of_keys: [16, 16], of_queries: [16, 16], heads: 1, parts: 1 },
+    pub const LEGAL: [Tiling; 6] = [
+        Tiling { of_keys: [64, 128], of_queries: [128, 128], heads: 1, parts: 1, of_values: None },
+        Tiling { of_keys: [32, 128], of_queries: [128, 64], heads: 1, parts: 1, of_values: None },
+        Tiling { of_keys: [64, 128], of_queries: [128, 64], heads: 1, parts: 1, of_values: Some([64, 128]) },
+        Tiling { of_keys: [32, 128], of_queries: [128, 32], heads: 1, parts: 1, of_values: Some([64, 128]) },
+        Tiling { of_keys: [32, 64], of_queries: [64, 32], heads: 1, parts: 1, of_values: None },
+        Tiling { of_keys: [16, 16], of_queries: [16, 16], heads: 1, parts: 1, of_values: None },
     ];
     /// The one used unless another is asked for.
     pub fn choose(p: &Problem) -> Tiling {
+        let (narrow, both) = (matches!(p.dtype, DType::BF16 | DType::F16), p.dk + p.dv);
         if let Some(size) = gpu_attend_union::block_size(&p.domain) {
             let t = gpu_attend::Tiling::choose(p);
-            return Tiling { of_keys: [t.rows, size], of_queries: [t.rows, t.keys], heads: t.heads, parts: 1 };
+            let of_keys = [t.rows, size];
+            let of_values = (narrow && both > MOST_HELD).then_some(of_keys);
+            return Tiling { of_keys, of_queries: [t.rows, t.keys], heads: t.heads, parts: 1, of_values };
         }
         let legal = match p.dtype {
-            DType::BF16 | DType::F16 if p.dk.max(p.dv) <= 128 => Tiling::LEGAL[0],
-            DType::BF16 | DType::F16 if p.dk + p.dv <= 320 => Tiling::LEGAL[1],
-            _ => Tiling::LEGAL[2],
+            _ if !narrow => Tiling::LEGAL[4],
+            _ if p.dk.max(p.dv) <= 128 => Tiling::LEGAL[0],
+            _ if both <= MOST_HELD => Tiling::LEGAL[1],
+            _ if both <= 384 => Tiling::LEGAL[2],
+            _ => Tiling::LEGAL[3],
         };
         // Where keys are few, each for a stride of queries, blocks of them are too few for all processors.
         let shared = p.h / p.g;
         let parts = stride(&p.domain).min(MOST_PARTS).min(1 << shared.trailing_zeros());
         Tiling { parts, ..legal }
     }
+    /// What the kernels that have a block of keys give.
+    pub fn gives(&self) -> &'static [Gives] {
+        if self.of_values.is_some() { &[Gives::Keys, Gives::Values] } else { &[Gives::Both] }
+    }
 }
 
+/// Columns of dk and dv together that a thread can hold a share of beside S and dP.
+const MOST_HELD: i64 = 320;
 /// Parts that the heads of a block of keys are shared out in.
 const MOST_PARTS: i64 = 16;
 
@@ -200,26 +227,14 @@ impl Given {
     }
 }
 
-/// Scores of a tile and what becomes of them: P and dP of f32, and narrowed.
+/// Scores of a tile, which become P.
 struct Tiles {
     dtype: DType,
     elems: Expr,
     scores: Mem,
-    grads: Mem,
-    d_scores: Mem,
 }
 
 impl Tiles {
-    fn new(b: &mut Build, p: &Problem, elems: i64) -> Tiles {
-        let dtype = p.sum_dtype();
-        Tiles {
-            dtype,
-            elems: Expr::int(elems),
-            scores: b.scratch("scores", dtype, elems),
-            grads: b.scratch("grads", dtype, elems),
-            d_scores: b.scratch("d_scores", p.dtype, elems),
-        }
-    }
     /// P = 2^(c·S − l); `row` gives the place of an element's l.
     fn weigh(&self, b: &mut Build, p: &Problem, l: Mem, row: impl FnOnce(Expr) -> Expr) {
         let factor = Build::f(self.dtype, p.scale * std::f64::consts::LOG2_E);
@@ -230,12 +245,12 @@ impl Tiles {
         });
     }
     /// dS = P∘(dP − Δ), narrowed.
-    fn differ(&self, b: &mut Build, delta: Mem, row: impl FnOnce(Expr) -> Expr) {
+    fn differ(&self, b: &mut Build, [grads, d_scores]: [Mem; 2], delta: Mem, row: impl FnOnce(Expr) -> Expr) {
         b.each(self.elems.clone(), |b, e| {
-            let dp = Expr::load(self.grads, e.clone()) - Expr::load(delta, row(e.clone()));
-            b.store(self.grads, e.clone(), Expr::load(self.scores, e) * dp);
+            let dp = Expr::load(grads, e.clone()) - Expr::load(delta, row(e.clone()));
+            b.store(grads, e.clone(), Expr::load(self.scores, e) * dp);
         });
-        self.narrow(b, self.grads, self.d_scores);
+        self.narrow(b, grads, d_scores);
     }
     fn narrow(&self, b: &mut Build, from: Mem, to: Mem) {
         b.each(self.elems.clone(), |b, e| b.store(to, e.clone(), Expr::load(from, e)));
@@ -243,24 +258,26 @@ impl Tiles {
 }
 
 /// dk and dv, or sums of them by parts or items (`gpu_attend_union`) that are still to be added. Buffers: q, k, v, d_o, l, Δ (with lists those of the sorted
-/// queries), domain operands…, with lists also offsets, firsts, queries, owner and, of few heads, rows, then dk, dv.
-pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
-    let [rows, keys] = tiling.of_keys;
+/// queries), domain operands…, with lists also offsets, firsts, queries, owner and, of few heads, rows, then dk, dv, or the one that it gives.
+pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling, gives: Gives) -> Kernel {
+    let [of_k, of_v] = [Gives::Values, Gives::Keys].map(|other| gives != other);
+    let [rows, keys] = tiling.of_values.filter(|_| !of_k).unwrap_or(tiling.of_keys);
     let (queries, heads) = (rows / tiling.heads, tiling.heads);
-    let mut b = Build::new("attend_grad_keys");
+    let mut b = Build::new(if of_k { "attend_grad_keys" } else { "attend_grad_values" });
     let union = union(p, tiling);
     let sorted = union.as_ref().map(|u| gpu_attend_union::num_tiles(p, u) * Dim::from(rows));
     let given = Given::new(&mut b, p, &sorted.unwrap_or_else(|| of_rows(p, tiling)));
     let inverse = union.as_ref().map(|u| Inverse::read(u, &mut b, p, heads));
     let [_, k_elems, v_elems, ..] = p.elems();
     let [dk, dv] = of_sums(p, tiling).unwrap_or([k_elems, v_elems].map(|n| TensorType::new(p.dtype, vec![n])));
-    let [dk, dv] = [("dk", dk), ("dv", dv)].map(|(name, t)| b.write(name, t.dtype, t.elems()));
     let parts = Dim::from(tiling.parts);
+    let results = [("dk", of_k, dk), ("dv", of_v, dv)].map(|(name, given, t)| given.then(|| b.write(name, t.dtype, t.elems())));
     // Results, sums by parts like so many batches, or by items.
-    let [dk, dv] = [(dk, p.dk), (dv, p.dv)].map(|(mem, n)| match &union {
-        Some(u) => Heads::new(&mut b, mem, &gpu_attend_union::num_items(p, u), &Dim::from(keys), 1, n),
-        None => Heads::new(&mut b, mem, &(p.b.clone() * parts.clone()), &p.s, p.g, n),
-    });
+    let of_result = |b: &mut Build, mem, n: i64| match &union {
+        Some(u) => Heads::new(b, mem, &gpu_attend_union::num_items(p, u), &Dim::from(keys), 1, n),
+        None => Heads::new(b, mem, &(p.b.clone() * parts.clone()), &p.s, p.g, n),
+    };
+    let [dk, dv] = [(results[0], p.dk), (results[1], p.dv)].map(|(mem, n)| mem.map(|mem| of_result(&mut b, mem, n)));
     let padded = padded(p, tiling.heads);
     let groups = Dim::from(p.h);
     let axes = [(p.b.clone(), padded.clone() * groups.clone()), (groups, padded.clone()), (padded, Dim::from(1))];
@@ -284,22 +301,31 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
     let (t, s) = (b.dim(&p.t), b.dim(&p.s));
     let scene = Scene { problem: p, operands: given.operands.clone(), t, s, batch: batch.clone(), group: group.clone() };
 
-    let mut narrow = |name, n: i64| b.scratch(name, p.dtype, n);
-    let (k, v) = (narrow("k", keys * p.dk), narrow("v", keys * p.dv));
-    let (q, d_o) = (narrow("q", rows * p.dk), narrow("d_o", rows * p.dv));
     let dtype = p.sum_dtype();
-    let mut wide = |name, n: i64| b.scratch(name, dtype, n);
-    let [l, delta] = ["l", "delta"].map(|name| wide(name, rows));
-    let (sums_k, sums_v) = (wide("dk", keys * p.dk), wide("dv", keys * p.dv));
-    let tiles = Tiles::new(&mut b, p, keys * rows);
-    let weights = b.scratch("weights", p.dtype, keys * rows);
+    let k = b.scratch("k", p.dtype, keys * p.dk);
+    let v = of_k.then(|| b.scratch("v", p.dtype, keys * p.dv));
+    let (q, d_o) = (b.scratch("q", p.dtype, rows * p.dk), b.scratch("d_o", p.dtype, rows * p.dv));
+    let l = b.scratch("l", dtype, rows);
+    let delta = of_k.then(|| b.scratch("delta", dtype, rows));
+    let sums_k = of_k.then(|| b.scratch("dk", dtype, keys * p.dk));
+    let sums_v = of_v.then(|| b.scratch("dv", dtype, keys * p.dv));
+    let scores = b.scratch("scores", dtype, keys * rows);
+    let grads = of_k
+        .then(|| ["grads", "d_scores"].map(|name| b.scratch(name, if name == "grads" { dtype } else { p.dtype }, keys * rows)));
+    let tiles = Tiles { dtype, elems: Expr::int(keys * rows), scores };
+    let weights = of_v.then(|| b.scratch("weights", p.dtype, keys * rows));
     let zero = || Expr::int(0);
     let column = |e: Expr| Expr::rem(e, Expr::int(rows));
 
     given.k.copy(&mut b, k, keys, [&batch, &group, &first], false);
-    given.v.copy(&mut b, v, keys, [&batch, &group, &first], false);
-    b.fill(sums_k, Expr::int(keys * p.dk), Build::f(dtype, 0.0));
-    b.fill(sums_v, Expr::int(keys * p.dv), Build::f(dtype, 0.0));
+    if let Some(v) = v {
+        given.v.copy(&mut b, v, keys, [&batch, &group, &first], false);
+    }
+    for (sums, n) in [(sums_k, p.dk), (sums_v, p.dv)] {
+        if let Some(sums) = sums {
+            b.fill(sums, Expr::int(keys * n), Build::f(dtype, 0.0));
+        }
+    }
     // A tile of rows: what brings q and d_o, l and Δ, to scratch, and which queries they are.
     let of_tile = |b: &mut Build,
                    bring: &dyn Fn(&mut Build, &Heads, Mem),
@@ -310,19 +336,25 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
         let (left, right) = (tile(k, zero(), p.dk), transposed(q, zero(), p.dk));
         b.dot([keys, rows, p.dk].map(Expr::int), left, right, tile(tiles.scores, zero(), rows), false);
         bring(b, &given.d_o, d_o);
-        vector(b, given.delta, delta);
-        let (left, right) = (tile(v, zero(), p.dv), transposed(d_o, zero(), p.dv));
-        b.dot([keys, rows, p.dv].map(Expr::int), left, right, tile(tiles.grads, zero(), rows), false);
+        if let (Some(delta), Some(v), Some([grads, _])) = (delta, v, grads) {
+            vector(b, given.delta, delta);
+            let (left, right) = (tile(v, zero(), p.dv), transposed(d_o, zero(), p.dv));
+            b.dot([keys, rows, p.dv].map(Expr::int), left, right, tile(grads, zero(), rows), false);
+        }
         let sides = Sides { queries: (start, queries), heads, keys: (&first, keys), by_queries: false, rows: gathered };
         let domain = gathered.map_or(&p.domain, |g| &g.rest);
         mask(b, &scene, domain, tiles.scores, &sides, None);
         tiles.weigh(b, p, l, column);
-        tiles.narrow(b, tiles.scores, weights);
-        let (left, right) = (tile(weights, zero(), rows), tile(d_o, zero(), p.dv));
-        b.dot([keys, p.dv, rows].map(Expr::int), left, right, tile(sums_v, zero(), p.dv), true);
-        tiles.differ(b, delta, column);
-        let (left, right) = (tile(tiles.d_scores, zero(), rows), tile(q, zero(), p.dk));
-        b.dot([keys, p.dk, rows].map(Expr::int), left, right, tile(sums_k, zero(), p.dk), true);
+        if let Some((weights, sums)) = weights.zip(sums_v) {
+            tiles.narrow(b, tiles.scores, weights);
+            let (left, right) = (tile(weights, zero(), rows), tile(d_o, zero(), p.dv));
+            b.dot([keys, p.dv, rows].map(Expr::int), left, right, tile(sums, zero(), p.dv), true);
+        }
+        if let (Some(delta), Some(sums), Some([grads, d_scores])) = (delta, sums_k, grads) {
+            tiles.differ(b, [grads, d_scores], delta, column);
+            let (left, right) = (tile(d_scores, zero(), rows), tile(q, zero(), p.dk));
+            b.dot([keys, p.dk, rows].map(Expr::int), left, right, tile(sums, zero(), p.dk), true);
+        }
     };
     match inverse.as_ref().zip(union.as_ref()) {
         Some((inverse, u)) => {
@@ -373,7 +405,9 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
             }
         }
     }
-    b.each(Expr::int(keys * p.dk), |b, e| b.store(sums_k, e.clone(), Expr::load(sums_k, e) * Build::f(dtype, p.scale)));
+    if let Some(sums) = sums_k {
+        b.each(Expr::int(keys * p.dk), |b, e| b.store(sums, e.clone(), Expr::load(sums, e) * Build::f(dtype, p.scale)));
+    }
     let at = match &inverse {
         Some(_) => [b.block(), Expr::int(0), Expr::int(0)],
         None => {
@@ -381,8 +415,9 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling) -> Kernel {
             [b.bind(part * batches + batch.clone()), group, first]
         }
     };
-    dk.copy(&mut b, sums_k, keys, at.each_ref(), true);
-    dv.copy(&mut b, sums_v, keys, at.each_ref(), true);
+    for (to, sums) in [dk.zip(sums_k), dv.zip(sums_v)].into_iter().flatten() {
+        to.copy(&mut b, sums, keys, at.each_ref(), true);
+    }
     b.finish()
 }
 
@@ -457,7 +492,9 @@ pub fn gpu_attend_grad_queries(p: &Problem, tiling: Tiling) -> Kernel {
     let mut wide = |name, n: i64| b.scratch(name, dtype, n);
     let [l, delta] = ["l", "delta"].map(|name| wide(name, rows));
     let sums = wide("dq", rows * p.dk);
-    let tiles = Tiles::new(&mut b, p, rows * keys);
+    let tiles = Tiles { dtype, elems: Expr::int(rows * keys), scores: wide("scores", rows * keys) };
+    let grads = wide("grads", rows * keys);
+    let d_scores = b.scratch("d_scores", p.dtype, rows * keys);
     let zero = || Expr::int(0);
     let row = |e: Expr| Expr::floor_div(e, Expr::int(keys));
 
@@ -481,7 +518,7 @@ pub fn gpu_attend_grad_queries(p: &Problem, tiling: Tiling) -> Kernel {
         b.dot([rows, keys, p.dk].map(Expr::int), left, right, tile(tiles.scores, zero(), keys), false);
         given.v.copy(b, v, keys, [&batch, &group, &start], false);
         let (left, right) = (tile(d_o, zero(), p.dv), transposed(v, zero(), p.dv));
-        b.dot([rows, keys, p.dv].map(Expr::int), left, right, tile(tiles.grads, zero(), keys), false);
+        b.dot([rows, keys, p.dv].map(Expr::int), left, right, tile(grads, zero(), keys), false);
         let sides = Sides { queries: (&first, queries), heads: own, keys: (&start, keys), by_queries: true, rows: None };
         match &union {
             None => mask(b, &scene, &p.domain, tiles.scores, &sides, None),
@@ -491,8 +528,8 @@ pub fn gpu_attend_grad_queries(p: &Problem, tiling: Tiling) -> Kernel {
             }
         }
         tiles.weigh(b, p, l, row);
-        tiles.differ(b, delta, row);
-        let (left, right) = (tile(tiles.d_scores, zero(), keys), tile(k, zero(), p.dk));
+        tiles.differ(b, [grads, d_scores], delta, row);
+        let (left, right) = (tile(d_scores, zero(), keys), tile(k, zero(), p.dk));
         b.dot([rows, p.dk, keys].map(Expr::int), left, right, tile(sums, zero(), p.dk), true);
     });
     b.each(Expr::int(rows * p.dk), |b, e| b.store(sums, e.clone(), Expr::load(sums, e) * Build::f(dtype, p.scale)));

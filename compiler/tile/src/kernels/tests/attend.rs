@@ -6,7 +6,7 @@ use crate::kernels::{
     build::Build,
     domain::{Problem, Scene, Tiling},
     gpu_attend, gpu_attend_by_block,
-    gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
+    gpu_attend_grad::{self, Gives, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
     gpu_attend_parts::{gpu_attend_merge, gpu_attend_part, gpu_attend_part_scores},
     gpu_attend_union, host_attend, host_attend_grad,
 };
@@ -308,8 +308,16 @@ impl Case {
         args.extend(inverse.clone());
         let sums = gpu_attend_grad::of_sums(&p, tiling);
         let len = |t: &TensorType| t.elems().eval(&dims).expect("known dims") as usize;
-        let of_sums = sums.as_ref().map_or(lens[1..].to_vec(), |s| s.iter().map(len).collect());
-        let found = results(&gpu_attend_grad_keys(&p, tiling), &args, &of_sums, &dims, true);
+        let of_sums: Vec<usize> = sums.as_ref().map_or(lens[1..].to_vec(), |s| s.iter().map(len).collect());
+        let found = tiling.gives().iter().flat_map(|gives| {
+            let own = match gives {
+                Gives::Both => &of_sums[..],
+                Gives::Keys => &of_sums[..1],
+                Gives::Values => &of_sums[1..],
+            };
+            results(&gpu_attend_grad_keys(&p, tiling, *gives), &args, own, &dims, true)
+        });
+        let found: Vec<Vec<f64>> = found.collect();
         for ((x, n), values) in found.into_iter().zip(&lens[1..]).zip([false, true]) {
             let sum = Tensor::new(DType::F32, &[x.len() as i64], x.clone());
             got.extend(match (&sums, inverse.get(1)) {
@@ -342,8 +350,9 @@ const RANGES: [&str; 6] = [
 #[test]
 fn gradients_for_many_processors() {
     let size = Size { dk: 16, dv: 32, ..SMALL };
-    for (tiling, lengths) in [(2, [1, 70]), (3, [15, 33])] {
-        let tiling = &gpu_attend_grad::Tiling::LEGAL[tiling];
+    let legal = gpu_attend_grad::Tiling::LEGAL;
+    let apart = gpu_attend_grad::Tiling { of_values: Some([32, 32]), ..legal[5] };
+    for (tiling, lengths) in [(&legal[4], [1, 70]), (&legal[5], [15, 33]), (&apart, [15, 37])] {
         for n in lengths {
             for domain in RANGES {
                 Case::new(size.tokens(n), domain, &[]).check_many_grads(*tiling);
@@ -397,7 +406,8 @@ fn lists_of_blocks_for_many_processors() {
             let segments = i32s(&[2, n], (0..2 * n).map(|i| i % n / 5));
             for list in [random, odd, none, same] {
                 let of_queries = [tiling.rows, tiling.keys];
-                let grads = gpu_attend_grad::Tiling { of_keys: [tiling.rows, 8], of_queries, heads, parts: 1 };
+                let grads = gpu_attend_grad::Tiling { of_keys: [tiling.rows, 8], of_queries, heads, parts: 1, of_values: None };
+                let apart = gpu_attend_grad::Tiling { of_values: Some(grads.of_keys), ..grads };
                 let check = |size, domain, operands: &[Tensor]| {
                     let case = Case::new(size, domain, operands);
                     case.check_many(tiling);
@@ -406,6 +416,7 @@ fn lists_of_blocks_for_many_processors() {
                 for domain in ["blocks(0, 8)", "causal & blocks(0, 8)", "blocks(0, 8) & window(9)"] {
                     check(size, domain, std::slice::from_ref(&list));
                 }
+                Case::new(size, "causal & blocks(0, 8)", std::slice::from_ref(&list)).check_many_grads(apart);
                 check(size, "causal & blocks(0, 8) & segments(1, 1)", &[list.clone(), segments.clone()]);
                 // More keys than queries.
                 check(Size { s: n + 13, ..size }, "causal & blocks(0, 8)", &[list]);
