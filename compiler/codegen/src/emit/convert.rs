@@ -47,6 +47,7 @@ impl Writer {
     /// A value as it is stored.
     pub fn narrow(&mut self, v: String, dtype: DType) -> String {
         match dtype {
+            DType::E4M3 if self.codes.contains_key(&v) => self.codes[&v].clone(),
             DType::F64 | DType::F32 | DType::I64 | DType::I32 => v,
             DType::F16 => self.convert("truncf", &v, "f32", "f16"),
             DType::BF16 if self.gpu => {
@@ -187,7 +188,11 @@ impl Writer {
             }
             DType::BF16 | DType::F16 | DType::E4M3 => {
                 let narrow = self.narrow(v, to);
-                self.widen(narrow, to)
+                let wide = self.widen(narrow.clone(), to);
+                if to == DType::E4M3 {
+                    self.codes.insert(wide.clone(), narrow);
+                }
+                wide
             }
             DType::F64 | DType::F32 | DType::I64 | DType::I32 | DType::Bool => v,
         }

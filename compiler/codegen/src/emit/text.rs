@@ -43,6 +43,8 @@ pub(super) struct Writer {
     pub linear: bool,
     /// Whether what is rounded to bf16 and goes on as f32 is rounded as half of a pair: one instruction, but results that are held among many sums spill.
     pub pairs: bool,
+    /// The codes of e4m3 that values are, which were rounded to them.
+    pub codes: HashMap<String, String>,
     /// The values of i64 that are another and a number.
     sums: HashMap<String, (String, i64)>,
     /// What operations without effect gave, where that is in scope; and what each scope around added.
@@ -93,6 +95,7 @@ impl Writer {
             numbers: BTreeMap::new(),
             linear: false,
             pairs: false,
+            codes: HashMap::new(),
             sums: HashMap::new(),
             known: HashMap::new(),
             scopes: Vec::new(),

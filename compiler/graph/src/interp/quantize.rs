@@ -3,7 +3,7 @@
 use super::{Precision, Tensor};
 use crate::op::{
     MapFn,
-    quantize::{CODE, GREATEST, SCALE},
+    quantize::{CODE, GREATEST, LEAST_SCALE, SCALE},
 };
 use base::DType;
 
@@ -13,7 +13,7 @@ fn rows(x: &Tensor) -> (usize, usize) {
     (n, x.shape[..x.shape.len() - 1].iter().product::<i64>() as usize)
 }
 
-/// Codes and scales. Codes depend on the scale as it is stored.
+/// Codes and scales. Codes depend on the scale as it is stored: they are by its inverse.
 pub(super) fn quantize(size: usize, x: &Tensor, precision: Precision) -> Vec<Vec<f64>> {
     let round = |dtype: DType, x: f64| if precision == Precision::Rounded { dtype.round(x) } else { x };
     let (n, rows) = rows(x);
@@ -22,7 +22,8 @@ pub(super) fn quantize(size: usize, x: &Tensor, precision: Precision) -> Vec<Vec
         let block: Vec<f64> = block.iter().map(|x| round(SCALE, *x)).collect();
         let most = block.iter().fold(0.0, |m, x| MapFn::Max.eval(&[m, x.abs()]));
         let scale = round(SCALE, most / GREATEST);
-        codes.extend(block.iter().map(|x| if scale > 0.0 { round(CODE, round(SCALE, x / scale)) } else { 0.0 }));
+        let inverse = if scale >= LEAST_SCALE { round(SCALE, 1.0 / scale) } else { 0.0 };
+        codes.extend(block.iter().map(|x| round(CODE, round(SCALE, x * inverse))));
         scales.push(scale);
     }
     vec![codes, scales]

@@ -10,6 +10,8 @@ pub const CODE: DType = DType::E4M3;
 pub const SCALE: DType = DType::F32;
 /// The greatest code: that of a block's largest element.
 pub const GREATEST: f64 = 448.0;
+/// Blocks of a smaller scale, whose inverse is not finite, have codes 0: the least normal number of its format.
+pub const LEAST_SCALE: f64 = f32::MIN_POSITIVE as f64;
 
 pub(super) fn quantize(size: i64, x: &TensorType) -> Result<Vec<TensorType>, OpError> {
     if !x.dtype.is_float() || x.rank() == 0 || size < 1 {

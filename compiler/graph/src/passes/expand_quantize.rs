@@ -1,5 +1,5 @@
 //! Replaces block quantisation by its definition, which fuses with what is around it: once precision is placed.
-//! Before: `%c, %s = quantize %x`   After: `reshape` to blocks, `reduce max` of `map abs`, `map div` by 448, `map div`, `cast` to codes.
+//! Before: `%c, %s = quantize %x`   After: `reshape` to blocks, widened, `reduce max` of `map abs`, `map div` by 448, its inverse, `map mul`, `cast` to codes.
 
 use super::{Stats, rewrite};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     ir::{Func, Role, Value},
     op::{
         MapFn, Op, ReduceFn, Scalar,
-        quantize::{CODE, GREATEST, SCALE},
+        quantize::{CODE, GREATEST, LEAST_SCALE, SCALE},
     },
 };
 use base::{Dim, TensorType};
@@ -43,18 +43,21 @@ pub(crate) fn definition(b: &mut Builder, op: &Op, x: &[Value]) -> Vec<Value> {
 
 fn quantize(b: &mut Builder, size: i64, x: Value) -> [Value; 2] {
     let shape = b.func.ty(x).shape.clone();
-    let x = b.cast(x, SCALE);
+    // Widened as blocks, so that what is stored is read in these.
     let blocks = to_blocks(b, x, size);
+    let blocks = b.cast(blocks, SCALE);
     let magnitude = b.map(MapFn::Abs, &[blocks]);
     let last = shape.len();
     let most = b.op(Op::Reduce(ReduceFn::Max, vec![last]), &[magnitude]);
     let greatest = b.full_like(most, GREATEST);
     let scale = b.map(MapFn::Div, &[most, greatest]);
-    let wide = of_blocks(b, scale, blocks);
-    let zero = b.full_like(blocks, 0.0);
-    let positive = b.map(MapFn::Lt, &[zero, wide]);
-    let ratio = b.map(MapFn::Div, &[blocks, wide]);
-    let code = b.map(MapFn::Select, &[positive, ratio, zero]);
+    // One quotient a block: an element is multiplied.
+    let [least, one, zero] = [LEAST_SCALE, 1.0, 0.0].map(|x| b.full_like(scale, x));
+    let fits = b.map(MapFn::Le, &[least, scale]);
+    let inverse = b.map(MapFn::Div, &[one, scale]);
+    let inverse = b.map(MapFn::Select, &[fits, inverse, zero]);
+    let wide = of_blocks(b, inverse, blocks);
+    let code = b.mul(blocks, wide);
     let code = b.cast(code, CODE);
     [from_blocks(b, code, &shape), scale]
 }

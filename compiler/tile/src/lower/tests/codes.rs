@@ -28,6 +28,17 @@ fn of_codes(f: &Func, dims: &[(&str, i64)]) -> Option<String> {
 }
 
 #[test]
+fn codes_and_scales_are_one_kernel() {
+    for x in ["bf16[B, T, 256]", "f32[T, 384]"] {
+        let f = func(&[x], |b, a| b.node(Op::Quantize(128), a));
+        // A view that is given is a copy.
+        let reads = |step: &&library::Step| matches!(step, library::Step::Launch { buffers, .. } if buffers[0].buffer == 0);
+        assert_eq!(on_gpu(&f).entries[0].steps.iter().filter(reads).count(), 1, "{x} is read once");
+        compare(f, BT);
+    }
+}
+
+#[test]
 fn dense_products_of_codes() {
     for dtype in [F32, BF16] {
         // What is rounded on the way is compared as bf16 is.
