@@ -34,7 +34,6 @@ fn codes_and_scales_are_one_kernel() {
         // A view that is given is a copy.
         let reads = |step: &&library::Step| matches!(step, library::Step::Launch { buffers, .. } if buffers[0].buffer == 0);
         assert_eq!(on_gpu(&f).entries[0].steps.iter().filter(reads).count(), 1, "{x} is read once");
-        compare(f, BT);
     }
 }
 
