@@ -143,6 +143,8 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
     let mut forced = vec![false; n];
     // What is repeated is of few elements for what reads it.
     let mut repeated = vec![false; n];
+    // What a sum that is written out takes several of.
+    let mut several = vec![false; n];
     for o in &func.outputs {
         forced[o.value.node.0 as usize] = true;
     }
@@ -171,15 +173,17 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
             forced[i] || stored && before.is_none()
         } else {
             let in_parts = parts && num_parts(func, Value { node: id, index: 0 }).is_some();
-            forced[i] || in_parts || !fuses_into_row(func, id, &users[i])
+            forced[i] || in_parts || several[i] || !fuses_into_row(func, id, &users[i])
         };
         g.root[i] = is_root;
+        let takes_several = !is_root && (several[i] || is_unrolled_node(func, id));
         let as_users = if is_root { BTreeSet::from([id]) } else { users[i].clone() };
         let is_fused_op = is_inline(&node.op) || matches!(node.op, Op::Reduce(..));
         let narrow = narrowed(node);
         for (k, v) in node.inputs.iter().enumerate().filter(|(k, _)| !is_unread(func, node, *k)) {
             let j = v.node.0 as usize;
             users[j].extend(&as_users);
+            several[j] |= takes_several;
             let grows = matches!(&node.op, Op::Broadcast { shape, axes } if axes.len() < shape.len());
             repeated[j] |= grows || repeated[i] && is_layout(&node.op);
             // What is only widened is needed as it is.

@@ -1324,6 +1324,22 @@ fn sums_of_rows_of_few_columns_take_their_neighbours_along() {
 }
 
 #[test]
+fn long_sums_that_a_short_one_takes_are_stored() {
+    // As in the gradient of weights that are normalised: each of eight would take all eight again.
+    let f = func(&["f32[N, 8, 200]", "f32[N, 200]", "f32[N, 8]"], |b, a| {
+        let shape = b.func.ty(a[0]).shape.clone();
+        let y = b.broadcast(a[1], &shape, &[0, 2]);
+        let terms = b.mul(a[0], y);
+        let long = b.op(Op::Reduce(ReduceFn::Sum, vec![2]), &[terms]);
+        let weighed = b.mul(long, a[2]);
+        let short = b.op(Op::Reduce(ReduceFn::Sum, vec![1]), &[weighed]);
+        let all = b.broadcast(short, &shape[..2], &[0]);
+        vec![b.map(MapFn::Sub, &[long, all])]
+    });
+    assert_eq!(kernels_of(f, &[("N", 5)]), ["host_map", "host_map"]);
+}
+
+#[test]
 fn a_view_that_several_read_is_no_copy() {
     // Two products read it, once it is stored.
     let l = check(&["f32[N, 12]", "f32[3, 8, 12]", "f32[3, 8, 12]", "i32[N, 1]"], &[("N", 5)], |b, a| {
