@@ -40,6 +40,7 @@ fn main() {
             "grads" => all_grads(),
             "lists" => lists(),
             "large_attends" => large_attends(),
+            "latents" => latents(),
             "large_branches" => large_branches(),
             "large_grouped" => large_grouped(),
             "large_lists" => large_lists(),
@@ -391,6 +392,7 @@ fn attends() -> Vec<Kernel> {
     all.push(attend(DType::BF16, [2, 1], [192, 128], "causal", None));
     all.push(attend(DType::BF16, [2, 1], [256, 256], "causal", None));
     all.push(attend(DType::BF16, [2, 1], [32, 16], "causal", None));
+    all.extend([[4, 1], [128, 1]].map(|heads| attend(DType::BF16, heads, [576, 512], "causal", None)));
     for (dtype, n, keeps) in [(DType::BF16, [128, 128], true), (DType::F16, [64, 64], false), (DType::F32, [64, 32], true)] {
         all.push(branch(&problem(dtype, [4, 2], n, "causal & window(90)"), keeps));
     }
@@ -439,6 +441,11 @@ fn all_grads() -> Vec<Kernel> {
     all.extend(grads(DType::BF16, [2, 2], [192, 128], "causal"));
     all.extend(grads(DType::BF16, [2, 1], [256, 256], "causal"));
     numbered(all)
+}
+
+/// Attention to a latent of 512 columns and 64 more that all heads share, as DeepSeek's with its projections absorbed.
+fn latents() -> Vec<Kernel> {
+    numbered(["causal", "full"].map(|domain| attend(DType::BF16, [128, 1], [576, 512], domain, None)).into())
 }
 
 fn large_attends() -> Vec<Kernel> {

@@ -56,6 +56,11 @@ impl Tiling {
     pub fn choose(p: &Problem) -> Tiling {
         let narrow = matches!(p.dtype, DType::BF16 | DType::F16);
         let heads = p.h / p.g;
+        if is_wide(p) {
+            // Rows are as many of a query's heads as there are.
+            let own = (0..=WIDE_ROWS.ilog2()).map(|i| WIDE_ROWS >> i).find(|n| heads % n == 0).unwrap_or(1);
+            return Tiling { rows: WIDE_ROWS, keys: 32, heads: own };
+        }
         if let Some((Domain::Tokens(_), _)) = driving_list(&p.domain) {
             // A query has a tile of its own.
             return Tiling { rows: heads, keys: TOKENS, heads };
@@ -84,6 +89,22 @@ impl Tiling {
 /// Rows of a tile where there are lists, or few queries: what one warp group multiplies.
 const LISTED_ROWS: i64 = 64;
 
+/// Columns of the result that a block sums, and of keys and values that are not wide.
+pub const WIDEST: i64 = 256;
+
+/// Rows of a tile where keys or values are wide: these leave room for no more.
+const WIDE_ROWS: i64 = 64;
+
+/// Whether keys or values have more columns than usual, as where a latent that all heads share is both.
+fn is_wide(p: &Problem) -> bool {
+    p.dk.max(p.dv) > WIDEST
+}
+
+/// Columns of the result that a block sums: all, or half of many.
+pub(super) fn columns(p: &Problem) -> i64 {
+    if p.dv > WIDEST { p.dv / 2 } else { p.dv }
+}
+
 /// Keys of a list that come together.
 const TOKENS: i64 = 128;
 
@@ -92,14 +113,23 @@ const TOKENS: i64 = 128;
 pub fn takes(p: &Problem, t: Tiling, aligned: bool) -> bool {
     let tokens = || Tokens::of(p, t).is_some() && (p.dtype == DType::F32 || t.rows % 64 == 0 && t.rows <= 192);
     let listed = || Union::new(p, t).is_some() || Blocks::of(p, t).is_some() || tokens();
-    is_plain(p, aligned) && (!has_lists(&p.domain) || listed())
+    let wide = is_wide(p) && p.dk <= MOST_KEY && p.dv <= 2 * WIDEST && columns(p) % 16 == 0 && !has_lists(&p.domain);
+    (is_plain(p, aligned) || wide && is_tile(p, aligned)) && (!has_lists(&p.domain) || listed())
+}
+
+/// Columns of keys, at most.
+const MOST_KEY: i64 = 576;
+
+/// Whether operands come as rectangles that are not wide.
+pub(super) fn is_plain(p: &Problem, aligned: bool) -> bool {
+    is_tile(p, aligned) && !is_wide(p)
 }
 
 /// Whether operands come as rectangles.
-pub(super) fn is_plain(p: &Problem, aligned: bool) -> bool {
+fn is_tile(p: &Problem, aligned: bool) -> bool {
     let n = COPY_ALIGN / p.dtype.bytes() as i64;
     let narrow = matches!(p.dtype, DType::BF16 | DType::F16 | DType::F32);
-    narrow && aligned && p.dk % n == 0 && p.dk % 16 == 0 && p.dv % 16 == 0 && p.dk.max(p.dv) <= 256
+    narrow && aligned && p.dk % n == 0 && p.dk % 16 == 0 && p.dv % 16 == 0
 }
 
 pub(super) fn has_lists(d: &Domain) -> bool {
@@ -120,6 +150,8 @@ pub(super) fn has_lists(d: &Domain) -> bool {
 pub(super) struct Heads {
     mem: Mem,
     axes: [(Expr, Expr); 4],
+    /// The first of the elements, and how many.
+    first: Expr,
     n: i64,
 }
 
@@ -133,7 +165,11 @@ impl Heads {
             (b.dim(positions), Expr::int(row)),
             (Expr::int(n), Expr::int(1)),
         ];
-        Heads { mem, axes, n }
+        Heads { mem, axes, first: Expr::int(0), n }
+    }
+    /// So many elements of a head, from one on.
+    fn columns(self, first: &Expr, n: i64) -> Heads {
+        Heads { first: first.clone(), n, ..self }
     }
     /// Positions from `first` on of a head, to scratch or from it.
     pub(super) fn copy(&self, b: &mut Build, scratch: Mem, rows: i64, at: [&Expr; 3], store: bool) {
@@ -157,7 +193,7 @@ impl Heads {
         [batch, head, first]: [&Expr; 3],
         store: bool,
     ) {
-        let at = [batch.clone(), head.clone(), first.clone(), Expr::int(0)];
+        let at = [batch.clone(), head.clone(), first.clone(), self.first.clone()];
         let axes =
             self.axes.iter().zip(at).map(|((extent, stride), at)| Axis { extent: extent.clone(), stride: stride.clone(), at });
         let mut axes: Vec<Axis> = axes.collect();
@@ -262,7 +298,8 @@ impl<'a> Job<'a> {
     }
     /// Blocks of a part.
     fn of_part(&self, t: Tiling) -> Dim {
-        self.p.t.ceil_div(&Dim::from(t.queries())) * self.p.b.clone() * Dim::from(self.p.h / t.heads)
+        let of_columns = self.p.h / t.heads * (self.p.dv / columns(self.p));
+        self.p.t.ceil_div(&Dim::from(t.queries())) * self.p.b.clone() * Dim::from(of_columns)
     }
     fn read(&self, b: &mut Build, t: Tiling) -> (Mem, Mem, Vec<Mem>, Option<Union>, Vec<Mem>) {
         let p = self.p;
@@ -298,9 +335,21 @@ impl<'a> Job<'a> {
         let of_result = |b: &mut Build, mem: Mem| Heads::new(b, mem, &batches, &p.t, p.h, p.dv);
         let o = buffers.o.map(|mem| of_result(b, mem));
         let mapped = buffers.mapped.map(|(e, read, mem)| (e, read, of_result(b, mem)));
+        // Neighbouring blocks have the same keys.
+        let n = columns(p);
+        let (column, block) = match p.dv / n {
+            1 => (Expr::int(0), block),
+            parts => {
+                let column = b.bind(Expr::rem(block.clone(), Expr::int(parts)) * Expr::int(n));
+                (column, b.bind(Expr::floor_div(block, Expr::int(parts))))
+            }
+        };
+        let v = v.columns(&column, n);
+        let o = o.map(|o| o.columns(&column, n));
+        let mapped = mapped.map(|(e, read, y)| (e, read, y.columns(&column, n)));
 
         let (part, block) = if self.parts.is_some() {
-            let n = b.dim(&self.of_part(t));
+            let n = b.dim(&self.of_part(t).floor_div(&Dim::from(p.dv / n)));
             (b.bind(Expr::floor_div(block.clone(), n.clone())), b.bind(Expr::rem(block, n)))
         } else {
             (Expr::int(0), block)
@@ -340,12 +389,19 @@ impl<'a> Job<'a> {
         });
         let nothing = if self.parts.is_some() { f64::NEG_INFINITY } else { 0.0 };
         let lse = buffers.lse;
-        a.finish(b, |b, r, none, log| a.store_lse(b, lse, [&own, &head], [r, Expr::select(none, a.f(nothing), log)]));
+        a.finish(b, |b, r, none, log| {
+            let log = Expr::select(none, a.f(nothing), log);
+            match column.known() {
+                Some(_) => a.store_lse(b, lse, [&own, &head], [r, log]),
+                // Of the blocks with the same scores one stores what they are summed to.
+                None => b.if_(eq(column.clone(), Expr::int(0)), |b| a.store_lse(b, lse, [&own, &head], [r, log])),
+            }
+        });
         if let Some(o) = o {
             o.copy_heads(b, a.out, [t.rows, t.heads], [&own, &head, &a.first], true);
         }
         if let Some((ending, read, y)) = mapped {
-            a.map_result(b, ending, &read, &head);
+            a.map_result(b, ending, &read, [&head, &column]);
             y.copy_heads(b, a.out, [t.rows, t.heads], [&own, &head, &a.first], true);
         }
     }
@@ -698,9 +754,9 @@ impl Scratch {
     pub fn new(b: &mut Build, p: &Problem, Tiling { rows, keys, .. }: Tiling) -> Scratch {
         let dtype = p.sum_dtype();
         let q = b.scratch("q", p.dtype, rows * p.dk);
-        let (k, v) = (b.scratch("k", p.dtype, keys * p.dk), b.scratch("v", p.dtype, keys * p.dv));
+        let (k, v) = (b.scratch("k", p.dtype, keys * p.dk), b.scratch("v", p.dtype, keys * columns(p)));
         let (scores, weights) = (b.scratch("scores", dtype, rows * keys), b.scratch("weights", p.dtype, rows * keys));
-        let out = b.scratch("out", dtype, rows * p.dv);
+        let out = b.scratch("out", dtype, rows * columns(p));
         let [max, sum, alpha] = ["max", "sum", "alpha"].map(|name| b.scratch(name, dtype, rows));
         Scratch { q, k, v, scores, weights, out, max, sum, alpha }
     }
@@ -754,7 +810,7 @@ impl<'a> Attend<'a> {
     }
     /// Nothing is seen yet.
     pub fn begin(&self, b: &mut Build) {
-        b.fill(self.out, Expr::int(self.tiling.rows * self.scene.problem.dv), self.f(0.0));
+        b.fill(self.out, Expr::int(self.tiling.rows * self.columns()), self.f(0.0));
         self.each_row(b, |b, r| {
             b.store(self.max, r.clone(), self.f(f64::NEG_INFINITY));
             b.store(self.sum, r, self.f(0.0));
@@ -797,6 +853,9 @@ impl<'a> Attend<'a> {
     }
     fn f(&self, x: f64) -> Expr {
         Build::f(self.dtype, x)
+    }
+    fn columns(&self) -> i64 {
+        columns(self.scene.problem)
     }
     fn each_row(&self, b: &mut Build, body: impl FnOnce(&mut Build, Expr)) {
         b.each(Expr::int(self.tiling.rows), body);
@@ -895,7 +954,7 @@ impl<'a> Attend<'a> {
     }
     /// O = α·O.
     fn scale_result(&self, b: &mut Build) {
-        let dv = Expr::int(self.scene.problem.dv);
+        let dv = Expr::int(self.columns());
         b.each(Expr::int(self.tiling.rows) * dv.clone(), |b, e| {
             let alpha = Expr::load(self.alpha, Expr::floor_div(e.clone(), dv));
             b.store(self.out, e.clone(), Expr::load(self.out, e) * alpha);
@@ -903,15 +962,15 @@ impl<'a> Attend<'a> {
     }
     /// O = O + P·V.
     fn multiply_values(&self, b: &mut Build) {
-        let (Tiling { rows, keys, .. }, dv) = (self.tiling, self.scene.problem.dv);
+        let (Tiling { rows, keys, .. }, dv) = (self.tiling, self.columns());
         let zero = Expr::int(0);
         let (left, v) = (tile(self.weights, zero.clone(), keys), tile(self.v, zero.clone(), dv));
         b.dot([rows, dv, keys].map(Expr::int), left, v, tile(self.out, zero, dv), true);
     }
     /// O becomes what is mapped of o. Past the last query it is mapped of the last one's values.
-    fn map_result(&self, b: &mut Build, ending: &Ending, read: &[Mem], head: &Expr) {
+    fn map_result(&self, b: &mut Build, ending: &Ending, read: &[Mem], [head, column]: [&Expr; 2]) {
         let (p, Tiling { rows, heads, .. }) = (self.scene.problem, self.tiling);
-        let dv = Expr::int(p.dv);
+        let dv = Expr::int(self.columns());
         b.each(Expr::int(rows) * dv.clone(), |b, e| {
             let (row, col) = (Expr::floor_div(e.clone(), dv.clone()), Expr::rem(e.clone(), dv));
             let (t, head) = match heads {
@@ -920,7 +979,7 @@ impl<'a> Attend<'a> {
             };
             let t = b.bind(Expr::minimum(self.first.clone() + t, self.scene.t.clone() - Expr::int(1)));
             let row = b.bind((self.scene.batch.clone() * self.scene.t.clone() + t) * Expr::int(p.h) + head);
-            let col = b.bind(col);
+            let col = b.bind(if column.known() == Some(0) { col } else { column.clone() + col });
             let o = b.bind(Expr::load(self.out, e.clone()).cast(p.dtype));
             let value = (ending.map)(b, &Element { products: vec![o], operands: read.to_vec(), at: vec![row, col] });
             let value = b.bind(value);

@@ -11,7 +11,7 @@
 use super::{
     build::{Build, div, eq, exp},
     domain::Problem,
-    gpu_attend::{Blocks, Ending, Job, Tiling, attend, has_lists},
+    gpu_attend::{Blocks, Ending, Job, Tiling, attend, columns, has_lists},
     gpu_product::Element,
 };
 use crate::ir::{Expr, Kernel, LoopKind, Mem};
@@ -31,7 +31,7 @@ pub fn num_parts(p: &Problem, t: Tiling) -> Option<Dim> {
     let bounded = most_keys(&p.domain, p, few?).map(|n| n.div_euclid(t.keys));
     let most = bounded.or(p.s.known().map(|s| s / (4 * t.keys))).unwrap_or(MAX_PARTS).clamp(1, MAX_PARTS);
     let one = Dim::from(1);
-    let alone = (p.b.clone() * Dim::from(p.h / t.heads)).maximum(&one);
+    let alone = (p.b.clone() * Dim::from(p.h / t.heads * (p.dv / columns(p)))).maximum(&one);
     let parts = Dim::from(BLOCKS).floor_div(&alone).minimum(&Dim::from(most)).maximum(&one);
     (most > 1 && !parts.is(1)).then_some(parts)
 }
@@ -68,7 +68,7 @@ pub fn gpu_attend_part(p: &Problem, t: Tiling, parts: &Dim) -> Kernel {
 /// # Shapes
 /// scores, behind o and lse: [b, t, h, s].
 pub fn gpu_attend_part_scores(p: &Problem, t: Tiling, parts: &Dim) -> Kernel {
-    debug_assert!(p.domain == Domain::Full, "{:?} skips keys", p.domain);
+    debug_assert!(p.domain == Domain::Full && columns(p) == p.dv, "{:?} skips keys, or several blocks have them", p.domain);
     attend(&[Job { p, parts: Some(parts), ending: None, scores: true }], t)
 }
 

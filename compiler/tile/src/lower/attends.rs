@@ -96,7 +96,8 @@ impl<'a> Attends<'a> {
         if let Some((scores, nodes)) = scores_of(func, attend) {
             let all = func.nodes.iter().all(|(id, n)| id == node || nodes.contains(&id) || matches!(n.op, Op::Arg(_)));
             let given = func.outputs.iter().filter(|out| out.value != o && out.value != lse).map(|out| out.value);
-            let fits = takes && once && all && given.eq([scores]) && problem.domain == Domain::Full;
+            let fits =
+                takes && once && all && given.eq([scores]) && problem.domain == Domain::Full && problem.dv <= gpu_attend::WIDEST;
             // Where keys are taken in parts, rows are few.
             let few = fits && gpu_attend_parts::num_parts(&problem, Tiling::choose(&problem)).is_some();
             let scores = Some(scores);
