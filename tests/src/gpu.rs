@@ -131,6 +131,7 @@ fn attention_spills_no_registers_and_its_products_run_on() {
             scale: 0.1,
             operands: Vec::new(),
             distinct: false,
+            shared: false,
         };
         let tiling = gpu_attend_grad::Tiling::choose(&p);
         kernels.push(gpu_attend(&p, gpu_attend::Tiling::choose(&p)));
@@ -176,6 +177,7 @@ fn both_ends_of_a_window_cost_few_registers() {
         scale: 0.1,
         operands: Vec::new(),
         distinct: false,
+        shared: false,
     };
     let ptx = codegen::emit_ptx(&[gpu_attend(&p, gpu_attend::Tiling::choose(&p))], &GpuOptions::default()).expect("it compiles");
     let told = assemble(&ptxas, "window", &ptx.text);

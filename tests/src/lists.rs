@@ -80,6 +80,7 @@ fn attention_by_blocks_by_threads() {
         scale: 0.25,
         operands: vec![list],
         distinct: false,
+        shared: false,
     };
     let tiling = Tiling { rows: 16, keys: 16, heads: 2 };
     assert_eq!(lists(&p, tiling), 0);

@@ -14,6 +14,7 @@ use tile::{
         domain::Problem,
         gpu_attend::{self, Ending, gpu_attend, gpu_attend_map},
         gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
+        gpu_attend_parts,
         gpu_attend_union::{gpu_attend_grad_items, gpu_attend_inverse, gpu_attend_union},
         gpu_product::{
             Element, Epilogue, Given, Grouped, OfCodes, Operand, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product,
@@ -354,7 +355,7 @@ fn problem(dtype: DType, heads: [i64; 2], [dk, dv]: [i64; 2], domain: &str) -> P
     let domain: graph::op::Domain = domain.parse().expect("a domain");
     let operands = vec![segments; domain.num_operands()];
     let scale = 1.0 / (dk as f64).sqrt();
-    Problem { dtype, b, t: t_dim, s, h: heads[0], g: heads[1], dk, dv, domain, scale, operands, distinct: false }
+    Problem { dtype, b, t: t_dim, s, h: heads[0], g: heads[1], dk, dv, domain, scale, operands, distinct: false, shared: false }
 }
 
 fn attend(dtype: DType, heads: [i64; 2], n: [i64; 2], domain: &str, t: Option<gpu_attend::Tiling>) -> Kernel {
@@ -392,7 +393,9 @@ fn attends() -> Vec<Kernel> {
     all.push(attend(DType::BF16, [2, 1], [192, 128], "causal", None));
     all.push(attend(DType::BF16, [2, 1], [256, 256], "causal", None));
     all.push(attend(DType::BF16, [2, 1], [32, 16], "causal", None));
-    all.extend([[4, 1], [128, 1]].map(|heads| attend(DType::BF16, heads, [576, 512], "causal", None)));
+    all.extend(
+        [([4, 1], false), ([128, 1], false), ([16, 1], true), ([128, 1], true)].map(|(h, shared)| latent(h, "causal", shared)),
+    );
     for (dtype, n, keeps) in [(DType::BF16, [128, 128], true), (DType::F16, [64, 64], false), (DType::F32, [64, 32], true)] {
         all.push(branch(&problem(dtype, [4, 2], n, "causal & window(90)"), keeps));
     }
@@ -445,7 +448,22 @@ fn all_grads() -> Vec<Kernel> {
 
 /// Attention to a latent of 512 columns and 64 more that all heads share, as DeepSeek's with its projections absorbed.
 fn latents() -> Vec<Kernel> {
-    numbered(["causal", "full"].map(|domain| attend(DType::BF16, [128, 1], [576, 512], domain, None)).into())
+    let mut all = Vec::from([false, true].map(|shared| latent([128, 1], "causal", shared)));
+    // A step of decoding, in parts of the keys.
+    for shared in [false, true] {
+        let p = problem(DType::BF16, [128, 1], [576, 512], "full");
+        let p = Problem { shared, t: Dim::from(1), s: Dim::sym("S"), ..p };
+        let t = gpu_attend::Tiling::choose(&p);
+        let parts = gpu_attend_parts::num_parts(&p, t).expect("an only query");
+        all.push(gpu_attend_parts::gpu_attend_part(&p, t, &parts));
+        all.push(gpu_attend_parts::gpu_attend_merge(&p, &parts, true));
+    }
+    numbered(all)
+}
+
+fn latent(heads: [i64; 2], domain: &str, shared: bool) -> Kernel {
+    let p = Problem { shared, ..problem(DType::BF16, heads, [576, 512], domain) };
+    gpu_attend(&p, gpu_attend::Tiling::choose(&p))
 }
 
 fn large_attends() -> Vec<Kernel> {

@@ -513,7 +513,8 @@ impl Lowerer<'_> {
                     let (at, elems) = (operands[3].at.clone(), types[3].elems());
                     b.steps.push(Step::Zero { at, elems });
                 }
-                let device = Device { many: self.options.products, aligned, distinct, of_sums };
+                let shared = matches!(node.op, Op::Attend(_)) && begins_with(b.func, node.inputs[1], node.inputs[2]);
+                let device = Device { many: self.options.products, aligned, distinct, shared, of_sums };
                 let want = match self.tilings {
                     Tilings::Of(chosen) => Want::Chosen(chosen),
                     Tilings::Every => Want::All,
@@ -1138,6 +1139,19 @@ fn below(func: &Func, mut v: Value) -> Value {
 /// Whether an attention's operand is no list, or one that has nothing twice.
 fn is_set(func: &Func, v: Value) -> bool {
     func.ty(v).rank() != 4 || chooses(func, v)
+}
+
+/// Whether rows of `x` along the last axis begin with those of `y`: something joined to it.
+fn begins_with(func: &Func, x: Value, y: Value) -> bool {
+    let rows = |v: Value| {
+        let node = func.def(v);
+        let same = matches!(node.op, Op::Reshape(_)) && func.ty(v).shape.last() == func.ty(node.inputs[0]).shape.last();
+        if same { node.inputs[0] } else { v }
+    };
+    let joined = rows(x);
+    let node = func.def(joined);
+    let along = matches!(node.op, Op::Concat(axis) if axis + 1 == func.ty(joined).rank());
+    along && rows(node.inputs[0]) == rows(y)
 }
 
 /// Whether each row along the last axis is a choice, so that it has nothing twice but -1.

@@ -27,6 +27,8 @@ pub struct Device {
     pub aligned: bool,
     /// Whether lists of keys are known to have each once.
     pub distinct: bool,
+    /// Whether an attention's values are known to be the first columns of its keys.
+    pub shared: bool,
     /// Whether a gradient of attention needs nothing of its result, which is zeros then.
     pub of_sums: bool,
 }
@@ -86,7 +88,7 @@ pub fn kernels(
         }
     }
     if let (Op::Attend(a), true) = (op, device.many) {
-        let p = Problem { distinct: device.distinct, ..problem(op, a, operands, &operands[3..])? };
+        let p = Problem { distinct: device.distinct, shared: device.shared, ..problem(op, a, operands, &operands[3..])? };
         if let Some(tiling) = gpu_attend_by_block::choose(&p).filter(|_| device.aligned) {
             return Ok(attend_by_block(&p, tiling));
         }
@@ -117,7 +119,8 @@ pub fn kernels(
 
 /// Attention by many processors.
 fn attend(p: &Problem, tiling: gpu_attend::Tiling) -> Work {
-    let given: Vec<Place> = (0..3 + p.operands.len()).map(Place::Operand).collect();
+    let shares = gpu_attend::shares(p);
+    let given: Vec<Place> = (0..3 + p.operands.len()).filter(|i| !(shares && *i == 2)).map(Place::Operand).collect();
     let results = [0, 1].map(Place::Result);
     let dtypes = vec![p.dtype, p.sum_dtype()];
     let (mut launches, mut asides) = (Vec::new(), Vec::new());
@@ -406,7 +409,7 @@ fn pick<T: Copy + PartialEq + std::fmt::Display>(
 
 /// The name of an attention problem.
 fn attention(what: &str, p: &Problem) -> String {
-    let Problem { dtype, b, t, s, h, g, dk, dv, domain, scale, operands, distinct: _ } = p;
+    let Problem { dtype, b, t, s, h, g, dk, dv, domain, scale, operands, distinct: _, shared: _ } = p;
     let of_domain: Vec<String> = operands.iter().map(TensorType::to_string).collect();
     format!("{what} {dtype} b={b} t={t} s={s} heads={h}/{g} dk={dk} dv={dv} scale={scale} {domain} {}", of_domain.join(" "))
         .trim_end()
@@ -430,5 +433,6 @@ fn problem(op: &Op, a: &Attend, operands: &[&TensorType], of_domain: &[&TensorTy
         scale: a.scale.get(),
         operands: of_domain.iter().map(|t| (*t).clone()).collect(),
         distinct: false,
+        shared: false,
     })
 }

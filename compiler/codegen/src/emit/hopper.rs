@@ -418,7 +418,10 @@ impl Emitter<'_> {
                 continue;
             }
             let access = Access::of(std::slice::from_ref(s));
-            self.settle_conflicts(&access);
+            let goes_on = if let Stmt::Dot(d) = s { self.goes_on(d, &access) } else { false };
+            if !goes_on {
+                self.settle_conflicts(&access);
+            }
             let done: Vec<usize> = (0..rings.len()).filter(|run| last_use(*run) == Some(i)).map(|run| rings[run]).collect();
             if let Stmt::Dot(d) = s {
                 if taken.is_some_and(|[begin, _]| begin == i) {
@@ -428,10 +431,14 @@ impl Emitter<'_> {
                 if taken.is_some_and(|[_, end]| end == i) {
                     self.pass_turn();
                 }
-                let frees = done.iter().map(|ring| self.pass(*ring, &h.rings[*ring])).collect();
+                let mut frees: Vec<String> = done.iter().map(|ring| self.pass(*ring, &h.rings[*ring])).collect();
                 let copied = |m: &Mem| matches!(m, Mem::Scratch(i) if h.ring_of.contains_key(i));
                 let mut access = access;
                 access.read.retain(|m| !copied(m));
+                if let Some(before) = goes_on.then(|| self.simt_mut().turn.pending.pop()).flatten() {
+                    frees.extend(before.frees);
+                    access.join(&before.access);
+                }
                 self.simt_mut().turn.pending.push(Pending { dot: d.clone(), access, first, frees });
                 continue;
             }
@@ -526,6 +533,12 @@ impl Emitter<'_> {
         if let Some(last) = self.simt().turn.pending.iter().rposition(|p| p.access.conflicts(access)) {
             self.settle_pending(last + 1);
         }
+    }
+    /// Whether a product adds to the sums of the last one under way, and touches nothing else that is: the hardware takes them in order.
+    fn goes_on(&self, d: &Dot, access: &Access) -> bool {
+        let Some((last, before)) = self.simt().turn.pending.split_last() else { return false };
+        let own = d.accumulate && last.dot.c == d.c && last.first.is_empty() && d.a.mem != d.c.mem;
+        own && before.iter().all(|p| !p.access.conflicts(access))
     }
     /// Waits for the first `count` products under way.
     fn settle_pending(&mut self, count: usize) {

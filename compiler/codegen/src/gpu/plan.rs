@@ -123,9 +123,11 @@ const MAX_HELD: i64 = 96;
 const ELEMS_PER_THREAD: i64 = 8;
 /// Turns of a vector loop that a thread of a warp takes, at most, where that has a row with scratch.
 const MOST_OF_WARP: i64 = 16;
-/// What the rows of a processor load together, if that takes no more than so many threads: these have 48 registers. # Units: bytes, threads.
-const LOADED_BYTES: usize = 80 << 10;
-const ROW_THREADS: u32 = 1280;
+/// What the rows of a processor load together, if that takes no more than so many threads: these have 40 registers, which is little for more than so many
+/// elements each. # Units: bytes, threads, elements.
+const LOADED_BYTES: usize = 96 << 10;
+const ROW_THREADS: u32 = 1536;
+const ROW_ELEMS: usize = 16;
 /// A row with more in its vector loops than this is for a whole block.
 const LARGE_ROW: i64 = 4096;
 /// So many threads leave most of a large device idle.
@@ -164,6 +166,9 @@ impl Plan {
         let Some(mems) = read_once(k, &r.body, i64::from(self.threads)) else { return 1 };
         let read = Access::of(&r.body).read;
         let elems = widest(&r.body).map_or(0, |n| n as usize);
+        if elems > ROW_ELEMS * self.threads as usize {
+            return 1;
+        }
         let bytes: usize = mems.intersection(&read).map(|m| elems * k.mem_dtype(*m).bytes()).sum();
         (LOADED_BYTES.div_ceil(bytes.max(1)) as u32).clamp(1, (ROW_THREADS / self.threads).max(1))
     }

@@ -368,7 +368,21 @@ fn columns_meet_others_of_their_head_in_registers() {
 fn attention(dtype: DType, d: i64) -> Problem {
     let [b, t] = ["B", "T"].map(Dim::sym);
     let (s, domain) = (t.clone(), "causal".parse().expect("a domain"));
-    Problem { dtype, b, t, s, h: 4, g: 2, dk: d, dv: d, domain, scale: 0.125, operands: Vec::new(), distinct: false }
+    Problem {
+        dtype,
+        b,
+        t,
+        s,
+        h: 4,
+        g: 2,
+        dk: d,
+        dv: d,
+        domain,
+        scale: 0.125,
+        operands: Vec::new(),
+        distinct: false,
+        shared: false,
+    }
 }
 
 #[test]

@@ -37,6 +37,8 @@ pub struct Problem {
     pub operands: Vec<TensorType>,
     /// Whether it is known that no list has something twice.
     pub distinct: bool,
+    /// Whether values are the first columns of keys, as where a latent is both.
+    pub shared: bool,
 }
 
 /// Sizes of an attention kernel's tiles.
@@ -105,6 +107,7 @@ impl Problem {
             scale: attend.scale.get(),
             operands: operands[num_fixed..].iter().map(|t| (*t).clone()).collect(),
             distinct: false,
+            shared: false,
         })
     }
     /// The legal tilings that are worth a measurement. `bytes` is their scratch memory.

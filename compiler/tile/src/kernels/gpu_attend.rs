@@ -15,6 +15,9 @@
 //! o = O / l, lse = scale·m + log l      both 0 for a row that saw no key
 //! ```
 //!
+//! Of values of more than 256 columns a block sums half. Where they are known to be the first columns of keys, they are not read: a tile of keys is in three
+//! pieces, of which the block's half is its values too, and two warp groups take turns in place of products that run ahead.
+//!
 //! Memory map: Q [rows, dk], K [keys, dk], V [keys, dv] as they come; S, P [rows, keys] and O [rows, dv], of which each thread may hold its part; m, l, α
 //! [rows]. Values of keys that a row does not see have to be finite, if they are in a tile of which it sees another.
 //!
@@ -58,8 +61,9 @@ impl Tiling {
         let heads = p.h / p.g;
         if is_wide(p) {
             // Rows are as many of a query's heads as there are.
-            let own = (0..=WIDE_ROWS.ilog2()).map(|i| WIDE_ROWS >> i).find(|n| heads % n == 0).unwrap_or(1);
-            return Tiling { rows: WIDE_ROWS, keys: 32, heads: own };
+            let rows = if shares(p) { 2 * WIDE_ROWS } else { WIDE_ROWS };
+            let own = (0..=rows.ilog2()).map(|i| rows >> i).find(|n| heads % n == 0).unwrap_or(1);
+            return Tiling { rows, keys: 32, heads: own };
         }
         if let Some((Domain::Tokens(_), _)) = driving_list(&p.domain) {
             // A query has a tile of its own.
@@ -92,12 +96,17 @@ const LISTED_ROWS: i64 = 64;
 /// Columns of the result that a block sums, and of keys and values that are not wide.
 pub const WIDEST: i64 = 256;
 
-/// Rows of a tile where keys or values are wide: these leave room for no more.
+/// Rows of a tile where keys and values are wide: these leave room for no more. Twice as many where values need no memory of their own.
 const WIDE_ROWS: i64 = 64;
 
 /// Whether keys or values have more columns than usual, as where a latent that all heads share is both.
 fn is_wide(p: &Problem) -> bool {
     p.dk.max(p.dv) > WIDEST
+}
+
+/// Whether values are not read, but taken of keys: a block's half of their columns, beside the other half and what else keys have.
+pub fn shares(p: &Problem) -> bool {
+    p.shared && p.dv > WIDEST && p.dk > p.dv && p.dk <= MOST_KEY && !has_lists(&p.domain)
 }
 
 /// Columns of the result that a block sums: all, or half of many.
@@ -147,6 +156,7 @@ pub(super) fn has_lists(d: &Domain) -> bool {
 }
 
 /// A tensor `[batch, positions, heads, n]` of which rectangles of positions and elements of a head are copied.
+#[derive(Clone)]
 pub(super) struct Heads {
     mem: Mem,
     axes: [(Expr, Expr); 4],
@@ -282,6 +292,7 @@ pub(super) struct Job<'a> {
 /// The buffers of a job but for queries, and what of them it maps.
 struct Buffers<'a> {
     k: Mem,
+    /// Those of keys, if they are their first columns.
     v: Mem,
     operands: Vec<Mem>,
     union: Option<Union>,
@@ -304,7 +315,8 @@ impl<'a> Job<'a> {
     fn read(&self, b: &mut Build, t: Tiling) -> (Mem, Mem, Vec<Mem>, Option<Union>, Vec<Mem>) {
         let p = self.p;
         let [_, k, v, ..] = p.elems();
-        let [k, v] = [("k", k), ("v", v)].map(|(name, n)| b.read(name, p.dtype, n));
+        let k = b.read("k", p.dtype, k);
+        let v = if shares(p) { k } else { b.read("v", p.dtype, v) };
         let operands = p.operands.iter().enumerate().map(|(i, t)| b.read(&format!("d{i}"), t.dtype, t.elems())).collect();
         let union = Union::new(p, t).map(|u| u.read(b, p));
         (k, v, operands, union, self.ending.map_or(Vec::new(), |e| e.read(b)))
@@ -370,9 +382,17 @@ impl<'a> Job<'a> {
         let which =
             buffers.union.map(Rows::Union).or(tokens.map(Rows::Tokens)).or(listed.map(Rows::Blocks)).unwrap_or(Rows::Neighbours);
         let stored = buffers.scores.map(|mem| (mem, head.clone()));
-        let a = Attend { stored, ..Attend::new(&scene, t, first, which, scratch) };
+        let mut a = Attend { stored, ..Attend::new(&scene, t, first, which, scratch) };
+        if let Some([other, rest]) = scratch.more {
+            let own = Piece { first: column.clone(), n, of: [a.q, a.k] };
+            let other = Piece { first: b.bind(Expr::int(n) - column.clone()), n, of: other };
+            a.pieces = vec![own, other, Piece { first: Expr::int(p.dv), n: p.dk - p.dv, of: rest }];
+        }
 
-        q.copy_heads(b, a.q, [t.rows, t.heads], [&batch, &head, &a.first], false);
+        for piece in &a.pieces {
+            let q = q.clone().columns(&piece.first, piece.n);
+            q.copy_heads(b, piece.of[0], [t.rows, t.heads], [&batch, &head, &a.first], false);
+        }
         a.begin(b);
         let source = a.source(b);
         let all = source.count(b);
@@ -742,6 +762,8 @@ pub(super) struct Scratch {
     q: Mem,
     k: Mem,
     v: Mem,
+    /// Of queries and keys that are in pieces: the other half of what values are of, and the rest.
+    more: Option<[[Mem; 2]; 2]>,
     scores: Mem,
     weights: Mem,
     out: Mem,
@@ -750,15 +772,25 @@ pub(super) struct Scratch {
     alpha: Mem,
 }
 
+/// Some of the columns of queries and keys, and where these are in scratch.
+struct Piece {
+    first: Expr,
+    n: i64,
+    of: [Mem; 2],
+}
+
 impl Scratch {
     pub fn new(b: &mut Build, p: &Problem, Tiling { rows, keys, .. }: Tiling) -> Scratch {
         let dtype = p.sum_dtype();
-        let q = b.scratch("q", p.dtype, rows * p.dk);
-        let (k, v) = (b.scratch("k", p.dtype, keys * p.dk), b.scratch("v", p.dtype, keys * columns(p)));
+        let n = columns(p);
+        let mut pair = |n: i64| [("q", rows), ("k", keys)].map(|(name, m)| b.scratch(name, p.dtype, m * n));
+        let [q, k] = pair(if shares(p) { n } else { p.dk });
+        let more = shares(p).then(|| [pair(n), pair(p.dk - p.dv)]);
+        let v = if shares(p) { k } else { b.scratch("v", p.dtype, keys * n) };
         let (scores, weights) = (b.scratch("scores", dtype, rows * keys), b.scratch("weights", p.dtype, rows * keys));
         let out = b.scratch("out", dtype, rows * columns(p));
         let [max, sum, alpha] = ["max", "sum", "alpha"].map(|name| b.scratch(name, dtype, rows));
-        Scratch { q, k, v, scores, weights, out, max, sum, alpha }
+        Scratch { q, k, v, more, scores, weights, out, max, sum, alpha }
     }
 }
 
@@ -779,15 +811,18 @@ pub(super) struct Attend<'a> {
     sum: Mem,
     alpha: Mem,
     rows: Rows,
+    /// What scores are summed of: queries and keys, or pieces of these.
+    pieces: Vec<Piece>,
     /// Where scores are stored too, and the first head.
     stored: Option<(Mem, Expr)>,
 }
 
 impl<'a> Attend<'a> {
     pub fn new(scene: &'a Scene, tiling: Tiling, first: Expr, which: Rows, scratch: Scratch) -> Attend<'a> {
-        let Scratch { q, k, v, scores, weights, out, max, sum, alpha } = scratch;
+        let Scratch { q, k, v, scores, weights, out, max, sum, alpha, .. } = scratch;
         let dtype = scene.problem.sum_dtype();
-        Attend { scene, tiling, first, dtype, q, k, v, scores, weights, out, max, sum, alpha, rows: which, stored: None }
+        let pieces = vec![Piece { first: Expr::int(0), n: scene.problem.dk, of: [q, k] }];
+        Attend { scene, tiling, first, dtype, q, k, v, scores, weights, out, max, sum, alpha, rows: which, pieces, stored: None }
     }
     /// Where its keys are, if rows are neighbours.
     fn source(&self, b: &mut Build) -> Source<'_> {
@@ -808,6 +843,12 @@ impl<'a> Attend<'a> {
             }
         }
     }
+    /// Keys from `start` on, in pieces.
+    fn bring_keys(&self, b: &mut Build, from: &Heads, at: [&Expr; 3]) {
+        for piece in &self.pieces {
+            self.bring(b, &from.clone().columns(&piece.first, piece.n), piece.of[1], at);
+        }
+    }
     /// Nothing is seen yet.
     pub fn begin(&self, b: &mut Build) {
         b.fill(self.out, Expr::int(self.tiling.rows * self.columns()), self.f(0.0));
@@ -825,9 +866,22 @@ impl<'a> Attend<'a> {
         pieces: Expr,
         at: impl Fn(&mut Build, &Expr) -> Expr,
     ) {
+        if self.v == self.k {
+            // A tile's keys are its values: nothing runs ahead.
+            b.range(pieces, |b, j| {
+                let start = at(b, &j);
+                self.bring_keys(b, k, [batch, group, &start]);
+                self.multiply_keys(b);
+                self.weigh(b, &j, &start);
+                self.scale_result(b);
+                self.keep_weights(b);
+                self.multiply_values(b);
+            });
+            return;
+        }
         let zero = Expr::int(0);
         let start = at(b, &zero);
-        self.bring(b, k, self.k, [batch, group, &start]);
+        self.bring_keys(b, k, [batch, group, &start]);
         self.multiply_keys(b);
         self.store_scores(b, &start);
         self.weigh(b, &zero, &start);
@@ -836,7 +890,7 @@ impl<'a> Attend<'a> {
             b.for_(Expr::int(1), pieces.clone(), LoopKind::Serial, |b, j| {
                 let before = b.bind(j.clone() - Expr::int(1));
                 let (start, before) = (at(b, &j), at(b, &before));
-                self.bring(b, k, self.k, [batch, group, &start]);
+                self.bring_keys(b, k, [batch, group, &start]);
                 self.multiply_keys(b);
                 self.bring(b, v, self.v, [batch, group, &before]);
                 self.multiply_values(b);
@@ -862,10 +916,11 @@ impl<'a> Attend<'a> {
     }
     /// S = Q·Kᵀ.
     fn multiply_keys(&self, b: &mut Build) {
-        let (Tiling { rows, keys, .. }, dk) = (self.tiling, self.scene.problem.dk);
-        let zero = Expr::int(0);
-        let (q, k) = (tile(self.q, zero.clone(), dk), transposed(self.k, zero.clone(), dk));
-        b.dot([rows, keys, dk].map(Expr::int), q, k, tile(self.scores, zero, keys), false);
+        let (Tiling { rows, keys, .. }, zero) = (self.tiling, Expr::int(0));
+        for (i, Piece { n, of: [q, k], .. }) in self.pieces.iter().enumerate() {
+            let (q, k) = (tile(*q, zero.clone(), *n), transposed(*k, zero.clone(), *n));
+            b.dot([rows, keys, *n].map(Expr::int), q, k, tile(self.scores, zero.clone(), keys), i > 0);
+        }
     }
     /// Scores of keys from `start` on, of rows and keys that there are.
     fn store_scores(&self, b: &mut Build, start: &Expr) {

@@ -78,7 +78,21 @@ fn kernels() -> Vec<Kernel> {
     let list = TensorType::new(DType::I32, vec![b.clone(), t.clone(), Dim::from(2), Dim::from(4)]);
     let attend = |domain: &str, operands: Vec<TensorType>| {
         let (domain, [b, t, s]) = (domain.parse().expect("a domain"), dims.clone());
-        Problem { dtype: DType::BF16, b, t, s, h: 4, g: 2, dk: 8, dv: 16, domain, scale: 0.25, operands, distinct: false }
+        Problem {
+            dtype: DType::BF16,
+            b,
+            t,
+            s,
+            h: 4,
+            g: 2,
+            dk: 8,
+            dv: 16,
+            domain,
+            scale: 0.25,
+            operands,
+            distinct: false,
+            shared: false,
+        }
     };
     let tiling = Tiling { queries: 4, keys: 8 };
     let one = Tiling { queries: 1, keys: 8 };

@@ -77,7 +77,7 @@ impl Case {
         });
         let operands = operands.collect();
         let (dtype, domain) = (self.dtype, self.domain.clone());
-        Problem { dtype, b: b.clone(), t: t.clone(), s, h, g, dk, dv, domain, scale, operands, distinct: true }
+        Problem { dtype, b: b.clone(), t: t.clone(), s, h, g, dk, dv, domain, scale, operands, distinct: true, shared: false }
     }
     fn check(&self) {
         let tilings = [Tiling { queries: 4, keys: 8 }, Tiling { queries: 1, keys: 16 }, Tiling { queries: 16, keys: 64 }];
@@ -399,6 +399,31 @@ fn wide_heads_share_keys_by_halves_of_the_result() {
             assert_eq!((tiling.rows, tiling.heads), (64, heads.min(64)));
             case.check_many(tiling);
         }
+    }
+}
+
+#[test]
+fn values_that_are_the_first_columns_of_keys_are_not_read() {
+    for (heads, t, s) in [(4, 17, 37), (128, 1, 37)] {
+        let size = Size { b: 2, t, s, h: heads, g: 1, dk: 320, dv: 288 };
+        let case = Case { dtype: DType::F32, ..Case::new(size, "causal", &[]) };
+        let p = Problem { shared: true, ..case.problem(0.1) };
+        let tiling = gpu_attend::Tiling::choose(&p);
+        assert_eq!((tiling.rows, tiling.heads, gpu_attend::shares(&p)), (128, heads, true));
+        let dims: DimEnv = [("B", 2), ("T", t), ("S", s)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
+        let [q, k, _] = case.random();
+        let values = k.data.chunks(320).flat_map(|row| row[..288].to_vec()).collect();
+        let v = Tensor::new(DType::F32, &[2, s, 1, 288], values);
+        let want =
+            oracle(&Op::Attend(Attend { domain: case.domain.clone(), scale: Scalar::new(0.1) }), &[q.clone(), k.clone(), v]);
+        let lens: Vec<usize> = want.iter().map(|x| x.data.len()).collect();
+        let near = |got: &[Vec<f64>]| (0..2).for_each(|i| assert_near("shared", &got[i], &want[i].data, 2e-5));
+        let args = [q, k];
+        near(&results(&gpu_attend::gpu_attend(&p, tiling), &args, &lens, &dims, true));
+        let parts = Dim::from(3);
+        let of_parts = results(&gpu_attend_part(&p, tiling, &parts), &args, &[&lens[0] * 3, &lens[1] * 3], &dims, true);
+        let of_parts: Vec<Tensor> = of_parts.into_iter().map(|x| Tensor::new(DType::F32, &[x.len() as i64], x)).collect();
+        near(&results(&gpu_attend_merge(&p, &parts, true), &of_parts, &lens, &dims, true));
     }
 }
 
@@ -770,7 +795,21 @@ fn keys_after_a_prefix_are_seen_from_where_others_see_them() {
         let n = Dim::from(16);
         let domain = domain.parse().expect("a domain");
         let (b, t, s, operands) = (Dim::from(1), n.clone(), n, Vec::new());
-        let p = Problem { dtype: DType::F32, b, t, s, h: 1, g: 1, dk: 8, dv: 8, domain, scale: 1.0, operands, distinct: false };
+        let p = Problem {
+            dtype: DType::F32,
+            b,
+            t,
+            s,
+            h: 1,
+            g: 1,
+            dk: 8,
+            dv: 8,
+            domain,
+            scale: 1.0,
+            operands,
+            distinct: false,
+            shared: false,
+        };
         let mut b = Build::new("ranges");
         let out = b.write("y", DType::I32, Dim::from(8));
         let [t, s, zero] = [16, 16, 0].map(Expr::int);
