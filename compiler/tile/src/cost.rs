@@ -402,7 +402,21 @@ pub(crate) fn contract(c: &Contract, operands: &[&TensorType]) -> [Dim; 4] {
 fn attend(domain: &Domain, operands: &[&TensorType], of_domain: &[&TensorType]) -> Vec<Dim> {
     let (q, k, v) = (&operands[0].shape, &operands[1].shape, &operands[2].shape);
     let rows = q[2].try_div(&k[2]).unwrap_or(Dim::from(1)) * q[1].clone();
-    vec![q[0].clone() * k[2].clone(), rows, visible(domain, &k[1], of_domain), k[1].clone(), q[3].clone(), v[3].clone()]
+    let seen = visible(domain, &k[1], of_domain);
+    // Few queries may see few of the keys.
+    let keys = match q[1].known() {
+        Some(1) => seen.clone(),
+        Some(t) => (seen.clone() * Dim::from(t)).minimum(&k[1]),
+        None => k[1].clone(),
+    };
+    vec![q[0].clone() * k[2].clone(), rows, seen, keys, q[3].clone(), v[3].clone()]
+}
+
+/// Two attentions of the same queries.
+pub fn of_both(own: Work, other: &Work) -> Work {
+    let mut shape = own.shape;
+    [2, 3].into_iter().for_each(|i| shape[i] = shape[i].clone() + other.shape[i].clone());
+    Work { shape, ..own }
 }
 
 /// The keys that a query sees at most.

@@ -59,7 +59,7 @@ impl Class {
         Class::ALL.iter().copied().find(|c| c.name() == name)
     }
     /// What its extents are, in order. `heads` are pairs of batch and key head, `rows` the queries of each; `seen` is the number of keys that a
-    /// query sees at most.
+    /// query sees at most, `keys` of those that some query sees.
     pub fn extents(self) -> &'static [&'static str] {
         match self {
             Class::Product => &["batch", "m", "n", "k"],

@@ -34,6 +34,7 @@ pub(super) struct Waiting {
     /// Its o and lse, and in how many parts.
     results: [library::View; 2],
     parts: Dim,
+    work: Work,
 }
 
 /// A region that can be computed so.
@@ -192,7 +193,7 @@ impl Lowerer<'_> {
         // Until it is joined nothing may write over what it reads.
         let stays = |v: &library::View| b.targets.iter().all(|t| t.replaces.is_none() || t.view.at.buffer != v.buffer);
         if given.iter().all(stays) {
-            b.waiting.insert(o, Waiting { problem: p, given, results, parts });
+            b.waiting.insert(o, Waiting { problem: p, given, results, parts, work });
         } else {
             let views = given.into_iter().chain(results).collect();
             let step = self.launch(gpu_attend_part(&p, tiling, &parts), views, node.origin, work);
@@ -201,7 +202,7 @@ impl Lowerer<'_> {
         true
     }
     /// The launches of an attention in parts and of those that wait for it: one of them is in the same launch, if queries are the same.
-    fn launch_parts(&mut self, b: &mut Body, own: Waiting, others: Vec<Waiting>, (origin, work): (Option<Span>, Work)) {
+    fn launch_parts(&mut self, b: &mut Body, own: Waiting, others: Vec<Waiting>, origin: Option<Span>) {
         let tiling = Tiling::choose(&own.problem);
         let mut beside: Option<Waiting> = None;
         for w in others {
@@ -213,14 +214,15 @@ impl Lowerer<'_> {
                 continue;
             }
             let kernel = gpu_attend_part(&w.problem, Tiling::choose(&w.problem), &w.parts);
-            let step = self.launch(kernel, w.given.into_iter().chain(w.results).collect(), origin, work.clone());
+            let step = self.launch(kernel, w.given.into_iter().chain(w.results).collect(), origin, w.work);
             b.steps.push(step);
         }
-        let (kernel, views) = match beside {
-            None => (gpu_attend_part(&own.problem, tiling, &own.parts), [own.given, own.results.into()].concat()),
+        let (kernel, views, work) = match beside {
+            None => (gpu_attend_part(&own.problem, tiling, &own.parts), [own.given, own.results.into()].concat(), own.work),
             Some(w) => {
                 let kernel = gpu_attend_two_parts([&own.problem, &w.problem], tiling, [&own.parts, &w.parts]);
-                (kernel, [&own.given[..], &w.given[1..], &own.results, &w.results].concat())
+                let work = cost::of_both(own.work, &w.work);
+                (kernel, [&own.given[..], &w.given[1..], &own.results, &w.results].concat(), work)
             }
         };
         let step = self.launch(kernel, views, origin, work);
@@ -332,9 +334,10 @@ impl Lowerer<'_> {
         let mut merged: Vec<(Value, Dim)> = Vec::new();
         if let Some(parts) = &parts {
             let aside = self.parts_of(p, parts, b.depth);
-            let own = Waiting { problem: p.clone(), given: views, results: aside.clone(), parts: parts.clone() };
+            let own =
+                Waiting { problem: p.clone(), given: views, results: aside.clone(), parts: parts.clone(), work: work.clone() };
             let others = a.operands.iter().filter_map(|v| b.waiting.remove(&outside(*v))).collect();
-            self.launch_parts(b, own, others, (node.origin, work.clone()));
+            self.launch_parts(b, own, others, node.origin);
             views = aside.into();
             for v in &a.operands {
                 if let Some((aside, parts)) = b.in_parts.remove(&outside(*v)) {
