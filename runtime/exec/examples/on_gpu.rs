@@ -281,6 +281,7 @@ fn time(file: &Path, entry: &str, rest: &[&str]) -> Result<(), ExecError> {
             all * 1e3
         );
     }
+    println!("{name} {entry} recorded, {runs} in a row: {:.4} ms each", c.in_a_row * 1e3);
     if rest.contains(&"largest") {
         for (name, x) in s.run(entry, &dims, &given)? {
             let all = x.to_f64();

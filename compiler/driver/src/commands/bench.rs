@@ -99,6 +99,7 @@ fn bench(args: &Bench, format: MessageFormat) -> Result<u8, u8> {
             let (each, all) = (start / steps * 1e6, total / steps * 1e6);
             putln!("{what:<11} {each:.3} us each to start, {all:.3} us each until done, {:.3} ms in all", total * 1e3);
         }
+        putln!("{:<11} {:.4} ms each", "in a row", c.in_a_row * 1e3);
     }
     if args.profile || args.trace.is_some() {
         session.profile = args.profile.then(Default::default);
