@@ -745,6 +745,18 @@ impl Lowerer<'_> {
             return self.in_parts(b, *v, parts);
         }
         let origin = b.func.def(values[values.len() - 1]).origin;
+        if let [v] = values
+            && let Some(target) = self.over(b, *v)
+        {
+            let scene = Scene { func: b.func, grouping: &b.grouping, places: &b.places };
+            let fused = fuse(&scene, *v, &target, false);
+            if !fused.target_conflicts.contains(&true) {
+                let step = self.launch_fused(fused, origin, cost::joined_work(b.func, &b.grouping, values, at));
+                b.steps.push(step);
+                b.places[v.node.0 as usize][0] = Some(target);
+                return;
+            }
+        }
         let num_late = b.late.len();
         let mut targets: Vec<(Value, StridedView, bool)> = Vec::new();
         for v in values {
@@ -776,6 +788,30 @@ impl Lowerer<'_> {
             );
             b.places[v.node.0 as usize][0] = Some(target);
         }
+    }
+
+    /// The memory of a value of a map's type that nobody else reads: the map may be written over it, so that one of the two is in memory at once.
+    fn over(&self, b: &Body, v: Value) -> Option<StridedView> {
+        let ty = b.func.ty(v);
+        if !matches!(b.func.def(v).op, Op::Map(_) | Op::Cast(_)) || b.outputs.contains_key(&v) {
+            return None;
+        }
+        let is_own = |x: &Value| {
+            let given =
+                matches!(b.func.def(*x).op, Op::Arg(_) | Op::Repeat(_)) || b.outputs.keys().any(|o| below(b.func, *o) == *x);
+            b.func.ty(*x) == ty && !given && b.grouping.reads.iter().filter(|reads| reads.contains(x)).count() == 1
+        };
+        let whole = |view: &StridedView| {
+            let buffer = &self.buffers[view.at.buffer];
+            let first = view.at.offset.is(0) && view.at.turn.iter().all(|n| n.is(0));
+            first
+                && !buffer.external
+                && buffer.dtype == ty.dtype
+                && view.strides == crate::view::row_major(&ty.shape)
+                && buffer.elems == ty.elems()
+        };
+        let read = &b.grouping.reads[v.node.0 as usize];
+        read.iter().filter(|x| is_own(x)).find_map(|x| b.places[x.node.0 as usize][x.index as usize].clone().filter(whole))
     }
 
     /// If the only use of `v` is to be added to an argument that the sum replaces: that argument's memory, and the sum is done.

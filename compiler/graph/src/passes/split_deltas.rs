@@ -1,8 +1,10 @@
 //! What a gradient of attention takes from the attention's result, computed apart: each row's Σ o·d_o, which is all that it needs of o. Where d_o is a number for each row
 //! times something that several branches share, as with gates, the sum is of that, so that one pass over it has all branches' sums and gates' gradients, and no result
-//! is needed after it.
+//! is needed after it. Numbers that cannot be negative are taken into the weights: g·exp(x − lse) = exp(x − (lse − log g)), so that all branches read what they share, and
+//! nobody stores it times their numbers.
 //! Before: `%d_o = map mul %x, %g`, `%dq, … = attend_grad %q, %k, %v, %o, %lse, %d_o, %d_lse`
-//! After: `%s = reduce sum (map mul %o, %x)`, … `attend_grad %q, %k, %v, 0, %lse, %d_o, %d_lse - %g·%s`
+//! After: `%s = reduce sum (map mul %o, %x)`, … `attend_grad %q, %k, %v, 0, %lse - log %g, %x, -%s`, or if %g may be negative or %d_lse is not 0
+//! `attend_grad %q, %k, %v, 0, %lse, %d_o, %d_lse - %g·%s`
 
 use super::{Stats, rewrite};
 use crate::{
@@ -10,6 +12,10 @@ use crate::{
     ir::{Func, Node, Value},
     op::{MapFn, Op, ReduceFn},
 };
+use std::collections::VecDeque;
+
+/// Ops that are computed again rather than kept, at most.
+const MOST_OPS: usize = 12;
 
 /// Of all gradients of attention.
 pub fn split_deltas(func: &mut Func) -> Stats {
@@ -18,9 +24,13 @@ pub fn split_deltas(func: &mut Func) -> Stats {
 
 /// Of those that are asked for.
 pub fn split_deltas_where(func: &mut Func, wanted: &dyn Fn(&Func, &Node) -> bool) -> Stats {
+    let mut signs = VecDeque::new();
+    signs_of_gates(func, &[], &mut signs);
+    let mut late: Option<(Value, Value)> = None;
     rewrite(func, &mut |func, node| {
         let Op::AttendGrad(_) = node.op else { return None };
-        let [_, _, _, o, _, d_o, d_lse, ..] = node.inputs[..] else { return None };
+        let positive = signs.pop_front()?;
+        let [_, _, _, o, lse, d_o, d_lse, ..] = node.inputs[..] else { return None };
         let (x, gate) = gated(func, d_o).filter(|_| !is_zero(func, o) && wanted(func, node))?;
         let mut b = Builder { func, origin: node.origin };
         let sum = b.func.ty(d_lse).dtype;
@@ -28,13 +38,92 @@ pub fn split_deltas_where(func: &mut Func, wanted: &dyn Fn(&Func, &Node) -> bool
         let [wide_o, wide_x, gate] = [o, x, gate].map(|v| wide(&mut b, v));
         let product = b.mul(wide_o, wide_x);
         let total = b.op(Op::Reduce(ReduceFn::Sum, vec![3]), &[product]);
-        let delta = b.mul(gate, total);
-        let d_lse = b.map(MapFn::Sub, &[d_lse, delta]);
-        let zero = b.full_like(o, 0.0);
         let mut inputs = node.inputs.clone();
-        (inputs[3], inputs[6]) = (zero, d_lse);
+        inputs[3] = b.full_like(o, 0.0);
+        if positive && is_zero(b.func, d_lse) {
+            let log = b.map(MapFn::Log, &[gate]);
+            inputs[4] = b.map(MapFn::Sub, &[lse, log]);
+            inputs[6] = b.map(MapFn::Neg, &[total]);
+            // In memory only from here on, where no result is: sums take it from what it is made of.
+            inputs[5] = match late {
+                Some((of, again)) if of == x => again,
+                _ if is_light(b.func, x) => again(&mut b, x),
+                _ => x,
+            };
+            late = Some((x, inputs[5]));
+        } else {
+            let delta = b.mul(gate, total);
+            inputs[6] = b.map(MapFn::Sub, &[d_lse, delta]);
+        }
         Some(b.node(node.op.clone(), &inputs))
     })
+}
+
+/// A value's node once more.
+fn again(b: &mut Builder, v: Value) -> Value {
+    let node = b.func.def(v).clone();
+    b.op(node.op, &node.inputs)
+}
+
+/// Whether a value is a map of one other that is as long, and of little.
+fn is_light(func: &Func, v: Value) -> bool {
+    let (Op::Map(_) | Op::Cast(_)) = func.def(v).op else { return false };
+    let (elems, mut open, mut seen, mut long) = (func.ty(v).elems(), vec![v], Vec::new(), 0);
+    while let Some(x) = open.pop().filter(|_| seen.len() < MOST_OPS) {
+        seen.push(x);
+        match &func.def(x).op {
+            Op::Map(_) | Op::Cast(_) | Op::Broadcast { .. } => {
+                open.extend(func.def(x).inputs.iter().filter(|y| !seen.contains(y)))
+            }
+            _ => long += i32::from(func.ty(x).elems() == elems),
+        }
+    }
+    open.is_empty() && seen.len() < MOST_OPS && long <= 1
+}
+
+/// Of each gradient of attention, in the order in which they are rewritten, whether the numbers of its rows are never negative. `known` says which arguments are not.
+fn signs_of_gates(func: &Func, known: &[bool], found: &mut VecDeque<bool>) {
+    for node in func.nodes.values() {
+        match &node.op {
+            Op::Repeat(r) => signs_of_gates(&r.body, &signs_inside(func, known, node), found),
+            Op::AttendGrad(_) => {
+                found.push_back(gated(func, node.inputs[5]).is_some_and(|(_, gate)| is_positive(func, known, gate)));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Which arguments of a node's function are never negative; what is carried from turn to turn is not looked into.
+fn signs_inside(func: &Func, known: &[bool], node: &Node) -> Vec<bool> {
+    let carried = if let Op::Repeat(r) = &node.op { r.carried } else { 0 };
+    node.inputs.iter().enumerate().map(|(i, v)| i >= carried && is_positive(func, known, *v)).collect()
+}
+
+/// Whether no element of a value is negative, as far as its ops say.
+fn is_positive(func: &Func, known: &[bool], v: Value) -> bool {
+    let node = func.def(v);
+    let of = |v: &Value| is_positive(func, known, *v);
+    match &node.op {
+        Op::Arg(i) => known.get(*i as usize).is_some_and(|k| *k),
+        Op::Const(c, _) => c.get() >= 0.0,
+        Op::Repeat(r) => {
+            let inside = || is_positive(&r.body, &signs_inside(func, known, node), r.body.outputs[v.index as usize].value);
+            v.index as usize >= r.carried && inside()
+        }
+        Op::Fused(f) => is_positive(&f.body, &signs_inside(func, known, node), f.body.outputs[v.index as usize].value),
+        Op::Map(MapFn::Sigmoid | MapFn::Exp | MapFn::Abs | MapFn::Softplus) => true,
+        Op::Map(MapFn::Max) => node.inputs.iter().any(of),
+        Op::Map(MapFn::Mul | MapFn::Add | MapFn::Div | MapFn::Min)
+        | Op::Reduce(..)
+        | Op::Cast(_)
+        | Op::StopGradient
+        | Op::Broadcast { .. }
+        | Op::Transpose(_)
+        | Op::Reshape(_)
+        | Op::Slice { .. } => node.inputs.iter().all(of),
+        _ => false,
+    }
 }
 
 /// If a value is a number for each row times another: that, and the numbers.

@@ -87,8 +87,9 @@ impl Order<'_> {
             return None;
         }
         let maps = members.iter().all(|m| shape(*m) == shape(id) && is_map(self.func, self.root, *m));
-        // Beside what rows are summed of, which is needed no more after that, it would be in memory at once.
-        if !maps && members.iter().any(|m| self.is_upstream(*m)) {
+        // Beside what rows are summed of, which is needed no more after that, it would be in memory at once; it is anyway if they are summed of it.
+        let summed = |m: &NodeId| members.iter().any(|x| self.reads[x.0 as usize].iter().any(|v| v.node == *m));
+        if !maps && members.iter().any(|m| self.is_upstream(*m) && !summed(m)) {
             return None;
         }
         let elems = if maps { self.func.nodes[id].types[0].elems() } else { rows::of(self.func, self.root, &members)?.elems() };

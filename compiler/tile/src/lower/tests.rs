@@ -1171,9 +1171,12 @@ fn gated_gradients_of_attention_need_none_of_its_results() {
             (attend, results)
         })
         .collect();
+    // Gates that are never negative, one of them 0 here and there, and one that is: this is no part of the weights.
+    let zero = b.full_like(a[4], 0.0);
+    let gates = [b.map(MapFn::Sigmoid, &[a[4]]), b.map(MapFn::Max, &[a[5], zero]), a[6]];
     let none = b.full_like(a[4], 0.0);
     let (mut outputs, mut sum) = (Vec::new(), None);
-    for ((attend, results), gate) in attends.into_iter().zip(&a[4..]) {
+    for ((attend, results), gate) in attends.into_iter().zip(&gates) {
         let wide = b.broadcast(*gate, &shape, &[0, 1, 2]);
         let d_o = b.mul(a[3], wide);
         let grads = b.node(Op::AttendGrad(attend), &[&a[..3], &results, &[d_o, none]].concat());
@@ -1192,9 +1195,22 @@ fn gated_gradients_of_attention_need_none_of_its_results() {
         .filter_map(|s| if let library::Step::Launch { kernel, .. } = s { Some(&lowered.kernels[*kernel]) } else { None });
     let of: Vec<&str> =
         kernels.map(|k| k.name.trim_start_matches("host_").trim_end_matches(|c: char| c.is_ascii_digit())).collect();
-    let grad = ["map_", "attend_grad_rows_", "attend_grad_keys_", "attend_grad_queries_"];
-    let want = [&["attend_"; 3][..], &["map_"], &grad, &grad, &["map_"], &grad, &["map_"]].concat();
+    let grad = ["attend_grad_rows_", "attend_grad_keys_", "attend_grad_queries_"];
+    // Logs of gates are taken off the sums of exponentials, a number a row.
+    let logs = ["map_"];
+    let want = [&["attend_"; 3][..], &["map_"], &logs, &grad, &logs, &grad, &["map_", "map_"], &grad, &["map_"]].concat();
     assert_eq!(of, want);
+    // What is shared is read by two as it is.
+    let upstream: Vec<usize> = steps
+        .iter()
+        .filter_map(|s| match s {
+            library::Step::Launch { kernel, buffers, .. } if lowered.kernels[*kernel].name.contains("grad_keys") => {
+                Some(buffers[3].buffer)
+            }
+            _ => None,
+        })
+        .collect();
+    assert!(upstream[0] == upstream[1] && upstream[1] != upstream[2], "{upstream:?}");
     let rows = lowered.kernels.iter().filter(|k| k.name.contains("grad_rows"));
     assert!(rows.map(names).all(|names| names == ["lse", "d_lse", "l", "delta"]));
 }

@@ -48,8 +48,8 @@ fn reduced(func: &Func, id: NodeId) -> Option<Rows> {
 /// The rows of some roots, if all are computed by the same ones, one of them reduces rows, and none reads another at other rows.
 pub(super) fn of(func: &Func, root: &[bool], members: &[NodeId]) -> Option<Rows> {
     let shape = |m: NodeId| &func.nodes[m].types[0].shape;
-    let found = |m: &NodeId| reduced(func, *m).or_else(|| Rows::of_shape(shape(*m)));
-    let candidates: Vec<Rows> = members.iter().filter_map(found).collect();
+    let candidates = members.iter().flat_map(|m| inside(func, root, *m).into_iter().chain(Rows::of_shape(shape(*m))));
+    let candidates: Vec<Rows> = candidates.collect();
     candidates.into_iter().find(|rows| {
         let mut w = Walk { func, root, rows, elsewhere: BTreeSet::new(), seen: BTreeSet::new(), reduces: false };
         let fits = members.iter().all(|m| {
@@ -62,6 +62,13 @@ pub(super) fn of(func: &Func, root: &[bool], members: &[NodeId]) -> Option<Rows>
         });
         fits && w.reduces && members.iter().all(|m| !w.elsewhere.contains(m))
     })
+}
+
+/// The rows that a root reduces, itself or on its way.
+fn inside(func: &Func, root: &[bool], id: NodeId) -> Option<Rows> {
+    let own =
+        |v: &&Value| !root[v.node.0 as usize] && (is_inline(&func.def(**v).op) || matches!(func.def(**v).op, Op::Reduce(..)));
+    reduced(func, id).or_else(|| func.nodes[id].inputs.iter().filter(own).find_map(|v| inside(func, root, v.node)))
 }
 
 /// What there is one of: for each element or for each row.
