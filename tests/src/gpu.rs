@@ -152,6 +152,21 @@ fn attention_spills_no_registers_and_its_products_run_on() {
     assert!(!told.contains("serialized"), "{told}");
 }
 
+#[test]
+fn gradients_of_few_heads_over_lists_spill_no_registers_and_run_on() {
+    let Some(ptxas) = ptxas() else { return };
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/nsa_train.lode")).expect("a bench");
+    for g in [16, 8] {
+        let mut kernels = kernels_of(&text, &format!("h=16 g={g}"));
+        kernels.retain(|k| ["attend_grad_query_parts", "attend_grad_query_merge"].iter().any(|name| k.name.contains(name)));
+        assert_eq!(kernels.len(), 2, "{g} heads of keys");
+        let ptx = codegen::emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles");
+        assert!(ptx.kernels.iter().any(|k| !k.maps.is_empty()), "on warp groups");
+        let told = assemble(&ptxas, "few_heads", &ptx.text);
+        assert!(most_spilled(&told) == 0 && !told.contains("serialized"), "{told}");
+    }
+}
+
 /// The most registers that any kernel of a text spills. # Units: bytes stored.
 fn most_spilled(told: &str) -> u32 {
     let stores = told.split(" bytes spill stores").filter_map(|before| before.rsplit([' ', ',']).next()?.parse().ok());
@@ -385,6 +400,14 @@ fn threads_compute_a_step_of_sparse_attention() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/nsa_decode.lode");
     let text = std::fs::read_to_string(path).expect("the bench is part of the source");
     kernels_agree("nsa_decode", &kernels_of(&text.replace("bf16", "f32"), "h=4 g=2 d=16"));
+}
+
+#[test]
+fn gradients_of_one_head_by_blocks_by_threads() {
+    let mut kernels = kernels(MODELS[1].0, &format!("{} kv=4 dh=16 size=16 count=6", MODELS[1].1));
+    kernels.retain(|k| k.name.contains("attend_grad_query"));
+    assert_eq!(kernels.len(), 2);
+    kernels_agree("strata of one head a group", &kernels);
 }
 
 #[test]

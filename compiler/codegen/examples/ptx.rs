@@ -14,6 +14,7 @@ use tile::{
         domain::Problem,
         gpu_attend::{self, Ending, gpu_attend, gpu_attend_map},
         gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
+        gpu_attend_grad_by_block::{gpu_attend_grad_query_merge, gpu_attend_grad_query_parts},
         gpu_attend_parts,
         gpu_attend_union::{gpu_attend_grad_items, gpu_attend_inverse, gpu_attend_union},
         gpu_product::{
@@ -40,6 +41,7 @@ fn main() {
             "attends" => attends(),
             "grads" => all_grads(),
             "lists" => lists(),
+            "sorted_lists" => sorted_lists(),
             "large_attends" => large_attends(),
             "latents" => latents(),
             "large_branches" => large_branches(),
@@ -509,6 +511,22 @@ fn lists() -> Vec<Kernel> {
     }
     all.extend(listed(DType::BF16, [16, 1], [192, 128], "causal & blocks(0, 64)", 2));
     numbered(all)
+}
+
+/// Gradients of few heads by blocks, after the sort.
+fn sorted_lists() -> Vec<Kernel> {
+    let all = [(DType::BF16, [128, 128]), (DType::F16, [64, 64]), (DType::F32, [64, 32])].into_iter();
+    numbered(all.flat_map(|(dtype, n)| [[4, 4], [4, 2]].into_iter().flat_map(move |heads| sorted(dtype, heads, n))).collect())
+}
+
+fn sorted(dtype: DType, heads: [i64; 2], n: [i64; 2]) -> Vec<Kernel> {
+    let mut p = problem(dtype, heads, n, "causal & blocks(0, 64)");
+    p.operands[0].shape = vec![p.b.clone(), p.t.clone(), Dim::from(heads[1]), Dim::from(9)];
+    let t = gpu_attend_grad::Tiling::choose(&p);
+    assert!(t.by_block && gpu_attend_grad::takes(&p, t, true), "{t:?}");
+    let mut all = vec![gpu_attend_grad_query_parts(&p, t), gpu_attend_grad_query_merge(&p, t)];
+    all.extend(t.gives().iter().map(|gives| gpu_attend_grad_keys(&p, t, *gives)));
+    all
 }
 
 fn large_grads() -> Vec<Kernel> {

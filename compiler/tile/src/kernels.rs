@@ -5,6 +5,7 @@ pub mod domain;
 pub mod gpu_attend;
 pub mod gpu_attend_by_block;
 pub mod gpu_attend_grad;
+pub mod gpu_attend_grad_by_block;
 pub mod gpu_attend_parts;
 pub mod gpu_attend_union;
 pub mod gpu_product;

@@ -4,8 +4,9 @@ use crate::{
     ir::Kernel,
     kernels::{
         domain::Problem,
-        gpu_attend, gpu_attend_by_block, gpu_attend_grad, gpu_attend_parts, gpu_attend_union, gpu_route, gpu_scatter_add,
-        gpu_scatter_few, gpu_scatter_sorted, gpu_topk, gpu_topk_long, gpu_topk_parts, host_attend, host_attend_grad,
+        gpu_attend, gpu_attend_by_block, gpu_attend_grad, gpu_attend_grad_by_block, gpu_attend_parts, gpu_attend_union,
+        gpu_route, gpu_scatter_add, gpu_scatter_few, gpu_scatter_sorted, gpu_topk, gpu_topk_long, gpu_topk_parts, host_attend,
+        host_attend_grad,
         host_cumsum::{self, Cumsum},
         host_gather::Rows,
         host_route::{self, Route},
@@ -176,7 +177,7 @@ pub fn takes_attend_grad(op: &Op, operands: &[&TensorType]) -> bool {
 }
 
 /// The gradient of attention by many processors.
-fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling, of_sums: bool) -> Work {
+pub(crate) fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling, of_sums: bool) -> Work {
     let [q, k, v, o, lse, d_o, d_lse] = [0, 1, 2, 3, 4, 5, 6].map(Place::Operand);
     let ([l, delta], [dq, dk, dv]) = ([0, 1].map(Place::Aside), [0, 1, 2].map(Place::Result));
     let of_domain = (7..7 + p.operands.len()).map(Place::Operand);
@@ -191,7 +192,28 @@ fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling, of_sums: bool) -> W
     let mut launches = vec![rows];
     let (mut inverse, mut union, mut sorted) = (Vec::new(), Vec::new(), [l, delta]);
     let forward = gpu_attend_grad::forward(tiling);
-    if let Some(lists) = gpu_attend_union::lists(p, forward) {
+    let mut by_block = None;
+    if tiling.by_block {
+        asides.extend(gpu_attend_grad_by_block::memories(p, tiling));
+        let lists = Place::Operand(7 + gpu_attend_by_block::lists(p, forward));
+        let [counts, starts, totals, rows, position, owner, parts, offsets, firsts, queries, of_item] =
+            [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12].map(Place::Aside);
+        sorted = [13, 14].map(Place::Aside);
+        let numbers: Vec<Place> = gpu_attend_union::by_rows(tiling.heads).then_some(Place::Aside(15)).into_iter().collect();
+        let places = [
+            vec![lists, counts],
+            vec![counts, starts, totals],
+            vec![totals, offsets, firsts],
+            vec![lists, starts, offsets, rows, position, owner],
+            vec![rows, offsets, firsts, queries, of_item],
+            [vec![queries, l, delta], sorted.to_vec(), numbers.clone()].concat(),
+        ];
+        let kernels = gpu_attend_grad_by_block::gpu_attend_grad_sort(p, tiling).into_iter();
+        let kernels = kernels.chain([gpu_attend_union::gpu_attend_sorted(p, forward)]);
+        launches.extend(kernels.zip(places).map(|(kernel, places)| (kernel, places, None)));
+        inverse = [vec![offsets, firsts, queries, of_item], numbers].concat();
+        by_block = Some([rows, owner, position, parts]);
+    } else if let Some(lists) = gpu_attend_union::lists(p, forward) {
         asides.extend(gpu_attend_union::memories(p, forward));
         asides.extend(gpu_attend_union::inverse_memories(p, forward));
         let [blocks, member, count, counts, totals, offsets, firsts, queries, owner] =
@@ -239,7 +261,18 @@ fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling, of_sums: bool) -> W
             });
         }
     }
-    launches.push((gpu_attend_grad::gpu_attend_grad_queries(p, tiling), [given([l, delta]), union, vec![dq]].concat(), None));
+    match by_block {
+        Some([rows, owner, position, parts]) => {
+            let places = [given([l, delta]), vec![rows, owner, parts]].concat();
+            launches.push((gpu_attend_grad_by_block::gpu_attend_grad_query_parts(p, tiling), places, None));
+            let merge = gpu_attend_grad_by_block::gpu_attend_grad_query_merge(p, tiling);
+            launches.push((merge, vec![position, parts, dq], None));
+        }
+        None => {
+            let places = [given([l, delta]), union, vec![dq]].concat();
+            launches.push((gpu_attend_grad::gpu_attend_grad_queries(p, tiling), places, None));
+        }
+    }
     Work { problem: String::new(), launches, asides, dtypes: vec![p.dtype; 3] }
 }
 

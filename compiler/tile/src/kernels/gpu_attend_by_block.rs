@@ -131,6 +131,32 @@ pub fn lists(p: &Problem, t: gpu_attend::Tiling) -> usize {
     plan(p, t).operand
 }
 
+/// Whether queries can be sorted by the blocks of the problem's lists, and what each place of a list gives be kept apart.
+pub fn sorts(p: &Problem, t: gpu_attend::Tiling) -> bool {
+    takes(p, t, true) && plan(p, t).n <= MOST_JOINED
+}
+
+/// The sort as others read it: how many blocks a batch and a group has and tiles there may be, the places of all lists and of one, a block's keys, and what else says
+/// what is seen.
+pub(super) struct Sort {
+    pub blocks: Dim,
+    pub tiles: Dim,
+    pub places: Dim,
+    pub n: i64,
+    pub size: i64,
+    pub rest: Domain,
+}
+
+impl Sort {
+    /// # Panics
+    /// If the kernels do not take the problem.
+    pub fn new(p: &Problem, t: gpu_attend::Tiling) -> Sort {
+        let plan = plan(p, t);
+        let (blocks, tiles, places) = (plan.blocks(p), plan.tiles(p), places(p, &plan));
+        Sort { blocks, tiles, places, n: plan.n, size: plan.size, rest: plan.rest }
+    }
+}
+
 fn plan(p: &Problem, t: gpu_attend::Tiling) -> Plan {
     Plan::new(p, t).unwrap_or_else(|| base::bug!("no lists of blocks in {:?}", p.domain))
 }
@@ -159,6 +185,12 @@ pub fn memories(p: &Problem, t: gpu_attend::Tiling) -> [TensorType; 9] {
 pub fn gpu_attend_by_block(p: &Problem, t: gpu_attend::Tiling) -> [Kernel; 6] {
     let plan = plan(p, t);
     [count(p, &plan), starts(p, &plan), offsets(p, &plan), place(p, &plan, t), part(p, &plan, t), merge(p, &plan, t)]
+}
+
+/// Those of the sort but `offsets`.
+pub(super) fn gpu_attend_sort(p: &Problem, t: gpu_attend::Tiling) -> [Kernel; 3] {
+    let plan = plan(p, t);
+    [count(p, &plan), starts(p, &plan), place(p, &plan, t)]
 }
 
 fn int(n: i64) -> Expr {

@@ -27,6 +27,7 @@ use super::{
     build::{Build, exp, tile, transposed},
     domain::{Problem, Scene},
     gpu_attend::{self, Gathered, Heads, Sides, Source, mask},
+    gpu_attend_grad_by_block,
     gpu_attend_union::{self, Inverse, Union},
 };
 use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, LoopKind, Mem, Stmt};
@@ -46,6 +47,8 @@ pub struct Tiling {
     pub parts: i64,
     /// Rows and keys of a tile of the kernel that has dv alone, if `of_keys` is of one that has dk alone.
     pub of_values: Option<[i64; 2]>,
+    /// Whether queries are sorted by the blocks that they list (`gpu_attend_grad_by_block`), in place of unions of tiles.
+    pub by_block: bool,
 }
 
 /// What a kernel that has a block of keys gives.
@@ -62,12 +65,12 @@ pub enum Gives {
 impl Tiling {
     /// All that the kernels are built for.
     pub const LEGAL: [Tiling; 6] = [
-        Tiling { of_keys: [64, 128], of_queries: [128, 128], heads: 1, parts: 1, of_values: None },
-        Tiling { of_keys: [32, 128], of_queries: [128, 64], heads: 1, parts: 1, of_values: None },
-        Tiling { of_keys: [64, 128], of_queries: [128, 64], heads: 1, parts: 1, of_values: Some([64, 128]) },
-        Tiling { of_keys: [32, 128], of_queries: [128, 32], heads: 1, parts: 1, of_values: Some([64, 128]) },
-        Tiling { of_keys: [32, 64], of_queries: [64, 32], heads: 1, parts: 1, of_values: None },
-        Tiling { of_keys: [16, 16], of_queries: [16, 16], heads: 1, parts: 1, of_values: None },
+        Tiling { of_keys: [64, 128], of_queries: [128, 128], heads: 1, parts: 1, of_values: None, by_block: false },
+        Tiling { of_keys: [32, 128], of_queries: [128, 64], heads: 1, parts: 1, of_values: None, by_block: false },
+        Tiling { of_keys: [64, 128], of_queries: [128, 64], heads: 1, parts: 1, of_values: Some([64, 128]), by_block: false },
+        Tiling { of_keys: [32, 128], of_queries: [128, 32], heads: 1, parts: 1, of_values: Some([64, 128]), by_block: false },
+        Tiling { of_keys: [32, 64], of_queries: [64, 32], heads: 1, parts: 1, of_values: None, by_block: false },
+        Tiling { of_keys: [16, 16], of_queries: [16, 16], heads: 1, parts: 1, of_values: None, by_block: false },
     ];
     /// The one used unless another is asked for.
     pub fn choose(p: &Problem) -> Tiling {
@@ -76,7 +79,10 @@ impl Tiling {
             let t = gpu_attend::Tiling::choose(p);
             let of_keys = [t.rows, size];
             let of_values = (narrow && both > MOST_HELD).then_some(of_keys);
-            return Tiling { of_keys, of_queries: [t.rows, t.keys], heads: t.heads, parts: 1, of_values };
+            let tiling = Tiling { of_keys, of_queries: [t.rows, t.keys], heads: t.heads, parts: 1, of_values, by_block: false };
+            // Many blocks are in the lists of a tile's queries where these have few heads.
+            let by_block = union(p, tiling).is_none() && gpu_attend_grad_by_block::takes(p, tiling);
+            return Tiling { by_block, ..tiling };
         }
         let legal = match p.dtype {
             _ if !narrow => Tiling::LEGAL[4],
@@ -122,7 +128,8 @@ fn stride(d: &Domain) -> i64 {
 /// Whether the kernels take the problem with this tiling.
 pub fn takes(p: &Problem, t: Tiling, aligned: bool) -> bool {
     let n = COPY_ALIGN / p.dtype.bytes() as i64;
-    let lists = !gpu_attend::has_lists(&p.domain) || union(p, t).is_some_and(|u| u.size == t.of_keys[1]);
+    let by_block = !t.by_block || gpu_attend_grad_by_block::takes(p, t);
+    let lists = !gpu_attend::has_lists(&p.domain) || by_block && listed(p, t).is_some_and(|u| u.size == t.of_keys[1]);
     gpu_attend::is_plain(p, aligned) && lists && p.dv % n == 0
 }
 
@@ -133,6 +140,10 @@ pub fn forward(t: Tiling) -> gpu_attend::Tiling {
 }
 fn union(p: &Problem, t: Tiling) -> Option<Union> {
     Union::new(p, forward(t)).filter(|_| t.of_keys[0] == t.of_queries[0])
+}
+/// The lists by which a block of keys knows its queries.
+fn listed(p: &Problem, t: Tiling) -> Option<Union> {
+    if t.by_block { Union::listed(p, forward(t)) } else { union(p, t) }
 }
 
 /// Elements of what there is one of for each row, by tiles' heads, padded so that each of these begins where rectangles are copied.
@@ -198,19 +209,19 @@ fn rows(p: &Problem, tiling: Tiling, summed: bool) -> Kernel {
 }
 
 /// What both kernels read.
-struct Given {
-    q: Heads,
-    k: Heads,
-    v: Heads,
-    d_o: Heads,
-    l: Mem,
-    delta: Mem,
-    operands: Vec<Mem>,
+pub(super) struct Given {
+    pub q: Heads,
+    pub k: Heads,
+    pub v: Heads,
+    pub d_o: Heads,
+    pub l: Mem,
+    pub delta: Mem,
+    pub operands: Vec<Mem>,
 }
 
 impl Given {
     /// `of_rows`: elements of l and Δ each.
-    fn new(b: &mut Build, p: &Problem, of_rows: &Dim) -> Given {
+    pub fn new(b: &mut Build, p: &Problem, of_rows: &Dim) -> Given {
         let [q, k, v, o, _] = p.elems();
         let [q, k, v, d_o] = [("q", q), ("k", k), ("v", v), ("d_o", o)].map(|(name, n)| b.read(name, p.dtype, n));
         let [l, delta] = ["l", "delta"].map(|name| b.read(name, p.sum_dtype(), of_rows.clone()));
@@ -228,15 +239,15 @@ impl Given {
 }
 
 /// Scores of a tile, which become P.
-struct Tiles {
-    dtype: DType,
-    elems: Expr,
-    scores: Mem,
+pub(super) struct Tiles {
+    pub dtype: DType,
+    pub elems: Expr,
+    pub scores: Mem,
 }
 
 impl Tiles {
     /// P = 2^(c·S − l); `row` gives the place of an element's l.
-    fn weigh(&self, b: &mut Build, p: &Problem, l: Mem, row: impl FnOnce(Expr) -> Expr) {
+    pub fn weigh(&self, b: &mut Build, p: &Problem, l: Mem, row: impl FnOnce(Expr) -> Expr) {
         let factor = Build::f(self.dtype, p.scale * std::f64::consts::LOG2_E);
         let ln_2 = Build::f(self.dtype, std::f64::consts::LN_2);
         b.each(self.elems.clone(), |b, e| {
@@ -245,7 +256,7 @@ impl Tiles {
         });
     }
     /// dS = P∘(dP − Δ), narrowed.
-    fn differ(&self, b: &mut Build, [grads, d_scores]: [Mem; 2], delta: Mem, row: impl FnOnce(Expr) -> Expr) {
+    pub fn differ(&self, b: &mut Build, [grads, d_scores]: [Mem; 2], delta: Mem, row: impl FnOnce(Expr) -> Expr) {
         b.each(self.elems.clone(), |b, e| {
             let dp = Expr::load(grads, e.clone()) - Expr::load(delta, row(e.clone()));
             b.store(grads, e.clone(), Expr::load(self.scores, e) * dp);
@@ -264,7 +275,7 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling, gives: Gives) -> Kernel
     let [rows, keys] = tiling.of_values.filter(|_| !of_k).unwrap_or(tiling.of_keys);
     let (queries, heads) = (rows / tiling.heads, tiling.heads);
     let mut b = Build::new(if of_k { "attend_grad_keys" } else { "attend_grad_values" });
-    let union = union(p, tiling);
+    let union = listed(p, tiling);
     let sorted = union.as_ref().map(|u| gpu_attend_union::num_tiles(p, u) * Dim::from(rows));
     let given = Given::new(&mut b, p, &sorted.unwrap_or_else(|| of_rows(p, tiling)));
     let inverse = union.as_ref().map(|u| Inverse::read(u, &mut b, p, heads));
@@ -425,7 +436,7 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling, gives: Gives) -> Kernel
 pub fn of_sums(p: &Problem, tiling: Tiling) -> Option<[TensorType; 2]> {
     let of = |n: [Dim; 2]| n.map(|n| TensorType::new(p.sum_dtype(), vec![n]));
     let [_, k, v, ..] = p.elems();
-    match union(p, tiling) {
+    match listed(p, tiling) {
         Some(u) => Some(of([p.dk, p.dv].map(|n| gpu_attend_union::of_items(p, &u, n)))),
         None if tiling.parts > 1 => Some(of([k, v].map(|n| n * Dim::from(tiling.parts)))),
         None => None,

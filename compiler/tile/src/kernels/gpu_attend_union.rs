@@ -72,13 +72,16 @@ pub(super) fn block_size(domain: &Domain) -> Option<i64> {
 impl Union {
     /// The union that a problem's kernel with this tiling needs, if it is one.
     pub fn new(p: &Problem, t: Tiling) -> Option<Union> {
+        // The blocks of an only query are their own union.
+        Union::listed(p, t).filter(|u| u.places() <= MAX_PLACES && Blocks::of(p, t).is_none())
+    }
+    /// The lists of a tile's queries, however many places they have.
+    pub fn listed(p: &Problem, t: Tiling) -> Option<Union> {
         let (Domain::Blocks { idx, size }, rest) = driving_list(&p.domain)? else { return None };
         let n = p.operands[idx].shape[3].known()?;
         let fits = t.heads == p.h / p.g && t.rows % t.heads == 0 && size % t.keys == 0 && !has_lists(&rest);
         let queries = t.rows / t.heads;
-        // The blocks of an only query are their own union.
-        let fits = fits && n > 0 && n * queries <= MAX_PLACES && Blocks::of(p, t).is_none();
-        fits.then_some(Union { operand: idx, size, rest, queries, n, from: None })
+        (fits && n > 0).then_some(Union { operand: idx, size, rest, queries, n, from: None })
     }
     /// Places of a tile.
     fn places(&self) -> i64 {
@@ -307,7 +310,7 @@ pub fn by_rows(heads: i64) -> bool {
 
 /// The types of counts, totals, offsets, firsts, queries, owner, l and Δ, and where rows are brought one by one of their numbers.
 pub fn inverse_memories(p: &Problem, t: Tiling) -> Vec<TensorType> {
-    let Some(u) = Union::new(p, t) else { return Vec::new() };
+    let Some(u) = Union::listed(p, t) else { return Vec::new() };
     let blocks = num_blocks(p, &u);
     let ends = blocks.clone() + Dim::from(1);
     let queries = num_tiles(p, &u) * Dim::from(u.queries);
@@ -327,7 +330,7 @@ pub(super) fn of_items(p: &Problem, u: &Union, n: i64) -> Dim {
 
 /// The sums that items of a block of keys have, added in order: dk or dv, of `n` elements a key. Buffers: sums, firsts, d.
 pub fn gpu_attend_grad_items(p: &Problem, t: Tiling, n: i64) -> Kernel {
-    let u = Union::new(p, t).unwrap_or_else(|| base::bug!("no lists of blocks in {:?}", p.domain));
+    let u = Union::listed(p, t).unwrap_or_else(|| base::bug!("no lists of blocks in {:?}", p.domain));
     let mut b = Build::new("attend_grad_items");
     let all = p.b.clone() * p.s.clone() * Dim::from(p.g * n);
     let sums = b.read("sums", p.sum_dtype(), of_items(p, &u, n));
@@ -366,6 +369,57 @@ const ELEMS: i64 = 1024;
 pub fn gpu_attend_inverse(p: &Problem, t: Tiling) -> [Kernel; 4] {
     let u = Union::new(p, t).unwrap_or_else(|| base::bug!("no lists of blocks in {:?}", p.domain));
     [totals(p, &u), offsets(p, &u), entries(p, &u), sorted(p, &u, t.heads)]
+}
+
+/// `sorted` alone.
+pub fn gpu_attend_sorted(p: &Problem, t: Tiling) -> Kernel {
+    let u = Union::listed(p, t).unwrap_or_else(|| base::bug!("no lists of blocks in {:?}", p.domain));
+    sorted(p, &u, t.heads)
+}
+
+/// The inverse where `gpu_attend_by_block` has sorted rows by blocks: `offsets`, and what `entries` gives, of the rows. Buffers: totals, offsets, firsts; rows, offsets, firsts,
+/// queries, owner.
+pub(super) fn gpu_attend_listed(p: &Problem, t: Tiling) -> [Kernel; 2] {
+    let u = Union::listed(p, t).unwrap_or_else(|| base::bug!("no lists of blocks in {:?}", p.domain));
+    let mut b = Build::new("attend_listed");
+    let tiles = super::gpu_attend_by_block::Sort::new(p, t).tiles;
+    let rows = b.read("rows", DType::I32, tiles * Dim::from(t.rows));
+    let ends = num_blocks(p, &u) + Dim::from(1);
+    let [offsets, firsts] = ["offsets", "firsts"].map(|name| b.read(name, DType::I32, ends.clone()));
+    let queries = b.write("queries", DType::I32, num_tiles(p, &u) * Dim::from(u.queries));
+    let owner = b.write("owner", DType::I32, num_items(p, &u));
+    b.kernel.grid = num_blocks(p, &u);
+    let block = b.block();
+    let slots = |b: &mut Build, i: Expr| b.bind(Expr::load(offsets, i).cast(DType::I64) * Expr::int(u.queries));
+    let [from, to] = [block.clone(), block + Expr::int(1)].map(|i| slots(&mut b, i));
+    let heads = int(t.heads as f64);
+    b.for_(from, to, crate::ir::LoopKind::Vector, |b, i| {
+        let row = b.bind(Expr::load(rows, i.clone() * Expr::int(t.heads)));
+        let number = Expr::floor_div(Expr::map2(graph::op::MapFn::Max, row.clone(), int(0.0)), heads);
+        b.store(queries, i, Expr::select(Expr::lt(row, int(0.0)), int(-1.0), number));
+    });
+    own_items(&mut b, p, &u, [offsets, firsts, queries, owner]);
+    [self::offsets(p, &u), b.finish()]
+}
+
+/// Says whose the items of the block's block are, and of its share of the places that are left that they are no queries' and have none of the last block's tiles.
+fn own_items(b: &mut Build, p: &Problem, u: &Union, [offsets, firsts, queries, owner]: [Mem; 4]) {
+    let block = b.block();
+    let bound = |b: &mut Build, mem, i: Expr| b.bind(Expr::load(mem, i).cast(DType::I64));
+    let (n, all) = (num_blocks(p, u), num_tiles(p, u) * Dim::from(u.queries));
+    let (n, all, items) = (b.dim(&n), b.dim(&all), b.dim(&num_items(p, u)));
+    let [from, to] = [block.clone(), block.clone() + Expr::int(1)].map(|i| bound(b, firsts, i));
+    b.for_(from, to, crate::ir::LoopKind::Vector, |b, i| b.store(owner, i, block.clone().cast(DType::I32)));
+    // Places that are left, shared out among the blocks.
+    let used = bound(b, offsets, n.clone()) * Expr::int(u.queries);
+    let used = [b.bind(used), bound(b, firsts, n.clone())];
+    let last = (n.clone() - Expr::int(1)).cast(DType::I32);
+    for (mem, used, all, value) in [(queries, &used[0], all, int(-1.0)), (owner, &used[1], items, last)] {
+        let part = b.bind(Expr::floor_div(all.clone() - used.clone() + n.clone() - Expr::int(1), n.clone()));
+        let from = b.bind(Expr::minimum(used.clone() + block.clone() * part.clone(), all.clone()));
+        let to = b.bind(Expr::minimum(from.clone() + part, all));
+        b.for_(from, to, crate::ir::LoopKind::Vector, |b, i| b.store(mem, i, value));
+    }
 }
 
 fn int(n: f64) -> Expr {
@@ -534,19 +588,7 @@ fn entries(p: &Problem, u: &Union) -> Kernel {
     let total = bound(&mut b, totals, block.clone());
     let end = slots(&mut b, block.clone() + Expr::int(1));
     b.for_(first + total, end, crate::ir::LoopKind::Vector, |b, i| b.store(queries, i, int(-1.0)));
-    let (n, all, items) = (b.dim(&n), b.dim(&all), b.dim(&items));
-    let [from, to] = [block.clone(), block.clone() + Expr::int(1)].map(|i| bound(&mut b, firsts, i));
-    b.for_(from, to, crate::ir::LoopKind::Vector, |b, i| b.store(owner, i, block.clone().cast(DType::I32)));
-    // Places that are left, shared out among the blocks.
-    let used = slots(&mut b, n.clone());
-    let used = [used, bound(&mut b, firsts, n.clone())];
-    let last = (n.clone() - Expr::int(1)).cast(DType::I32);
-    for (mem, used, all, value) in [(queries, &used[0], all, int(-1.0)), (owner, &used[1], items, last)] {
-        let part = b.bind(Expr::floor_div(all.clone() - used.clone() + n.clone() - Expr::int(1), n.clone()));
-        let from = b.bind(Expr::minimum(used.clone() + block.clone() * part.clone(), all.clone()));
-        let to = b.bind(Expr::minimum(from.clone() + part, all));
-        b.for_(from, to, crate::ir::LoopKind::Vector, |b, i| b.store(mem, i, value));
-    }
+    own_items(&mut b, p, u, [offsets, firsts, queries, owner]);
     b.finish()
 }
 

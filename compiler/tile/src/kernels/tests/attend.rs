@@ -10,6 +10,7 @@ use crate::kernels::{
     gpu_attend_parts::{gpu_attend_merge, gpu_attend_part, gpu_attend_part_scores},
     gpu_attend_union, host_attend, host_attend_grad,
 };
+use crate::select::{self, Place};
 use base::{DType, Dim, DimEnv, TensorType};
 use graph::{
     Op,
@@ -201,23 +202,28 @@ impl Case {
             vec![position, parts, sums, o, lse],
         ];
         for (kernel, places) in gpu_attend_by_block::gpu_attend_by_block(&p, tiling).iter().zip(&places) {
-            let once = |seed| {
-                let mut buffers: Vec<Vec<f64>> = places.iter().map(|i| memory[*i].clone()).collect();
-                let options = crate::interp::Options { rounded: true, seed, ..Default::default() };
-                let report = crate::interp::run(kernel, &mut buffers, &dims, options);
-                report.unwrap_or_else(|e| panic!("{}: {e}", kernel.name));
-                buffers
-            };
-            let (ordered, permuted) = (once(0), once(7));
-            let bits = |x: &[Vec<f64>]| x.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
-            assert_eq!(bits(&ordered), bits(&permuted), "{}: the order of blocks shows", kernel.name);
-            places.iter().zip(ordered).for_each(|(i, x)| memory[*i] = x);
+            run_on(kernel, places, &mut memory, &dims);
         }
         for (i, x) in ["o", "lse"].into_iter().enumerate() {
             let name = format!("{x} of {} at {:?} with {tiling:?}", self.domain, self.size);
             assert_near(&name, &memory[o + i], &want[i].data, 2e-5);
         }
     }
+}
+
+/// Runs a kernel on some of the memories, in two orders of blocks, which must give the same bits.
+fn run_on(kernel: &Kernel, places: &[usize], memory: &mut [Vec<f64>], dims: &DimEnv) {
+    let once = |seed| {
+        let mut buffers: Vec<Vec<f64>> = places.iter().map(|i| memory[*i].clone()).collect();
+        let options = crate::interp::Options { rounded: true, seed, ..Default::default() };
+        let report = crate::interp::run(kernel, &mut buffers, dims, options);
+        report.unwrap_or_else(|e| panic!("{}: {e}", kernel.name));
+        buffers
+    };
+    let (ordered, permuted) = (once(0), once(7));
+    let bits = |x: &[Vec<f64>]| x.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&ordered), bits(&permuted), "{}: the order of blocks shows", kernel.name);
+    places.iter().zip(ordered).for_each(|(i, x)| memory[*i] = x);
 }
 
 #[test]
@@ -337,6 +343,44 @@ impl Case {
     }
 }
 
+impl Case {
+    /// The kernels of the gradient where queries are sorted by blocks, each with what the ones before gave.
+    fn check_sorted_grads(&self, tiling: gpu_attend_grad::Tiling) {
+        let scale = 1.0 / (self.size.dk as f64).sqrt();
+        let case = Case { dtype: DType::F32, operands: self.operands.clone(), domain: self.domain.clone(), data: None, ..*self };
+        let p = case.problem(scale);
+        assert!(gpu_attend_grad::takes(&p, tiling, true), "{p:?}");
+        let Size { b, t, s, .. } = case.size;
+        let dims: DimEnv = [("B", b), ("T", t), ("S", s)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
+        let qkv = case.random();
+        let attend = Attend { domain: case.domain.clone(), scale: Scalar::new(scale) };
+        let args: Vec<Tensor> = qkv.iter().chain(&case.operands).cloned().collect();
+        let [o, lse] = oracle(&Op::Attend(attend.clone()), &args).try_into().expect("two results");
+        let mut r = Random::new(99);
+        let (d_o, d_lse) = (r.tensor(DType::F32, &o.shape), r.tensor(DType::F32, &lse.shape));
+        let args: Vec<Tensor> = qkv.into_iter().chain([o, lse, d_o, d_lse]).chain(case.operands.clone()).collect();
+        let want = oracle(&Op::AttendGrad(attend), &args);
+
+        let work = select::attend_grad(&p, tiling, false);
+        let elems = |t: &TensorType| t.elems().eval(&dims).expect("known dims") as usize;
+        let lens = work.asides.iter().map(elems).chain(want.iter().map(|x| x.data.len()));
+        let mut memory: Vec<Vec<f64>> = args.iter().map(|x| x.data.clone()).chain(lens.map(|n| vec![f64::NAN; n])).collect();
+        let first = args.len() + work.asides.len();
+        for (kernel, places, _) in &work.launches {
+            let at = |place: &Place| match place {
+                Place::Operand(i) => *i,
+                Place::Aside(i) => args.len() + i,
+                Place::Result(i) => first + i,
+            };
+            run_on(kernel, &places.iter().map(at).collect::<Vec<_>>(), &mut memory, &dims);
+        }
+        for (i, x) in ["dq", "dk", "dv"].into_iter().enumerate() {
+            let name = format!("{x} of {} at {:?} with {tiling:?}", self.domain, self.size);
+            assert_near(&name, &memory[first + i], &want[i].data, 2e-5);
+        }
+    }
+}
+
 /// Domains of ranges and tests; of two ranges one may reach into the other, lie behind it, or be empty.
 const RANGES: [&str; 6] = [
     "full",
@@ -445,12 +489,21 @@ fn lists_of_blocks_for_many_processors() {
             let segments = i32s(&[2, n], (0..2 * n).map(|i| i % n / 5));
             for list in [random, odd, none, same] {
                 let of_queries = [tiling.rows, tiling.keys];
-                let grads = gpu_attend_grad::Tiling { of_keys: [tiling.rows, 8], of_queries, heads, parts: 1, of_values: None };
+                let grads = gpu_attend_grad::Tiling {
+                    of_keys: [tiling.rows, 8],
+                    of_queries,
+                    heads,
+                    parts: 1,
+                    of_values: None,
+                    by_block: false,
+                };
+                let sorted = gpu_attend_grad::Tiling { by_block: true, ..grads };
                 let apart = gpu_attend_grad::Tiling { of_values: Some(grads.of_keys), ..grads };
                 let check = |size, domain, operands: &[Tensor]| {
                     let case = Case::new(size, domain, operands);
                     case.check_many(tiling);
                     case.check_many_grads(grads);
+                    case.check_sorted_grads(sorted);
                 };
                 for domain in ["blocks(0, 8)", "causal & blocks(0, 8)", "blocks(0, 8) & window(9)"] {
                     check(size, domain, std::slice::from_ref(&list));

@@ -1,0 +1,171 @@
+//! The gradient of softmax attention over lists of blocks where few heads share keys, for a device of many processors: unions of the blocks of a tile's queries, which
+//! `gpu_attend_grad` goes over for dq, would be most of the blocks there are. Queries are sorted by the blocks that they list, as in `gpu_attend_by_block`. Kernels one after the other:
+//!
+//! ```text
+//! count, starts, offsets, place    lists → rows, position, owner of tiles, offsets, firsts   the sort of that file, with items of `gpu_attend_union`
+//! listed    rows, offsets, firsts → queries, owner of items        what a block of keys goes over
+//! sorted, keys, items              as with unions: dk and dv
+//! parts     q, k, v, d_o, l, Δ, domain operands…, rows, owner → parts   for a tile's rows and the keys of its block, queries down and keys across:
+//!               S = Q·Kᵀ, dP = dO·Vᵀ, P = 2^(c·S − l), dS = P∘(dP − Δ), dQ = scale·dS·K     in the dtype of the result
+//! merge     position, parts → dq                                    the parts of a query's row added in the order of its list
+//! ```
+//!
+//! # Source: Lu et al., MoBA, arXiv 2502.13189; `specs/nsa.md` 2.3. Tested on the domains and sizes of `tests/attend.rs`.
+
+use super::{
+    build::{Build, tile, transposed},
+    domain::{Problem, Scene},
+    gpu_attend::{Gathered, Heads, Sides, mask},
+    gpu_attend_by_block::{self, gpu_attend_sort},
+    gpu_attend_grad::{Given, Tiles, Tiling, forward, of_rows, padded},
+    gpu_attend_union,
+};
+use crate::ir::{Expr, Kernel};
+use base::{DType, Dim, TensorType};
+
+/// Whether the kernels are built for a problem with this tiling.
+pub fn takes(p: &Problem, t: Tiling) -> bool {
+    gpu_attend_by_block::sorts(p, forward(t)) && t.of_keys[0] == t.of_queries[0]
+}
+
+/// The types of counts, starts, totals, rows, position, owner of tiles, and parts; then offsets, firsts, queries, owner of items, l, Δ and numbers of rows.
+pub fn memories(p: &Problem, t: Tiling) -> Vec<TensorType> {
+    let [counts, starts, totals, _, rows, position, owner, parts, _] = gpu_attend_by_block::memories(p, forward(t));
+    let parts = TensorType::new(p.dtype, vec![parts.elems().try_div(&Dim::from(p.dv)).expect("rows of dv") * Dim::from(p.dk)]);
+    let mut all = vec![counts, starts, totals, rows, position, owner, parts];
+    all.extend(gpu_attend_union::inverse_memories(p, forward(t)).into_iter().skip(2));
+    all
+}
+
+/// The kernels of the sort, in order: count, starts, offsets, place, listed.
+pub fn gpu_attend_grad_sort(p: &Problem, t: Tiling) -> [Kernel; 5] {
+    let [count, starts, place] = gpu_attend_sort(p, forward(t));
+    let [offsets, listed] = gpu_attend_union::gpu_attend_listed(p, forward(t));
+    [count, starts, offsets, place, listed]
+}
+
+/// What each tile's rows have of dq. Buffers: q, k, v, d_o, l, Δ, domain operands…, rows, owner, parts.
+pub fn gpu_attend_grad_query_parts(p: &Problem, t: Tiling) -> Kernel {
+    let [rows, keys] = t.of_queries;
+    let plan = gpu_attend_by_block::Sort::new(p, forward(t));
+    let mut b = Build::new("attend_grad_query_parts");
+    let given = Given::new(&mut b, p, &of_rows(p, t));
+    let all_rows = plan.tiles.clone() * Dim::from(rows);
+    let numbers = b.read("rows", DType::I32, all_rows.clone());
+    let owner = b.read("owner", DType::I32, plan.tiles.clone());
+    let parts = b.write("parts", p.dtype, all_rows.clone() * Dim::from(p.dk));
+    let parts = Heads::new(&mut b, parts, &Dim::from(1), &all_rows, 1, p.dk);
+    b.kernel.grid = plan.tiles.clone();
+
+    let mut narrow = |name, n: i64| b.scratch(name, p.dtype, n);
+    let (k, v) = (narrow("k", keys * p.dk), narrow("v", keys * p.dv));
+    let (q, d_o) = (narrow("q", rows * p.dk), narrow("d_o", rows * p.dv));
+    let dtype = p.sum_dtype();
+    let mut wide = |name, n: i64| b.scratch(name, dtype, n);
+    let [l, delta] = ["l", "delta"].map(|name| wide(name, rows));
+    let sums = wide("dq", rows * p.dk);
+    let tiles = Tiles { dtype, elems: Expr::int(rows * keys), scores: wide("scores", rows * keys) };
+    let grads = wide("grads", rows * keys);
+    let d_scores = b.scratch("d_scores", p.dtype, rows * keys);
+    let zero = || Expr::int(0);
+
+    let list = b.bind(Expr::load(owner, b.block()).cast(DType::I64));
+    b.if_(Expr::le(Expr::int(0), list.clone()), |b| {
+        let [blocks, batches, queries, s] = [&plan.blocks, &p.b, &p.t, &p.s].map(|d| b.dim(d));
+        let block = b.bind(Expr::rem(list.clone(), blocks.clone()));
+        let rest = b.bind(Expr::floor_div(list, blocks));
+        let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
+        let group = b.bind(Expr::floor_div(rest, batches));
+        let at = b.bind(b.block() * Expr::int(rows));
+        let scene =
+            Scene { problem: p, operands: given.operands.clone(), t: queries, s, batch: batch.clone(), group: group.clone() };
+        let gathered = Gathered::new(b, &scene, numbers, at.clone(), rows, plan.rest.clone());
+        let all = b.dim(&(p.b.clone() * p.t.clone() * Dim::from(p.h)));
+        given.q.pick_rows(b, q, rows, &all, (numbers, &at));
+        given.d_o.pick_rows(b, d_o, rows, &all, (numbers, &at));
+        b.fill(sums, Expr::int(rows * p.dk), Build::f(dtype, 0.0));
+        let (padded, groups) = (b.dim(&padded(p, t.heads)), Expr::int(p.h / t.heads));
+        b.each(Expr::int(rows), |b, r| {
+            let number = b.bind(Expr::load(numbers, at.clone() + r.clone()).cast(DType::I64));
+            let there = b.bind(Expr::le(Expr::int(0), number.clone()));
+            let number = b.bind(Expr::maximum(number, Expr::int(0)));
+            let head = b.bind(Expr::rem(number.clone(), Expr::int(p.h)));
+            let query = b.bind(Expr::floor_div(number, Expr::int(p.h)));
+            let (batch, query) = (Expr::floor_div(query.clone(), scene.t.clone()), Expr::rem(query, scene.t.clone()));
+            let heads = Expr::int(t.heads);
+            let of_heads = batch * groups + Expr::floor_div(head.clone(), heads.clone());
+            let from = b.bind(of_heads * padded + query * heads.clone() + Expr::rem(head, heads));
+            for (mem, to) in [(given.l, l), (given.delta, delta)] {
+                b.store(to, r.clone(), Expr::select(there.clone(), Expr::load(mem, from.clone()), Build::f(dtype, 0.0)));
+            }
+        });
+        let row = |e: Expr| Expr::floor_div(e, Expr::int(keys));
+        let piece = |b: &mut Build, j: Expr| {
+            let start = b.bind(block.clone() * Expr::int(plan.size) + j * Expr::int(keys));
+            given.k.copy(b, k, keys, [&batch, &group, &start], false);
+            let (left, right) = (tile(q, zero(), p.dk), transposed(k, zero(), p.dk));
+            b.dot([rows, keys, p.dk].map(Expr::int), left, right, tile(tiles.scores, zero(), keys), false);
+            given.v.copy(b, v, keys, [&batch, &group, &start], false);
+            let (left, right) = (tile(d_o, zero(), p.dv), transposed(v, zero(), p.dv));
+            b.dot([rows, keys, p.dv].map(Expr::int), left, right, tile(grads, zero(), keys), false);
+            let queries = (&gathered.first, rows / t.heads);
+            let sides = Sides { queries, heads: t.heads, keys: (&start, keys), by_queries: true, rows: Some(&gathered) };
+            mask(b, &scene, &gathered.rest, tiles.scores, &sides, None);
+            tiles.weigh(b, p, l, row);
+            tiles.differ(b, [grads, d_scores], delta, row);
+            let (left, right) = (tile(d_scores, zero(), keys), tile(k, zero(), p.dk));
+            b.dot([rows, p.dk, keys].map(Expr::int), left, right, tile(sums, zero(), p.dk), true);
+        };
+        // One piece is no loop, so that its copies need no more room than they take.
+        match plan.size / keys {
+            1 => piece(b, Expr::int(0)),
+            n => b.range(Expr::int(n), piece),
+        }
+        b.each(Expr::int(rows * p.dk), |b, e| b.store(sums, e.clone(), Expr::load(sums, e) * Build::f(dtype, p.scale)));
+        let zero = Expr::int(0);
+        parts.copy(b, sums, rows, [&zero, &zero, &at], true);
+    });
+    b.finish()
+}
+
+/// Rows of a block of the last kernel.
+const MERGED: i64 = 8;
+
+/// dq of its parts. Buffers: position, parts, dq.
+pub fn gpu_attend_grad_query_merge(p: &Problem, t: Tiling) -> Kernel {
+    let plan = gpu_attend_by_block::Sort::new(p, forward(t));
+    let mut b = Build::new("attend_grad_query_merge");
+    let position = b.read("position", DType::I32, plan.places.clone());
+    let all_rows = plan.tiles * Dim::from(t.of_queries[0]);
+    let parts = b.read("parts", p.dtype, all_rows * Dim::from(p.dk));
+    let [q_elems, .., rows] = p.elems();
+    let dq = b.write("dq", p.dtype, q_elems);
+    b.kernel.grid = rows.ceil_div(&Dim::from(MERGED));
+    let total = b.dim(&rows);
+    let dtype = p.sum_dtype();
+    b.each_row(total, MERGED, |b, row| {
+        let head = b.bind(Expr::rem(row.clone(), Expr::int(p.h)));
+        let query = b.bind(Expr::floor_div(row.clone(), Expr::int(p.h)));
+        let group = Expr::floor_div(head.clone(), Expr::int(t.heads));
+        let own = b.bind(Expr::rem(head, Expr::int(t.heads)));
+        let first = b.bind((query * Expr::int(p.g) + group) * Expr::int(plan.n));
+        let found: Vec<[Expr; 2]> = (0..plan.n)
+            .map(|i| {
+                let at = b.bind(Expr::load(position, first.clone() + Expr::int(i)).cast(DType::I64));
+                let there = b.bind(Expr::le(Expr::int(0), at.clone()));
+                let at = Expr::maximum(at, Expr::int(0)) * Expr::int(t.heads) + own.clone();
+                [b.bind(at * Expr::int(p.dk)), there]
+            })
+            .collect();
+        let to = b.bind(row * Expr::int(p.dk));
+        b.each(Expr::int(p.dk), |b, d| {
+            let part = |[from, there]: &[Expr; 2]| {
+                let x = Expr::load(parts, from.clone() + d.clone());
+                Expr::select(there.clone(), x, Build::f(dtype, 0.0))
+            };
+            let sum = found.iter().map(part).reduce(|x, y| x + y).expect("a list has places");
+            b.store(dq, to + d, if p.dtype == dtype { sum } else { sum.cast(p.dtype) });
+        });
+    });
+    b.finish()
+}
