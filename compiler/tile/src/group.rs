@@ -9,7 +9,7 @@ mod join;
 
 use crate::{
     fused::num_parts,
-    lower::{Options, narrow},
+    lower::{Options, attends, narrow},
     view::{StridedView, row_major},
 };
 use base::{Dim, TensorType};
@@ -180,7 +180,8 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
         let as_users = if is_root { BTreeSet::from([id]) } else { users[i].clone() };
         let is_fused_op = is_inline(&node.op) || matches!(node.op, Op::Reduce(..));
         let narrow = narrowed(node);
-        for (k, v) in node.inputs.iter().enumerate().filter(|(k, _)| !is_unread(func, node, *k)) {
+        for k in (0..node.inputs.len()).filter(|k| !is_unread(func, node, *k)) {
+            let v = &operand(func, node, k, products);
             let j = v.node.0 as usize;
             users[j].extend(&as_users);
             several[j] |= takes_several;
@@ -216,7 +217,8 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
         let mut reads = BTreeSet::new();
         let node = &func.nodes[id];
         // Of what is only widened the narrow value is read.
-        let all = || (0..node.inputs.len()).filter(|k| !is_unread(func, node, *k)).map(|k| node.inputs[k]).collect();
+        let all =
+            || (0..node.inputs.len()).filter(|k| !is_unread(func, node, *k)).map(|k| operand(func, node, k, products)).collect();
         let read = narrowed(node).map_or_else(all, Vec::from);
         read.into_iter().for_each(|v| collect_reads(func, &g, v, &mut seen, &mut reads));
         g.reads[id.0 as usize] = reads.into_iter().collect();
@@ -233,6 +235,12 @@ fn joins_gradients(func: &Func, id: NodeId) -> bool {
     let is_grad = |n: &Node| matches!(n.op, Op::AttendGrad(_));
     let of_grads = node.op == Op::Map(MapFn::Add) && node.inputs.iter().all(|v| is_grad(func.def(*v)));
     of_grads && (id.0 as usize + 1..func.nodes.len()).any(|n| is_grad(&func.nodes[NodeId(n as u32)]))
+}
+
+/// What a step reads for an operand, on a device of many processors or another: of keys that are values and something joined to them, that.
+pub fn operand(func: &Func, node: &Node, k: usize, many: bool) -> Value {
+    let rest = if many && k == 1 { attends::joined_to_values(func, node) } else { None };
+    rest.unwrap_or(node.inputs[k])
 }
 
 /// Whether an operand is not looked at: zeros in place of the result, of which a gradient of attention needs nothing then.

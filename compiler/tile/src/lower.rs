@@ -12,7 +12,7 @@ use crate::{
         fuse_select, fuse_select_many, fuse_select_parts, num_parts,
     },
     gemm::gemm,
-    group::{Grouping, group, is_layout, is_unread},
+    group::{Grouping, group, is_layout, is_unread, operand},
     ir::{COPY_ALIGN, Kernel, divisor},
     kernels::gpu_product::{Grouped, Product, gpu_grouped, gpu_product, is_multiple},
     kernels::{gpu_topk_long, gpu_topk_parts, host_topk::TopK},
@@ -498,9 +498,21 @@ impl Lowerer<'_> {
                 // What is not looked at is as good as another of its type.
                 let unread = |k: usize| is_unread(b.func, &node, k);
                 let of_sums = (0..node.inputs.len()).any(unread);
-                let inputs: Vec<Value> =
-                    node.inputs.iter().enumerate().map(|(k, v)| if unread(k) { node.inputs[5] } else { *v }).collect();
+                let of = |k: usize| if unread(k) { node.inputs[5] } else { operand(b.func, &node, k, self.options.products) };
+                let inputs: Vec<Value> = (0..node.inputs.len()).map(of).collect();
+                let shared = node.inputs.iter().zip(&inputs).any(|(v, read)| v != read) && !of_sums;
                 let mut operands: Vec<StridedView> = inputs.iter().map(|v| self.dense(b, *v)).collect();
+                if shared {
+                    // There is no kernel for others.
+                    operands = operands
+                        .into_iter()
+                        .zip(&inputs)
+                        .map(|(view, v)| {
+                            let dtype = b.func.ty(*v).dtype;
+                            if is_aligned(&view.at, dtype) { view } else { self.copied(b, &view, dtype) }
+                        })
+                        .collect();
+                }
                 let results: Vec<(StridedView, Option<StridedView>)> =
                     (0..node.types.len()).map(|i| self.fresh_destination(b, value(i))).collect();
                 let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
@@ -513,7 +525,6 @@ impl Lowerer<'_> {
                     let (at, elems) = (operands[3].at.clone(), types[3].elems());
                     b.steps.push(Step::Zero { at, elems });
                 }
-                let shared = matches!(node.op, Op::Attend(_)) && begins_with(b.func, node.inputs[1], node.inputs[2]);
                 let device = Device { many: self.options.products, aligned, distinct, shared, of_sums };
                 let want = match self.tilings {
                     Tilings::Of(chosen) => Want::Chosen(chosen),
@@ -1175,19 +1186,6 @@ fn below(func: &Func, mut v: Value) -> Value {
 /// Whether an attention's operand is no list, or one that has nothing twice.
 fn is_set(func: &Func, v: Value) -> bool {
     func.ty(v).rank() != 4 || chooses(func, v)
-}
-
-/// Whether rows of `x` along the last axis begin with those of `y`: something joined to it.
-fn begins_with(func: &Func, x: Value, y: Value) -> bool {
-    let rows = |v: Value| {
-        let node = func.def(v);
-        let same = matches!(node.op, Op::Reshape(_)) && func.ty(v).shape.last() == func.ty(node.inputs[0]).shape.last();
-        if same { node.inputs[0] } else { v }
-    };
-    let joined = rows(x);
-    let node = func.def(joined);
-    let along = matches!(node.op, Op::Concat(axis) if axis + 1 == func.ty(joined).rank());
-    along && rows(node.inputs[0]) == rows(y)
 }
 
 /// Whether each row along the last axis is a choice, so that it has nothing twice but -1.

@@ -28,7 +28,7 @@ pub struct Device {
     pub aligned: bool,
     /// Whether lists of keys are known to have each once.
     pub distinct: bool,
-    /// Whether an attention's values are known to be the first columns of its keys.
+    /// Whether an attention's values are the first columns of its keys, of which it is given the others.
     pub shared: bool,
     /// Whether a gradient of attention needs nothing of its result, which is zeros then.
     pub of_sums: bool,
@@ -120,8 +120,7 @@ pub fn kernels(
 
 /// Attention by many processors.
 fn attend(p: &Problem, tiling: gpu_attend::Tiling) -> Work {
-    let shares = gpu_attend::shares(p);
-    let given: Vec<Place> = (0..3 + p.operands.len()).filter(|i| !(shares && *i == 2)).map(Place::Operand).collect();
+    let given: Vec<Place> = (0..3 + p.operands.len()).map(Place::Operand).collect();
     let results = [0, 1].map(Place::Result);
     let dtypes = vec![p.dtype, p.sum_dtype()];
     let (mut launches, mut asides) = (Vec::new(), Vec::new());

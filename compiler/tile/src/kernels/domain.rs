@@ -37,7 +37,7 @@ pub struct Problem {
     pub operands: Vec<TensorType>,
     /// Whether it is known that no list has something twice.
     pub distinct: bool,
-    /// Whether values are the first columns of keys, as where a latent is both.
+    /// Whether values are the first columns of keys, as where a latent is both, and in the place of keys there are the others.
     pub shared: bool,
 }
 

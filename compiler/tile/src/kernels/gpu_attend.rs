@@ -15,7 +15,7 @@
 //! o = O / l, lse = scale·m + log l      both 0 for a row that saw no key
 //! ```
 //!
-//! Of values of more than 256 columns a block sums half. Where they are known to be the first columns of keys, they are not read: a tile of keys is in three
+//! Of values of more than 256 columns a block sums half. Where they are known to be the first columns of keys, these are not joined: a tile of keys is in three
 //! pieces, of which the block's half is its values too, and two warp groups take turns in place of products that run ahead.
 //!
 //! Memory map: Q [rows, dk], K [keys, dk], V [keys, dv] as they come; S, P [rows, keys] and O [rows, dv], of which each thread may hold its part; m, l, α
@@ -104,7 +104,7 @@ fn is_wide(p: &Problem) -> bool {
     p.dk.max(p.dv) > WIDEST
 }
 
-/// Whether values are not read, but taken of keys: a block's half of their columns, beside the other half and what else keys have.
+/// Whether keys are values and more columns, which are given in place of keys: a block has its half of the values' columns, the other half and those.
 pub fn shares(p: &Problem) -> bool {
     p.shared && p.dv > WIDEST && p.dk > p.dv && p.dk <= MOST_KEY && !has_lists(&p.domain)
 }
@@ -291,8 +291,8 @@ pub(super) struct Job<'a> {
 
 /// The buffers of a job but for queries, and what of them it maps.
 struct Buffers<'a> {
+    /// Keys, or their columns behind those that values are.
     k: Mem,
-    /// Those of keys, if they are their first columns.
     v: Mem,
     operands: Vec<Mem>,
     union: Option<Union>,
@@ -315,8 +315,8 @@ impl<'a> Job<'a> {
     fn read(&self, b: &mut Build, t: Tiling) -> (Mem, Mem, Vec<Mem>, Option<Union>, Vec<Mem>) {
         let p = self.p;
         let [_, k, v, ..] = p.elems();
-        let k = b.read("k", p.dtype, k);
-        let v = if shares(p) { k } else { b.read("v", p.dtype, v) };
+        let k = if shares(p) { p.b.clone() * p.s.clone() * Dim::from(p.g * (p.dk - p.dv)) } else { k };
+        let [k, v] = [("k", k), ("v", v)].map(|(name, n)| b.read(name, p.dtype, n));
         let operands = p.operands.iter().enumerate().map(|(i, t)| b.read(&format!("d{i}"), t.dtype, t.elems())).collect();
         let union = Union::new(p, t).map(|u| u.read(b, p));
         (k, v, operands, union, self.ending.map_or(Vec::new(), |e| e.read(b)))
@@ -341,7 +341,7 @@ impl<'a> Job<'a> {
     fn program(&self, b: &mut Build, t: Tiling, scratch: Scratch, (q, buffers): (Mem, Buffers), block: Expr) {
         let p = self.p;
         let q = Heads::new(b, q, &p.b, &p.t, p.h, p.dk);
-        let k = Heads::new(b, buffers.k, &p.b, &p.s, p.g, p.dk);
+        let k = Heads::new(b, buffers.k, &p.b, &p.s, p.g, if shares(p) { p.dk - p.dv } else { p.dk });
         let v = Heads::new(b, buffers.v, &p.b, &p.s, p.g, p.dv);
         let batches = p.b.clone() * self.count();
         let of_result = |b: &mut Build, mem: Mem| Heads::new(b, mem, &batches, &p.t, p.h, p.dv);
@@ -384,9 +384,9 @@ impl<'a> Job<'a> {
         let stored = buffers.scores.map(|mem| (mem, head.clone()));
         let mut a = Attend { stored, ..Attend::new(&scene, t, first, which, scratch) };
         if let Some([other, rest]) = scratch.more {
-            let own = Piece { first: column.clone(), n, of: [a.q, a.k] };
-            let other = Piece { first: b.bind(Expr::int(n) - column.clone()), n, of: other };
-            a.pieces = vec![own, other, Piece { first: Expr::int(p.dv), n: p.dk - p.dv, of: rest }];
+            let own = Piece { first: column.clone(), n, of: [a.q, a.k], of_values: true };
+            let other = Piece { first: b.bind(Expr::int(n) - column.clone()), n, of: other, of_values: true };
+            a.pieces = vec![own, other, Piece { first: Expr::int(p.dv), n: p.dk - p.dv, of: rest, of_values: false }];
         }
 
         for piece in &a.pieces {
@@ -777,6 +777,8 @@ struct Piece {
     first: Expr,
     n: i64,
     of: [Mem; 2],
+    /// Whether values have them; else they are all that is given of keys.
+    of_values: bool,
 }
 
 impl Scratch {
@@ -821,7 +823,7 @@ impl<'a> Attend<'a> {
     pub fn new(scene: &'a Scene, tiling: Tiling, first: Expr, which: Rows, scratch: Scratch) -> Attend<'a> {
         let Scratch { q, k, v, scores, weights, out, max, sum, alpha, .. } = scratch;
         let dtype = scene.problem.sum_dtype();
-        let pieces = vec![Piece { first: Expr::int(0), n: scene.problem.dk, of: [q, k] }];
+        let pieces = vec![Piece { first: Expr::int(0), n: scene.problem.dk, of: [q, k], of_values: false }];
         Attend { scene, tiling, first, dtype, q, k, v, scores, weights, out, max, sum, alpha, rows: which, pieces, stored: None }
     }
     /// Where its keys are, if rows are neighbours.
@@ -844,9 +846,12 @@ impl<'a> Attend<'a> {
         }
     }
     /// Keys from `start` on, in pieces.
-    fn bring_keys(&self, b: &mut Build, from: &Heads, at: [&Expr; 3]) {
-        for piece in &self.pieces {
-            self.bring(b, &from.clone().columns(&piece.first, piece.n), piece.of[1], at);
+    fn bring_keys(&self, b: &mut Build, [k, v]: [&Heads; 2], at: [&Expr; 3]) {
+        for Piece { first, n, of: [_, to], of_values } in &self.pieces {
+            match of_values {
+                true => self.bring(b, &v.clone().columns(first, *n), *to, at),
+                false => self.bring(b, k, *to, at),
+            }
         }
     }
     /// Nothing is seen yet.
@@ -870,7 +875,7 @@ impl<'a> Attend<'a> {
             // A tile's keys are its values: nothing runs ahead.
             b.range(pieces, |b, j| {
                 let start = at(b, &j);
-                self.bring_keys(b, k, [batch, group, &start]);
+                self.bring_keys(b, [k, v], [batch, group, &start]);
                 self.multiply_keys(b);
                 self.weigh(b, &j, &start);
                 self.scale_result(b);
@@ -881,7 +886,7 @@ impl<'a> Attend<'a> {
         }
         let zero = Expr::int(0);
         let start = at(b, &zero);
-        self.bring_keys(b, k, [batch, group, &start]);
+        self.bring_keys(b, [k, v], [batch, group, &start]);
         self.multiply_keys(b);
         self.store_scores(b, &start);
         self.weigh(b, &zero, &start);
@@ -890,7 +895,7 @@ impl<'a> Attend<'a> {
             b.for_(Expr::int(1), pieces.clone(), LoopKind::Serial, |b, j| {
                 let before = b.bind(j.clone() - Expr::int(1));
                 let (start, before) = (at(b, &j), at(b, &before));
-                self.bring_keys(b, k, [batch, group, &start]);
+                self.bring_keys(b, [k, v], [batch, group, &start]);
                 self.multiply_keys(b);
                 self.bring(b, v, self.v, [batch, group, &before]);
                 self.multiply_values(b);

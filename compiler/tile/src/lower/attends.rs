@@ -52,6 +52,22 @@ pub(crate) struct Attends<'a> {
     scores: Option<Value>,
 }
 
+/// What is joined to values, along their columns, to be an attention's keys: a kernel reads both and no keys.
+pub fn joined_to_values(func: &Func, attend: &Node) -> Option<Value> {
+    let Op::Attend(a) = &attend.op else { return None };
+    let rows = |v: Value| {
+        let node = func.def(v);
+        let same = matches!(node.op, Op::Reshape(_)) && func.ty(v).shape.last() == func.ty(node.inputs[0]).shape.last();
+        if same { node.inputs[0] } else { v }
+    };
+    let keys = rows(attend.inputs[1]);
+    let (Op::Concat(axis), [first, rest]) = (&func.def(keys).op, &func.def(keys).inputs[..]) else { return None };
+    let types: Vec<&TensorType> = attend.inputs.iter().map(|v| func.ty(*v)).collect();
+    let p = Problem { shared: true, ..Problem::new(a, &types, 3).ok()? };
+    let joined = axis + 1 == func.ty(keys).rank() && rows(*first) == rows(attend.inputs[2]);
+    (joined && gpu_attend::shares(&p) && gpu_attend::takes(&p, Tiling::choose(&p), true)).then_some(*rest)
+}
+
 /// The scores of an attention, and the nodes that give them: a product of nothing but its queries and keys, in f32, in the order `[b, t, h, s]`.
 fn scores_of(func: &Func, attend: &Node) -> Option<(Value, BTreeSet<NodeId>)> {
     let mut products = func.nodes.iter().filter(|(_, n)| matches!(n.op, Op::Contract(_)));
@@ -177,7 +193,9 @@ impl Lowerer<'_> {
     /// An attention of which only parts are computed, as all that reads it is a map of another in parts, which joins both; whether it is one.
     pub(super) fn attend_in_parts(&mut self, b: &mut Body, id: NodeId) -> bool {
         let node = b.func.nodes[id].clone();
-        let (Op::Attend(a), true) = (&node.op, self.options.products) else { return false };
+        let (Op::Attend(a), true, None) = (&node.op, self.options.products, joined_to_values(b.func, &node)) else {
+            return false;
+        };
         let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
         let distinct = node.inputs.iter().skip(3).all(|v| is_set(b.func, *v));
         let Ok(p) = Problem::new(a, &types, 3).map(|p| Problem { distinct, ..p }) else { return false };

@@ -1702,3 +1702,19 @@ fn an_attention_of_few_queries_gives_its_scores() {
         }
     }
 }
+
+#[test]
+fn keys_that_are_values_and_more_columns_are_not_joined() {
+    for (t, s) in [(1, 1), (3, 70)] {
+        let f = func(&[&format!("f32[B, {t}, 4, 320]"), "f32[B, S, 288]", "f32[B, S, 32]"], |b, a| {
+            let keys = b.op(Op::Concat(2), &a[1..]);
+            let by_heads = |b: &mut Builder, x: Value, n: i64| {
+                let shape = [&b.func.ty(x).shape.clone()[..2], &[Dim::from(1), Dim::from(n)]].concat();
+                b.reshape(x, &shape)
+            };
+            let (k, v) = (by_heads(b, keys, 320), by_heads(b, a[1], 288));
+            b.node(Op::Attend(Attend { domain: Domain::Causal, scale: Scalar::new(0.25) }), &[a[0], k, v])
+        });
+        assert_eq!(kernels_of(f, &[("B", 2), ("S", s)]), ["host_attend_part", "host_attend_merge"]);
+    }
+}

@@ -447,7 +447,7 @@ fn wide_heads_share_keys_by_halves_of_the_result() {
 }
 
 #[test]
-fn values_that_are_the_first_columns_of_keys_are_not_read() {
+fn keys_are_values_and_more_columns() {
     for (heads, t, s) in [(4, 17, 37), (128, 1, 37)] {
         let size = Size { b: 2, t, s, h: heads, g: 1, dk: 320, dv: 288 };
         let case = Case { dtype: DType::F32, ..Case::new(size, "causal", &[]) };
@@ -456,13 +456,18 @@ fn values_that_are_the_first_columns_of_keys_are_not_read() {
         assert_eq!((tiling.rows, tiling.heads, gpu_attend::shares(&p)), (128, heads, true));
         let dims: DimEnv = [("B", 2), ("T", t), ("S", s)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
         let [q, k, _] = case.random();
-        let values = k.data.chunks(320).flat_map(|row| row[..288].to_vec()).collect();
-        let v = Tensor::new(DType::F32, &[2, s, 1, 288], values);
-        let want =
-            oracle(&Op::Attend(Attend { domain: case.domain.clone(), scale: Scalar::new(0.1) }), &[q.clone(), k.clone(), v]);
+        let columns = |from: usize, to: usize| {
+            let data = k.data.chunks(320).flat_map(|row| row[from..to].to_vec()).collect();
+            Tensor::new(DType::F32, &[2, s, 1, (to - from) as i64], data)
+        };
+        let (v, rest) = (columns(0, 288), columns(288, 320));
+        let want = oracle(
+            &Op::Attend(Attend { domain: case.domain.clone(), scale: Scalar::new(0.1) }),
+            &[q.clone(), k.clone(), v.clone()],
+        );
         let lens: Vec<usize> = want.iter().map(|x| x.data.len()).collect();
         let near = |got: &[Vec<f64>]| (0..2).for_each(|i| assert_near("shared", &got[i], &want[i].data, 2e-5));
-        let args = [q, k];
+        let args = [q, rest, v];
         near(&results(&gpu_attend::gpu_attend(&p, tiling), &args, &lens, &dims, true));
         let parts = Dim::from(3);
         let of_parts = results(&gpu_attend_part(&p, tiling, &parts), &args, &[&lens[0] * 3, &lens[1] * 3], &dims, true);
