@@ -100,7 +100,7 @@ pub const WIDEST: i64 = 256;
 const WIDE_ROWS: i64 = 64;
 
 /// Whether keys or values have more columns than usual, as where a latent that all heads share is both.
-fn is_wide(p: &Problem) -> bool {
+pub(super) fn is_wide(p: &Problem) -> bool {
     p.dk.max(p.dv) > WIDEST
 }
 

@@ -11,7 +11,7 @@
 use super::{
     build::{Build, div, eq, exp},
     domain::Problem,
-    gpu_attend::{Blocks, Ending, Job, Tiling, attend, columns, has_lists},
+    gpu_attend::{Blocks, Ending, Job, Tiling, attend, columns, has_lists, is_wide},
     gpu_product::Element,
 };
 use crate::ir::{Expr, Kernel, LoopKind, Mem};
@@ -28,10 +28,15 @@ pub const MAX_PARTS: i64 = 32;
 /// [`gpu_attend_part`] gives what each part has, [`gpu_attend_merge`] joins them in order. None where they are not divided, whatever the batch.
 pub fn num_parts(p: &Problem, t: Tiling) -> Option<Dim> {
     let few = p.t.known().filter(|n| *n <= t.queries() && (!has_lists(&p.domain) || Blocks::of(p, t).is_some()));
-    let bounded = most_keys(&p.domain, p, few?).map(|n| n.div_euclid(t.keys));
+    // To wide keys any number of queries come that other kernels would expand them for: mostly few.
+    if few.is_none() && (!is_wide(p) || has_lists(&p.domain)) {
+        return None;
+    }
+    let bounded = few.and_then(|n| most_keys(&p.domain, p, n)).map(|n| n.div_euclid(t.keys));
     let most = bounded.or(p.s.known().map(|s| s / (4 * t.keys))).unwrap_or(MAX_PARTS).clamp(1, MAX_PARTS);
+    let tiles = if few.is_some() { Dim::from(1) } else { p.t.ceil_div(&Dim::from(t.queries())) };
     let one = Dim::from(1);
-    let alone = (p.b.clone() * Dim::from(p.h / t.heads * (p.dv / columns(p)))).maximum(&one);
+    let alone = (p.b.clone() * tiles * Dim::from(p.h / t.heads * (p.dv / columns(p)))).maximum(&one);
     let parts = Dim::from(BLOCKS).floor_div(&alone).minimum(&Dim::from(most)).maximum(&one);
     (most > 1 && !parts.is(1)).then_some(parts)
 }
