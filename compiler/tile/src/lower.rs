@@ -1132,7 +1132,8 @@ impl Lowerer<'_> {
         let op = if from.1 == to.1 { Op::StopGradient } else { Op::Cast(to.1) };
         let copy = func.add(op, &[x], None).expect("it takes any type");
         let v = Value { node: copy, index: 0 };
-        let grouping = Grouping { root: vec![false, true], reads: vec![Vec::new(), vec![x]], ..Grouping::default() };
+        let (root, reads) = (vec![false, true], vec![Vec::new(), vec![x]]);
+        let grouping = Grouping { root, reads, many: self.options.parts && self.options.products, ..Grouping::default() };
         let places = [vec![Some(from.0.clone())], vec![None]];
         let Fused { kernel, views, .. } = fuse(&Scene { func: &func, grouping: &grouping, places: &places }, v, to.0, add);
         let work = cost::fused_work(&func, &grouping, v);
