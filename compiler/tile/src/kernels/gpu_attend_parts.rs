@@ -37,7 +37,9 @@ pub fn num_parts(p: &Problem, t: Tiling) -> Option<Dim> {
     let tiles = if few.is_some() { Dim::from(1) } else { p.t.ceil_div(&Dim::from(t.queries())) };
     let one = Dim::from(1);
     let alone = (p.b.clone() * tiles * Dim::from(p.h / t.heads * (p.dv / columns(p)))).maximum(&one);
-    let parts = Dim::from(BLOCKS).floor_div(&alone).minimum(&Dim::from(most)).maximum(&one);
+    // A block with wide keys has its processor to itself.
+    let blocks = if is_wide(p) { BLOCKS / 2 } else { BLOCKS };
+    let parts = Dim::from(blocks).floor_div(&alone).minimum(&Dim::from(most)).maximum(&one);
     (most > 1 && !parts.is(1)).then_some(parts)
 }
 
