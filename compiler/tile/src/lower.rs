@@ -809,7 +809,7 @@ impl Lowerer<'_> {
         }
         let is_own = |x: &Value| {
             let given =
-                matches!(b.func.def(*x).op, Op::Arg(_) | Op::Repeat(_)) || b.outputs.keys().any(|o| below(b.func, *o) == *x);
+                matches!(b.func.def(*x).op, Op::Arg(_) | Op::Repeat(_)) || b.outputs.keys().any(|o| is_seen_in(b.func, *x, *o));
             b.func.ty(*x) == ty && !given && b.grouping.reads.iter().filter(|reads| reads.contains(x)).count() == 1
         };
         let whole = |view: &StridedView| {
@@ -1182,6 +1182,14 @@ fn below(func: &Func, mut v: Value) -> Value {
         v = func.def(v).inputs[0];
     }
     v
+}
+
+/// Whether a value is another or a view of it, of which some may be stored on the way.
+fn is_seen_in(func: &Func, x: Value, mut v: Value) -> bool {
+    while v != x && is_layout(&func.def(v).op) {
+        v = func.def(v).inputs[0];
+    }
+    v == x
 }
 
 /// Whether an attention's operand is no list, or one that has nothing twice.

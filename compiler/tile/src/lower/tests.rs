@@ -1720,3 +1720,20 @@ fn keys_that_are_values_and_more_columns_are_not_joined() {
         assert_eq!(kernels_of(f, &dims[..if t == "1" { 2 } else { 3 }]), ["host_attend_part", "host_attend_merge"]);
     }
 }
+
+#[test]
+fn a_map_is_not_written_over_what_a_loop_gives() {
+    // A repeated constant, which a map of the last turn's reads too.
+    let mut body = Func::new("body");
+    let (x, y) = (body.arg("x", Role::Inner, ty("f32[B, 4]")), body.arg("y", Role::Inner, ty("f32[B, 4]")));
+    let mut b = Builder::new(&mut body);
+    let three = b.constant(3.0, F32);
+    let shape = b.func.ty(x).shape.clone();
+    let same = b.broadcast(three, &shape, &[]);
+    let less = b.map(MapFn::Sub, &[y, same]);
+    let next = b.map(MapFn::Exp, &[less]);
+    body.output("x", Role::Inner, next);
+    body.output("y", Role::Inner, same);
+    let r = Repeat { count: 1, carried: 2, constant: 0, reverse: false, body };
+    check(&["f32[B, 4]", "f32[B, 4]"], BT, |b, a| b.node(Op::Repeat(Box::new(r)), a));
+}
