@@ -138,6 +138,8 @@ fn a_row_that_fits_is_loaded_once() {
     let text = aligned(shares(4096));
     let count = |what: &str| text.matches(what).count();
     assert_eq!((count("ld.global"), count("st.global"), count("bar.sync")), (2, 2, 2), "{text}");
+    // As many blocks share a processor as have few registers and load what hides that they wait; with more elements a thread they need their registers.
+    assert!(text.contains(".minnctapersm 6") && aligned(shares(8192)).contains(".minnctapersm 1"), "{text}");
     // Too long for registers: each loop loads.
     let text = ptx(&shares(65_536)).0;
     assert_eq!((text.matches("ld.global.nc.v4.b32").count(), text.matches("st.global.v4.b32").count()), (2, 1), "{text}");
