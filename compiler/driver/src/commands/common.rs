@@ -49,15 +49,18 @@ pub fn overrides(model: &Model) -> Result<Overrides, u8> {
     if let Some(path) = &model.config {
         let text = std::fs::read_to_string(path).map_err(|e| fail(&format!("{}: {e}", path.display())))?;
         let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| fail(&format!("{}: {e}", path.display())))?;
-        insert_entries(&json, &mut config);
+        insert_entries(&json, false, &mut config);
         insert_unscaled(&json, &mut config);
     }
     Ok(Overrides { set, config })
 }
 
-/// Adds a JSON object's entries. Those of an object within it, such as Hugging Face's `rope_parameters`, stand beside its own and
-/// give way to them; older files say `type` there where newer ones say `rope_type`.
-fn insert_entries(json: &serde_json::Value, config: &mut BTreeMap<String, Constant>) {
+/// What Hugging Face's files say of how positions are scaled is in an object of either name.
+const SCALING: [&str; 2] = ["rope_scaling", "rope_parameters"];
+
+/// Adds a JSON object's entries. Those of an object within it stand beside its own and give way to them. `scaling`: it says how positions are scaled; older files
+/// say `type` there where newer ones say `rope_type`, and a null is left out.
+fn insert_entries(json: &serde_json::Value, scaling: bool, config: &mut BTreeMap<String, Constant>) {
     let entries = || json.as_object().into_iter().flatten();
     for (name, value) in entries() {
         let constant = match value {
@@ -69,19 +72,24 @@ fn insert_entries(json: &serde_json::Value, config: &mut BTreeMap<String, Consta
                 (None, None) => continue,
             },
             // A null is a 0; a list has no place in a config.
+            serde_json::Value::Null if scaling => continue,
             serde_json::Value::Null => Constant::Int(0),
             serde_json::Value::Array(_) | serde_json::Value::Object(_) => continue,
         };
-        let name = if name == "type" { "rope_type" } else { name };
+        let name = if scaling && name == "type" { "rope_type" } else { name };
         config.entry(name.into()).or_insert(constant);
     }
-    entries().filter(|(_, value)| value.is_object()).for_each(|(_, value)| insert_entries(value, config));
+    for (name, value) in entries().filter(|(_, value)| value.is_object()) {
+        insert_entries(value, SCALING.contains(&name.as_str()), config);
+    }
 }
 
-/// What a file of Hugging Face's leaves out of how positions are scaled is not scaled, whatever the model's own defaults are.
+/// What a file of Hugging Face's leaves out of how positions are scaled is not scaled, whatever the model's own defaults are; the original length is that of the model then.
 fn insert_unscaled(json: &serde_json::Value, config: &mut BTreeMap<String, Constant>) {
-    let of = |name: &str| json.get(name).is_some_and(serde_json::Value::is_object);
-    if of("rope_scaling") || of("rope_parameters") {
+    if SCALING.iter().any(|name| json.get(name).is_some_and(serde_json::Value::is_object)) {
+        if let Some(length) = config.get("max_position_embeddings").cloned() {
+            config.entry("original_max_position_embeddings".into()).or_insert(length);
+        }
         for name in ["mscale", "mscale_all_dim"] {
             config.entry(name.into()).or_insert(Constant::Int(0));
         }
@@ -257,7 +265,7 @@ mod tests {
 
     fn config(text: &str) -> BTreeMap<String, Constant> {
         let (json, mut config) = (serde_json::from_str(text).expect("it is JSON"), BTreeMap::new());
-        insert_entries(&json, &mut config);
+        insert_entries(&json, false, &mut config);
         insert_unscaled(&json, &mut config);
         config
     }
@@ -273,6 +281,16 @@ mod tests {
         let of = |name: &str| scaled.get(name).cloned();
         assert_eq!(of("rope_type"), Some(Constant::Str("yarn".into())));
         assert_eq!([of("mscale"), of("mscale_all_dim")], [Some(Constant::Float(0.7)), Some(Constant::Int(0))]);
+        // A null is as nothing there; the length that positions were made for is the model's unless another is said; other objects have types of their own.
+        let text = r#"{ "max_position_embeddings": 9, "rope_scaling": { "rope_type": "yarn", "beta_fast": null }, "quantization_config": { "type": "fp8" } }"#;
+        let of = |name: &str| config(text).get(name).cloned();
+        assert_eq!([of("beta_fast"), of("original_max_position_embeddings")], [None, Some(Constant::Int(9))]);
+        assert_eq!(
+            [of("rope_type"), of("type")].map(|c| c.expect("it is there")),
+            ["yarn", "fp8"].map(|s| Constant::Str(s.into()))
+        );
+        let text = r#"{ "max_position_embeddings": 9, "rope_scaling": { "original_max_position_embeddings": 3 } }"#;
+        assert_eq!(config(text).get("original_max_position_embeddings"), Some(&Constant::Int(3)));
         // A file that is of other things changes nothing.
         assert_eq!(config(r#"{ "hidden_size": 8 }"#).len(), 1);
     }
