@@ -159,23 +159,27 @@ impl<'t> Model<'t> {
         let is_product = |n: &&graph::Node| matches!(n.op, Op::Contract(_) | Op::GroupedContract { .. });
         let of_sums = |n: &graph::Node| value(&n.types[0].elems(), sizes) * job.dtype.bytes() as f64;
         let summed: f64 = body.nodes.values().filter(is_product).map(of_sums).sum();
+        // Of codes, results are something else.
+        let of_codes = || body.nodes.values().filter(is_product).map(|n| bytes(&n.types[0])).sum();
+        let stored: f64 = if products.num_scales() > 0 { of_codes() } else { summed };
         let given = products.given().map(bytes).sum::<f64>();
         let traffic = job.bytes() - summed + given;
         let num_products = body.nodes.values().filter(|n| matches!(n.op, Op::Contract(_))).count();
         let many = job.class == Class::Product && products.given().count() > num_products;
         let [read, beyond] = if many { AT_END_OF_MANY } else { AT_END };
         let measured = self.time(&job) / roofline(t, &job);
-        let last = (read * products.read().map(bytes).sum::<f64>() + beyond * (given - summed).max(0.0)) / t.bytes_per_ns;
+        let last = (read * products.read().map(bytes).sum::<f64>() + beyond * (given - stored).max(0.0)) / t.bytes_per_ns;
         // Where products wait for memory, the maps of a tile run while the next one's operands come.
         let waits = (traffic / t.bytes_per_ns - arithmetic(t, &job)).max(0.0);
         let maps = (self.maps(sizes, body) - waits).max(0.0);
-        measured * (t.launch_ns + arithmetic(t, &job).max(traffic / t.bytes_per_ns)) + last + maps
+        let laid_out = products.num_scales() as f64 * t.launch_ns;
+        measured * (t.launch_ns + arithmetic(t, &job).max(traffic / t.bytes_per_ns)) + last + maps + laid_out
     }
 
-    /// The time of a region's maps in registers. Operands that are only widened for a product are multiplied as they are.
+    /// The time of a region's maps in registers. Operands that are only widened, or rounded from codes, for a product are multiplied as they are.
     fn maps(&self, sizes: &DimEnv, body: &Func) -> f64 {
         let mut widened = BTreeSet::new();
-        for n in body.nodes.values().filter(|n| matches!(n.op, Op::Contract(_))) {
+        for n in body.nodes.values().filter(|n| matches!(n.op, Op::Contract(_) | Op::GroupedContract { .. })) {
             widened.extend(n.inputs.iter().map(|v| v.node));
         }
         let of = |(id, n): (NodeId, &graph::Node)| match &n.op {

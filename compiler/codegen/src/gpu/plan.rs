@@ -537,7 +537,8 @@ fn held(k: &Kernel, body: &[Stmt], products: &[Tiled], first: bool) -> HeldMemor
     if !row_loops {
         // Results that are copied out, and lie as the sums that they are computed from.
         let sums: Vec<[i64; 2]> = products.iter().map(|t| [t.extents[0], t.extents[1]]).collect();
-        for (i, extents) in copied_out(body).into_iter().filter(|(i, e)| !refused[*i] && sums.contains(e)) {
+        let given = copied_out(body).into_iter().chain(added_to(k, body, products));
+        for (i, extents) in given.filter(|(i, e)| !refused[*i] && sums.contains(e)) {
             if h.tiles[i].is_none() && !h.rows[i] && k.scratch[i].elems as i64 == extents[0] * extents[1] {
                 h.tiles[i] = Some(Held { extents });
             }
@@ -565,6 +566,27 @@ fn copied_out(body: &[Stmt]) -> Vec<(usize, [i64; 2])> {
             Mem::Buffer(_) => Vec::new(),
         },
         s => s.lists().into_iter().flat_map(copied_out).collect(),
+    };
+    body.iter().flat_map(of).collect()
+}
+
+/// The scratch memories of f32 that loops add products of codes to, and the rows and columns of these.
+fn added_to(k: &Kernel, body: &[Stmt], products: &[Tiled]) -> Vec<(usize, [i64; 2])> {
+    let of = |s: &Stmt| match s {
+        Stmt::For { kind: LoopKind::Vector, body, .. } => {
+            let access = Access::of(body);
+            let codes =
+                |t: &&Tiled| k.scratch[t.b.scratch].dtype == DType::E4M3 && access.read.contains(&Mem::Scratch(t.c.scratch));
+            let Some(t) = products.iter().find(codes) else { return Vec::new() };
+            let scratch = |m: &Mem| match m {
+                Mem::Scratch(i) if k.scratch[*i].dtype == DType::F32 && *i != t.c.scratch => {
+                    Some((*i, [t.extents[0], t.extents[1]]))
+                }
+                Mem::Scratch(_) | Mem::Buffer(_) => None,
+            };
+            access.written.iter().filter_map(scratch).collect()
+        }
+        s => s.lists().into_iter().flat_map(|b| added_to(k, b, products)).collect(),
     };
     body.iter().flat_map(of).collect()
 }

@@ -15,7 +15,7 @@ use tile::{
         domain::Problem,
         gpu_attend::{self, Ending, gpu_attend, gpu_attend_map},
         gpu_attend_grad::{self, gpu_attend_grad_keys},
-        gpu_product::{Element, Epilogue, Given, OfCodes, Operand, Product, gpu_product, gpu_product_map},
+        gpu_product::{Element, Epilogue, Given, OfCodes, Operand, Product, Tiling, gpu_product, gpu_product_map},
     },
 };
 
@@ -306,7 +306,7 @@ fn codes_are_multiplied_as_such() {
     let p = Product { dtype, result, extents, strides, batch: Vec::new(), accumulate: false, parts: 1, aligned: [true; 3] };
     let (codes, results) = (Some(OfCodes { block: 128, product: result }), vec![(Given::Product(0), result)]);
     let epilogue = Epilogue { taken: None, codes, matrices: 1, operands: Vec::new(), results, map: None, units: None };
-    let (text, launch) = ptx(&gpu_product_map(&p, &epilogue, None));
+    let (text, launch) = ptx(&gpu_product_map(&p, &epilogue, Some(Tiling::OF_CODES[0])));
     // Two products of a piece one after the other: each is scaled when it is there, and warp groups do not wait for each other.
     check(
         &text,

@@ -87,6 +87,12 @@ pub struct Tiling {
 /// What a piece of 64 terms takes with tiles of so many rows and columns, in percent of the widest: products of 4096 rows, columns and terms (`docs/performance.md`).
 const PIECE_COSTS: [((i64, i64), i64); 3] = [((128, 256), 100), ((128, 192), 83), ((128, 128), 66)];
 
+/// What a piece of 128 terms of codes takes with each tiling, in nanoseconds: 4096 rows, 7168 columns and 16384 terms (`docs/performance.md`).
+const COSTS_OF_CODES: [i64; 5] = [1079, 780, 589, 773, 817];
+
+/// Columns of a matrix that are not known.
+const MANY_COLUMNS: i64 = 1 << 14;
+
 /// Columns of all products of a tile, at most: what threads hold.
 const WIDEST: i64 = 256;
 
@@ -99,20 +105,34 @@ impl Tiling {
         Tiling { m, n, beside: 1, k, down: 16 }
     }
     /// The tilings of codes: sums of a piece take as many registers as those of all.
-    pub const OF_CODES: [Tiling; 4] = [
+    pub const OF_CODES: [Tiling; 5] = [
         Tiling { beside: 2, ..Tiling::new(128, 128, 128) },
         Tiling::new(128, 192, 128),
         Tiling::new(128, 128, 128),
         Tiling::new(192, 128, 128),
+        Tiling { beside: 2, ..Tiling::new(128, 96, 128) },
     ];
-    /// The one used for codes: two products of a matrix or one of each of two, if so many columns are asked for.
-    fn choose_of_codes(n: &Dim, copies: bool, matrices: usize) -> Tiling {
-        let [two, _, one, _] = Tiling::OF_CODES;
-        match copies {
-            true if matrices == 1 && n.known().is_none_or(|n| n > one.n) => two,
-            true => one,
-            false => Tiling::new(64, 64, 64),
+    /// The one used for codes: that which is done soonest with these rows and columns, of each of two matrices 128.
+    fn choose_of_codes([m, n]: [&Dim; 2], copies: bool, matrices: usize, ragged: bool) -> Tiling {
+        if !copies {
+            return Tiling::new(64, 64, 64);
         }
+        let (rows, cols) = (m.known(), n.known().unwrap_or(MANY_COLUMNS));
+        let work = |(t, cost): &&(Tiling, i64)| {
+            let wide = (cols + t.columns() - 1) / t.columns();
+            match rows {
+                Some(rows) => ((rows + t.m - 1) / t.m * wide + PROCESSORS - 1) / PROCESSORS * cost * Tiling::OF_CODES[0].m,
+                None => wide * cost * Tiling::OF_CODES[0].m / t.m,
+            }
+        };
+        let all = Tiling::OF_CODES.iter().copied().zip(COSTS_OF_CODES).collect::<Vec<_>>();
+        let fits = |(t, _): &&(Tiling, i64)| match (matrices, ragged) {
+            (1, false) => true,
+            // Groups end in the middle of a tile, and 192 columns leave no registers for where they do.
+            (1, true) => *t == Tiling::OF_CODES[0] || *t == Tiling::OF_CODES[2],
+            _ => *t == Tiling::OF_CODES[2],
+        };
+        all.iter().filter(fits).min_by_key(work).expect("there is one for two").0
     }
     /// Columns of a tile, of one matrix.
     fn columns(&self) -> i64 {
@@ -373,7 +393,7 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
     let copies = a.copies(p.dtype) && bb.copies(p.dtype);
     let choose = || match epilogue.units {
         Some(u) => Tiling::of_periods(p.dtype, m, n, copies, u.period).expect("whole periods have a tiling"),
-        None if epilogue.codes.is_some() => Tiling::choose_of_codes(n, copies, epilogue.matrices),
+        None if epilogue.codes.is_some() => Tiling::choose_of_codes([m, n], copies, epilogue.matrices, false),
         // Those of a batch are tiles for many processors, and have no parts.
         None if epilogue.map.is_none() && p.batch.is_empty() => Tiling::choose_alone(p.dtype, [m, n, k], copies),
         None => Tiling::choose_beside(p.dtype, m, n, copies, epilogue.matrices),
@@ -538,7 +558,7 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
     let y = Shape { extents: [rows, n], strides: [n, &one], batch: Vec::new(), aligned: p.aligned };
     let copies = shapes.iter().flatten().all(|s| s.copies(p.dtype));
     let choose = || match epilogue.codes {
-        Some(_) => Tiling::choose_of_codes(n, copies, epilogue.matrices),
+        Some(_) => Tiling::choose_of_codes([rows, n], copies, epilogue.matrices, true),
         None => Tiling::choose_beside(p.dtype, rows, n, copies, epilogue.matrices),
     };
     let t = tiling.unwrap_or_else(choose);

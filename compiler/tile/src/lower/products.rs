@@ -338,6 +338,10 @@ impl<'a> Products<'a> {
     fn count(&self) -> i64 {
         self.products.len() as i64
     }
+    /// The scales of codes, which are laid out before.
+    pub(crate) fn num_scales(&self) -> usize {
+        self.codes.as_ref().map_or(0, |c| c.scales.len())
+    }
     /// What the maps read.
     pub(crate) fn read(&self) -> impl Iterator<Item = &'a TensorType> {
         let func = self.func;

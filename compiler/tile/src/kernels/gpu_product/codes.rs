@@ -13,6 +13,12 @@ use crate::{
 };
 use base::{DType, Dim};
 
+/// Rows of which a block lays out the scales of one block of terms.
+const PART: i64 = 256;
+
+/// Columns of all sums of a tile and of what pieces give, at most: what threads hold of 64 rows a warp group.
+const MOST_COLUMNS: i64 = 384;
+
 /// The scales of a block begin at multiples of this, so that neighbours move together. # Units: elements.
 const ALIGN: i64 = 4;
 
@@ -43,12 +49,18 @@ pub fn gpu_scales(p: &GivenScales) -> Kernel {
     let index = p.taken.as_ref().map(|_| b.read("index", DType::I32, p.rows.clone()));
     let count = p.groups.clone() * p.blocks.clone();
     let y = b.write("y", DType::F32, count.clone() * width.clone());
-    b.kernel.grid = count.clone();
-    let [count, rows, blocks, width, from] = [&count, &p.rows, &p.blocks, &width, from].map(|d| b.dim(d));
-    b.each_row(count, 1, |b, line| {
+    let parts = width.ceil_div(&Dim::from(PART));
+    b.kernel.grid = count.clone() * parts.clone();
+    let (all, parts) = (b.dim(&(count * parts.clone())), b.dim(&parts));
+    let [rows, blocks, width, from] = [&p.rows, &p.blocks, &width, from].map(|d| b.dim(d));
+    b.each_row(all, 1, |b, part| {
+        let line = b.bind(Expr::floor_div(part.clone(), parts.clone()));
+        let first = b.bind(Expr::rem(part, parts.clone()) * Expr::int(PART));
+        let count = b.bind(Expr::minimum(width.clone() - first.clone(), Expr::int(PART)));
         let group = b.bind(Expr::floor_div(line.clone(), blocks.clone()));
         let (block, to) = (b.bind(Expr::rem(line.clone(), blocks.clone())), b.bind(line * width.clone()));
-        b.each(width, |b, i| {
+        b.each(count, |b, i| {
+            let i = b.bind(first.clone() + i);
             let known = b.bind(Expr::minimum(i.clone(), rows.clone() - Expr::int(1)));
             let row = match index {
                 Some(index) => b.bind(Expr::load(index, known.clone()).cast(DType::I64)),
@@ -75,20 +87,32 @@ pub struct OfCodes {
 
 /// A buffer of scales, and where those of a piece are.
 struct Scales {
+    /// Lines of a block each, those of a group behind each other.
     matrix: Matrix,
+    blocks: Expr,
+    /// How many are brought at once, and where they are then.
+    wide: i64,
     piece: Mem,
 }
 
 impl Scales {
-    /// Of each of `rows` a scale for each block; `batch` is a first axis of such.
-    fn new(b: &mut Build, of: &str, [rows, terms]: [&Dim; 2], (block, wide): (i64, i64), batch: Option<&Dim>) -> Scales {
+    /// Of each of `rows`, or of those of each of `groups`, a scale for each block: `wide` neighbours are brought at once.
+    fn new(b: &mut Build, of: &str, [rows, terms]: [&Dim; 2], (block, wide): (i64, i64), groups: &Dim) -> Scales {
         let [blocks, width] = scales(rows, terms, block);
-        let (one, all) = (Dim::from(1), blocks.clone() * width.clone());
-        let batch = batch.map(|n| (n, &all)).into_iter().collect();
-        let shape = Shape { extents: [&blocks, &width], strides: [&width, &one], batch, aligned: true };
+        let (lines, one) = (groups.clone() * blocks.clone(), Dim::from(1));
+        let shape = Shape { extents: [&lines, &width], strides: [&width, &one], batch: Vec::new(), aligned: true };
         let mem = b.read(&format!("s{of}"), DType::F32, shape.elems());
         let matrix = shape.matrix(b, mem, shape.copies(DType::F32));
-        Scales { matrix, piece: b.scratch(&format!("s{of}"), DType::F32, wide) }
+        let blocks = b.dim(&blocks);
+        Scales { matrix, blocks, wide, piece: b.scratch(&format!("s{of}"), DType::F32, wide) }
+    }
+    /// Brings those of a block from a place on.
+    fn copy(&self, b: &mut Build, group: Option<&Expr>, block: &Expr, at: &Expr) {
+        let line = match group {
+            Some(g) => b.bind(g.clone() * self.blocks.clone() + block.clone()),
+            None => block.clone(),
+        };
+        self.matrix.copy(b, self.piece, [1, self.wide], [&line, at], &[], false);
     }
 }
 
@@ -97,8 +121,10 @@ pub(super) struct Codes {
     block: i64,
     rows: Scales,
     columns: Vec<Scales>,
-    /// What a piece gives.
-    part: Mem,
+    /// Whether tiles begin at any row.
+    begins: bool,
+    /// What a piece gives: of as many products as may be under way together.
+    parts: Vec<Mem>,
 }
 
 impl Codes {
@@ -111,10 +137,17 @@ impl Codes {
         matrices: usize,
         groups: Option<&Dim>,
     ) -> Codes {
-        let rows = Scales::new(b, of_rows, [m, k], (block, t.m), None);
+        // Ragged rows begin anywhere: what is brought begins at a multiple before.
+        let (begins, one) = (groups.is_some(), Dim::from(1));
+        let rows = Scales::new(b, of_rows, [m, k], (block, t.m + if begins { ALIGN } else { 0 }), &one);
         let name = |j: usize| if matrices == 1 { of_columns.to_string() } else { format!("{of_columns}{j}") };
-        let columns = (0..matrices).map(|j| Scales::new(b, &name(j), [n, k], (block, t.n * t.beside), groups)).collect();
-        Codes { block, rows, columns, part: b.scratch("p", DType::F32, t.m * t.n) }
+        let columns =
+            (0..matrices).map(|j| Scales::new(b, &name(j), [n, k], (block, t.n * t.beside), groups.unwrap_or(&one))).collect();
+        let count = matrices as i64 * t.beside;
+        let parts = (MOST_COLUMNS / t.n - count).clamp(1, count);
+        let name = |i: i64| if parts == 1 { "p".to_string() } else { format!("p{i}") };
+        let parts = (0..parts).map(|i| b.scratch(&name(i), DType::F32, t.m * t.n)).collect();
+        Codes { block, rows, columns, parts, begins }
     }
 }
 
@@ -128,26 +161,40 @@ impl Codes {
         products: &[(Beside, TileRef, TileRef)],
         counted: Option<&Expr>,
     ) {
-        let wide = Expr::int(t.n);
-        for (i, (beside, left, right)) in products.iter().enumerate() {
-            let ([m, n, k], c) = ([t.m, t.n, t.k].map(Expr::int), tile(self.part, Expr::int(0), t.n));
+        let parts = self.parts.len();
+        let start =
+            if self.begins { b.bind(Expr::floor_div(row.clone(), Expr::int(ALIGN)) * Expr::int(ALIGN)) } else { row.clone() };
+        let by = if self.begins { b.bind(row.clone() - start.clone()) } else { Expr::int(0) };
+        for (i, (_, left, right)) in products.iter().enumerate() {
+            let ([m, n, k], c) = ([t.m, t.n, t.k].map(Expr::int), tile(self.parts[i % parts], Expr::int(0), t.n));
             let (a, right, counted) = (left.clone(), right.clone(), counted.cloned());
             b.push(Stmt::Dot(Dot { m, n, k, a, b: right, c, accumulate: false, counted }));
             if i == 0 {
                 // Beside the first product, and apart from what it multiplies: that is free as soon as all are done.
                 let block = b.bind(Expr::floor_div(l.clone(), Expr::int(self.block)));
-                self.rows.matrix.copy(b, self.rows.piece, [1, t.m], [&block, row], &[], false);
+                self.rows.copy(b, None, &block, &start);
                 for s in &self.columns {
-                    s.matrix.copy(b, s.piece, [1, t.n * t.beside], [&block, col], batch, false);
+                    s.copy(b, batch.first().filter(|_| self.begins), &block, col);
                 }
             }
-            b.each(Expr::int(t.m * t.n), |b, e| {
-                let by_row = Expr::load(self.rows.piece, Expr::floor_div(e.clone(), wide.clone()));
-                let column = Expr::rem(e.clone(), wide.clone()) + Expr::int(beside.by);
-                let by_column = Expr::load(self.columns[beside.matrix].piece, column);
-                let worth = Expr::load(self.part, e.clone()) * (by_row * by_column);
-                b.store(beside.sums, e.clone(), Expr::load(beside.sums, e) + worth);
-            });
+            if let Some(before) = (i + 1).checked_sub(parts) {
+                self.scale(b, t, (before, &by), &products[before].0);
+            }
         }
+        // What was under way while the others were scaled.
+        for (i, (beside, ..)) in products.iter().enumerate().skip((products.len() + 1).saturating_sub(parts)) {
+            self.scale(b, t, (i, &by), beside);
+        }
+    }
+    /// Adds what product number `i` of a piece is worth to its sums; scales of rows begin `by` before.
+    fn scale(&self, b: &mut Build, t: Tiling, (i, by): (usize, &Expr), beside: &Beside) {
+        let (wide, part) = (Expr::int(t.n), self.parts[i % self.parts.len()]);
+        b.each(Expr::int(t.m * t.n), |b, e| {
+            let by_row = Expr::load(self.rows.piece, Expr::floor_div(e.clone(), wide.clone()) + by.clone());
+            let column = Expr::rem(e.clone(), wide) + Expr::int(beside.by);
+            let by_column = Expr::load(self.columns[beside.matrix].piece, column);
+            let worth = Expr::load(part, e.clone()) * (by_row * by_column);
+            b.store(beside.sums, e.clone(), Expr::load(beside.sums, e) + worth);
+        });
     }
 }
