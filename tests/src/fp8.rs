@@ -51,7 +51,7 @@ model m(x: [B, 12]) -> ([B, 12], [B, 12], f32[B, 3]) {
     for block in x.chunks(4) {
         let scale = block.iter().fold(0.0f32, |m, x| m.max(x.abs())) / 448.0;
         scales.push(f64::from(scale));
-        let code = |x: f32| if scale > 0.0 { DType::E4M3.round(f64::from(x / scale)) as f32 } else { 0.0 };
+        let code = |x: f32| if scale > 0.0 { DType::E4M3.round(f64::from(x * (1.0 / scale))) as f32 } else { 0.0 };
         want.extend(block.iter().map(|x| f64::from(code(*x) * scale)));
     }
     assert_eq!(got[2], scales);

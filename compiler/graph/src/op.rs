@@ -149,7 +149,7 @@ pub enum Op {
         members: i64,
     },
     /// `x [.., n]` → codes in e4m3 `[.., n]` and scales in f32 `[.., ⌈n / size⌉]`, a scale for each block of so many elements of the last
-    /// axis (the last block may be shorter): scale = max |x| / 448, code = x / scale to nearest even, in f32. A block whose scale is 0 has codes
+    /// axis (the last block may be shorter): scale = max |x| / 448, code = x · (1 / scale) to nearest even, in f32. A block whose scale is 0 has codes
     /// 0; one with an infinity or NaN is worth NaN.
     Quantize(i64),
     /// Codes `[.., n]` in e4m3, f32 `[.., ⌈n / size⌉]` → f32 `[.., n]`: each code times its block's scale.

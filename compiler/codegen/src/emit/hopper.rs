@@ -684,6 +684,8 @@ impl Emitter<'_> {
     }
     fn release(&mut self, ring: usize, r: &Ring) {
         let empty = self.pass(ring, r);
+        // One lane tells that all of its warp have read.
+        self.asm("bar.warp.sync 0xffffffff;", "", "", "");
         self.arrive(&empty);
     }
     /// All consumers wait for each other.

@@ -256,8 +256,8 @@ pub(super) fn widened_inside(site: &Site, operands: impl Iterator<Item = Id>) ->
     Some(order)
 }
 
-/// What a region has before a product of operands that are all what codes are worth in blocks of one size, maybe rounded for it: codes and scales of each, and
-/// what they are worth. With `taken`, the first one's are rows by an index.
+/// What a region has before a product of operands that are all what codes are worth in blocks of one size, rounded for it, as tensor cores sum codes with fewer bits than
+/// f32 has: codes and scales of each, and what they are worth. With `taken`, the first one's are rows by an index.
 pub(super) fn coded_inside(site: &Site, operands: impl Iterator<Item = Id>, taken: bool) -> Option<Vec<Inside>> {
     type Def = (Op, Vec<Id>);
     let def = |class: Id, is: &dyn Fn(&Op) -> bool| -> Option<Def> {
@@ -276,8 +276,7 @@ pub(super) fn coded_inside(site: &Site, operands: impl Iterator<Item = Id>, take
             let casts = site.defs(class).filter(|(op, _)| matches!(**op, Op::Cast(DType::BF16 | DType::F16)));
             casts.into_iter().find_map(|(op, of)| Some((of[0], worth(of[0])?, Some((op.into_owned(), of.to_vec())))))
         };
-        let own = worth(class).map(|def| (class, def, None));
-        let (below, (op, of), cast) = own.or_else(rounded)?;
+        let (below, (op, of), cast) = rounded()?;
         let Op::Dequantize(size) = op else { return None };
         if *block.get_or_insert(size) != size {
             return None;

@@ -86,6 +86,12 @@ fn attend(b: &mut Builder, domain: Domain, operands: &[Value]) -> Vec<Value> {
     b.node(Op::Attend(Attend { domain, scale: Scalar::new(0.5) }), operands)
 }
 
+/// What codes are worth, rounded for a product.
+fn rounded_codes(b: &mut Builder, x: Value, size: i64, to: DType) -> Value {
+    let y = there_and_back(b, x, size);
+    b.cast(y, to)
+}
+
 /// x rounded to codes of blocks, and back.
 fn there_and_back(b: &mut Builder, x: Value, size: i64) -> Value {
     let q = b.node(Op::Quantize(size), &[x]);
@@ -424,18 +430,14 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let picked = [q[0], q[1]].map(|v| b.op(Op::Gather { batch: 0 }, &[v, a[1]]));
         vec![b.op(Op::Dequantize(2), &picked)]
     }),
-    // Rounded for the product or not; a map of products of the same rows.
     ("contract-of-dequantized", &["bf16 B T 8", "bf16 N 8", "f32 B T K", "f32 N K"], |b, a| {
-        let [x, w] = [a[0], a[1]].map(|v| {
-            let y = there_and_back(b, v, 4);
-            b.cast(y, DType::BF16)
-        });
-        let [wide, u] = [a[2], a[3]].map(|v| there_and_back(b, v, 4));
-        vec![b.contract("btk,nk->btn", x, w), b.contract("btk,nk->nbt", wide, u)]
+        let [x, w] = [a[0], a[1]].map(|v| rounded_codes(b, v, 4, DType::BF16));
+        let [y, u] = [a[2], a[3]].map(|v| rounded_codes(b, v, 4, DType::F16));
+        vec![b.contract("btk,nk->btn", x, w), b.contract("btk,nk->nbt", y, u)]
     }),
     ("grouped-contract-of-dequantized", &["float N K", "i32 N 2", "float 3 M K"], |b, a| {
         let route = b.node(Op::Route { groups: 3 }, &[a[1]]);
-        let (x, w) = (there_and_back(b, a[0], 2), there_and_back(b, a[2], 2));
+        let [x, w] = [a[0], a[2]].map(|v| rounded_codes(b, v, 2, DType::BF16));
         let rows = b.op(Op::Gather { batch: 0 }, &[x, route[1]]);
         vec![b.op(Op::GroupedContract { transposed: true }, &[rows, w, route[0]])]
     }),
@@ -843,19 +845,30 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
         let picked = [(q[0], a[1]), (q[1], a[2])].map(|(v, i)| b.op(Op::Gather { batch: 0 }, &[v, i]));
         vec![b.op(Op::Dequantize(2), &picked)]
     }),
-    ("one operand of codes, and blocks of two sizes", &["contract-of-dequantized"], &["f32 B 8", "f32 N 8"], |b, a| {
-        let (x, w, u) = (there_and_back(b, a[0], 4), there_and_back(b, a[1], 4), there_and_back(b, a[1], 2));
-        let changed = b.map(MapFn::Neg, &[w]);
-        vec![b.contract("bk,nk->bn", a[0], w), b.contract("bk,nk->bn", x, u), b.contract("bk,nk->bn", x, changed)]
-    }),
+    (
+        "one operand of codes, blocks of two sizes, and none rounded",
+        &["contract-of-dequantized"],
+        &["f32 B 8", "f32 N 8"],
+        |b, a| {
+            let (x, w, u) = (there_and_back(b, a[0], 4), there_and_back(b, a[1], 4), there_and_back(b, a[1], 2));
+            let [narrow, y, v] = [a[0], x, u].map(|z| b.cast(z, DType::BF16));
+            let [changed, other] = [w, a[1]].map(|z| {
+                let z = b.map(MapFn::Neg, &[z]);
+                b.cast(z, DType::BF16)
+            });
+            let of = |b: &mut Builder, x, w| b.contract("bk,nk->bn", x, w);
+            vec![of(b, narrow, v), of(b, y, v), of(b, y, changed), of(b, y, other), of(b, x, w)]
+        },
+    ),
     (
         "ragged rows of codes, matrices as they are",
         &["grouped-contract-of-dequantized"],
         &["f32 N 8", "i32 N 1", "f32 3 M 8"],
         |b, a| {
             let route = b.node(Op::Route { groups: 3 }, &[a[1]]);
-            let x = there_and_back(b, a[0], 4);
-            vec![b.op(Op::GroupedContract { transposed: true }, &[x, a[2], route[0]])]
+            let x = rounded_codes(b, a[0], 4, DType::BF16);
+            let w = b.cast(a[2], DType::BF16);
+            vec![b.op(Op::GroupedContract { transposed: true }, &[x, w, route[0]])]
         },
     ),
     ("rounding of another value, or with other scales", &["add-of-rounding"], &["f32 B 8", "f32 B 8"], |b, a| {

@@ -80,7 +80,7 @@ enum Is {
     Coded(i64),
 }
 
-/// An operand that is what codes are worth, maybe rounded for the product: arguments.
+/// An operand that is what codes are worth, rounded for the product: arguments. In f32 they are multiplied as they are, as sums of codes have fewer bits.
 struct Coded {
     block: i64,
     codes: Value,
@@ -91,10 +91,8 @@ struct Coded {
 
 impl Coded {
     fn of(func: &Func, v: Value) -> Option<Coded> {
-        let below = match func.def(v).op {
-            Op::Cast(DType::BF16 | DType::F16) => func.def(v).inputs[0],
-            _ => v,
-        };
+        let Op::Cast(DType::BF16 | DType::F16) = func.def(v).op else { return None };
+        let below = func.def(v).inputs[0];
         let Op::Dequantize(block) = func.def(below).op else { return None };
         let is_arg = |v: &Value| matches!(func.def(*v).op, Op::Arg(_));
         let taken = |v: Value| match func.def(v) {
@@ -166,7 +164,8 @@ impl<'a> Products<'a> {
                 Some((arg(below).filter(|x| matches!(func.ty(*x).dtype, DType::BF16 | DType::F16))?, Is::Widened))
             }
             _ => match Coded::of(func, v) {
-                Some(coded) => Some((coded.codes, Is::Coded(coded.block))),
+                // Rows by an index are those of ragged products.
+                Some(coded) => Some((coded.codes, Is::Coded(coded.block))).filter(|_| coded.index.is_none()),
                 None => Some((arg(v)?, Is::Given)),
             },
         };
