@@ -4,6 +4,9 @@ use super::{BT, compare, func, on_gpu, outlined};
 use base::DType::{self, *};
 use graph::{Func, Op, Value, build::Builder, op::MapFn};
 
+/// An argument that says that values are rounded on the way.
+const ROUNDED: &str = "bf16[1]";
+
 /// What codes are worth, maybe rounded to a dtype.
 fn worth(b: &mut Builder, of: &[Value], block: i64, dtype: DType, inside: &mut Vec<Value>) -> Value {
     let x = b.op(Op::Dequantize(block), of);
@@ -39,10 +42,10 @@ fn codes_and_scales_are_one_kernel() {
 
 #[test]
 fn dense_products_of_codes() {
-    for dtype in [F32, BF16] {
+    for dtype in [F16, BF16] {
         // What is rounded on the way is compared as bf16 is.
         let bias = format!("{dtype}[3, 8]");
-        let args = ["e4m3[B, T, 272]", "f32[B, T, 3]", "e4m3[3, 8, 272]", "f32[3, 8, 3]", &bias];
+        let args = ["e4m3[B, T, 272]", "f32[B, T, 3]", "e4m3[3, 8, 272]", "f32[3, 8, 3]", &bias, ROUNDED];
         // Alone, with a tail of a block.
         let alone = func(&args, |b, a| {
             let mut inside = Vec::new();
@@ -66,22 +69,30 @@ fn dense_products_of_codes() {
         assert_eq!(of_codes(&mapped, BT).as_deref(), Some("a b sa sb z0 y"));
     }
     // Terms of two axes, in one block of all.
-    let joined = func(&["e4m3[T, 3, 16]", "f32[T, 3, 1]", "e4m3[5, 3, 16]", "f32[5, 3, 1]"], |b, a| {
+    let joined = func(&["e4m3[T, 3, 16]", "f32[T, 3, 1]", "e4m3[5, 3, 16]", "f32[5, 3, 1]", ROUNDED], |b, a| {
         let mut inside = Vec::new();
-        let [x, w] = [0, 2].map(|i| worth(b, &a[i..i + 2], 16, F32, &mut inside));
+        let [x, w] = [0, 2].map(|i| worth(b, &a[i..i + 2], 16, BF16, &mut inside));
         let y = b.contract("thk,dhk->td", x, w);
         inside.push(y);
         outlined(b, &inside, &[y])
     });
     assert_eq!(of_codes(&joined, BT), None, "blocks of 16 terms are less than a piece");
+    let wide = func(&["e4m3[T, 32]", "f32[T, 1]", "e4m3[5, 32]", "f32[5, 1]"], |b, a| {
+        let mut inside = Vec::new();
+        let [x, w] = [0, 2].map(|i| worth(b, &a[i..i + 2], 32, F32, &mut inside));
+        let y = b.contract("tk,dk->td", x, w);
+        inside.push(y);
+        outlined(b, &inside, &[y])
+    });
+    assert_eq!(of_codes(&wide, BT), None, "sums of codes have fewer bits than f32");
 }
 
 #[test]
 fn products_of_codes_over_ragged_rows() {
     for (taken, gate) in [(false, false), (true, false), (true, true)] {
         let w = ["e4m3[3, 24, 144]", "f32[3, 24, 1]"];
-        let args = [["e4m3[N, 144]", "f32[N, 1]"], w, w, ["i32[N, 2]", ""]].concat();
-        let f = func(&args[..7], |b, a| {
+        let args = [["e4m3[N, 144]", "f32[N, 1]"], w, w, ["i32[N, 2]", ROUNDED]].concat();
+        let f = func(&args, |b, a| {
             let (mut inside, mut products) = (Vec::new(), Vec::new());
             let route = b.node(Op::Route { groups: 3 }, &[a[6]]);
             let two = b.constant(2.0, I32);
@@ -89,9 +100,9 @@ fn products_of_codes_over_ragged_rows() {
             let token = b.map(MapFn::FloorDiv, &[route[1], two]);
             let rows = [0, 1].map(|i| b.op(Op::Gather { batch: 0 }, &[a[i], token]));
             inside.extend(if taken { rows.to_vec() } else { Vec::new() });
-            let x = worth(b, &rows, 144, F32, &mut inside);
+            let x = worth(b, &rows, 144, BF16, &mut inside);
             for w in a[2..if gate { 6 } else { 4 }].chunks(2) {
-                let w = worth(b, w, 144, F32, &mut inside);
+                let w = worth(b, w, 144, BF16, &mut inside);
                 products.push(b.op(Op::GroupedContract { transposed: true }, &[x, w, route[0]]));
             }
             inside.extend(&products);
@@ -114,9 +125,9 @@ fn products_of_codes_over_ragged_rows() {
 #[test]
 fn what_codes_are_worth_may_lie_otherwise() {
     let product = |args: [&str; 4], blocks: [i64; 2], spec: &'static str| {
-        func(&args, |b, a| {
+        func(&[&args[..], &[ROUNDED]].concat(), |b, a| {
             let mut inside = Vec::new();
-            let [x, w] = [0, 1].map(|i| worth(b, &a[2 * i..2 * i + 2], blocks[i], F32, &mut inside));
+            let [x, w] = [0, 1].map(|i| worth(b, &a[2 * i..2 * i + 2], blocks[i], BF16, &mut inside));
             let y = b.contract(spec, x, w);
             inside.push(y);
             outlined(b, &inside, &[y])
