@@ -42,6 +42,8 @@ const MAX_STAGES: usize = 8;
 const LIGHT: usize = 64 * 64;
 /// Elements that a warp group holds, of which on there are no registers to spare.
 const HEAVY: usize = 192 * GROUP as usize;
+/// Elements that a warp group may hold, if its threads are left half of a processor's registers.
+const ROOMY: usize = 168 * GROUP as usize;
 /// What the barriers may take. # Units: bytes.
 const BARRIER_BYTES: usize = 1024;
 
@@ -141,7 +143,11 @@ impl Hopper {
             Some(Hopper { neighbours: n, heavy: elems >= HEAVY, ..h })
         };
         let many = if light { shared(4).or_else(|| shared(3)) } else { None };
-        many.or_else(|| shared(2)).or_else(|| Hopper::within(k, held, limit))
+        let h = many.or_else(|| shared(2)).or_else(|| Hopper::within(k, held, limit))?;
+        // One that gathers a tile and waits for it leaves the processor to another, if both have room.
+        let waits = h.neighbours == 1 && h.consumers == 1 && h.gathers() && elems <= ROOMY;
+        let two = waits && h.shared_bytes + h.others(k, held) <= limit / 2;
+        Some(Hopper { neighbours: if two { 2 } else { h.neighbours }, ..h })
     }
     fn within(k: &Kernel, held: &[bool], limit: usize) -> Option<Hopper> {
         let mut found = Found::default();
