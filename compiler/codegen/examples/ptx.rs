@@ -283,6 +283,11 @@ fn codes() -> Vec<Kernel> {
     all.push(grouped_codes(groups(), [272, 136], false, None));
     all.push(grouped_codes(groups(), [272, 136], true, None));
     all.push(grouped_codes(groups(), [272, 136], true, Some(Dim::sym("M"))));
+    // Rows that are shorter than a piece, in one block.
+    all.extend([[20, 32], [48, 16]].map(|nk| of_codes(Dim::sym("M"), nk, 64, false, None)));
+    all.push(of_codes(Dim::sym("M"), [32, 32], 64, true, None));
+    all.push(grouped_codes(groups(), [32, 16], false, None));
+    all.push(grouped_codes(groups(), [16, 32], true, Some(Dim::sym("M"))));
     numbered(all)
 }
 
