@@ -12,6 +12,7 @@ use crate::{
     ir::{Func, Node, Value},
     op::{MapFn, Op, ReduceFn},
 };
+use base::DType;
 use std::collections::VecDeque;
 
 /// Ops that are computed again rather than kept, at most.
@@ -40,13 +41,15 @@ pub fn split_deltas_where(func: &mut Func, wanted: &dyn Fn(&Func, &Node) -> bool
         let total = b.op(Op::Reduce(ReduceFn::Sum, vec![3]), &[product]);
         let mut inputs = node.inputs.clone();
         inputs[3] = b.full_like(o, 0.0);
-        if positive && is_zero(b.func, d_lse) {
+        // Weights times gates would leave f16's range where a tensor times gates does not.
+        let wide = b.func.ty(x).dtype != DType::F16;
+        if wide && positive && is_zero(b.func, d_lse) {
             let log = b.map(MapFn::Log, &[gate]);
             inputs[4] = b.map(MapFn::Sub, &[lse, log]);
             inputs[6] = b.map(MapFn::Neg, &[total]);
             // In memory only from here on, where no result is: sums take it from what it is made of.
             inputs[5] = match late {
-                Some((of, again)) if of == x => again,
+                Some((of, again)) if of == x && is_again(b.func, x, again) => again,
                 _ if is_light(b.func, x) => again(&mut b, x),
                 _ => x,
             };
@@ -63,6 +66,12 @@ pub fn split_deltas_where(func: &mut Func, wanted: &dyn Fn(&Func, &Node) -> bool
 fn again(b: &mut Builder, v: Value) -> Value {
     let node = b.func.def(v).clone();
     b.op(node.op, &node.inputs)
+}
+
+/// Whether a value is another's node once more: what was noted in one body says nothing of numbers in another.
+fn is_again(func: &Func, v: Value, again: Value) -> bool {
+    let of = |v: Value| func.nodes.values().nth(v.node.0 as usize).map(|n| (&n.op, &n.inputs));
+    v != again && v.index == again.index && of(again).is_some() && of(v) == of(again)
 }
 
 /// Whether a value is a map of one other that is as long, and of little.
@@ -106,7 +115,9 @@ fn is_positive(func: &Func, known: &[bool], v: Value) -> bool {
     let of = |v: &Value| is_positive(func, known, *v);
     match &node.op {
         Op::Arg(i) => known.get(*i as usize).is_some_and(|k| *k),
-        Op::Const(c, _) => c.get() >= 0.0,
+        Op::Const(c, _) => c.get() >= 0.0 && c.get().is_sign_positive(),
+        // The greatest of nothing is -∞.
+        Op::Reduce(ReduceFn::Max, _) => false,
         Op::Repeat(r) => {
             let inside = || is_positive(&r.body, &signs_inside(func, known, node), r.body.outputs[v.index as usize].value);
             v.index as usize >= r.carried && inside()

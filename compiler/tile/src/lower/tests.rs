@@ -1229,6 +1229,36 @@ fn gated_gradients_of_attention_need_none_of_its_results() {
     assert!(rows.map(names).all(|names| names == ["lse", "d_lse", "l", "delta"]));
 }
 
+/// What is computed once more in one body has a number that means something else in the next.
+#[test]
+fn gated_gradients_of_attention_in_two_loops() {
+    let types = ["f32[B, T, 2, 16]", "f32[B, T, 2, 16]", "f32[B, T, 2, 16]", "f32[B, T, 2]"];
+    let body = |light: MapFn| {
+        let mut body = Func::new("body");
+        let a: Vec<Value> = types.iter().enumerate().map(|(i, t)| body.arg(&format!("a{i}"), Role::Inner, ty(t))).collect();
+        let mut b = Builder::new(&mut body);
+        let attend = Attend { domain: "causal".parse().expect("a domain"), scale: Scalar::new(0.25) };
+        let results = b.node(Op::Attend(attend.clone()), &a[..3]);
+        let (x, gate) = (b.map(light, &[a[0]]), b.map(MapFn::Sigmoid, &[a[3]]));
+        let shape = b.func.ty(x).shape.clone();
+        let gate = b.broadcast(gate, &shape, &[0, 1, 2]);
+        let (d_o, none) = (b.mul(x, gate), b.full_like(a[3], 0.0));
+        let grads = b.node(Op::AttendGrad(attend), &[&a[..3], &results, &[d_o, none]].concat());
+        body.output("next", Role::Inner, grads[0]);
+        Repeat { count: 2, carried: 1, constant: 3, reverse: false, body }
+    };
+    for second in [MapFn::Neg, MapFn::Abs] {
+        let mut f = Func::new("f");
+        let a: Vec<Value> = types.iter().enumerate().map(|(i, t)| f.arg(&format!("a{i}"), Role::Input, ty(t))).collect();
+        let mut x = a[0];
+        for r in [body(MapFn::Neg), body(second)] {
+            x = Builder::new(&mut f).node(Op::Repeat(Box::new(r)), &[x, a[1], a[2], a[3]])[0];
+        }
+        f.output("last", Role::Result, x);
+        compare(f, &[("B", 1), ("T", 9)]);
+    }
+}
+
 /// A warp chooses among few numbers, in the order of floats.
 #[test]
 fn a_choice_among_many_is_no_warps() {
