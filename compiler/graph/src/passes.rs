@@ -90,7 +90,7 @@ pub const ALL: &[Pass] = &[
     Pass { name: "sink_carried", about: "computes what loops carry last", run: sink_carried },
     Pass {
         name: "split_deltas",
-        about: "what gated gradients of attention take from its result, apart; for GPUs",
+        about: "what gated gradients of attention take from its result, apart, and gates in their weights; for GPUs",
         run: split_deltas,
     },
     Pass { name: "stream_fused", about: "regions along a long axis as loops over its chunks", run: stream_fused },

@@ -114,7 +114,7 @@ pub fn fuse_many(scene: &Scene, targets: &[(Value, StridedView, bool)]) -> Fused
 
 fn fuse_root(scene: &Scene, v: Value, target: &StridedView, add: bool, joins: bool) -> Fused {
     let mut f = Fuser::new(scene, v, target);
-    let sum = if joins { f.unrounded(v) } else { v };
+    let sum = if joins { f.casts(v).last().expect("itself") } else { v };
     match &scene.func.def(sum).op {
         // Many parts are of few columns: each of these is a row of its own.
         Op::Reduce(r, axes) if keeps_last(scene.func, sum) && !(joins && has_many_parts(scene.func, sum)) => {
@@ -497,12 +497,11 @@ impl Fuser<'_> {
         sum
     }
 
-    /// What a value is before it is rounded.
-    fn unrounded(&self, mut v: Value) -> Value {
-        while let Op::Cast(_) = self.scene.func.def(v).op {
-            v = self.scene.func.def(v).inputs[0];
-        }
-        v
+    /// A value, what it is before it is rounded, and so on.
+    fn casts(&self, v: Value) -> impl Iterator<Item = Value> + use<'_> {
+        let func = self.scene.func;
+        let before = move |v: &Value| matches!(func.def(*v).op, Op::Cast(_)).then(|| func.def(*v).inputs[0]);
+        std::iter::successors(Some(v), before)
     }
     /// One element per index of the target, rows in parallel; if it joins parts, each reduces its own.
     fn rows(&mut self, v: Value, add: bool, joins: bool) {

@@ -26,8 +26,7 @@ pub fn split_deltas(func: &mut Func) -> Stats {
 /// Of those that are asked for.
 pub fn split_deltas_where(func: &mut Func, wanted: &dyn Fn(&Func, &Node) -> bool) -> Stats {
     let mut signs = VecDeque::new();
-    signs_of_gates(func, &[], &mut signs);
-    let mut late: Option<(Value, Value)> = None;
+    find_signs(func, &[], &mut signs);
     rewrite(func, &mut |func, node| {
         let Op::AttendGrad(_) = node.op else { return None };
         let positive = signs.pop_front()?;
@@ -48,12 +47,7 @@ pub fn split_deltas_where(func: &mut Func, wanted: &dyn Fn(&Func, &Node) -> bool
             inputs[4] = b.map(MapFn::Sub, &[lse, log]);
             inputs[6] = b.map(MapFn::Neg, &[total]);
             // In memory only from here on, where no result is: sums take it from what it is made of.
-            inputs[5] = match late {
-                Some((of, again)) if of == x && is_again(b.func, x, again) => again,
-                _ if is_light(b.func, x) => again(&mut b, x),
-                _ => x,
-            };
-            late = Some((x, inputs[5]));
+            inputs[5] = if is_light(b.func, x) { again(&mut b, x) } else { x };
         } else {
             let delta = b.mul(gate, total);
             inputs[6] = b.map(MapFn::Sub, &[d_lse, delta]);
@@ -62,16 +56,12 @@ pub fn split_deltas_where(func: &mut Func, wanted: &dyn Fn(&Func, &Node) -> bool
     })
 }
 
-/// A value's node once more.
+/// A map's node once more, one for all that ask.
 fn again(b: &mut Builder, v: Value) -> Value {
     let node = b.func.def(v).clone();
-    b.op(node.op, &node.inputs)
-}
-
-/// Whether a value is another's node once more: what was noted in one body says nothing of numbers in another.
-fn is_again(func: &Func, v: Value, again: Value) -> bool {
-    let of = |v: Value| func.nodes.values().nth(v.node.0 as usize).map(|n| (&n.op, &n.inputs));
-    v != again && v.index == again.index && of(again).is_some() && of(v) == of(again)
+    let other = b.func.nodes.iter().find(|(id, n)| *id != v.node && n.op == node.op && n.inputs == node.inputs);
+    let other = other.map(|(node, _)| Value { node, index: 0 });
+    other.unwrap_or_else(|| b.op(node.op, &node.inputs))
 }
 
 /// Whether a value is a map of one other that is as long, and of little.
@@ -90,51 +80,49 @@ fn is_light(func: &Func, v: Value) -> bool {
     open.is_empty() && seen.len() < MOST_OPS && long <= 1
 }
 
-/// Of each gradient of attention, in the order in which they are rewritten, whether the numbers of its rows are never negative. `known` says which arguments are not.
-fn signs_of_gates(func: &Func, known: &[bool], found: &mut VecDeque<bool>) {
+/// Which of a function's outputs are never negative, as far as its ops say, if these arguments are not; and of each gradient of attention, in the order in which they are
+/// rewritten, whether the numbers of its rows are not.
+fn find_signs(func: &Func, known: &[bool], found: &mut VecDeque<bool>) -> Vec<bool> {
+    let mut positive: Vec<Vec<bool>> = Vec::with_capacity(func.nodes.len());
     for node in func.nodes.values() {
-        match &node.op {
-            Op::Repeat(r) => signs_of_gates(&r.body, &signs_inside(func, known, node), found),
-            Op::AttendGrad(_) => {
-                found.push_back(gated(func, node.inputs[5]).is_some_and(|(_, gate)| is_positive(func, known, gate)));
+        let of = |v: &Value| positive[v.node.0 as usize][v.index as usize];
+        let all = || node.inputs.iter().all(of);
+        let one = match &node.op {
+            Op::Arg(i) => known.get(*i as usize).is_some_and(|k| *k),
+            Op::Const(c, _) => c.get() >= 0.0 && c.get().is_sign_positive(),
+            Op::Map(MapFn::Sigmoid | MapFn::Exp | MapFn::Abs | MapFn::Softplus) => true,
+            Op::Map(MapFn::Max) => node.inputs.iter().any(of),
+            // The greatest of nothing is -∞.
+            Op::Reduce(ReduceFn::Max, _) => false,
+            Op::Map(MapFn::Mul | MapFn::Add | MapFn::Div | MapFn::Min)
+            | Op::Reduce(..)
+            | Op::Cast(_)
+            | Op::StopGradient
+            | Op::Broadcast { .. }
+            | Op::Transpose(_)
+            | Op::Reshape(_)
+            | Op::Slice { .. } => all(),
+            Op::Repeat(r) => {
+                // What is carried from turn to turn is not looked into.
+                let inside: Vec<bool> = node.inputs.iter().enumerate().map(|(i, v)| i >= r.carried && of(v)).collect();
+                let outputs = find_signs(&r.body, &inside, found).into_iter().enumerate();
+                positive.push(outputs.map(|(i, known)| i >= r.carried && known).collect());
+                continue;
             }
-            _ => {}
-        }
+            Op::Fused(f) => {
+                let inside: Vec<bool> = node.inputs.iter().map(of).collect();
+                positive.push(find_signs(&f.body, &inside, &mut VecDeque::new()));
+                continue;
+            }
+            Op::AttendGrad(_) => {
+                found.push_back(gated(func, node.inputs[5]).is_some_and(|(_, gate)| of(&gate)));
+                false
+            }
+            _ => false,
+        };
+        positive.push(vec![one; node.types.len()]);
     }
-}
-
-/// Which arguments of a node's function are never negative; what is carried from turn to turn is not looked into.
-fn signs_inside(func: &Func, known: &[bool], node: &Node) -> Vec<bool> {
-    let carried = if let Op::Repeat(r) = &node.op { r.carried } else { 0 };
-    node.inputs.iter().enumerate().map(|(i, v)| i >= carried && is_positive(func, known, *v)).collect()
-}
-
-/// Whether no element of a value is negative, as far as its ops say.
-fn is_positive(func: &Func, known: &[bool], v: Value) -> bool {
-    let node = func.def(v);
-    let of = |v: &Value| is_positive(func, known, *v);
-    match &node.op {
-        Op::Arg(i) => known.get(*i as usize).is_some_and(|k| *k),
-        Op::Const(c, _) => c.get() >= 0.0 && c.get().is_sign_positive(),
-        // The greatest of nothing is -∞.
-        Op::Reduce(ReduceFn::Max, _) => false,
-        Op::Repeat(r) => {
-            let inside = || is_positive(&r.body, &signs_inside(func, known, node), r.body.outputs[v.index as usize].value);
-            v.index as usize >= r.carried && inside()
-        }
-        Op::Fused(f) => is_positive(&f.body, &signs_inside(func, known, node), f.body.outputs[v.index as usize].value),
-        Op::Map(MapFn::Sigmoid | MapFn::Exp | MapFn::Abs | MapFn::Softplus) => true,
-        Op::Map(MapFn::Max) => node.inputs.iter().any(of),
-        Op::Map(MapFn::Mul | MapFn::Add | MapFn::Div | MapFn::Min)
-        | Op::Reduce(..)
-        | Op::Cast(_)
-        | Op::StopGradient
-        | Op::Broadcast { .. }
-        | Op::Transpose(_)
-        | Op::Reshape(_)
-        | Op::Slice { .. } => node.inputs.iter().all(of),
-        _ => false,
-    }
+    func.outputs.iter().map(|o| positive[o.value.node.0 as usize][o.value.index as usize]).collect()
 }
 
 /// If a value is a number for each row times another: that, and the numbers.

@@ -193,12 +193,7 @@ impl Fuser<'_> {
         let result = compute_dtype(if parts.is_some() { stored } else { ty.dtype });
         let mut value = if result == sum { value } else { value.cast(result) };
         // What joins parts may be rounded more than once.
-        let mut casts = Vec::new();
-        let mut x = self.root;
-        while x != v {
-            casts.push(func.ty(x).dtype);
-            x = func.def(x).inputs[0];
-        }
+        let casts: Vec<DType> = self.casts(self.root).take_while(|x| *x != v).map(|x| func.ty(x).dtype).collect();
         value = casts.into_iter().rev().fold(value, Expr::cast);
         let mem = self.buffer(&target, stored, Access::Write);
         if add {
@@ -295,24 +290,28 @@ impl Fuser<'_> {
         found
     }
 
-    /// Whether kept axes, neighbours, lie as one wherever the operand is read and where the result goes.
-    fn columns_lie_as_one(&self, operand: Value, kept: &[usize]) -> bool {
-        let shape = self.scene.func.ty(operand).shape.clone();
+    /// Which axes of what is summed do not lie as one with the axis before, somewhere where it is read.
+    fn breaks_of(&self, operand: Value) -> Vec<bool> {
+        let shape = &self.scene.func.ty(operand).shape;
         let mut breaks = vec![false; shape.len()];
         let exact: Vec<Option<usize>> = (0..shape.len()).map(Some).collect();
-        self.find_breaks(operand, &exact, &shape, &mut breaks, &mut Vec::new());
+        self.find_breaks(operand, &exact, shape, &mut breaks, &mut Vec::new());
+        breaks
+    }
+    /// Whether kept axes, neighbours, lie as one wherever the operand is read and where the result goes.
+    fn columns_lie_as_one(&self, operand: Value, kept: &[usize]) -> bool {
+        let shape = &self.scene.func.ty(operand).shape;
+        let mut breaks = self.breaks_of(operand);
         let to: Vec<usize> = (self.target.shape.len() - kept.len()..self.target.shape.len()).collect();
         let mut map = vec![None; self.target.shape.len()];
         to.iter().zip(kept).for_each(|(t, a)| map[*t] = Some(*a));
-        super::check_merge(&self.target, &map, &shape, &mut breaks);
+        super::check_merge(&self.target, &map, shape, &mut breaks);
         kept[1..].iter().all(|a| !breaks[*a])
     }
 
     /// Summed axes, those as one that lie as one wherever the operand is read: the last of each, and the extent of all.
     fn merged(&self, operand: Value, axes: &[usize], shape: &[Dim]) -> Vec<(usize, Dim)> {
-        let mut breaks = vec![false; shape.len()];
-        let exact: Vec<Option<usize>> = (0..shape.len()).map(Some).collect();
-        self.find_breaks(operand, &exact, shape, &mut breaks, &mut Vec::new());
+        let breaks = self.breaks_of(operand);
         let mut all: Vec<(usize, Dim)> = Vec::new();
         for a in axes {
             match all.last_mut() {

@@ -476,6 +476,27 @@ fn place(p: &Problem, plan: &Plan, t: gpu_attend::Tiling) -> Kernel {
     b.finish()
 }
 
+/// What a block does with the tile of sorted rows that is its own, if it has rows: the scene of these, the number of their block of keys, and the first row.
+pub(super) fn each_tile<'a>(
+    b: &mut Build,
+    p: &'a Problem,
+    blocks: &Dim,
+    (owner, rows): (Mem, i64),
+    operands: Vec<Mem>,
+    tile: impl FnOnce(&mut Build, Scene<'a>, [Expr; 2]),
+) {
+    let list = b.bind(Expr::load(owner, b.block()).cast(DType::I64));
+    b.if_(Expr::le(Expr::int(0), list.clone()), |b| {
+        let [blocks, batches, t, s] = [blocks, &p.b, &p.t, &p.s].map(|d| b.dim(d));
+        let block = b.bind(Expr::rem(list.clone(), blocks.clone()));
+        let rest = b.bind(Expr::floor_div(list, blocks));
+        let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
+        let group = b.bind(Expr::floor_div(rest, batches));
+        let at = b.bind(b.block() * Expr::int(rows));
+        tile(b, Scene { problem: p, operands, t, s, batch, group }, [block, at]);
+    });
+}
+
 fn part(p: &Problem, plan: &Plan, t: gpu_attend::Tiling) -> Kernel {
     let mut b = Build::new("attend_part");
     let [q_elems, k_elems, v_elems, ..] = p.elems();
@@ -491,16 +512,8 @@ fn part(p: &Problem, plan: &Plan, t: gpu_attend::Tiling) -> Kernel {
     let parts = Heads::new(&mut b, parts, &Dim::from(1), &all_rows, 1, p.dv);
     b.kernel.grid = plan.tiles(p);
 
-    let list = b.bind(Expr::load(owner, b.block()).cast(DType::I64));
-    b.if_(Expr::le(Expr::int(0), list.clone()), |b| {
-        let [blocks, batches, queries, s] = [&plan.blocks(p), &p.b, &p.t, &p.s].map(|d| b.dim(d));
-        let block = b.bind(Expr::rem(list.clone(), blocks.clone()));
-        let rest = b.bind(Expr::floor_div(list, blocks));
-        let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
-        let group = b.bind(Expr::floor_div(rest, batches));
-        let at = b.bind(b.block() * Expr::int(t.rows));
+    each_tile(&mut b, p, &plan.blocks(p), (owner, t.rows), operands, |b, scene, [block, at]| {
         let first_key = b.bind(block * Expr::int(plan.size));
-        let scene = Scene { problem: p, operands, t: queries.clone(), s, batch: batch.clone(), group: group.clone() };
         let gathered = Gathered::new(b, &scene, rows, at.clone(), t.rows, plan.rest.clone());
         let first = gathered.first.clone();
         let scratch = Scratch::new(b, p, t);
@@ -510,7 +523,7 @@ fn part(p: &Problem, plan: &Plan, t: gpu_attend::Tiling) -> Kernel {
         pick_rows(b, (q, a.q), [t.rows, p.dk], &of_rows, (rows, &at));
         a.begin(b);
         let place = |b: &mut Build, j: &Expr| b.bind(first_key.clone() + j.clone() * Expr::int(t.keys));
-        a.visit(b, [&k, &v], [&batch, &group], Expr::int(plan.size / t.keys), place);
+        a.visit(b, [&k, &v], [&scene.batch, &scene.group], Expr::int(plan.size / t.keys), place);
         let none = Build::f(p.sum_dtype(), f64::NEG_INFINITY);
         a.finish(b, |b, r, saw_none, log| b.store(sums, at.clone() + r, Expr::select(saw_none, none, log)));
         let zero = Expr::int(0);
@@ -519,8 +532,24 @@ fn part(p: &Problem, plan: &Plan, t: gpu_attend::Tiling) -> Kernel {
     b.finish()
 }
 
-/// Rows of a block of the last kernel.
-const MERGED: i64 = 8;
+/// Rows of a block of a kernel that joins parts.
+pub(super) const MERGED: i64 = 8;
+
+/// The rows that a query's row has of the tiles, one for each of the `n` places of its list: the row's number, and whether there is one.
+pub(super) fn places_of(b: &mut Build, p: &Problem, position: Mem, [n, heads]: [i64; 2], row: &Expr) -> Vec<[Expr; 2]> {
+    let head = b.bind(Expr::rem(row.clone(), Expr::int(p.h)));
+    let query = b.bind(Expr::floor_div(row.clone(), Expr::int(p.h)));
+    let group = b.bind(Expr::floor_div(head.clone(), Expr::int(heads)));
+    let own = b.bind(Expr::rem(head, Expr::int(heads)));
+    let places = b.bind((query * Expr::int(p.g) + group) * Expr::int(n));
+    (0..n)
+        .map(|i| {
+            let at = b.bind(Expr::load(position, places.clone() + Expr::int(i)).cast(DType::I64));
+            let there = b.bind(Expr::le(Expr::int(0), at.clone()));
+            [b.bind(Expr::maximum(at, Expr::int(0)) * Expr::int(heads) + own.clone()), there]
+        })
+        .collect()
+}
 
 fn merge(p: &Problem, plan: &Plan, t: gpu_attend::Tiling) -> Kernel {
     let mut b = Build::new("attend_merge");
@@ -537,16 +566,9 @@ fn merge(p: &Problem, plan: &Plan, t: gpu_attend::Tiling) -> Kernel {
     let f = |x: f64| Build::f(dtype, x);
     let none = f(f64::NEG_INFINITY);
     b.each_row(total, MERGED, |b, row| {
-        let head = b.bind(Expr::rem(row.clone(), Expr::int(p.h)));
-        let query = b.bind(Expr::floor_div(row.clone(), Expr::int(p.h)));
-        let group = b.bind(Expr::floor_div(head.clone(), Expr::int(plan.heads)));
-        let own = b.bind(Expr::rem(head, Expr::int(plan.heads)));
-        let places = b.bind((query * Expr::int(p.g) + group) * Expr::int(plan.n));
-        let found: Vec<[Expr; 2]> = (0..plan.n)
-            .map(|i| {
-                let at = b.bind(Expr::load(position, places.clone() + Expr::int(i)).cast(DType::I64));
-                let there = b.bind(Expr::le(Expr::int(0), at.clone()));
-                let at = b.bind(Expr::maximum(at, Expr::int(0)) * Expr::int(plan.heads) + own.clone());
+        let found: Vec<[Expr; 2]> = places_of(b, p, position, [plan.n, plan.heads], &row)
+            .into_iter()
+            .map(|[at, there]| {
                 let sum = b.bind(Expr::select(there, Expr::load(sums, at.clone()), none.clone()));
                 [at, sum]
             })

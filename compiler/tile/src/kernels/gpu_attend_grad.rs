@@ -465,6 +465,66 @@ pub fn gpu_attend_grad_parts(p: &Problem, tiling: Tiling, values: bool) -> Kerne
 /// Elements that a block adds.
 const ELEMS: i64 = 1024;
 
+/// A tile of queries and what it sums of dq, in scratch.
+pub(super) struct Queries<'a> {
+    p: &'a Problem,
+    rows: i64,
+    keys: i64,
+    k: Mem,
+    v: Mem,
+    pub q: Mem,
+    pub d_o: Mem,
+    pub l: Mem,
+    pub delta: Mem,
+    sums: Mem,
+    tiles: Tiles,
+    grads: Mem,
+    d_scores: Mem,
+}
+
+impl<'a> Queries<'a> {
+    pub fn new(b: &mut Build, p: &'a Problem, [rows, keys]: [i64; 2]) -> Queries<'a> {
+        let mut narrow = |name, n: i64| b.scratch(name, p.dtype, n);
+        let (k, v) = (narrow("k", keys * p.dk), narrow("v", keys * p.dv));
+        let (q, d_o) = (narrow("q", rows * p.dk), narrow("d_o", rows * p.dv));
+        let dtype = p.sum_dtype();
+        let mut wide = |name, n: i64| b.scratch(name, dtype, n);
+        let [l, delta] = ["l", "delta"].map(|name| wide(name, rows));
+        let sums = wide("dq", rows * p.dk);
+        let tiles = Tiles { dtype, elems: Expr::int(rows * keys), scores: wide("scores", rows * keys) };
+        let grads = wide("grads", rows * keys);
+        let d_scores = b.scratch("d_scores", p.dtype, rows * keys);
+        Queries { p, rows, keys, k, v, q, d_o, l, delta, sums, tiles, grads, d_scores }
+    }
+    /// Nothing is summed yet.
+    pub fn begin(&self, b: &mut Build) {
+        b.fill(self.sums, Expr::int(self.rows * self.p.dk), Build::f(self.tiles.dtype, 0.0));
+    }
+    /// Adds what the keys at `at` (batch, group, first) give; `mask` leaves out scores of keys that are not seen.
+    pub fn add(&self, b: &mut Build, given: &Given, at: [&Expr; 3], mask: impl FnOnce(&mut Build, Mem)) {
+        let Queries { p, rows, keys, k, v, q, d_o, l, delta, sums, ref tiles, grads, d_scores } = *self;
+        let zero = || Expr::int(0);
+        let row = |e: Expr| Expr::floor_div(e, Expr::int(keys));
+        given.k.copy(b, k, keys, at, false);
+        let (left, right) = (tile(q, zero(), p.dk), transposed(k, zero(), p.dk));
+        b.dot([rows, keys, p.dk].map(Expr::int), left, right, tile(tiles.scores, zero(), keys), false);
+        given.v.copy(b, v, keys, at, false);
+        let (left, right) = (tile(d_o, zero(), p.dv), transposed(v, zero(), p.dv));
+        b.dot([rows, keys, p.dv].map(Expr::int), left, right, tile(grads, zero(), keys), false);
+        mask(b, tiles.scores);
+        tiles.weigh(b, p, l, row);
+        tiles.differ(b, [grads, d_scores], delta, row);
+        let (left, right) = (tile(d_scores, zero(), keys), tile(k, zero(), p.dk));
+        b.dot([rows, p.dk, keys].map(Expr::int), left, right, tile(sums, zero(), p.dk), true);
+    }
+    /// dq of the tile, where its sums were.
+    pub fn finish(&self, b: &mut Build) -> Mem {
+        let (sums, scale) = (self.sums, Build::f(self.tiles.dtype, self.p.scale));
+        b.each(Expr::int(self.rows * self.p.dk), |b, e| b.store(sums, e.clone(), Expr::load(sums, e) * scale));
+        sums
+    }
+}
+
 /// dq. Buffers: q, k, v, d_o, l, Δ, domain operands…, with lists also blocks, member and count, then dq.
 pub fn gpu_attend_grad_queries(p: &Problem, tiling: Tiling) -> Kernel {
     let [rows, keys] = tiling.of_queries;
@@ -496,54 +556,34 @@ pub fn gpu_attend_grad_queries(p: &Problem, tiling: Tiling) -> Kernel {
     let (t, s) = (b.dim(&p.t), b.dim(&p.s));
     let scene = Scene { problem: p, operands: given.operands.clone(), t, s, batch: batch.clone(), group: group.clone() };
 
-    let mut narrow = |name, n: i64| b.scratch(name, p.dtype, n);
-    let (k, v) = (narrow("k", keys * p.dk), narrow("v", keys * p.dv));
-    let (q, d_o) = (narrow("q", rows * p.dk), narrow("d_o", rows * p.dv));
-    let dtype = p.sum_dtype();
-    let mut wide = |name, n: i64| b.scratch(name, dtype, n);
-    let [l, delta] = ["l", "delta"].map(|name| wide(name, rows));
-    let sums = wide("dq", rows * p.dk);
-    let tiles = Tiles { dtype, elems: Expr::int(rows * keys), scores: wide("scores", rows * keys) };
-    let grads = wide("grads", rows * keys);
-    let d_scores = b.scratch("d_scores", p.dtype, rows * keys);
-    let zero = || Expr::int(0);
-    let row = |e: Expr| Expr::floor_div(e, Expr::int(keys));
-
-    given.q.copy_heads(&mut b, q, [rows, own], [&batch, &head, &first], false);
-    given.d_o.copy_heads(&mut b, d_o, [rows, own], [&batch, &head, &first], false);
-    b.fill(sums, Expr::int(rows * p.dk), Build::f(dtype, 0.0));
+    let tile = Queries::new(&mut b, p, tiling.of_queries);
+    given.q.copy_heads(&mut b, tile.q, [rows, own], [&batch, &head, &first], false);
+    given.d_o.copy_heads(&mut b, tile.d_o, [rows, own], [&batch, &head, &first], false);
+    tile.begin(&mut b);
     let of_heads = batch.clone() * Expr::int(p.h / own) + Expr::floor_div(head.clone(), Expr::int(own));
     let start = b.bind(of_heads * padded);
     b.each(Expr::int(rows), |b, r| {
         let row = Expr::minimum(first.clone() * Expr::int(own) + r.clone(), scene.t.clone() * Expr::int(own) - Expr::int(1));
         let at = b.bind(start + row);
-        b.store(l, r.clone(), Expr::load(given.l, at.clone()));
-        b.store(delta, r, Expr::load(given.delta, at));
+        b.store(tile.l, r.clone(), Expr::load(given.l, at.clone()));
+        b.store(tile.delta, r, Expr::load(given.delta, at));
     });
     let source = Source::new(&mut b, &scene, union.as_ref(), (&first, queries), keys);
     let pieces = source.count(&mut b);
     b.range(pieces, |b, j| {
         let start = source.at(b, &j);
-        given.k.copy(b, k, keys, [&batch, &group, &start], false);
-        let (left, right) = (tile(q, zero(), p.dk), transposed(k, zero(), p.dk));
-        b.dot([rows, keys, p.dk].map(Expr::int), left, right, tile(tiles.scores, zero(), keys), false);
-        given.v.copy(b, v, keys, [&batch, &group, &start], false);
-        let (left, right) = (tile(d_o, zero(), p.dv), transposed(v, zero(), p.dv));
-        b.dot([rows, keys, p.dv].map(Expr::int), left, right, tile(grads, zero(), keys), false);
-        let sides = Sides { queries: (&first, queries), heads: own, keys: (&start, keys), by_queries: true, rows: None };
-        match &union {
-            None => mask(b, &scene, &p.domain, tiles.scores, &sides, None),
-            Some(u) => {
-                let entry = b.bind(u.entry(&j, keys));
-                mask(b, &scene, &u.rest, tiles.scores, &sides, Some(&|q| u.lists(&entry, q)));
+        tile.add(b, &given, [&batch, &group, &start], |b, scores| {
+            let sides = Sides { queries: (&first, queries), heads: own, keys: (&start, keys), by_queries: true, rows: None };
+            match &union {
+                None => mask(b, &scene, &p.domain, scores, &sides, None),
+                Some(u) => {
+                    let entry = b.bind(u.entry(&j, keys));
+                    mask(b, &scene, &u.rest, scores, &sides, Some(&|q| u.lists(&entry, q)));
+                }
             }
-        }
-        tiles.weigh(b, p, l, row);
-        tiles.differ(b, [grads, d_scores], delta, row);
-        let (left, right) = (tile(d_scores, zero(), keys), tile(k, zero(), p.dk));
-        b.dot([rows, p.dk, keys].map(Expr::int), left, right, tile(sums, zero(), p.dk), true);
+        });
     });
-    b.each(Expr::int(rows * p.dk), |b, e| b.store(sums, e.clone(), Expr::load(sums, e) * Build::f(dtype, p.scale)));
+    let sums = tile.finish(&mut b);
     dq.copy_heads(&mut b, sums, [rows, own], [&batch, &head, &first], true);
     b.finish()
 }

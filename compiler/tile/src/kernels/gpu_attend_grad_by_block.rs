@@ -13,11 +13,11 @@
 //! # Source: Lu et al., MoBA, arXiv 2502.13189; `specs/nsa.md` 2.3. Tested on the domains and sizes of `tests/attend.rs`.
 
 use super::{
-    build::{Build, tile, transposed},
-    domain::{Problem, Scene},
+    build::Build,
+    domain::Problem,
     gpu_attend::{Gathered, Heads, Sides, mask},
-    gpu_attend_by_block::{self, gpu_attend_sort},
-    gpu_attend_grad::{Given, Tiles, Tiling, forward, of_rows, padded},
+    gpu_attend_by_block::{self, MERGED, each_tile, gpu_attend_sort, places_of},
+    gpu_attend_grad::{Given, Queries, Tiling, forward, of_rows, padded},
     gpu_attend_union,
 };
 use crate::ir::{Expr, Kernel};
@@ -57,33 +57,13 @@ pub fn gpu_attend_grad_query_parts(p: &Problem, t: Tiling) -> Kernel {
     let parts = Heads::new(&mut b, parts, &Dim::from(1), &all_rows, 1, p.dk);
     b.kernel.grid = plan.tiles.clone();
 
-    let mut narrow = |name, n: i64| b.scratch(name, p.dtype, n);
-    let (k, v) = (narrow("k", keys * p.dk), narrow("v", keys * p.dv));
-    let (q, d_o) = (narrow("q", rows * p.dk), narrow("d_o", rows * p.dv));
-    let dtype = p.sum_dtype();
-    let mut wide = |name, n: i64| b.scratch(name, dtype, n);
-    let [l, delta] = ["l", "delta"].map(|name| wide(name, rows));
-    let sums = wide("dq", rows * p.dk);
-    let tiles = Tiles { dtype, elems: Expr::int(rows * keys), scores: wide("scores", rows * keys) };
-    let grads = wide("grads", rows * keys);
-    let d_scores = b.scratch("d_scores", p.dtype, rows * keys);
-    let zero = || Expr::int(0);
-
-    let list = b.bind(Expr::load(owner, b.block()).cast(DType::I64));
-    b.if_(Expr::le(Expr::int(0), list.clone()), |b| {
-        let [blocks, batches, queries, s] = [&plan.blocks, &p.b, &p.t, &p.s].map(|d| b.dim(d));
-        let block = b.bind(Expr::rem(list.clone(), blocks.clone()));
-        let rest = b.bind(Expr::floor_div(list, blocks));
-        let batch = b.bind(Expr::rem(rest.clone(), batches.clone()));
-        let group = b.bind(Expr::floor_div(rest, batches));
-        let at = b.bind(b.block() * Expr::int(rows));
-        let scene =
-            Scene { problem: p, operands: given.operands.clone(), t: queries, s, batch: batch.clone(), group: group.clone() };
+    let tile = Queries::new(&mut b, p, t.of_queries);
+    each_tile(&mut b, p, &plan.blocks, (owner, rows), given.operands.clone(), |b, scene, [block, at]| {
         let gathered = Gathered::new(b, &scene, numbers, at.clone(), rows, plan.rest.clone());
         let all = b.dim(&(p.b.clone() * p.t.clone() * Dim::from(p.h)));
-        given.q.pick_rows(b, q, rows, &all, (numbers, &at));
-        given.d_o.pick_rows(b, d_o, rows, &all, (numbers, &at));
-        b.fill(sums, Expr::int(rows * p.dk), Build::f(dtype, 0.0));
+        given.q.pick_rows(b, tile.q, rows, &all, (numbers, &at));
+        given.d_o.pick_rows(b, tile.d_o, rows, &all, (numbers, &at));
+        tile.begin(b);
         let (padded, groups) = (b.dim(&padded(p, t.heads)), Expr::int(p.h / t.heads));
         b.each(Expr::int(rows), |b, r| {
             let number = b.bind(Expr::load(numbers, at.clone() + r.clone()).cast(DType::I64));
@@ -95,41 +75,29 @@ pub fn gpu_attend_grad_query_parts(p: &Problem, t: Tiling) -> Kernel {
             let heads = Expr::int(t.heads);
             let of_heads = batch * groups + Expr::floor_div(head.clone(), heads.clone());
             let from = b.bind(of_heads * padded + query * heads.clone() + Expr::rem(head, heads));
-            for (mem, to) in [(given.l, l), (given.delta, delta)] {
-                b.store(to, r.clone(), Expr::select(there.clone(), Expr::load(mem, from.clone()), Build::f(dtype, 0.0)));
+            for (mem, to) in [(given.l, tile.l), (given.delta, tile.delta)] {
+                let none = Build::f(p.sum_dtype(), 0.0);
+                b.store(to, r.clone(), Expr::select(there.clone(), Expr::load(mem, from.clone()), none));
             }
         });
-        let row = |e: Expr| Expr::floor_div(e, Expr::int(keys));
         let piece = |b: &mut Build, j: Expr| {
             let start = b.bind(block.clone() * Expr::int(plan.size) + j * Expr::int(keys));
-            given.k.copy(b, k, keys, [&batch, &group, &start], false);
-            let (left, right) = (tile(q, zero(), p.dk), transposed(k, zero(), p.dk));
-            b.dot([rows, keys, p.dk].map(Expr::int), left, right, tile(tiles.scores, zero(), keys), false);
-            given.v.copy(b, v, keys, [&batch, &group, &start], false);
-            let (left, right) = (tile(d_o, zero(), p.dv), transposed(v, zero(), p.dv));
-            b.dot([rows, keys, p.dv].map(Expr::int), left, right, tile(grads, zero(), keys), false);
-            let queries = (&gathered.first, rows / t.heads);
-            let sides = Sides { queries, heads: t.heads, keys: (&start, keys), by_queries: true, rows: Some(&gathered) };
-            mask(b, &scene, &gathered.rest, tiles.scores, &sides, None);
-            tiles.weigh(b, p, l, row);
-            tiles.differ(b, [grads, d_scores], delta, row);
-            let (left, right) = (tile(d_scores, zero(), keys), tile(k, zero(), p.dk));
-            b.dot([rows, p.dk, keys].map(Expr::int), left, right, tile(sums, zero(), p.dk), true);
+            tile.add(b, &given, [&scene.batch, &scene.group, &start], |b, scores| {
+                let queries = (&gathered.first, rows / t.heads);
+                let sides = Sides { queries, heads: t.heads, keys: (&start, keys), by_queries: true, rows: Some(&gathered) };
+                mask(b, &scene, &gathered.rest, scores, &sides, None);
+            });
         };
         // One piece is no loop, so that its copies need no more room than they take.
         match plan.size / keys {
             1 => piece(b, Expr::int(0)),
             n => b.range(Expr::int(n), piece),
         }
-        b.each(Expr::int(rows * p.dk), |b, e| b.store(sums, e.clone(), Expr::load(sums, e) * Build::f(dtype, p.scale)));
-        let zero = Expr::int(0);
+        let (sums, zero) = (tile.finish(b), Expr::int(0));
         parts.copy(b, sums, rows, [&zero, &zero, &at], true);
     });
     b.finish()
 }
-
-/// Rows of a block of the last kernel.
-const MERGED: i64 = 8;
 
 /// dq of its parts. Buffers: position, parts, dq.
 pub fn gpu_attend_grad_query_merge(p: &Problem, t: Tiling) -> Kernel {
@@ -144,18 +112,9 @@ pub fn gpu_attend_grad_query_merge(p: &Problem, t: Tiling) -> Kernel {
     let total = b.dim(&rows);
     let dtype = p.sum_dtype();
     b.each_row(total, MERGED, |b, row| {
-        let head = b.bind(Expr::rem(row.clone(), Expr::int(p.h)));
-        let query = b.bind(Expr::floor_div(row.clone(), Expr::int(p.h)));
-        let group = Expr::floor_div(head.clone(), Expr::int(t.heads));
-        let own = b.bind(Expr::rem(head, Expr::int(t.heads)));
-        let first = b.bind((query * Expr::int(p.g) + group) * Expr::int(plan.n));
-        let found: Vec<[Expr; 2]> = (0..plan.n)
-            .map(|i| {
-                let at = b.bind(Expr::load(position, first.clone() + Expr::int(i)).cast(DType::I64));
-                let there = b.bind(Expr::le(Expr::int(0), at.clone()));
-                let at = Expr::maximum(at, Expr::int(0)) * Expr::int(t.heads) + own.clone();
-                [b.bind(at * Expr::int(p.dk)), there]
-            })
+        let found: Vec<[Expr; 2]> = places_of(b, p, position, [plan.n, t.heads], &row)
+            .into_iter()
+            .map(|[at, there]| [b.bind(at * Expr::int(p.dk)), there])
             .collect();
         let to = b.bind(row * Expr::int(p.dk));
         b.each(Expr::int(p.dk), |b, d| {
