@@ -9,13 +9,14 @@ irdl.dialect @graph {
   irdl.type @tensor {
     %f64 = irdl.is f64
     %f32 = irdl.is f32
+    %tf32 = irdl.is tf32
     %bf16 = irdl.is bf16
     %f16 = irdl.is f16
     %f8e4m3fn = irdl.is f8E4M3FN
     %i64 = irdl.is i64
     %i32 = irdl.is i32
     %i1 = irdl.is i1
-    %dtype = irdl.any_of(%f64, %f32, %bf16, %f16, %f8e4m3fn, %i64, %i32, %i1)
+    %dtype = irdl.any_of(%f64, %f32, %tf32, %bf16, %f16, %f8e4m3fn, %i64, %i32, %i1)
     %shape = irdl.base "#builtin.array"
     irdl.parameters(dtype: %dtype, shape: %shape)
   }
@@ -246,10 +247,11 @@ irdl.dialect @graph {
   irdl.operation @contract {
     %f64 = irdl.is f64
     %f32 = irdl.is f32
+    %tf32 = irdl.is tf32
     %bf16 = irdl.is bf16
     %f16 = irdl.is f16
     %f8e4m3fn = irdl.is f8E4M3FN
-    %float = irdl.any_of(%f64, %f32, %bf16, %f16, %f8e4m3fn)
+    %float = irdl.any_of(%f64, %f32, %tf32, %bf16, %f16, %f8e4m3fn)
     %s_x = irdl.any
     %x = irdl.parametric @graph::@tensor<%float, %s_x>
     %s_y = irdl.any
@@ -296,10 +298,11 @@ irdl.dialect @graph {
   irdl.operation @topk {
     %f64 = irdl.is f64
     %f32 = irdl.is f32
+    %tf32 = irdl.is tf32
     %bf16 = irdl.is bf16
     %f16 = irdl.is f16
     %f8e4m3fn = irdl.is f8E4M3FN
-    %float = irdl.any_of(%f64, %f32, %bf16, %f16, %f8e4m3fn)
+    %float = irdl.any_of(%f64, %f32, %tf32, %bf16, %f16, %f8e4m3fn)
     %s_x = irdl.any
     %x = irdl.parametric @graph::@tensor<%float, %s_x>
     %i32 = irdl.is i32
@@ -328,10 +331,11 @@ irdl.dialect @graph {
   irdl.operation @attend {
     %f64 = irdl.is f64
     %f32 = irdl.is f32
+    %tf32 = irdl.is tf32
     %bf16 = irdl.is bf16
     %f16 = irdl.is f16
     %f8e4m3fn = irdl.is f8E4M3FN
-    %float = irdl.any_of(%f64, %f32, %bf16, %f16, %f8e4m3fn)
+    %float = irdl.any_of(%f64, %f32, %tf32, %bf16, %f16, %f8e4m3fn)
     %s_q = irdl.any
     %q = irdl.parametric @graph::@tensor<%float, %s_q>
     %s_k = irdl.any
@@ -354,10 +358,11 @@ irdl.dialect @graph {
   irdl.operation @attend_grad {
     %f64 = irdl.is f64
     %f32 = irdl.is f32
+    %tf32 = irdl.is tf32
     %bf16 = irdl.is bf16
     %f16 = irdl.is f16
     %f8e4m3fn = irdl.is f8E4M3FN
-    %float = irdl.any_of(%f64, %f32, %bf16, %f16, %f8e4m3fn)
+    %float = irdl.any_of(%f64, %f32, %tf32, %bf16, %f16, %f8e4m3fn)
     %s_q = irdl.any
     %q = irdl.parametric @graph::@tensor<%float, %s_q>
     %s_k = irdl.any
@@ -394,10 +399,11 @@ irdl.dialect @graph {
   irdl.operation @grouped_contract {
     %f64 = irdl.is f64
     %f32 = irdl.is f32
+    %tf32 = irdl.is tf32
     %bf16 = irdl.is bf16
     %f16 = irdl.is f16
     %f8e4m3fn = irdl.is f8E4M3FN
-    %float = irdl.any_of(%f64, %f32, %bf16, %f16, %f8e4m3fn)
+    %float = irdl.any_of(%f64, %f32, %tf32, %bf16, %f16, %f8e4m3fn)
     %s_x = irdl.any
     %x = irdl.parametric @graph::@tensor<%float, %s_x>
     %s_w = irdl.any
@@ -418,10 +424,11 @@ irdl.dialect @graph {
   irdl.operation @grouped_outer {
     %f64 = irdl.is f64
     %f32 = irdl.is f32
+    %tf32 = irdl.is tf32
     %bf16 = irdl.is bf16
     %f16 = irdl.is f16
     %f8e4m3fn = irdl.is f8E4M3FN
-    %float = irdl.any_of(%f64, %f32, %bf16, %f16, %f8e4m3fn)
+    %float = irdl.any_of(%f64, %f32, %tf32, %bf16, %f16, %f8e4m3fn)
     %s_x = irdl.any
     %x = irdl.parametric @graph::@tensor<%float, %s_x>
     %s_y = irdl.any
@@ -452,10 +459,11 @@ irdl.dialect @graph {
   irdl.operation @exchange {
     %f64 = irdl.is f64
     %f32 = irdl.is f32
+    %tf32 = irdl.is tf32
     %bf16 = irdl.is bf16
     %f16 = irdl.is f16
     %f8e4m3fn = irdl.is f8E4M3FN
-    %float = irdl.any_of(%f64, %f32, %bf16, %f16, %f8e4m3fn)
+    %float = irdl.any_of(%f64, %f32, %tf32, %bf16, %f16, %f8e4m3fn)
     %s_x = irdl.any
     %x = irdl.parametric @graph::@tensor<%float, %s_x>
     %i32 = irdl.is i32
@@ -472,10 +480,11 @@ irdl.dialect @graph {
   irdl.operation @return {
     %f64 = irdl.is f64
     %f32 = irdl.is f32
+    %tf32 = irdl.is tf32
     %bf16 = irdl.is bf16
     %f16 = irdl.is f16
     %f8e4m3fn = irdl.is f8E4M3FN
-    %float = irdl.any_of(%f64, %f32, %bf16, %f16, %f8e4m3fn)
+    %float = irdl.any_of(%f64, %f32, %tf32, %bf16, %f16, %f8e4m3fn)
     %s_x = irdl.any
     %x = irdl.parametric @graph::@tensor<%float, %s_x>
     %i32 = irdl.is i32
@@ -492,10 +501,11 @@ irdl.dialect @graph {
   irdl.operation @quantize {
     %f64 = irdl.is f64
     %f32 = irdl.is f32
+    %tf32 = irdl.is tf32
     %bf16 = irdl.is bf16
     %f16 = irdl.is f16
     %f8e4m3fn = irdl.is f8E4M3FN
-    %float = irdl.any_of(%f64, %f32, %bf16, %f16, %f8e4m3fn)
+    %float = irdl.any_of(%f64, %f32, %tf32, %bf16, %f16, %f8e4m3fn)
     %shape = irdl.any
     %x = irdl.parametric @graph::@tensor<%float, %shape>
     %c = irdl.parametric @graph::@tensor<%f8e4m3fn, %shape>

@@ -1,5 +1,5 @@
 "tile.kernel"() ({
-^bb0(%v0: i64, %b0: !tile.buffer<f64, "2*T", "read", 8 : i64>, %b1: !tile.buffer<f32, "2*T", "read", 4 : i64>, %b2: !tile.buffer<bf16, "2*T", "read", 2 : i64>, %b3: !tile.buffer<f16, "2*T", "read", 2 : i64>, %b4: !tile.buffer<f8E4M3FN, "2*T", "read", 1 : i64>, %b5: !tile.buffer<i64, "2*T", "read", 8 : i64>, %b6: !tile.buffer<i32, "2*T", "read", 4 : i64>, %b7: !tile.buffer<i1, "2*T", "read", 1 : i64>, %b8: !tile.buffer<bf16, "T", "write", 2 : i64>, %b9: !tile.buffer<f32, "64", "read_write", 4 : i64>, %b10: !tile.buffer<i32, "4", "read", 4 : i64>, %s0: !tile.scratch<f32, 64 : i64>):
+^bb0(%v0: i64, %b0: !tile.buffer<f64, "2*T", "read", 8 : i64>, %b1: !tile.buffer<f32, "2*T", "read", 4 : i64>, %b2: !tile.buffer<bf16, "2*T", "read", 2 : i64>, %b3: !tile.buffer<f16, "2*T", "read", 2 : i64>, %b4: !tile.buffer<f8E4M3FN, "2*T", "read", 1 : i64>, %b5: !tile.buffer<i64, "2*T", "read", 8 : i64>, %b6: !tile.buffer<i32, "2*T", "read", 4 : i64>, %b7: !tile.buffer<i1, "2*T", "read", 1 : i64>, %b8: !tile.buffer<tf32, "2*T", "read", 4 : i64>, %b9: !tile.buffer<bf16, "T", "write", 2 : i64>, %b10: !tile.buffer<f32, "64", "read_write", 4 : i64>, %b11: !tile.buffer<i32, "4", "read", 4 : i64>, %s0: !tile.scratch<f32, 64 : i64>):
   %0 = "tile.load"(%b0, %v0) : (!tile.buffer<f64, "2*T", "read", 8 : i64>, i64) -> f64
   %v1 = "tile.let"(%0) {id = 1 : i64} : (f64) -> f64
   %1 = "tile.load"(%b1, %v0) : (!tile.buffer<f32, "2*T", "read", 4 : i64>, i64) -> f32
@@ -16,262 +16,266 @@
   %v7 = "tile.let"(%6) {id = 7 : i64} : (i32) -> i32
   %7 = "tile.load"(%b7, %v0) : (!tile.buffer<i1, "2*T", "read", 1 : i64>, i64) -> i1
   %v8 = "tile.let"(%7) {id = 8 : i64} : (i1) -> i1
-  %8 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %9 = "tile.map"(%v0, %8) {fn = "add"} : (i64, i64) -> i64
-  %10 = "tile.load"(%b2, %9) : (!tile.buffer<bf16, "2*T", "read", 2 : i64>, i64) -> f32
-  %v9 = "tile.let"(%10) {id = 9 : i64} : (f32) -> f32
-  %11 = "tile.const"() {value = 0x7FF8000000000000 : f64} : () -> f64
-  %12 = "tile.cast"(%11) {to = f32} : (f64) -> f32
-  %v11 = "tile.let"(%12) {id = 11 : i64} : (f32) -> f32
-  %13 = "tile.const"() {value = 0xFFF0000000000000 : f64} : () -> f64
-  %14 = "tile.cast"(%13) {to = f32} : (f64) -> f32
-  %v13 = "tile.let"(%14) {id = 13 : i64} : (f32) -> f32
-  %15 = "tile.const"() {value = -0.0 : f64} : () -> f64
-  %16 = "tile.cast"(%15) {to = f32} : (f64) -> f32
-  %v15 = "tile.let"(%16) {id = 15 : i64} : (f32) -> f32
-  %17 = "tile.const"() {value = 1.0e-310 : f64} : () -> f64
-  %18 = "tile.cast"(%17) {to = f32} : (f64) -> f32
-  %v17 = "tile.let"(%18) {id = 17 : i64} : (f32) -> f32
-  %19 = "tile.map"(%v9, %v9) {fn = "add"} : (f32, f32) -> f32
+  %8 = "tile.load"(%b8, %v0) : (!tile.buffer<tf32, "2*T", "read", 4 : i64>, i64) -> f32
+  %v9 = "tile.let"(%8) {id = 9 : i64} : (f32) -> f32
+  %9 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %10 = "tile.map"(%v0, %9) {fn = "add"} : (i64, i64) -> i64
+  %11 = "tile.load"(%b2, %10) : (!tile.buffer<bf16, "2*T", "read", 2 : i64>, i64) -> f32
+  %v10 = "tile.let"(%11) {id = 10 : i64} : (f32) -> f32
+  %12 = "tile.const"() {value = 0x7FF8000000000000 : f64} : () -> f64
+  %13 = "tile.cast"(%12) {to = f32} : (f64) -> f32
+  %v12 = "tile.let"(%13) {id = 12 : i64} : (f32) -> f32
+  %14 = "tile.const"() {value = 0xFFF0000000000000 : f64} : () -> f64
+  %15 = "tile.cast"(%14) {to = f32} : (f64) -> f32
+  %v14 = "tile.let"(%15) {id = 14 : i64} : (f32) -> f32
+  %16 = "tile.const"() {value = -0.0 : f64} : () -> f64
+  %17 = "tile.cast"(%16) {to = f32} : (f64) -> f32
+  %v16 = "tile.let"(%17) {id = 16 : i64} : (f32) -> f32
+  %18 = "tile.const"() {value = 1.0e-310 : f64} : () -> f64
+  %19 = "tile.cast"(%18) {to = f32} : (f64) -> f32
   %v18 = "tile.let"(%19) {id = 18 : i64} : (f32) -> f32
-  %20 = "tile.map"(%v9, %v9) {fn = "sub"} : (f32, f32) -> f32
+  %20 = "tile.map"(%v10, %v10) {fn = "add"} : (f32, f32) -> f32
   %v19 = "tile.let"(%20) {id = 19 : i64} : (f32) -> f32
-  %21 = "tile.map"(%v9, %v9) {fn = "mul"} : (f32, f32) -> f32
+  %21 = "tile.map"(%v10, %v10) {fn = "sub"} : (f32, f32) -> f32
   %v20 = "tile.let"(%21) {id = 20 : i64} : (f32) -> f32
-  %22 = "tile.map"(%v9, %v9) {fn = "div"} : (f32, f32) -> f32
+  %22 = "tile.map"(%v10, %v10) {fn = "mul"} : (f32, f32) -> f32
   %v21 = "tile.let"(%22) {id = 21 : i64} : (f32) -> f32
-  %23 = "tile.map"(%v0, %v0) {fn = "floor_div"} : (i64, i64) -> i64
-  %v22 = "tile.let"(%23) {id = 22 : i64} : (i64) -> i64
-  %24 = "tile.map"(%v0, %v0) {fn = "rem"} : (i64, i64) -> i64
+  %23 = "tile.map"(%v10, %v10) {fn = "div"} : (f32, f32) -> f32
+  %v22 = "tile.let"(%23) {id = 22 : i64} : (f32) -> f32
+  %24 = "tile.map"(%v0, %v0) {fn = "floor_div"} : (i64, i64) -> i64
   %v23 = "tile.let"(%24) {id = 23 : i64} : (i64) -> i64
-  %25 = "tile.map"(%v9, %v9) {fn = "min"} : (f32, f32) -> f32
-  %v24 = "tile.let"(%25) {id = 24 : i64} : (f32) -> f32
-  %26 = "tile.map"(%v9, %v9) {fn = "max"} : (f32, f32) -> f32
+  %25 = "tile.map"(%v0, %v0) {fn = "rem"} : (i64, i64) -> i64
+  %v24 = "tile.let"(%25) {id = 24 : i64} : (i64) -> i64
+  %26 = "tile.map"(%v10, %v10) {fn = "min"} : (f32, f32) -> f32
   %v25 = "tile.let"(%26) {id = 25 : i64} : (f32) -> f32
-  %27 = "tile.map"(%v9, %v9) {fn = "pow"} : (f32, f32) -> f32
+  %27 = "tile.map"(%v10, %v10) {fn = "max"} : (f32, f32) -> f32
   %v26 = "tile.let"(%27) {id = 26 : i64} : (f32) -> f32
-  %28 = "tile.map"(%v9) {fn = "neg"} : (f32) -> f32
+  %28 = "tile.map"(%v10, %v10) {fn = "pow"} : (f32, f32) -> f32
   %v27 = "tile.let"(%28) {id = 27 : i64} : (f32) -> f32
-  %29 = "tile.map"(%v9) {fn = "abs"} : (f32) -> f32
+  %29 = "tile.map"(%v10) {fn = "neg"} : (f32) -> f32
   %v28 = "tile.let"(%29) {id = 28 : i64} : (f32) -> f32
-  %30 = "tile.map"(%v9) {fn = "sign"} : (f32) -> f32
+  %30 = "tile.map"(%v10) {fn = "abs"} : (f32) -> f32
   %v29 = "tile.let"(%30) {id = 29 : i64} : (f32) -> f32
-  %31 = "tile.map"(%v9) {fn = "floor"} : (f32) -> f32
+  %31 = "tile.map"(%v10) {fn = "sign"} : (f32) -> f32
   %v30 = "tile.let"(%31) {id = 30 : i64} : (f32) -> f32
-  %32 = "tile.map"(%v9) {fn = "exp"} : (f32) -> f32
+  %32 = "tile.map"(%v10) {fn = "floor"} : (f32) -> f32
   %v31 = "tile.let"(%32) {id = 31 : i64} : (f32) -> f32
-  %33 = "tile.map"(%v9) {fn = "log"} : (f32) -> f32
+  %33 = "tile.map"(%v10) {fn = "exp"} : (f32) -> f32
   %v32 = "tile.let"(%33) {id = 32 : i64} : (f32) -> f32
-  %34 = "tile.map"(%v9) {fn = "sqrt"} : (f32) -> f32
+  %34 = "tile.map"(%v10) {fn = "log"} : (f32) -> f32
   %v33 = "tile.let"(%34) {id = 33 : i64} : (f32) -> f32
-  %35 = "tile.map"(%v9) {fn = "rsqrt"} : (f32) -> f32
+  %35 = "tile.map"(%v10) {fn = "sqrt"} : (f32) -> f32
   %v34 = "tile.let"(%35) {id = 34 : i64} : (f32) -> f32
-  %36 = "tile.map"(%v9) {fn = "sin"} : (f32) -> f32
+  %36 = "tile.map"(%v10) {fn = "rsqrt"} : (f32) -> f32
   %v35 = "tile.let"(%36) {id = 35 : i64} : (f32) -> f32
-  %37 = "tile.map"(%v9) {fn = "cos"} : (f32) -> f32
+  %37 = "tile.map"(%v10) {fn = "sin"} : (f32) -> f32
   %v36 = "tile.let"(%37) {id = 36 : i64} : (f32) -> f32
-  %38 = "tile.map"(%v9) {fn = "tanh"} : (f32) -> f32
+  %38 = "tile.map"(%v10) {fn = "cos"} : (f32) -> f32
   %v37 = "tile.let"(%38) {id = 37 : i64} : (f32) -> f32
-  %39 = "tile.map"(%v9) {fn = "sigmoid"} : (f32) -> f32
+  %39 = "tile.map"(%v10) {fn = "tanh"} : (f32) -> f32
   %v38 = "tile.let"(%39) {id = 38 : i64} : (f32) -> f32
-  %40 = "tile.map"(%v9) {fn = "silu"} : (f32) -> f32
+  %40 = "tile.map"(%v10) {fn = "sigmoid"} : (f32) -> f32
   %v39 = "tile.let"(%40) {id = 39 : i64} : (f32) -> f32
-  %41 = "tile.map"(%v9, %v9) {fn = "swiglu"} : (f32, f32) -> f32
+  %41 = "tile.map"(%v10) {fn = "silu"} : (f32) -> f32
   %v40 = "tile.let"(%41) {id = 40 : i64} : (f32) -> f32
-  %42 = "tile.map"(%v9) {fn = "softplus"} : (f32) -> f32
+  %42 = "tile.map"(%v10, %v10) {fn = "swiglu"} : (f32, f32) -> f32
   %v41 = "tile.let"(%42) {id = 41 : i64} : (f32) -> f32
-  %43 = "tile.map"(%v9) {fn = "erf"} : (f32) -> f32
+  %43 = "tile.map"(%v10) {fn = "softplus"} : (f32) -> f32
   %v42 = "tile.let"(%43) {id = 42 : i64} : (f32) -> f32
-  %44 = "tile.map"(%v9, %v9) {fn = "eq"} : (f32, f32) -> i1
-  %v43 = "tile.let"(%44) {id = 43 : i64} : (i1) -> i1
-  %45 = "tile.map"(%v9, %v9) {fn = "ne"} : (f32, f32) -> i1
+  %44 = "tile.map"(%v10) {fn = "erf"} : (f32) -> f32
+  %v43 = "tile.let"(%44) {id = 43 : i64} : (f32) -> f32
+  %45 = "tile.map"(%v10, %v10) {fn = "eq"} : (f32, f32) -> i1
   %v44 = "tile.let"(%45) {id = 44 : i64} : (i1) -> i1
-  %46 = "tile.map"(%v9, %v9) {fn = "lt"} : (f32, f32) -> i1
+  %46 = "tile.map"(%v10, %v10) {fn = "ne"} : (f32, f32) -> i1
   %v45 = "tile.let"(%46) {id = 45 : i64} : (i1) -> i1
-  %47 = "tile.map"(%v9, %v9) {fn = "le"} : (f32, f32) -> i1
+  %47 = "tile.map"(%v10, %v10) {fn = "lt"} : (f32, f32) -> i1
   %v46 = "tile.let"(%47) {id = 46 : i64} : (i1) -> i1
-  %48 = "tile.cast"(%v9) {to = i1} : (f32) -> i1
-  %49 = "tile.cast"(%v9) {to = i1} : (f32) -> i1
-  %50 = "tile.map"(%48, %49) {fn = "and"} : (i1, i1) -> i1
-  %v47 = "tile.let"(%50) {id = 47 : i64} : (i1) -> i1
-  %51 = "tile.cast"(%v9) {to = i1} : (f32) -> i1
-  %52 = "tile.cast"(%v9) {to = i1} : (f32) -> i1
-  %53 = "tile.map"(%51, %52) {fn = "or"} : (i1, i1) -> i1
-  %v48 = "tile.let"(%53) {id = 48 : i64} : (i1) -> i1
-  %54 = "tile.cast"(%v9) {to = i1} : (f32) -> i1
-  %55 = "tile.map"(%54) {fn = "not"} : (i1) -> i1
-  %v49 = "tile.let"(%55) {id = 49 : i64} : (i1) -> i1
-  %56 = "tile.map"(%v9) {fn = "is_finite"} : (f32) -> i1
+  %48 = "tile.map"(%v10, %v10) {fn = "le"} : (f32, f32) -> i1
+  %v47 = "tile.let"(%48) {id = 47 : i64} : (i1) -> i1
+  %49 = "tile.cast"(%v10) {to = i1} : (f32) -> i1
+  %50 = "tile.cast"(%v10) {to = i1} : (f32) -> i1
+  %51 = "tile.map"(%49, %50) {fn = "and"} : (i1, i1) -> i1
+  %v48 = "tile.let"(%51) {id = 48 : i64} : (i1) -> i1
+  %52 = "tile.cast"(%v10) {to = i1} : (f32) -> i1
+  %53 = "tile.cast"(%v10) {to = i1} : (f32) -> i1
+  %54 = "tile.map"(%52, %53) {fn = "or"} : (i1, i1) -> i1
+  %v49 = "tile.let"(%54) {id = 49 : i64} : (i1) -> i1
+  %55 = "tile.cast"(%v10) {to = i1} : (f32) -> i1
+  %56 = "tile.map"(%55) {fn = "not"} : (i1) -> i1
   %v50 = "tile.let"(%56) {id = 50 : i64} : (i1) -> i1
-  %57 = "tile.map"(%v9, %v9) {fn = "lt"} : (f32, f32) -> i1
-  %58 = "tile.select"(%57, %v9, %v9) : (i1, f32, f32) -> f32
-  %v51 = "tile.let"(%58) {id = 51 : i64} : (f32) -> f32
-  %59 = "tile.cast"(%v9) {to = f64} : (f32) -> f64
-  %v52 = "tile.let"(%59) {id = 52 : i64} : (f64) -> f64
-  %60 = "tile.cast"(%v9) {to = f32} : (f32) -> f32
-  %v53 = "tile.let"(%60) {id = 53 : i64} : (f32) -> f32
-  %61 = "tile.cast"(%v9) {to = bf16} : (f32) -> f32
+  %57 = "tile.map"(%v10) {fn = "is_finite"} : (f32) -> i1
+  %v51 = "tile.let"(%57) {id = 51 : i64} : (i1) -> i1
+  %58 = "tile.map"(%v10, %v10) {fn = "lt"} : (f32, f32) -> i1
+  %59 = "tile.select"(%58, %v10, %v10) : (i1, f32, f32) -> f32
+  %v52 = "tile.let"(%59) {id = 52 : i64} : (f32) -> f32
+  %60 = "tile.cast"(%v10) {to = f64} : (f32) -> f64
+  %v53 = "tile.let"(%60) {id = 53 : i64} : (f64) -> f64
+  %61 = "tile.cast"(%v10) {to = f32} : (f32) -> f32
   %v54 = "tile.let"(%61) {id = 54 : i64} : (f32) -> f32
-  %62 = "tile.cast"(%v9) {to = f16} : (f32) -> f32
+  %62 = "tile.cast"(%v10) {to = bf16} : (f32) -> f32
   %v55 = "tile.let"(%62) {id = 55 : i64} : (f32) -> f32
-  %63 = "tile.cast"(%v9) {to = f8E4M3FN} : (f32) -> f32
+  %63 = "tile.cast"(%v10) {to = f16} : (f32) -> f32
   %v56 = "tile.let"(%63) {id = 56 : i64} : (f32) -> f32
-  %64 = "tile.cast"(%v9) {to = i64} : (f32) -> i64
-  %v57 = "tile.let"(%64) {id = 57 : i64} : (i64) -> i64
-  %65 = "tile.cast"(%v9) {to = i32} : (f32) -> i32
-  %v58 = "tile.let"(%65) {id = 58 : i64} : (i32) -> i32
-  %66 = "tile.cast"(%v9) {to = i1} : (f32) -> i1
-  %v59 = "tile.let"(%66) {id = 59 : i64} : (i1) -> i1
-  %67 = "tile.const"() {value = 1.0 : f64} : () -> f32
-  %68 = "tile.order"(%67) : (f32) -> i32
-  %v60 = "tile.let"(%68) {id = 60 : i64} : (i32) -> i32
-  %v61 = "tile.var"(%v9) {id = 61 : i64} : (f32) -> !tile.place<f32>
-  %69 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %70 = "tile.dim"() {index = 0 : i64} : () -> i64
-  "tile.for"(%69, %70) ({
-  ^bb0(%v62: i64):
-    %71 = "tile.load"(%b9, %v62) : (!tile.buffer<f32, "64", "read_write", 4 : i64>, i64) -> f32
-    "tile.accumulate"(%v61, %71) {fn = "sum"} : (!tile.place<f32>, f32) -> ()
-    "vector.yield"() : () -> ()
-  }) {id = 62 : i64, kind = "vector"} : (i64, i64) -> ()
-  %72 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %73 = "tile.dim"() {index = 0 : i64} : () -> i64
-  "tile.for"(%72, %73) ({
-  ^bb0(%v63: i64):
-    %74 = "tile.load"(%b9, %v63) : (!tile.buffer<f32, "64", "read_write", 4 : i64>, i64) -> f32
-    "tile.accumulate"(%v61, %74) {fn = "prod"} : (!tile.place<f32>, f32) -> ()
-    "vector.yield"() : () -> ()
-  }) {id = 63 : i64, kind = "vector"} : (i64, i64) -> ()
-  %75 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %76 = "tile.dim"() {index = 0 : i64} : () -> i64
-  "tile.for"(%75, %76) ({
+  %64 = "tile.cast"(%v10) {to = f8E4M3FN} : (f32) -> f32
+  %v57 = "tile.let"(%64) {id = 57 : i64} : (f32) -> f32
+  %65 = "tile.cast"(%v10) {to = i64} : (f32) -> i64
+  %v58 = "tile.let"(%65) {id = 58 : i64} : (i64) -> i64
+  %66 = "tile.cast"(%v10) {to = i32} : (f32) -> i32
+  %v59 = "tile.let"(%66) {id = 59 : i64} : (i32) -> i32
+  %67 = "tile.cast"(%v10) {to = i1} : (f32) -> i1
+  %v60 = "tile.let"(%67) {id = 60 : i64} : (i1) -> i1
+  %68 = "tile.cast"(%v10) {to = tf32} : (f32) -> f32
+  %v61 = "tile.let"(%68) {id = 61 : i64} : (f32) -> f32
+  %69 = "tile.const"() {value = 1.0 : f64} : () -> f32
+  %70 = "tile.order"(%69) : (f32) -> i32
+  %v62 = "tile.let"(%70) {id = 62 : i64} : (i32) -> i32
+  %v63 = "tile.var"(%v10) {id = 63 : i64} : (f32) -> !tile.place<f32>
+  %71 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %72 = "tile.dim"() {index = 0 : i64} : () -> i64
+  "tile.for"(%71, %72) ({
   ^bb0(%v64: i64):
-    %77 = "tile.load"(%b9, %v64) : (!tile.buffer<f32, "64", "read_write", 4 : i64>, i64) -> f32
-    "tile.accumulate"(%v61, %77) {fn = "max"} : (!tile.place<f32>, f32) -> ()
+    %73 = "tile.load"(%b10, %v64) : (!tile.buffer<f32, "64", "read_write", 4 : i64>, i64) -> f32
+    "tile.accumulate"(%v63, %73) {fn = "sum"} : (!tile.place<f32>, f32) -> ()
     "vector.yield"() : () -> ()
   }) {id = 64 : i64, kind = "vector"} : (i64, i64) -> ()
-  %78 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %79 = "tile.dim"() {index = 0 : i64} : () -> i64
-  "tile.for"(%78, %79) ({
+  %74 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %75 = "tile.dim"() {index = 0 : i64} : () -> i64
+  "tile.for"(%74, %75) ({
   ^bb0(%v65: i64):
-    %80 = "tile.load"(%b9, %v65) : (!tile.buffer<f32, "64", "read_write", 4 : i64>, i64) -> f32
-    "tile.accumulate"(%v61, %80) {fn = "min"} : (!tile.place<f32>, f32) -> ()
+    %76 = "tile.load"(%b10, %v65) : (!tile.buffer<f32, "64", "read_write", 4 : i64>, i64) -> f32
+    "tile.accumulate"(%v63, %76) {fn = "prod"} : (!tile.place<f32>, f32) -> ()
     "vector.yield"() : () -> ()
   }) {id = 65 : i64, kind = "vector"} : (i64, i64) -> ()
-  %81 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %82 = "tile.dim"() {index = 0 : i64} : () -> i64
-  "tile.for"(%81, %82) ({
+  %77 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %78 = "tile.dim"() {index = 0 : i64} : () -> i64
+  "tile.for"(%77, %78) ({
   ^bb0(%v66: i64):
-    %83 = "tile.dim"() {index = 0 : i64} : () -> i64
-    %84 = "tile.map"(%v66, %83) {fn = "lt"} : (i64, i64) -> i1
-    "tile.if"(%84) ({
-      %85 = "tile.get"(%v61) : (!tile.place<f32>) -> f32
-      "tile.store"(%b8, %v66, %85) : (!tile.buffer<bf16, "T", "write", 2 : i64>, i64, f32) -> ()
+    %79 = "tile.load"(%b10, %v66) : (!tile.buffer<f32, "64", "read_write", 4 : i64>, i64) -> f32
+    "tile.accumulate"(%v63, %79) {fn = "max"} : (!tile.place<f32>, f32) -> ()
+    "vector.yield"() : () -> ()
+  }) {id = 66 : i64, kind = "vector"} : (i64, i64) -> ()
+  %80 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %81 = "tile.dim"() {index = 0 : i64} : () -> i64
+  "tile.for"(%80, %81) ({
+  ^bb0(%v67: i64):
+    %82 = "tile.load"(%b10, %v67) : (!tile.buffer<f32, "64", "read_write", 4 : i64>, i64) -> f32
+    "tile.accumulate"(%v63, %82) {fn = "min"} : (!tile.place<f32>, f32) -> ()
+    "vector.yield"() : () -> ()
+  }) {id = 67 : i64, kind = "vector"} : (i64, i64) -> ()
+  %83 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %84 = "tile.dim"() {index = 0 : i64} : () -> i64
+  "tile.for"(%83, %84) ({
+  ^bb0(%v68: i64):
+    %85 = "tile.dim"() {index = 0 : i64} : () -> i64
+    %86 = "tile.map"(%v68, %85) {fn = "lt"} : (i64, i64) -> i1
+    "tile.if"(%86) ({
+      %87 = "tile.get"(%v63) : (!tile.place<f32>) -> f32
+      "tile.store"(%b9, %v68, %87) : (!tile.buffer<bf16, "T", "write", 2 : i64>, i64, f32) -> ()
       "vector.yield"() : () -> ()
     }, {
       "vector.yield"() : () -> ()
     }) : (i1) -> ()
     "vector.yield"() : () -> ()
-  }) {id = 66 : i64, kind = "serial"} : (i64, i64) -> ()
-  %86 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %87 = "tile.dim"() {index = 0 : i64} : () -> i64
-  "tile.for"(%86, %87) ({
-  ^bb0(%v67: i64):
-    "tile.store"(%b8, %v67, %v9) : (!tile.buffer<bf16, "T", "write", 2 : i64>, i64, f32) -> ()
+  }) {id = 68 : i64, kind = "serial"} : (i64, i64) -> ()
+  %88 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %89 = "tile.dim"() {index = 0 : i64} : () -> i64
+  "tile.for"(%88, %89) ({
+  ^bb0(%v69: i64):
+    "tile.store"(%b9, %v69, %v10) : (!tile.buffer<bf16, "T", "write", 2 : i64>, i64, f32) -> ()
     "vector.yield"() : () -> ()
-  }) {id = 67 : i64, kind = "parallel"} : (i64, i64) -> ()
-  %88 = "tile.const"() {value = 0.0 : f64} : () -> i1
-  "tile.if"(%88) ({
+  }) {id = 69 : i64, kind = "parallel"} : (i64, i64) -> ()
+  %90 = "tile.const"() {value = 0.0 : f64} : () -> i1
+  "tile.if"(%90) ({
     "vector.yield"() : () -> ()
   }, {
     "vector.yield"() : () -> ()
   }) : (i1) -> ()
   "tile.while"() ({
-    %89 = "tile.get"(%v61) : (!tile.place<f32>) -> f32
-    %90 = "tile.map"(%89, %v9) {fn = "lt"} : (f32, f32) -> i1
-    "vector.yield"(%90) : (i1) -> ()
+    %91 = "tile.get"(%v63) : (!tile.place<f32>) -> f32
+    %92 = "tile.map"(%91, %v10) {fn = "lt"} : (f32, f32) -> i1
+    "vector.yield"(%92) : (i1) -> ()
   }, {
-    %91 = "tile.get"(%v61) : (!tile.place<f32>) -> f32
-    %92 = "tile.map"(%91, %v9) {fn = "add"} : (f32, f32) -> f32
-    "tile.assign"(%v61, %92) : (!tile.place<f32>, f32) -> ()
+    %93 = "tile.get"(%v63) : (!tile.place<f32>) -> f32
+    %94 = "tile.map"(%93, %v10) {fn = "add"} : (f32, f32) -> f32
+    "tile.assign"(%v63, %94) : (!tile.place<f32>, f32) -> ()
     "vector.yield"() : () -> ()
   }) : () -> ()
-  %93 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %94 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %95 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %96 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %96 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %97 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %98 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %99 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %100 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %101 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %102 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %103 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %104 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  "tile.dot"(%b1, %s0, %b9, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104) {accumulate = true} : (!tile.buffer<f32, "2*T", "read", 4 : i64>, !tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write", 4 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  %98 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %99 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %100 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %101 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %102 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %103 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %104 = "tile.const"() {value = 0.0 : f64} : () -> i64
   %105 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %106 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %107 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %108 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %109 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %110 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %111 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %112 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %113 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %114 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %115 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %116 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  "tile.dot"(%b1, %b9, %s0, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116) {accumulate = false} : (!tile.buffer<f32, "2*T", "read", 4 : i64>, !tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  %106 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  "tile.dot"(%b1, %s0, %b10, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106) {accumulate = true} : (!tile.buffer<f32, "2*T", "read", 4 : i64>, !tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write", 4 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  %107 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %108 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %109 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %110 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %111 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %112 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %113 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %114 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %115 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %116 = "tile.const"() {value = 0.0 : f64} : () -> i64
   %117 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %118 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %118 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  "tile.dot"(%b1, %b10, %s0, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118) {accumulate = false} : (!tile.buffer<f32, "2*T", "read", 4 : i64>, !tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
   %119 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %120 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %120 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %121 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %122 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %123 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %124 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %125 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %126 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  %127 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %128 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %129 = "tile.dim"() {index = 0 : i64} : () -> i64
-  "tile.dot_rows"(%b1, %s0, %b9, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127, %128, %129) {accumulate = true} : (!tile.buffer<f32, "2*T", "read", 4 : i64>, !tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write", 4 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
-  %130 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %131 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %132 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %133 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %134 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy"(%b9, %s0, %130, %131, %v0, %132, %133, %134) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64) -> ()
-  %135 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %136 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %137 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %138 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %139 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy_rows"(%b9, %s0, %b10, %135, %136, %v0, %137, %138, %139) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, !tile.buffer<i32, "4", "read", 4 : i64>, i64, i64, i64, i64, i64, i64) -> ()
-  %140 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %141 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %142 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %143 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %144 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy"(%s0, %b9, %140, %141, %v0, %142, %143, %144) {rows = 4 : i64, cols = 16 : i64} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write", 4 : i64>, i64, i64, i64, i64, i64, i64) -> ()
-  %145 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %146 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %122 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %123 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %124 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %125 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %126 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %127 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %128 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  %129 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %130 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %131 = "tile.dim"() {index = 0 : i64} : () -> i64
+  "tile.dot_rows"(%b1, %s0, %b10, %119, %120, %121, %122, %123, %124, %125, %126, %127, %128, %129, %130, %131) {accumulate = true} : (!tile.buffer<f32, "2*T", "read", 4 : i64>, !tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write", 4 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  %132 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %133 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %134 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %135 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %136 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy"(%b10, %s0, %132, %133, %v0, %134, %135, %136) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64) -> ()
+  %137 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %138 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %139 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %140 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %141 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy_rows"(%b10, %s0, %b11, %137, %138, %v0, %139, %140, %141) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, !tile.buffer<i32, "4", "read", 4 : i64>, i64, i64, i64, i64, i64, i64) -> ()
+  %142 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %143 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %144 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %145 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %146 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy"(%s0, %b10, %142, %143, %v0, %144, %145, %146) {rows = 4 : i64, cols = 16 : i64} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write", 4 : i64>, i64, i64, i64, i64, i64, i64) -> ()
   %147 = "tile.dim"() {index = 0 : i64} : () -> i64
   %148 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %149 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %150 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %151 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy_runs"(%b9, %s0, %145, %146, %v0, %147, %148, %v0, %149, %150, %151) {rows = 4 : i64, cols = 16 : i64, run = 2 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
-  %152 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %153 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %149 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %150 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %151 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %152 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %153 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy_runs"(%b10, %s0, %147, %148, %v0, %149, %150, %v0, %151, %152, %153) {rows = 4 : i64, cols = 16 : i64, run = 2 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
   %154 = "tile.dim"() {index = 0 : i64} : () -> i64
   %155 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %156 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %157 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %158 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy_rows_of_runs"(%b9, %s0, %b10, %152, %153, %v0, %154, %155, %v0, %156, %157, %158) {rows = 4 : i64, cols = 16 : i64, run = 2 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, !tile.buffer<i32, "4", "read", 4 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  %156 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %157 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %158 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %159 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %160 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy_rows_of_runs"(%b10, %s0, %b11, %154, %155, %v0, %156, %157, %v0, %158, %159, %160) {rows = 4 : i64, cols = 16 : i64, run = 2 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, !tile.buffer<i32, "4", "read", 4 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
   "vector.yield"() : () -> ()
-}) {sym_name = "every_op", grid = "B*floordiv(T + 63, 64)", dims = ["T"], buffers = ["f64", "f32", "bf16", "f16", "e4m3", "i64", "i32", "bool", "odd \"name\"", "z", "by"], scratch = ["s"], vars = [i64, f64, f32, f32, f32, f32, i64, i32, i1, f32, f64, f32, f64, f32, f64, f32, f64, f32, f32, f32, f32, f32, i64, i64, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, i1, i1, i1, i1, i1, i1, i1, i1, f32, f64, f32, f32, f32, f32, i64, i32, i1, i32, f32, i64, i64, i64, i64, i64, i64]} : () -> ()
+}) {sym_name = "every_op", grid = "B*floordiv(T + 63, 64)", dims = ["T"], buffers = ["f64", "f32", "bf16", "f16", "e4m3", "i64", "i32", "bool", "tf32", "odd \"name\"", "z", "by"], scratch = ["s"], vars = [i64, f64, f32, f32, f32, f32, i64, i32, i1, f32, f32, f64, f32, f64, f32, f64, f32, f64, f32, f32, f32, f32, f32, i64, i64, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, i1, i1, i1, i1, i1, i1, i1, i1, f32, f64, f32, f32, f32, f32, i64, i32, i1, f32, i32, f32, i64, i64, i64, i64, i64, i64]} : () -> ()
 "tile.kernel"() ({
 ^bb0(%v0: i64, %b0: !tile.buffer<bf16, "32*B*T", "read", 2 : i64>, %b1: !tile.buffer<bf16, "16*B*S", "read", 2 : i64>, %b2: !tile.buffer<bf16, "32*B*S", "read", 2 : i64>, %b3: !tile.buffer<i32, "8*B*T", "read", 4 : i64>, %b4: !tile.buffer<bf16, "64*B*T", "write", 2 : i64>, %b5: !tile.buffer<f32, "4*B*T", "write", 4 : i64>, %s0: !tile.scratch<i1, 32 : i64>, %s1: !tile.scratch<f32, 128 : i64>, %s2: !tile.scratch<i1, 8 : i64>, %s3: !tile.scratch<f32, 64 : i64>, %s4: !tile.scratch<f32, 64 : i64>, %s5: !tile.scratch<f32, 128 : i64>, %s6: !tile.scratch<f32, 8 : i64>, %s7: !tile.scratch<f32, 8 : i64>, %s8: !tile.scratch<f32, 8 : i64>, %s9: !tile.scratch<f32, 8 : i64>):
   %0 = "tile.dim"() {index = 0 : i64} : () -> i64

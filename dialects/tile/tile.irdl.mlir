@@ -7,13 +7,14 @@ irdl.dialect @tile {
   irdl.type @buffer {
     %d_f64 = irdl.is f64
     %d_f32 = irdl.is f32
+    %d_tf32 = irdl.is tf32
     %d_bf16 = irdl.is bf16
     %d_f16 = irdl.is f16
     %d_e4m3 = irdl.is f8E4M3FN
     %d_i64 = irdl.is i64
     %d_i32 = irdl.is i32
     %d_i1 = irdl.is i1
-    %dtype = irdl.any_of(%d_f64, %d_f32, %d_bf16, %d_f16, %d_e4m3, %d_i64, %d_i32, %d_i1)
+    %dtype = irdl.any_of(%d_f64, %d_f32, %d_tf32, %d_bf16, %d_f16, %d_e4m3, %d_i64, %d_i32, %d_i1)
     %elems = irdl.base "#builtin.string"
     %n_read = irdl.is "read"
     %n_write = irdl.is "write"
@@ -26,13 +27,14 @@ irdl.dialect @tile {
   irdl.type @scratch {
     %d_f64 = irdl.is f64
     %d_f32 = irdl.is f32
+    %d_tf32 = irdl.is tf32
     %d_bf16 = irdl.is bf16
     %d_f16 = irdl.is f16
     %d_e4m3 = irdl.is f8E4M3FN
     %d_i64 = irdl.is i64
     %d_i32 = irdl.is i32
     %d_i1 = irdl.is i1
-    %dtype = irdl.any_of(%d_f64, %d_f32, %d_bf16, %d_f16, %d_e4m3, %d_i64, %d_i32, %d_i1)
+    %dtype = irdl.any_of(%d_f64, %d_f32, %d_tf32, %d_bf16, %d_f16, %d_e4m3, %d_i64, %d_i32, %d_i1)
     %elems = irdl.base "#builtin.integer"
     irdl.parameters(dtype: %dtype, elems: %elems)
   }
@@ -165,13 +167,14 @@ irdl.dialect @tile {
     %y = irdl.any
     %d_f64 = irdl.is f64
     %d_f32 = irdl.is f32
+    %d_tf32 = irdl.is tf32
     %d_bf16 = irdl.is bf16
     %d_f16 = irdl.is f16
     %d_e4m3 = irdl.is f8E4M3FN
     %d_i64 = irdl.is i64
     %d_i32 = irdl.is i32
     %d_i1 = irdl.is i1
-    %dtype = irdl.any_of(%d_f64, %d_f32, %d_bf16, %d_f16, %d_e4m3, %d_i64, %d_i32, %d_i1)
+    %dtype = irdl.any_of(%d_f64, %d_f32, %d_tf32, %d_bf16, %d_f16, %d_e4m3, %d_i64, %d_i32, %d_i1)
     irdl.operands(operand: %x)
     irdl.results(result: %y)
     irdl.attributes {"to" = %dtype}

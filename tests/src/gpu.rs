@@ -250,6 +250,26 @@ fn products_with_what_follows_them_spill_no_registers_and_run_on() {
     assert!(!told.contains("serialized"), "{told}");
 }
 
+/// Llama whose products are in tf32.
+fn in_tf32(set: &str) -> Vec<Kernel> {
+    let text = source("llama").replace("dims B, T", "dims B, T\nprecision { matmul = tf32 }");
+    let products = kernels_of(&text, set).into_iter().filter(|k| k.scratch.iter().any(|s| s.dtype == DType::TF32));
+    products.collect()
+}
+
+#[test]
+fn products_in_tf32_spill_no_registers_and_run_on() {
+    let Some(ptxas) = ptxas() else { return };
+    let kernels = in_tf32("hidden_size=1024 intermediate_size=2816 num_attention_heads=16 vocab_size=32000");
+    // Those of a layer, forward and backward, and the head's.
+    assert!(kernels.len() >= 10, "{}", kernels.len());
+    let ptx = codegen::emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles");
+    assert!(ptx.kernels.iter().all(|k| !k.maps.is_empty()), "they run on warp groups");
+    let told = assemble(&ptxas, "tf32", &ptx.text);
+    assert_eq!(told.matches(" 0 bytes spill stores").count(), kernels.len(), "{told}");
+    assert!(!told.contains("serialized"), "{told}");
+}
+
 #[test]
 fn blocks_are_chosen_experts_multiplied_and_positions_rotated_without_detours() {
     let bench = |name: &str, kind: &str| {
@@ -316,7 +336,7 @@ fn numbers(b: &tile::ir::Buffer, n: usize, seed: usize) -> Vec<f64> {
         .map(|i| match dtype {
             DType::I32 | DType::I64 => at(i) % 5.0 - 1.0,
             DType::Bool => f64::from(u8::from(at(i) < 40.0)),
-            DType::F64 | DType::F32 | DType::BF16 | DType::F16 | DType::E4M3 => dtype.round(at(i) / 32.0 - 0.9),
+            DType::F64 | DType::F32 | DType::TF32 | DType::BF16 | DType::F16 | DType::E4M3 => dtype.round(at(i) / 32.0 - 0.9),
         })
         .collect()
 }
@@ -418,6 +438,13 @@ fn threads_compute_codes_of_experts_in_fp8() {
     // Codes are made and read.
     assert!(kernels.len() >= 4, "{} kernels", kernels.len());
     kernels_agree("codes", &kernels);
+}
+
+#[test]
+fn threads_compute_products_in_tf32() {
+    let kernels = in_tf32(MODELS[0].1);
+    assert!(kernels.len() >= 10, "{}", kernels.len());
+    kernels_agree("tf32", &kernels);
 }
 
 #[test]

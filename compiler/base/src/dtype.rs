@@ -9,6 +9,8 @@ pub enum DType {
     F64,
     /// IEEE binary32.
     F32,
+    /// binary32 with 10 bits of fraction, what tensor cores read of it; four bytes in memory.
+    TF32,
     /// bfloat16: 8 bits of exponent, 7 of fraction.
     BF16,
     /// IEEE binary16.
@@ -26,21 +28,21 @@ pub enum DType {
 use DType::*;
 
 impl DType {
-    /// Every dtype, widest float first.
-    pub const ALL: [DType; 8] = [F64, F32, BF16, F16, E4M3, I64, I32, Bool];
+    /// Every dtype, by number as C has them: a new one is the last.
+    pub const ALL: [DType; 9] = [F64, F32, BF16, F16, E4M3, I64, I32, Bool, TF32];
 
     /// Size of an element. # Units: bytes.
     pub fn bytes(self) -> usize {
         match self {
             F64 | I64 => 8,
-            F32 | I32 => 4,
+            F32 | TF32 | I32 => 4,
             BF16 | F16 => 2,
             E4M3 | Bool => 1,
         }
     }
     /// Whether it is a floating-point type.
     pub fn is_float(self) -> bool {
-        matches!(self, F64 | F32 | BF16 | F16 | E4M3)
+        matches!(self, F64 | F32 | TF32 | BF16 | F16 | E4M3)
     }
     /// Whether it is an integer type (not bool).
     pub fn is_int(self) -> bool {
@@ -51,6 +53,7 @@ impl DType {
         match self {
             F64 => "f64",
             F32 => "f32",
+            TF32 => "tf32",
             BF16 => "bf16",
             F16 => "f16",
             E4M3 => "e4m3",
@@ -75,7 +78,7 @@ impl DType {
     pub fn accumulator(self) -> DType {
         match self {
             F64 => F64,
-            F32 | BF16 | F16 | E4M3 => F32,
+            F32 | TF32 | BF16 | F16 | E4M3 => F32,
             I64 | I32 | Bool => I64,
         }
     }
@@ -85,7 +88,7 @@ impl DType {
             F64 => 2f64.powi(-53),
             F32 => 2f64.powi(-24),
             BF16 => 2f64.powi(-8),
-            F16 => 2f64.powi(-11),
+            TF32 | F16 => 2f64.powi(-11),
             E4M3 => 2f64.powi(-4),
             I64 | I32 | Bool => 0.0,
         }
@@ -95,6 +98,7 @@ impl DType {
         match self {
             F64 => x,
             F32 => f64::from(x as f32),
+            TF32 => round_tf32(x),
             BF16 => half::bf16::from_f64(x).to_f64(),
             F16 => half::f16::from_f64(x).to_f64(),
             E4M3 => round_e4m3(x),
@@ -102,6 +106,23 @@ impl DType {
             I32 => f64::from(x as i32),
             Bool => f64::from(u8::from(x != 0.0)),
         }
+    }
+}
+
+/// Rounds to the nearest f32 with 10 bits of fraction, ties to even.
+fn round_tf32(x: f64) -> f64 {
+    let bits = x.to_bits();
+    // f64 has 42 bits of fraction more.
+    let rounded = f64::from_bits((bits + (1 << 41) - 1 + (bits >> 42 & 1)) & !((1 << 42) - 1));
+    // Of numbers below f32's least normal one fewer bits are left.
+    let least = 2f64.powi(-126);
+    if x.is_nan() || x.is_infinite() {
+        x
+    } else if x.abs() < least {
+        let ulp = 2f64.powi(-136);
+        ((x.abs() / ulp).round_ties_even() * ulp).copysign(x)
+    } else {
+        f64::from(rounded as f32)
     }
 }
 
@@ -150,6 +171,24 @@ mod tests {
             assert_eq!(DType::E4M3.round(x), want, "{x}");
         }
         assert!(DType::E4M3.round(f64::NAN).is_nan());
+    }
+
+    #[test]
+    fn tf32_rounds_to_nearest_even() {
+        let ulp = 2f64.powi(-10);
+        for (x, want) in [
+            (1.0 + ulp / 2.0, 1.0),
+            (1.0 + ulp * 1.5, 1.0 + 2.0 * ulp),
+            (-1.0 - ulp * 0.51, -1.0 - ulp),
+            (2.0 - ulp / 4.0, 2.0),
+            (f64::from(f32::MAX), f64::INFINITY),
+            (2f64.powi(-136), 2f64.powi(-136)),
+            (2f64.powi(-138), 0.0),
+            (f64::NEG_INFINITY, f64::NEG_INFINITY),
+        ] {
+            assert_eq!(DType::TF32.round(x), want, "{x}");
+        }
+        assert!(DType::TF32.round(f64::NAN).is_nan());
     }
 
     #[test]

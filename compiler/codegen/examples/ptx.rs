@@ -38,6 +38,8 @@ fn main() {
             "maps" => maps(),
             "products" => products(),
             "codes" => codes(),
+            "tf32" => tf32(),
+            "large_tf32" => large_tf32(),
             "attends" => attends(),
             "grads" => all_grads(),
             "lists" => lists(),
@@ -99,10 +101,8 @@ fn product(dtype: DType, m: Dim, [n, k]: [i64; 2], turned: [bool; 2], batch: i64
     let strides = [&a[0], &a[1], &b[0], &b[1], &n, &one].map(Dim::clone);
     let by = [m.clone() * k.clone(), k.clone() * n.clone(), m.clone() * n.clone()];
     let batch = if batch > 1 { vec![(Dim::from(batch), by)] } else { Vec::new() };
-    gpu_product(
-        &Product { dtype, result: dtype, extents: [m, n, k], strides, batch, accumulate, parts: 1, aligned: [true; 3] },
-        t,
-    )
+    let result = if dtype == DType::TF32 { DType::F32 } else { dtype };
+    gpu_product(&Product { dtype, result, extents: [m, n, k], strides, batch, accumulate, parts: 1, aligned: [true; 3] }, t)
 }
 
 /// What follows a dense product.
@@ -215,6 +215,30 @@ fn products() -> Vec<Kernel> {
         }
         all.push(mapped(way, DType::F32, Dim::sym("M"), [50, 30], [false, true], None));
     }
+    numbered(all)
+}
+
+/// Products of tf32 in every order, with every tiling, a batch and parts of nothing, and large ones.
+fn tf32() -> Vec<Kernel> {
+    let product = |m, nk, turned, batch, add, t| product(DType::TF32, m, nk, turned, batch, add, t);
+    let mut all = Vec::new();
+    for turned in ORDERS {
+        let m = if turned[0] { Dim::from(200) } else { Dim::sym("M") };
+        all.push(product(m.clone(), [264, 200], turned, 1, false, None));
+        all.push(product(m, [72, 136], turned, 3, true, None));
+    }
+    for t in Tiling::OF_TF32 {
+        all.push(product(Dim::from(2 * t.m + 8), [t.n + 8, 3 * t.k + 8], [false, true], 1, false, Some(t)));
+    }
+    numbered(all)
+}
+
+fn large_tf32() -> Vec<Kernel> {
+    let mut all: Vec<Kernel> = [[2112, 7168], [4096, 4096], [7168, 2048], [8192, 8192]]
+        .into_iter()
+        .map(|nk| product(DType::TF32, Dim::sym("M"), nk, [false, true], 1, false, None))
+        .collect();
+    all.push(product(DType::F32, Dim::sym("M"), [4096, 4096], [false, true], 1, false, None));
     numbered(all)
 }
 

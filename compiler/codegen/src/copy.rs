@@ -5,6 +5,7 @@ use graph::op::Scalar;
 use tile::{
     Expr, Kernel, LoopKind, Mem, Stmt, VarId,
     ir::{COPY_ALIGN, Copy, compute_dtype},
+    kernels::gpu_product::is_multiple,
 };
 
 /// The kernel with loops for the copies that are not to be kept.
@@ -49,12 +50,23 @@ pub(crate) fn length(k: &Kernel, buffer: usize) -> Expr {
     }
 }
 
-/// To scratch: a lane takes neighbours of 16 bytes, which are inside together. To a buffer: a lane takes an element.
+/// Whether so many neighbours, from a multiple of their number on, are inside together or none is: not if rows end among them.
+fn ends_between(k: &Kernel, c: &Copy, together: i64) -> bool {
+    match c.axes.last().map(|a| &a.extent) {
+        Some(Expr::Dim(i)) => is_multiple(&k.dims[*i], together),
+        Some(e) => e.known().is_none_or(|n| n % together == 0),
+        None => false,
+    }
+}
+
+/// To scratch: a lane takes neighbours of 16 bytes, if they are inside together. To a buffer: a lane takes an element.
 fn expand(k: &mut Kernel, c: Copy, out: &mut Vec<Stmt>) {
     let load = matches!(c.to, Mem::Scratch(_));
     let buffer = if load { c.from } else { c.to };
     let bytes = k.mem_dtype(buffer).bytes() as i64;
-    let chunk = if load && c.cols % (COPY_ALIGN / bytes) == 0 { COPY_ALIGN / bytes } else { 1 };
+    let together = COPY_ALIGN / bytes;
+    let whole = load && c.cols % together == 0 && ends_between(k, &c, together);
+    let chunk = if whole { together } else { 1 };
     let axes: Vec<[Expr; 3]> = c
         .axes
         .iter()

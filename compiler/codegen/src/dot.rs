@@ -66,11 +66,12 @@ impl Tiled {
         let narrow = dtypes[0] == dtypes[1] && matches!(dtypes[0], DType::BF16 | DType::F16);
         narrow && self.extents[2] % 16 == 0 && [self.a, self.b].iter().all(neighbours) && self.c.col == 1
     }
-    /// Whether warp groups have: the same, or e4m3 with neighbours along the summed axis, 32 terms at once.
+    /// Whether warp groups have: the same, or e4m3 or tf32 with neighbours along the summed axis, 32 or 8 terms at once.
     pub(crate) fn fits_warp_groups(&self, k: &Kernel) -> bool {
-        let codes = [self.a, self.b].iter().all(|m| k.scratch[m.scratch].dtype == DType::E4M3);
+        let [a, b] = [self.a, self.b].map(|m| k.scratch[m.scratch].dtype);
+        let others = a == b && matches!(a, DType::E4M3 | DType::TF32);
         let inside = self.a.col == 1 && self.b.row == 1;
-        self.fits_tensor_cores(k) || codes && inside && self.extents[2] % 32 == 0 && self.c.col == 1
+        self.fits_tensor_cores(k) || others && inside && self.extents[2] * a.bytes() as i64 % 32 == 0 && self.c.col == 1
     }
 }
 

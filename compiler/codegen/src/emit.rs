@@ -132,7 +132,7 @@ fn is_log_2(e: &Expr) -> bool {
 fn value_type(d: DType) -> &'static str {
     match compute_dtype(d) {
         DType::F64 => "f64",
-        DType::F32 | DType::BF16 | DType::F16 | DType::E4M3 => "f32",
+        DType::F32 | DType::TF32 | DType::BF16 | DType::F16 | DType::E4M3 => "f32",
         DType::I64 => "i64",
         DType::I32 => "i32",
         DType::Bool => "i1",

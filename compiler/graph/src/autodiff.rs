@@ -29,7 +29,7 @@ use crate::{
     op::Op,
     passes::expand_fused,
 };
-use base::arena::Id;
+use base::{DType, arena::Id};
 
 /// What the forward part of a loop keeps for the backward part. Constants and stacked operands of the loop are never kept again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -259,7 +259,11 @@ fn term(b: &mut Builder, s: &Site, i: usize) -> Option<Value> {
     match &s.node.op {
         Op::Map(f) => map::term(b, s, *f, i),
         Op::Cast(_) => {
-            let dtype = b.func.ty(s.x(0)).dtype;
+            // What was rounded for a product has a gradient as if it were not.
+            let dtype = match b.func.ty(s.x(0)).dtype {
+                DType::TF32 => DType::F32,
+                dtype => dtype,
+            };
             Some(b.cast(s.dy(), dtype))
         }
         Op::Reduce(f, axes) => Some(reduce::term(b, s, *f, axes)),

@@ -135,7 +135,7 @@ fn arg(name: &str, ty: &TensorType, dims: &DimEnv, seed: u64) -> Tensor {
     let mut random = Random::new(name.bytes().fold(seed, |h, c| h.wrapping_mul(31).wrapping_add(u64::from(c))));
     let shape = ty.eval(dims).expect("every dim has a value");
     let number = |_| match ty.dtype {
-        DType::F64 | DType::F32 | DType::BF16 | DType::F16 | DType::E4M3 => random.unit() * 4.0 - 2.0,
+        DType::F64 | DType::F32 | DType::TF32 | DType::BF16 | DType::F16 | DType::E4M3 => random.unit() * 4.0 - 2.0,
         DType::I64 | DType::I32 => random.below(8) as f64 - 1.0,
         DType::Bool => random.below(2) as f64,
     };
@@ -614,7 +614,11 @@ impl Grower {
     fn cast(&mut self) -> Option<()> {
         let x = self.value(|_| true)?;
         let mut dtypes = vec![DType::I32, DType::Bool, DType::F32, DType::BF16];
-        dtypes.extend(if self.random.once_in(4) { [DType::E4M3, DType::I64, DType::F16, DType::F64].as_slice() } else { &[] });
+        dtypes.extend(if self.random.once_in(4) {
+            [DType::E4M3, DType::I64, DType::F16, DType::F64, DType::TF32].as_slice()
+        } else {
+            &[]
+        });
         let dtype = pick(&mut self.random, &dtypes);
         let narrow = self.op(Op::Cast(dtype), &[x])?;
         // Few ops take what is neither a float of the program nor an integer.

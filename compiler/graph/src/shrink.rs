@@ -197,7 +197,7 @@ fn changes(module: &Module) -> Vec<Change> {
     }
     for dtype in dtypes {
         match dtype {
-            DType::F64 | DType::BF16 | DType::F16 | DType::E4M3 => list.push(Change::DType(dtype, DType::F32)),
+            DType::F64 | DType::TF32 | DType::BF16 | DType::F16 | DType::E4M3 => list.push(Change::DType(dtype, DType::F32)),
             DType::I64 => list.push(Change::DType(dtype, DType::I32)),
             DType::F32 | DType::I32 | DType::Bool => {}
         }

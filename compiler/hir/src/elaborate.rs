@@ -10,7 +10,7 @@ use crate::{
     value::{TensorVal, Val},
 };
 use base::{DType, Diags, Dim, FileId, Span, TensorType, dim::Atom};
-use graph::{Op, OpError, ParamDecl, Role};
+use graph::{Op, OpError, ParamDecl, Role, op::Contract};
 use std::{
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
@@ -346,6 +346,19 @@ impl<'a> Elaborator<'a> {
     }
     pub fn node1(&mut self, func: &str, op: Op, operands: &[TensorVal], at: Span) -> Result<TensorVal, Stop> {
         self.node(func, op, operands, at).map(|r| r[0])
+    }
+
+    /// A contraction; operands of f32 are rounded to tf32 if the program says so.
+    pub fn contraction(&mut self, func: &str, spec: Contract, operands: [TensorVal; 2], at: Span) -> Result<TensorVal, Stop> {
+        let rounds = self.modules.tf32 && operands.iter().all(|t| self.frames.ty(*t).dtype == DType::F32);
+        let operands = if rounds {
+            self.frames.origin = Some(at);
+            let narrow = operands.map(|t| self.frames.op(Op::Cast(DType::TF32), &[t]));
+            narrow.map(|t| self.frames.op(Op::Cast(DType::F32), &[t]))
+        } else {
+            operands
+        };
+        self.node1(func, Op::Contract(spec), &operands, at)
     }
 
     // --- the outline ---

@@ -66,6 +66,8 @@ pub struct Modules {
     pub pipeline: Pipeline,
     /// What untyped tensors are.
     pub compute: DType,
+    /// Whether products of f32 take operands rounded to tf32.
+    pub tf32: bool,
     /// How many calls were elaborated.
     pub num_calls: Cell<usize>,
     /// Where elaboration has told a mistake.
@@ -97,6 +99,7 @@ pub fn resolve(root: FileId, sources: &mut Sources, load: &mut Loader, overrides
         pipeline: Pipeline::default(),
         storage: DType::F32,
         compute: DType::F32,
+        tf32: false,
         num_calls: Cell::new(0),
         told: RefCell::default(),
     };
@@ -191,23 +194,34 @@ impl Resolver<'_, '_> {
     }
 
     fn precision(&mut self, entries: &[(ast::Ident, ast::Spanned<DType>)]) {
-        let help = "there are storage and compute, floats both, and accumulate, which follows from compute";
+        let help = "there are storage and compute, floats both, accumulate, which follows from compute, and matmul";
         for (name, dtype) in entries {
             match name.node.as_str() {
                 "storage" | "compute" if !dtype.node.is_float() => {
                     self.program(dtype.span, format!("{} in {}", name.node, dtype.node), help)
                 }
+                "storage" | "compute" if dtype.node == DType::TF32 => {
+                    self.program(dtype.span, format!("{} in tf32", name.node), "tf32 is for products: `matmul = tf32`")
+                }
+                "matmul" => {}
                 "storage" => self.modules.storage = dtype.node,
                 "compute" => self.modules.compute = dtype.node,
                 "accumulate" => {}
                 _ => {
-                    let help = Some("there are storage, compute, accumulate".into());
+                    let help = Some("there are storage, compute, accumulate, matmul".into());
                     let error = HirError::Unknown { what: "precision", name: name.node.clone(), help, at: name.span.into() };
                     self.diags.push(name.span, error);
                 }
             }
         }
         let compute = self.modules.compute;
+        for (_, dtype) in entries.iter().filter(|(n, _)| n.node == "matmul") {
+            self.modules.tf32 = (compute, dtype.node) == (DType::F32, DType::TF32);
+            if dtype.node != compute && !self.modules.tf32 {
+                let help = "operands of products are of compute's dtype, and tf32 if that is f32";
+                self.program(dtype.span, format!("products of {compute} in {}", dtype.node), help);
+            }
+        }
         if let Some((_, sums)) = entries.iter().find(|(n, d)| n.node == "accumulate" && d.node != compute.accumulator()) {
             let help = "sums are kept in f32, those of f64 in f64";
             self.program(sums.span, format!("sums of {compute} are kept in {}", compute.accumulator()), help);

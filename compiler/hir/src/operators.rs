@@ -148,7 +148,7 @@ impl Elaborator<'_> {
         let lhs = letters[..m].to_vec();
         let rhs: Vec<char> = [&letters[m - 1..m], &letters[m..m + n - 1]].concat();
         let out = [&lhs[..m - 1], &rhs[1..]].concat();
-        self.node1("@", Op::Contract(Contract { lhs, rhs, out }), &[a, b], at)
+        self.contraction("@", Contract { lhs, rhs, out }, [a, b], at)
     }
 
     pub fn index(&mut self, mut t: TensorVal, items: &[ast::Index], at: Span) -> Result<TensorVal, Stop> {

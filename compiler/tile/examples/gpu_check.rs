@@ -153,6 +153,7 @@ impl Driver {
             // 7, 9, 6, 0: f32, bf16, f16, bytes. 3: swizzle of 128 bytes.
             let (dtype, bytes, swizzle) = match m.dtype {
                 DType::F32 => (7, 4, 0),
+                DType::TF32 => (7, 4, 3),
                 DType::BF16 => (9, 2, 3),
                 DType::F16 => (6, 2, 3),
                 DType::E4M3 => (0, 1, 3),
@@ -256,7 +257,7 @@ fn pack(dtype: DType, xs: &[f64]) -> Vec<u8> {
     xs.iter()
         .flat_map(|x| match dtype {
             DType::F64 => x.to_ne_bytes().to_vec(),
-            DType::F32 => (*x as f32).to_ne_bytes().to_vec(),
+            DType::F32 | DType::TF32 => (*x as f32).to_ne_bytes().to_vec(),
             DType::BF16 => bf16::from_f64(*x).to_ne_bytes().to_vec(),
             DType::F16 => f16::from_f64(*x).to_ne_bytes().to_vec(),
             DType::E4M3 => vec![code(*x)],
@@ -270,7 +271,7 @@ fn pack(dtype: DType, xs: &[f64]) -> Vec<u8> {
 fn unpack(dtype: DType, bytes: &[u8]) -> Vec<f64> {
     let value = |c: &[u8]| match dtype {
         DType::F64 => f64::from_ne_bytes(c.try_into().expect("eight bytes")),
-        DType::F32 => f64::from(f32::from_ne_bytes(c.try_into().expect("four bytes"))),
+        DType::F32 | DType::TF32 => f64::from(f32::from_ne_bytes(c.try_into().expect("four bytes"))),
         DType::BF16 => bf16::from_ne_bytes([c[0], c[1]]).to_f64(),
         DType::F16 => f16::from_ne_bytes([c[0], c[1]]).to_f64(),
         DType::E4M3 => e4m3(c[0]),
@@ -297,7 +298,7 @@ fn numbers(b: &tile::ir::Buffer, n: usize, seed: usize, wide: bool) -> Vec<f64> 
         .map(|i| match dtype {
             DType::I32 | DType::I64 => at(i) % 5.0 - 1.0,
             DType::Bool => f64::from(u8::from(at(i) < 40.0)),
-            DType::F64 | DType::F32 | DType::BF16 | DType::F16 | DType::E4M3 => {
+            DType::F64 | DType::F32 | DType::TF32 | DType::BF16 | DType::F16 | DType::E4M3 => {
                 let j = i + seed * 5;
                 let spread = (at(i) - 31.5) * 1.37f64.powi((i / 64 % 40) as i32 - 20);
                 dtype.round(if !wide {

@@ -304,7 +304,7 @@ pub enum Expr {
     Load(Mem, Box<Expr>),
     /// Elementwise function; the meaning is graph's. Select evaluates both sides.
     Map(MapFn, Vec<Expr>),
-    /// Conversion among F64, F32, I64, I32 and Bool; to BF16, F16 or E4M3: rounds to that type and stays F32.
+    /// Conversion among F64, F32, I64, I32 and Bool; to TF32, BF16, F16 or E4M3: rounds to that type and stays F32.
     Cast(DType, Box<Expr>),
     /// The I32 by which an F32 is found in their order: it is greater if the number is, the same if that is, and the greatest of all if it is NaN.
     Order(Box<Expr>),
@@ -508,7 +508,7 @@ pub fn divisor(d: &Dim) -> i64 {
 pub fn compute_dtype(memory: DType) -> DType {
     match memory {
         DType::F64 => DType::F64,
-        DType::F32 | DType::BF16 | DType::F16 | DType::E4M3 => DType::F32,
+        DType::F32 | DType::TF32 | DType::BF16 | DType::F16 | DType::E4M3 => DType::F32,
         DType::I64 => DType::I64,
         DType::I32 => DType::I32,
         DType::Bool => DType::Bool,

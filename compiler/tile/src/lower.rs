@@ -862,6 +862,34 @@ impl Lowerer<'_> {
         let stored = self.done_with(b, value, widened, &view);
         self.contract(b, node, operands, (&view, stored), add);
     }
+    /// Whether each operand of a product lies as a kernel takes it: tf32 with neighbours along the summed axis.
+    fn lies(&self, g: &library::Gemm) -> [bool; 2] {
+        let taken = |stride: usize| !self.options.products || g.dtype != DType::TF32 || g.strides[stride].is(1);
+        [taken(1), taken(2)]
+    }
+    /// The left operand of a contraction and some right ones, contiguous copies of those that do not lie as they are taken, and the contraction of these.
+    fn laid_out(
+        &mut self,
+        b: &mut Body,
+        spec: &graph::op::Contract,
+        views: Vec<StridedView>,
+        dtype: DType,
+        lie: [bool; 2],
+    ) -> (graph::op::Contract, Vec<StridedView>) {
+        let to_rhs = match dtype {
+            DType::TF32 => [spec.batch(), spec.cols(), spec.summed()].concat(),
+            _ => [spec.batch(), spec.summed(), spec.cols()].concat(),
+        };
+        let orders = [(&spec.lhs, [spec.batch(), spec.rows(), spec.summed()].concat()), (&spec.rhs, to_rhs)];
+        let place = |(i, view): (usize, StridedView)| {
+            let side = i.min(1);
+            let (from, to) = &orders[side];
+            if lie[side] { view } else { self.reorder(b, &view, [from, to], spec.summed().len(), dtype) }
+        };
+        let views = views.into_iter().enumerate().map(place).collect();
+        let [lhs, rhs] = [0, 1].map(|i| if lie[i] { orders[i].0.clone() } else { orders[i].1.clone() });
+        (graph::op::Contract { lhs, rhs, out: spec.out.clone() }, views)
+    }
     /// The operands of a contraction as they are multiplied, and their dtype.
     fn operands(&mut self, b: &mut Body, node: &graph::Node) -> ([StridedView; 2], DType) {
         let fuses = self.options.products && self.options.fuse;
@@ -890,14 +918,11 @@ impl Lowerer<'_> {
         add: bool,
     ) {
         let Op::Contract(spec) = &node.op else { base::bug!("{} is no contraction", node.op.name()) };
-        let product = gemm(spec, dtype, &lhs, &rhs, c, add).unwrap_or_else(|| {
-            let order = |letters: [Vec<char>; 3]| letters.concat();
-            let to_lhs = order([spec.batch(), spec.rows(), spec.summed()]);
-            let to_rhs = order([spec.batch(), spec.summed(), spec.cols()]);
-            let a = self.reorder(b, &lhs, &spec.lhs, &to_lhs, dtype);
-            let r = self.reorder(b, &rhs, &spec.rhs, &to_rhs, dtype);
-            let copied = graph::op::Contract { lhs: to_lhs, rhs: to_rhs, out: spec.out.clone() };
-            gemm(&copied, dtype, &a, &r, c, add).unwrap_or_else(|| base::bug!("{copied} of contiguous operands"))
+        let found = gemm(spec, dtype, &lhs, &rhs, c, add);
+        let lies = found.as_ref().map_or([false; 2], |g| self.lies(g));
+        let product = found.filter(|_| lies == [true; 2]).unwrap_or_else(|| {
+            let (copied, views) = self.laid_out(b, spec, vec![lhs, rhs], dtype, lies);
+            gemm(&copied, dtype, &views[0], &views[1], c, add).unwrap_or_else(|| base::bug!("{copied} of contiguous operands"))
         });
         let steps = self.product(product, [node.types[0].dtype, stored], node.origin, b.depth);
         b.steps.extend(steps);
@@ -968,10 +993,30 @@ impl Lowerer<'_> {
         )
     }
     /// A contiguous copy with its axes in another order.
-    fn reorder(&mut self, b: &mut Body, view: &StridedView, from: &[char], to: &[char], dtype: DType) -> StridedView {
+    fn reorder(
+        &mut self,
+        b: &mut Body,
+        view: &StridedView,
+        [from, to]: [&[char]; 2],
+        summed: usize,
+        dtype: DType,
+    ) -> StridedView {
         let perm = to.iter().map(|x| from.iter().position(|y| y == x).expect("the same letters")).collect();
         let turned = view.apply(&Op::Transpose(perm)).expect("a transpose is a view");
-        self.copied(b, &turned, dtype)
+        let unit = COPY_ALIGN / dtype.bytes() as i64;
+        let outer = turned.shape.len() - summed;
+        let terms = turned.shape[outer..].iter().cloned().fold(Dim::from(1), |n, d| n * d);
+        if dtype != DType::TF32 || is_multiple(&terms, unit) {
+            return self.copied(b, &turned, dtype);
+        }
+        // Its rows are copied as rectangles, and begin where these may.
+        let padded = terms.ceil_div(&Dim::from(unit)) * Dim::from(unit);
+        let room = self.alloc(&TensorType::new(dtype, [&turned.shape[..outer], &[padded]].concat()), false, b.depth);
+        let within = StridedView::contiguous(room.at.clone(), &turned.shape[outer..]);
+        let strides = [&room.strides[..outer], &within.strides[..]].concat();
+        let to = StridedView { at: room.at, shape: turned.shape.clone(), strides };
+        self.copy(&mut b.steps, &turned, &to, dtype, false);
+        to
     }
 
     /// The operand as a view; it is in memory, as `group` arranged.

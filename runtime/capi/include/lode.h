@@ -13,8 +13,8 @@
 extern "C" {
 #endif
 
-/* Dtypes of elements. bf16, f16 and e4m3 are given by their bits, a bool is a byte of 0 or 1. */
-enum { LODE_F64, LODE_F32, LODE_BF16, LODE_F16, LODE_E4M3, LODE_I64, LODE_I32, LODE_BOOL };
+/* Dtypes of elements. bf16, f16 and e4m3 are given by their bits, a bool is a byte of 0 or 1, tf32 is f32. */
+enum { LODE_F64, LODE_F32, LODE_BF16, LODE_F16, LODE_E4M3, LODE_I64, LODE_I32, LODE_BOOL, LODE_TF32 };
 
 /* What a tensor is to an entry. The library keeps those of the first five roles from call to call. */
 enum { LODE_PARAM, LODE_STATE, LODE_GRAD, LODE_MOMENT, LODE_TALLY, LODE_INPUT, LODE_SCALAR, LODE_RESULT };

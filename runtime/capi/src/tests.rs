@@ -63,7 +63,7 @@ fn tensors_that_cannot_be_are_refused() {
         assert_eq!((name, value.shape, value.dtype), ("x", vec![2, 3], DType::F32));
         for bad in [
             Tensor { name: null(), ..good },
-            Tensor { dtype: 8, ..good },
+            Tensor { dtype: 9, ..good },
             Tensor { dtype: -1, ..good },
             Tensor { rank: -1, ..good },
             Tensor { rank: 33, ..good },

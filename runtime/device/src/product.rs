@@ -156,6 +156,7 @@ unsafe fn product(p: &Product, start: [*mut u8; 3], parallelism: gemm::Paralleli
     unsafe {
         match p.dtype {
             DType::F32 => dense::<f32>(p, start, 0.0, 1.0, parallelism),
+            DType::TF32 => widened(p, start, parallelism, |x: f32| x, |x| DType::TF32.round(f64::from(x)) as f32),
             DType::F64 => dense::<f64>(p, start, 0.0, 1.0, parallelism),
             DType::F16 => widened(p, start, parallelism, f16::to_f32, f16::from_f32),
             DType::BF16 => widened(p, start, parallelism, bf16::to_f32, bf16::from_f32),

@@ -45,7 +45,8 @@ pub(crate) struct Contents<'a> {
 fn to_safe(d: DType) -> Dtype {
     match d {
         DType::F64 => Dtype::F64,
-        DType::F32 => Dtype::F32,
+        // Of four bytes, as it is there; what is read of them is f32.
+        DType::F32 | DType::TF32 => Dtype::F32,
         DType::BF16 => Dtype::BF16,
         DType::F16 => Dtype::F16,
         DType::E4M3 => Dtype::F8_E4M3,

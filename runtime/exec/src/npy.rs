@@ -96,10 +96,10 @@ pub fn write(path: &Path, t: &HostTensor) -> Result<(), ExecError> {
 }
 
 fn to_bytes(t: &HostTensor) -> Vec<u8> {
-    let t = if matches!(t.dtype, DType::BF16 | DType::E4M3) { t.cast(DType::F32) } else { t.clone() };
+    let t = if matches!(t.dtype, DType::TF32 | DType::BF16 | DType::E4M3) { t.cast(DType::F32) } else { t.clone() };
     let descr = match t.dtype {
         DType::F64 => "<f8",
-        DType::F32 | DType::BF16 | DType::E4M3 => "<f4",
+        DType::F32 | DType::TF32 | DType::BF16 | DType::E4M3 => "<f4",
         DType::F16 => "<f2",
         DType::I64 => "<i8",
         DType::I32 => "<i4",

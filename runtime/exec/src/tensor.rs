@@ -44,6 +44,7 @@ pub(crate) fn push(dtype: DType, x: f64, out: &mut Vec<u8>) {
     match dtype {
         DType::F64 => out.extend(x.to_le_bytes()),
         DType::F32 => out.extend((x as f32).to_le_bytes()),
+        DType::TF32 => out.extend((dtype.round(x) as f32).to_le_bytes()),
         DType::BF16 => out.extend(half::bf16::from_f64(x).to_le_bytes()),
         DType::F16 => out.extend(half::f16::from_f64(x).to_le_bytes()),
         DType::E4M3 => out.push(f32_to_e4m3(x as f32)),
@@ -62,7 +63,7 @@ pub fn read(dtype: DType, bytes: &[u8]) -> Vec<f64> {
     }
     match dtype {
         DType::F64 => numbers!(8, f64::from_le_bytes),
-        DType::F32 => numbers!(4, |b| f64::from(f32::from_le_bytes(b))),
+        DType::F32 | DType::TF32 => numbers!(4, |b| f64::from(f32::from_le_bytes(b))),
         DType::BF16 => numbers!(2, |b| half::bf16::from_le_bytes(b).to_f64()),
         DType::F16 => numbers!(2, |b| half::f16::from_le_bytes(b).to_f64()),
         DType::E4M3 => bytes.iter().map(|b| f64::from(e4m3_to_f32(*b))).collect(),

@@ -54,7 +54,7 @@ fn described(p: &Port) -> String {
 fn c_type(d: DType) -> &'static str {
     match d {
         DType::F64 => "double",
-        DType::F32 => "float",
+        DType::F32 | DType::TF32 => "float",
         DType::BF16 | DType::F16 => "uint16_t",
         DType::E4M3 | DType::Bool => "uint8_t",
         DType::I64 => "int64_t",

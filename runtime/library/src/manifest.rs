@@ -133,7 +133,7 @@ impl GpuLaunch {
 pub struct TensorMap {
     /// The kernel's buffer.
     pub buffer: usize,
-    /// Its dtype: bf16, f16 or e4m3; f32 of single rows, whose neighbours lie as they are.
+    /// Its dtype: bf16, f16, tf32 or e4m3; f32 of single rows, whose neighbours lie as they are.
     pub dtype: DType,
     /// Extent and stride (in elements) of each axis, outermost first; the last stride is 1.
     pub axes: Vec<(Dim, Dim)>,

@@ -80,6 +80,7 @@ fn launch(k: &Kernel, l: &GpuLaunch) -> Result<(), String> {
         let (known, cols) = match m.dtype {
             DType::BF16 | DType::F16 => (true, MAX_COLS),
             DType::E4M3 => (true, 2 * MAX_COLS),
+            DType::TF32 => (true, MAX_COLS / 2),
             DType::F32 => (m.rows == 1, MAX_ROWS),
             DType::F64 | DType::I64 | DType::I32 | DType::Bool => (false, 0),
         };

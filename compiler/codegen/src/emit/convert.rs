@@ -9,7 +9,7 @@ use base::DType;
 pub(super) fn memory_type(d: DType) -> &'static str {
     match d {
         DType::F64 => "f64",
-        DType::F32 => "f32",
+        DType::F32 | DType::TF32 => "f32",
         DType::BF16 => "i16",
         DType::F16 => "f16",
         DType::I64 => "i64",
@@ -22,7 +22,7 @@ impl Writer {
     /// A loaded value in its compute dtype.
     pub fn widen(&mut self, v: String, dtype: DType) -> String {
         match dtype {
-            DType::F64 | DType::F32 | DType::I64 | DType::I32 => v,
+            DType::F64 | DType::F32 | DType::TF32 | DType::I64 | DType::I32 => v,
             DType::BF16 => {
                 let (bits, places) = (self.convert("extui", &v, "i16", "i32"), self.int(16, "i32"));
                 let bits = self.bin("shli", &bits, &places, "i32");
@@ -49,6 +49,9 @@ impl Writer {
         match dtype {
             DType::E4M3 if self.codes.contains_key(&v) => self.codes[&v].clone(),
             DType::F64 | DType::F32 | DType::I64 | DType::I32 => v,
+            // What was rounded is as it was.
+            DType::TF32 if self.codes.get(&v) == Some(&v) => v,
+            DType::TF32 => self.round_tf32(&v),
             DType::F16 => self.convert("truncf", &v, "f32", "f16"),
             DType::BF16 if self.gpu => {
                 let narrow = self.convert("truncf", &v, "f32", "bf16");
@@ -79,6 +82,20 @@ impl Writer {
         let is_nan = self.cmpf("uno", x, x, "f32");
         let code = self.select(&is_nan, &nan, &code, "i32");
         self.convert("trunci", &code, "i32", "i16")
+    }
+    /// The same of the upper 19 bits.
+    fn round_tf32(&mut self, x: &str) -> String {
+        let bits = self.bits(x, "f32", "i32");
+        let (one, places, half, kept) =
+            (self.int(1, "i32"), self.int(13, "i32"), self.int(0xfff, "i32"), self.int(-0x2000, "i32"));
+        let high = self.bin("shrui", &bits, &places, "i32");
+        let odd = self.bin("andi", &high, &one, "i32");
+        let up = self.bin("addi", &bits, &half, "i32");
+        let up = self.bin("addi", &up, &odd, "i32");
+        let up = self.bin("andi", &up, &kept, "i32");
+        let up = self.bits(&up, "i32", "f32");
+        let is_nan = self.cmpf("uno", x, x, "f32");
+        self.select(&is_nan, x, &up, "f32")
     }
     fn widen_e4m3(&mut self, code: &str) -> String {
         let w = self.convert("extui", code, "i8", "i32");
@@ -185,6 +202,11 @@ impl Writer {
                 let pair = self
                     .op(&format!("llvm.call_intrinsic \"llvm.nvvm.ff2bf16x2.rn\"({v}, {zero}) : (f32, f32) -> vector<2xbf16>"));
                 self.op(&format!("llvm.bitcast {pair} : vector<2xbf16> to f32"))
+            }
+            DType::TF32 => {
+                let rounded = self.narrow(v, to);
+                self.codes.insert(rounded.clone(), rounded.clone());
+                rounded
             }
             DType::BF16 | DType::F16 | DType::E4M3 => {
                 let narrow = self.narrow(v, to);

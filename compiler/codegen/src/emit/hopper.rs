@@ -752,8 +752,8 @@ impl Emitter<'_> {
         let a = (!held).then(|| self.operand(&t.a, m, terms, t.a.col == 1, true));
         let b = self.operand(&t.b, n, terms, t.b.row == 1, false);
         let dtype = self.k.scratch[t.b.scratch].dtype;
-        // Of codes neighbours are along the summed axis, and there is nothing to say.
-        let (depth, turns, dtype) = (terms_at_once(dtype), dtype != DType::E4M3, dtype.name());
+        // Of codes and tf32 neighbours are along the summed axis, and there is nothing to say.
+        let (depth, turns, dtype) = (terms_at_once(dtype), dtype.bytes() == 2, dtype.name());
         let turn = |x: bool| if turns { format!(", {}", i32::from(x)) } else { String::new() };
         let count = usize::try_from(n / 2).expect("it is small");
         let mut places = Vec::new();

@@ -12,7 +12,7 @@ impl Writer {
     pub fn map(&mut self, f: MapFn, v: &[String], dtype: DType) -> String {
         let ty = value_type(dtype);
         match dtype {
-            DType::F64 | DType::F32 | DType::BF16 | DType::F16 | DType::E4M3 => self.float_map(f, v, ty),
+            DType::F64 | DType::F32 | DType::TF32 | DType::BF16 | DType::F16 | DType::E4M3 => self.float_map(f, v, ty),
             DType::I64 | DType::I32 | DType::Bool => self.int_map(f, v, ty),
         }
     }

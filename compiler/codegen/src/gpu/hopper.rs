@@ -1,6 +1,6 @@
 //! Kernels whose tiles come through the tensor memory accelerator and whose products run on warp groups.
 //!
-//! A tile program that copies rectangles of bf16, f16 or e4m3 to scratch that only products read is run by two kinds of threads. One thread of the last
+//! A tile program that copies rectangles of bf16, f16, tf32 or e4m3 to scratch that only products read is run by two kinds of threads. One thread of the last
 //! warp group, the producer, walks the program for its copies alone and starts them as soon as there is room; the other warp groups, the
 //! consumers, walk it for all the rest and wait for each copy where it stands. Neighbouring copies of a list of statements are a ring: there is
 //! memory for some turns of them, and two barriers for each, full and empty. A single row of f32 may be copied likewise, for loops to read.
@@ -62,7 +62,7 @@ pub enum Extent {
 pub struct TensorMap {
     /// The kernel's buffer.
     pub buffer: usize,
-    /// Its dtype: bf16, f16, e4m3 or, of single rows, f32.
+    /// Its dtype: bf16, f16, tf32, e4m3 or, of single rows, f32.
     pub dtype: DType,
     /// Extent and stride (in elements) of each axis, outermost first; the last stride is 1.
     pub axes: Vec<(Extent, Extent)>,
@@ -281,7 +281,8 @@ fn tensor_map(k: &Kernel, buffer: usize, c: &Copy) -> Option<TensorMap> {
     let [rows, runs] = [c.run, runs].map(|n| u32::try_from(n).ok().filter(|n| *n <= 256));
     let vector = is_vector(k, c);
     let dtype = k.mem_dtype(c.to);
-    let (cols, narrow) = (if vector { c.cols } else { strip(dtype) }, matches!(dtype, DType::BF16 | DType::F16 | DType::E4M3));
+    let (cols, narrow) =
+        (if vector { c.cols } else { strip(dtype) }, matches!(dtype, DType::TF32 | DType::BF16 | DType::F16 | DType::E4M3));
     let fits = axes.len() <= 5 && c.cols % cols == 0 && (narrow || vector);
     fits.then_some(TensorMap { buffer, dtype: k.buffers[buffer].dtype, axes, rows: rows?, runs: runs?, cols: cols as u32 })
 }

@@ -16,7 +16,7 @@ fn pack(dtype: DType, xs: &[f64]) -> Vec<u64> {
             DType::I64 => (*x as i64).to_ne_bytes().to_vec(),
             DType::I32 => (*x as i32).to_ne_bytes().to_vec(),
             DType::Bool => vec![u8::from(*x != 0.0)],
-            DType::BF16 | DType::F16 | DType::E4M3 => unreachable!("not a dtype of variables"),
+            DType::TF32 | DType::BF16 | DType::F16 | DType::E4M3 => unreachable!("not a dtype of variables"),
         })
         .collect();
     let words = bytes.len().div_ceil(8);
@@ -37,7 +37,7 @@ fn unpack(dtype: DType, words: &[u64], n: usize) -> Vec<f64> {
             DType::I64 => i64::from_ne_bytes(c.try_into().expect("eight bytes")) as f64,
             DType::I32 => f64::from(i32::from_ne_bytes(c.try_into().expect("four bytes"))),
             DType::Bool => f64::from(c[0]),
-            DType::BF16 | DType::F16 | DType::E4M3 => unreachable!("not a dtype of variables"),
+            DType::TF32 | DType::BF16 | DType::F16 | DType::E4M3 => unreachable!("not a dtype of variables"),
         })
         .collect()
 }
@@ -71,7 +71,7 @@ fn samples(dtype: DType) -> Vec<f64> {
         DType::I64 => xs.extend([2f64.powi(40), 2f64.powi(52)]),
         DType::I32 => xs.extend([f64::from(i32::MAX), 65536.0]),
         DType::Bool => return vec![0.0, 1.0],
-        DType::BF16 | DType::F16 | DType::E4M3 => unreachable!("not a dtype of variables"),
+        DType::TF32 | DType::BF16 | DType::F16 | DType::E4M3 => unreachable!("not a dtype of variables"),
     }
     let negated: Vec<f64> = xs.iter().map(|x| -x).collect();
     xs.extend(negated);

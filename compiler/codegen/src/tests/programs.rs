@@ -17,7 +17,7 @@ fn pack(dtype: DType, xs: &[f64]) -> Vec<u8> {
     xs.iter()
         .flat_map(|x| match dtype {
             DType::F64 => x.to_ne_bytes().to_vec(),
-            DType::F32 => (*x as f32).to_ne_bytes().to_vec(),
+            DType::F32 | DType::TF32 => (*x as f32).to_ne_bytes().to_vec(),
             DType::BF16 => bf16::from_f64(*x).to_ne_bytes().to_vec(),
             DType::F16 => f16::from_f64(*x).to_ne_bytes().to_vec(),
             DType::I64 => (*x as i64).to_ne_bytes().to_vec(),
@@ -34,7 +34,7 @@ fn unpack(dtype: DType, bytes: &[u8]) -> Vec<f64> {
         .chunks_exact(dtype.bytes())
         .map(|c| match dtype {
             DType::F64 => f64::from_ne_bytes(c.try_into().expect("eight bytes")),
-            DType::F32 => f64::from(f32::from_ne_bytes(c.try_into().expect("four bytes"))),
+            DType::F32 | DType::TF32 => f64::from(f32::from_ne_bytes(c.try_into().expect("four bytes"))),
             DType::BF16 => bf16::from_ne_bytes(c.try_into().expect("two bytes")).to_f64(),
             DType::F16 => f16::from_ne_bytes(c.try_into().expect("two bytes")).to_f64(),
             DType::I64 => i64::from_ne_bytes(c.try_into().expect("eight bytes")) as f64,

@@ -299,6 +299,25 @@ fn large_products_run_on_warp_groups() {
 }
 
 #[test]
+fn tf32_is_multiplied_by_warp_groups() {
+    let strides = [1024, 1, 1, 1024, 4096, 1].map(Dim::from);
+    let (dtype, result, extents) = (DType::TF32, DType::F32, [Dim::sym("M"), Dim::from(4096), Dim::from(1024)]);
+    let p = Product { dtype, result, extents, strides, batch: Vec::new(), accumulate: false, parts: 1, aligned: [true; 3] };
+    let (text, launch) = ptx(&gpu_product(&p, None));
+    check(
+        &text,
+        "check: wgmma.mma_async.sync.aligned.m64n256k8.f32.tf32.tf32
+         check: wgmma.wait_group.sync.aligned 1
+         check: setmaxnreg.dec.sync.aligned.u32 40
+         check: cp.async.bulk.tensor.2d
+         not: ld.global",
+    );
+    assert_eq!((launch.threads, launch.workspace), (384, 0));
+    let boxes: Vec<_> = launch.maps.iter().map(|m| (m.dtype, m.rows, m.cols)).collect();
+    assert_eq!(boxes, [(DType::TF32, 128, 32), (DType::TF32, 256, 32)]);
+}
+
+#[test]
 fn codes_are_multiplied_as_such() {
     let [m, n, k] = [Dim::sym("M"), Dim::from(4096), Dim::from(7168)];
     let strides = [&k, &Dim::from(1), &Dim::from(1), &k, &n, &Dim::from(1)].map(Dim::clone);

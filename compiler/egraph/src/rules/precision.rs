@@ -81,8 +81,9 @@ fn is_within(a: DType, b: DType) -> bool {
     a == b
         || matches!(
             (a, b),
-            (F32 | BF16 | F16 | E4M3 | I32 | Bool, F64)
-                | (BF16 | F16 | E4M3 | Bool, F32)
+            (F32 | TF32 | BF16 | F16 | E4M3 | I32 | Bool, F64)
+                | (TF32 | BF16 | F16 | E4M3 | Bool, F32)
+                | (BF16 | F16 | E4M3 | Bool, TF32)
                 | (E4M3 | Bool, BF16 | F16)
                 | (I32 | Bool, I64)
                 | (Bool, I32)

@@ -236,7 +236,7 @@ fn together(site: &Site, products: &Products, above: &BTreeSet<Id>) -> Vec<Vec<I
 
 /// If the operand of a product is only widened: the narrow class, and the op.
 pub(super) fn widened(site: &Site, class: Id) -> Option<(Op, Vec<Id>)> {
-    let narrow = |c: Id| matches!(site.ty_of(c).dtype, DType::BF16 | DType::F16);
+    let narrow = |c: Id| matches!(site.ty_of(c).dtype, DType::TF32 | DType::BF16 | DType::F16);
     let def = site.defs(class).find(|(op, of)| matches!(**op, Op::Cast(DType::F32)) && narrow(of[0]));
     def.map(|(op, of)| (op.into_owned(), of.to_vec()))
 }

@@ -65,7 +65,7 @@ impl<'a> Cut<'a> {
         match op {
             Op::Const(..) | Op::Extent(..) | Op::Iota(_) => true,
             // What was narrowed is stored as it is.
-            Op::Cast(DType::BF16 | DType::F16 | DType::E4M3) => wide || self.is_index(class),
+            Op::Cast(DType::TF32 | DType::BF16 | DType::F16 | DType::E4M3) => wide || self.is_index(class),
             Op::Broadcast { .. } | Op::Reshape(_) | Op::Transpose(_) | Op::Slice { .. } | Op::Cast(_) => true,
             Op::Map(_) | Op::Reduce(..) | Op::Pad { .. } => wide || self.is_index(class),
             // What is summed of large values is few.
@@ -110,7 +110,7 @@ impl<'a> Cut<'a> {
         // What is widened is read as it lies; else an argument is not computed anew from what else is equal to it.
         let whole = self.site.egraph[class].data.whole_arg;
         let widens = |op: &Op, of: &[Id]| {
-            matches!(op, Op::Cast(DType::F32)) && matches!(self.site.ty_of(of[0]).dtype, DType::BF16 | DType::F16)
+            matches!(op, Op::Cast(DType::F32)) && matches!(self.site.ty_of(of[0]).dtype, DType::TF32 | DType::BF16 | DType::F16)
         };
         let defs = self.site.defs(class).filter(|(op, of)| !whole || widens(op, of)).collect::<Vec<_>>();
         if !defs.is_empty() {

@@ -364,9 +364,14 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let terms = b.contract("btk,kn->btn", a[5], w);
         vec![b.contract("btk,kn->btn", x, a[1]), b.contract("kn,btk->ntb", a[3], x), batch, terms]
     }),
-    ("contract-of-widened", &["bf16 B K", "bf16 K N", "f16 B 9", "f16 9 N"], |b, a| {
-        let wide: Vec<Value> = a.iter().map(|v| b.cast(*v, DType::F32)).collect();
-        vec![b.contract("bk,kn->bn", wide[0], wide[1]), b.contract("bk,kn->nb", wide[2], wide[3])]
+    ("contract-of-widened", &["bf16 B K", "bf16 K N", "f16 B 9", "f16 9 N", "f32 B K", "f32 K N"], |b, a| {
+        let wide: Vec<Value> = a[..4].iter().map(|v| b.cast(*v, DType::F32)).collect();
+        let tf32 = [4, 5].map(|i| {
+            let narrow = b.cast(a[i], DType::TF32);
+            b.cast(narrow, DType::F32)
+        });
+        let rounded = b.contract("bk,kn->bn", tf32[0], tf32[1]);
+        vec![b.contract("bk,kn->bn", wide[0], wide[1]), b.contract("bk,kn->nb", wide[2], wide[3]), rounded]
     }),
     ("gather-of-cast", &["float N K", "i32 B"], |b, a| {
         let y = b.cast(a[0], DType::I32);

@@ -56,7 +56,7 @@ impl Roundoff {
             (Roundoff::Exact, _) | (Roundoff::Dtype, DType::F64 | DType::I64 | DType::I32 | DType::Bool) => {
                 (f64::MIN_POSITIVE, f64::MAX)
             }
-            (Roundoff::Dtype, DType::F32) => (f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX)),
+            (Roundoff::Dtype, DType::F32 | DType::TF32) => (f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX)),
             (Roundoff::Dtype, DType::BF16) => (f64::from(f32::MIN_POSITIVE), half::bf16::MAX.to_f64()),
             (Roundoff::Dtype, DType::F16) => (2f64.powi(-24), half::f16::MAX.to_f64()),
             (Roundoff::Dtype, DType::E4M3) => (2f64.powi(-9), 448.0),
@@ -240,7 +240,7 @@ impl Site<'_> {
         let most = match self.dtype() {
             DType::I32 => f64::from(i32::MAX),
             DType::I64 => 2f64.powi(53),
-            DType::F64 | DType::F32 | DType::BF16 | DType::F16 | DType::E4M3 | DType::Bool => return false,
+            DType::F64 | DType::F32 | DType::TF32 | DType::BF16 | DType::F16 | DType::E4M3 | DType::Bool => return false,
         };
         self.results[0].data.iter().any(|x| x.abs() >= most)
     }

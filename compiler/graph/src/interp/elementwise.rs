@@ -47,7 +47,9 @@ fn identity(f: ReduceFn, dtype: DType) -> f64 {
     let (least, greatest) = match dtype {
         DType::I64 => (i64::MIN as f64, i64::MAX as f64),
         DType::I32 => (f64::from(i32::MIN), f64::from(i32::MAX)),
-        DType::F64 | DType::F32 | DType::BF16 | DType::F16 | DType::E4M3 | DType::Bool => (f64::NEG_INFINITY, f64::INFINITY),
+        DType::F64 | DType::F32 | DType::TF32 | DType::BF16 | DType::F16 | DType::E4M3 | DType::Bool => {
+            (f64::NEG_INFINITY, f64::INFINITY)
+        }
     };
     match f {
         ReduceFn::Sum => 0.0,

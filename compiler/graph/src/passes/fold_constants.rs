@@ -50,7 +50,7 @@ fn fits(x: f64, dtype: DType) -> Option<f64> {
     let limit = match dtype {
         DType::I32 => f64::from(i32::MAX),
         DType::I64 => 2f64.powi(53),
-        DType::F64 | DType::F32 | DType::BF16 | DType::F16 | DType::E4M3 | DType::Bool => f64::INFINITY,
+        DType::F64 | DType::F32 | DType::TF32 | DType::BF16 | DType::F16 | DType::E4M3 | DType::Bool => f64::INFINITY,
     };
     (!dtype.is_int() || x.abs() <= limit).then(|| dtype.round(x))
 }

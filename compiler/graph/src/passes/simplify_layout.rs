@@ -79,14 +79,15 @@ fn join(first: &Op, second: &Op, from: &TensorType, to: &TensorType) -> Option<O
 
 /// Whether each value of `from` is a value of `to`.
 fn is_exact(from: DType, to: DType) -> bool {
-    use DType::{BF16, Bool, E4M3, F16, F32, F64, I32, I64};
+    use DType::{BF16, Bool, E4M3, F16, F32, F64, I32, I64, TF32};
     from == to
         || match from {
             Bool => true,
             I32 => matches!(to, I64 | F64),
             I64 | F64 => false,
             F32 => to == F64,
-            BF16 | F16 => matches!(to, F32 | F64),
-            E4M3 => matches!(to, F16 | BF16 | F32 | F64),
+            TF32 => matches!(to, F32 | F64),
+            BF16 | F16 => matches!(to, TF32 | F32 | F64),
+            E4M3 => matches!(to, F16 | BF16 | TF32 | F32 | F64),
         }
 }

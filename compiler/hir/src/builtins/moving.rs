@@ -297,7 +297,7 @@ fn contract(e: &mut Elaborator, a: &mut Args) -> Result<Val, Stop> {
         Ok(Contract { lhs, rhs, out })
     });
     match spec {
-        Ok(spec) => e.node1(a.func, Op::Contract(spec), &[x, y], a.at).map(Val::Tensor),
+        Ok(spec) => e.contraction(a.func, spec, [x, y], a.at).map(Val::Tensor),
         Err(why) => pattern_error(e, why, at),
     }
 }

@@ -86,6 +86,37 @@ model m(x: f32[B, T, 8]) -> f32[B, T, 8]
 }
 
 #[test]
+fn products_in_tf32_round_operands_alone() {
+    let build = |precision: &str| {
+        let text = format!(
+            "dims B\nprecision {{ {precision} }}
+            model m(x: [B, 4]) -> [B, 4] {{ contract(\"b i, i o -> b o\", x, param w: [4, 8]) @ param v: [8, 4] }}"
+        );
+        with_files(&[("", text.as_str())], &[], &[])
+    };
+    let types = |precision: &str| {
+        let (p, told) = build(precision);
+        let p = p.unwrap_or_else(|| panic!("{told:?}"));
+        let func = p.module.func("forward").expect("a model has a forward").clone();
+        let rounded = func.nodes.values().filter(|n| matches!(n.op, graph::Op::Cast(DType::TF32))).count();
+        let products = func.nodes.values().filter(|n| matches!(n.op, graph::Op::Contract(_)));
+        (rounded, products.map(|n| n.types[0].dtype).collect::<Vec<_>>())
+    };
+    assert_eq!(types("matmul = tf32"), (4, vec![DType::F32; 2]));
+    assert_eq!(types("compute = f32, matmul = f32"), (0, vec![DType::F32; 2]));
+    assert_eq!(types("compute = bf16, matmul = bf16"), (0, vec![DType::BF16; 2]));
+    for (precision, why) in [
+        ("compute = bf16, matmul = tf32", "products of bf16 in tf32"),
+        ("matmul = bf16", "products of f32 in bf16"),
+        ("compute = tf32", "compute in tf32"),
+        ("storage = tf32", "storage in tf32"),
+    ] {
+        let (p, told) = build(precision);
+        assert!(p.is_none() && format!("{told:?}").contains(why), "{precision}: {told:?}");
+    }
+}
+
+#[test]
 fn bf16_models_keep_parameters_in_storage_and_states_in_f32() {
     let (p, told) = with_files(
         &[(

@@ -134,6 +134,20 @@ impl Tiling {
         };
         all.iter().filter(fits).min_by_key(work).expect("there is one for two").0
     }
+    /// The tilings of tf32.
+    pub const OF_TF32: [Tiling; 7] = {
+        let mut all = [Tiling::new(0, 0, 0); 7];
+        let mut i = 0;
+        while i < all.len() {
+            all[i] = Tiling::LEGAL[i].of_tf32();
+            i += 1;
+        }
+        all
+    };
+    /// The tiling of bf16 with as many bytes a piece.
+    const fn of_tf32(self) -> Tiling {
+        Tiling { k: self.k / 2, ..self }
+    }
     /// Columns of a tile, of one matrix.
     fn columns(&self) -> i64 {
         self.n * self.beside
@@ -157,6 +171,9 @@ impl Tiling {
     }
     /// The same for each of some matrices whose products a tile has beside each other.
     fn choose_beside(dtype: DType, m: &Dim, n: &Dim, copies: bool, matrices: usize) -> Tiling {
+        if dtype == DType::TF32 && copies {
+            return Tiling::choose_beside(DType::BF16, m, n, copies, matrices).of_tf32();
+        }
         let fits = |t: &&Tiling| match (dtype, copies) {
             (DType::F64, _) => t.m == 16,
             (DType::BF16 | DType::F16, true) => t.k == 64 && t.n * matrices as i64 <= WIDEST,
@@ -179,6 +196,9 @@ impl Tiling {
     }
     /// The same of so many products of these rows and columns, whose sums are in so many parts at most.
     fn choose_sooner(dtype: DType, [m, n]: [&Dim; 2], copies: bool, (products, parts): (i64, i64)) -> Tiling {
+        if dtype == DType::TF32 && copies {
+            return Tiling::choose_sooner(DType::BF16, [m, n], copies, (products, parts)).of_tf32();
+        }
         let chosen = Tiling::choose(dtype, m, n, copies);
         let (Some(rows), Some(cols)) = (m.known(), n.known()) else { return chosen };
         let cost = |t: &Tiling| PIECE_COSTS.iter().find(|((m, n), _)| (t.m, t.n) == (*m, *n)).map(|(_, cost)| *cost);
@@ -244,6 +264,10 @@ impl Shape<'_> {
     fn inner(&self) -> usize {
         usize::from(!self.strides[0].is(1) || self.strides[1].is(1))
     }
+    /// If `terms` are along this axis, whether they lie as tensor cores take them: those of tf32 are neighbours.
+    fn lies(&self, dtype: DType, terms: usize) -> bool {
+        dtype != DType::TF32 || self.inner() == terms
+    }
     fn copies(&self, dtype: DType) -> bool {
         let n = COPY_ALIGN / dtype.bytes() as i64;
         let (inner, outer) = (self.inner(), 1 - self.inner());
@@ -251,7 +275,7 @@ impl Shape<'_> {
         let moved = self.batch.iter().filter(|(_, s)| !s.is(0)).count();
         self.aligned
             && self.strides[inner].is(1)
-            && is_multiple(self.extents[inner], n)
+            && (dtype == DType::TF32 || is_multiple(self.extents[inner], n))
             && strides.into_iter().all(|s| is_multiple(s, n))
             && moved <= 3
     }
@@ -346,7 +370,7 @@ impl Product {
     pub fn parts_of(dtype: DType, [m, n, k]: &[Dim; 3]) -> i64 {
         let (Some(rows), Some(cols)) = (m.known(), n.known()) else { return 1 };
         let (t, blocks) = match dtype {
-            DType::BF16 | DType::F16 => (Tiling::choose_alone(dtype, [m, n, k], true), PROCESSORS),
+            DType::TF32 | DType::BF16 | DType::F16 => (Tiling::choose_alone(dtype, [m, n, k], true), PROCESSORS),
             DType::F32 => (Tiling::choose(dtype, m, n, false), PROCESSORS * NEIGHBOURS),
             _ => return 1,
         };
@@ -390,7 +414,8 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
     let a = Shape { extents: [m, k], strides: strides(0), batch: batch(0), aligned: p.aligned[0] };
     let bb = Shape { extents: [k, n], strides: strides(1), batch: batch(1), aligned: p.aligned[1] };
     let c = Shape { extents: [m, n], strides: strides(2), batch: batch(2), aligned: p.aligned[2] };
-    let copies = a.copies(p.dtype) && bb.copies(p.dtype);
+    let lie = a.lies(p.dtype, 1) && bb.lies(p.dtype, 0);
+    let copies = lie && a.copies(p.dtype) && bb.copies(p.dtype);
     let choose = || match epilogue.units {
         Some(u) => Tiling::of_periods(p.dtype, m, n, copies, u.period).expect("whole periods have a tiling"),
         None if epilogue.codes.is_some() => Tiling::choose_of_codes([m, n], copies, epilogue.matrices, false),

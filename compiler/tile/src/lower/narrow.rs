@@ -1,4 +1,4 @@
-//! Products of operands that are only widened, for a device on which products are kernels: what is bf16 or f16 in memory is multiplied as it is and
+//! Products of operands that are only widened, for a device on which products are kernels: what is bf16, f16 or tf32 in memory is multiplied as it is and
 //! summed in f32, which is the same: factors of eight or eleven bits have exact products in f32. Nothing is widened in memory, and tensor cores take them.
 
 use super::{Body, Lowerer};
@@ -10,7 +10,9 @@ use graph::{Func, Op, Value};
 pub(crate) fn narrow(func: &Func, v: Value) -> Option<Value> {
     let node = func.def(v);
     match node.op {
-        Op::Cast(DType::F32) => Some(node.inputs[0]).filter(|x| matches!(func.ty(*x).dtype, DType::BF16 | DType::F16)),
+        Op::Cast(DType::F32) => {
+            Some(node.inputs[0]).filter(|x| matches!(func.ty(*x).dtype, DType::TF32 | DType::BF16 | DType::F16))
+        }
         _ if is_layout(&node.op) => narrow(func, node.inputs[0]),
         _ => None,
     }

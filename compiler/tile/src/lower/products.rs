@@ -161,7 +161,7 @@ impl<'a> Products<'a> {
         let operand = |v: Value| match (&first.op, &func.def(v).op) {
             (Op::Contract(_), Op::Cast(DType::F32)) => {
                 let below = func.def(v).inputs[0];
-                Some((arg(below).filter(|x| matches!(func.ty(*x).dtype, DType::BF16 | DType::F16))?, Is::Widened))
+                Some((arg(below).filter(|x| matches!(func.ty(*x).dtype, DType::TF32 | DType::BF16 | DType::F16))?, Is::Widened))
             }
             _ => match Coded::of(func, v) {
                 // Rows by an index are those of ragged products.
@@ -723,17 +723,13 @@ impl Lowerer<'_> {
             let letters = all[0].1.clone();
             all.iter().all(|x| lie(x) == lie(&all[0])).then(|| (all.into_iter().map(|(g, _)| g).collect(), letters))
         };
-        let mut views: Vec<StridedView> = operands.into_iter().map(|v| self.strided(b, v)).collect();
-        if let Some(found) = of(spec, &views) {
+        let views: Vec<StridedView> = operands.into_iter().map(|v| self.strided(b, v)).collect();
+        let found: Option<(Vec<Gemm>, Letters)> = of(spec, &views);
+        let lies = found.as_ref().map_or([false; 2], |(gemms, _)| self.lies(&gemms[0]));
+        if let Some(found) = found.filter(|_| lies == [true; 2]) {
             return found;
         }
-        let to_lhs = [spec.batch(), spec.rows(), spec.summed()].concat();
-        let to_rhs = [spec.batch(), spec.summed(), spec.cols()].concat();
-        for (i, view) in views.iter_mut().enumerate() {
-            let (from, to) = if i == 0 { (&spec.lhs, &to_lhs) } else { (&spec.rhs, &to_rhs) };
-            *view = self.reorder(b, view, from, to, p.dtype());
-        }
-        let copied = Contract { lhs: to_lhs, rhs: to_rhs, out: spec.out.clone() };
+        let (copied, views) = self.laid_out(b, spec, views, p.dtype(), lies);
         of(&copied, &views).unwrap_or_else(|| base::bug!("{copied} of contiguous operands"))
     }
 }

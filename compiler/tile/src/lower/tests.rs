@@ -62,7 +62,9 @@ fn compare(f: Func, dims: &[(&str, i64)]) -> lower::Lowered {
     bind_dims(&f, &shapes).expect("dims bind");
     // In bf16 a value may round to its neighbour, or not be rounded inside of a kernel: half a unit in each of up to 24 terms below 1.
     let narrow = tensors.iter().any(|t| t.dtype == BF16);
-    let (options, near) = if narrow { (Options::ROUNDED, 24.0 / 512.0) } else { (Options::EXACT, 1e-5) };
+    let rounded = f.nodes.values().any(|n| n.types[0].dtype == TF32);
+    let near = if narrow { 24.0 / 512.0 } else { 1e-5 };
+    let options = if narrow || rounded { Options::ROUNDED } else { Options::EXACT };
     let want = eval(&f, &tensors, &env, options).expect("the graph evaluates");
     let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![f] };
     let violations = graph::verify::verify(&module);
@@ -1330,6 +1332,37 @@ fn products_of_what_is_only_widened_take_it_as_it_is() {
     let lowered = lower::lower(&module, lower::Options { fuse: true, parts: true, products: true }).expect("it lowers");
     let dtypes: Vec<Vec<base::DType>> = lowered.kernels.iter().map(|k| k.buffers.iter().map(|b| b.dtype).collect()).collect();
     assert_eq!(dtypes, [vec![BF16, BF16], vec![BF16, BF16, F32]]);
+}
+
+#[test]
+fn products_of_tf32_have_neighbours_along_the_summed_axis() {
+    // A product and its two gradients, as `x·wᵀ` and as `x·w`: what does not lie so is copied, turned.
+    for (w, forward) in [("f32[24, 16]", "btk,fk->btf"), ("f32[16, 24]", "btk,kf->btf")] {
+        let f = func(&["f32[B, T, 16]", w, "f32[B, T, 24]"], |b, a| {
+            let wide: Vec<Value> = a
+                .iter()
+                .map(|v| {
+                    let narrow = b.cast(*v, TF32);
+                    b.cast(narrow, F32)
+                })
+                .collect();
+            let (x, w, dy) = (wide[0], wide[1], wide[2]);
+            let turned = forward.contains("fk");
+            let (dx, dw) = if turned { ("btf,fk->btk", "btf,btk->fk") } else { ("btf,kf->btk", "btk,btf->kf") };
+            let (left, right) = if turned { (dy, x) } else { (x, dy) };
+            let y = b.contract(forward, x, w);
+            vec![y, b.contract(dx, dy, w), b.contract(dw, left, right)]
+        });
+        compare(f.clone(), &[("B", 2), ("T", 4)]);
+        let lowered = on_gpu(&f);
+        let products: Vec<_> = lowered.kernels.iter().filter(|k| k.name.contains("product")).collect();
+        assert!(products.len() == 3 && products.iter().all(|k| k.scratch.iter().filter(|s| s.dtype == TF32).count() == 2));
+        // Each brings rectangles.
+        let brings = |k: &crate::Kernel| format!("{:?}", k.body).matches("Copy(").count();
+        assert!(products.iter().all(|k| brings(k) >= 2));
+        let turned = lowered.kernels.iter().filter(|k| k.buffers.len() == 2 && k.buffers.iter().all(|b| b.dtype == TF32));
+        assert_eq!(turned.count(), 3);
+    }
 }
 
 #[test]

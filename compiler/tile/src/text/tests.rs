@@ -178,7 +178,7 @@ fn errors_say_where_and_what() {
         ("tile.kernel", "tile.colonel", "tile.colonel: expected tile.kernel"),
         ("tile.dot", "tile.dott", "tile.dott: no such op in a tile program"),
         ("{fn = \"exp\"}", "{fn = \"pow\"}", "no function 'pow' of 1 operands"),
-        ("\"tile.assign\"(%v61", "\"tile.assign\"(%b0", "%b0 is no mutable variable"),
+        ("\"tile.assign\"(%v63", "\"tile.assign\"(%b0", "%b0 is no mutable variable"),
         ("\"tile.load\"(%b0", "\"tile.load\"(%v0", "%v0 is no memory"),
         ("{id = 1 : i64}", "{id = 999 : i64}", "'vars' has no variable 999"),
         ("{id = 1 : i64}", "{id = 4 : i64}", "variable 4 is f32, not f64"),

@@ -25,7 +25,7 @@ unsafe impl Sync for Finite {}
 /// Which bits of a word are exponents: all of a mask set is a number that is not finite.
 fn masks(dtype: DType) -> Option<[u32; 2]> {
     match dtype {
-        DType::F32 => Some([0x7f80_0000; 2]),
+        DType::F32 | DType::TF32 => Some([0x7f80_0000; 2]),
         DType::BF16 => Some([0x7f80, 0x7f80_0000]),
         DType::F16 => Some([0x7c00, 0x7c00_0000]),
         DType::F64 | DType::E4M3 | DType::I64 | DType::I32 | DType::Bool => None,

@@ -336,7 +336,7 @@ fn kind(dtype: DType) -> Option<sys::ncclDataType_t> {
     use sys::ncclDataType_t as N;
     match dtype {
         DType::F64 => Some(N::ncclFloat64),
-        DType::F32 => Some(N::ncclFloat32),
+        DType::F32 | DType::TF32 => Some(N::ncclFloat32),
         DType::BF16 => Some(N::ncclBfloat16),
         DType::F16 => Some(N::ncclFloat16),
         DType::I64 => Some(N::ncclInt64),

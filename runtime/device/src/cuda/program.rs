@@ -317,6 +317,7 @@ fn encode(context: &Context, d: &Described) -> Result<CUtensorMap, String> {
     // Rows of f32 lie as they are; neighbours of the others are permuted within 128 bytes.
     let (dtype, swizzle) = match d.dtype {
         DType::F32 => (Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32, Swizzle::CU_TENSOR_MAP_SWIZZLE_NONE),
+        DType::TF32 => (Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32, Swizzle::CU_TENSOR_MAP_SWIZZLE_128B),
         DType::BF16 => (Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, Swizzle::CU_TENSOR_MAP_SWIZZLE_128B),
         DType::F16 => (Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16, Swizzle::CU_TENSOR_MAP_SWIZZLE_128B),
         DType::E4M3 => (Type::CU_TENSOR_MAP_DATA_TYPE_UINT8, Swizzle::CU_TENSOR_MAP_SWIZZLE_128B),

@@ -39,6 +39,30 @@ fn elementwise_at_the_corners() {
 }
 
 #[test]
+fn products_in_tf32_have_gradients_in_tf32() {
+    let mut f = Func::new("f");
+    let ty = |shape: [i64; 2]| TensorType::new(DType::F32, shape.map(Dim::from).to_vec());
+    let args = [f.arg("x", Role::Input, ty([2, 3])), f.arg("w", Role::Param, ty([3, 4]))];
+    let mut b = Builder::new(&mut f);
+    let wide = args.map(|v| {
+        let narrow = b.cast(v, DType::TF32);
+        b.cast(narrow, DType::F32)
+    });
+    let y = b.contract("ik,kj->ij", wide[0], wide[1]);
+    let square = b.mul(y, y);
+    let total = b.sum(square, &[0, 1]);
+    f.output("total", Role::Scalar, total);
+    let g = grad(&f, &[0, 1], Seed { objective: "total", remat: Remat::Cheap }).expect("it has a derivative");
+    let rounded = |v: &Value| matches!(g.def(*v).op, Op::Cast(DType::F32)) && g.ty(g.def(*v).inputs[0]).dtype == DType::TF32;
+    let products: Vec<_> = g.nodes.values().filter(|n| matches!(n.op, Op::Contract(_))).collect();
+    assert_eq!(products.len(), 3);
+    assert!(products.iter().all(|n| n.inputs.iter().all(rounded)));
+    // What they give is as it is.
+    let results = [1, 2].map(|i| g.def(g.outputs[i].value));
+    assert!(results.iter().all(|n| n.types[0].dtype == DType::F32 && !matches!(n.op, Op::Cast(_))));
+}
+
+#[test]
 fn casts_and_stops() {
     check("cast", &["f 4"], &[], |b, x| {
         let narrow = b.cast(x[0], DType::BF16);

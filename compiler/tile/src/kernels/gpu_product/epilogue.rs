@@ -86,7 +86,7 @@ impl Epilogue<'_> {
     pub fn fits(dtype: DType, matrices: usize, mapped: &[DType]) -> bool {
         let halves: usize = mapped.iter().map(|d| if is_narrow(*d) { 1 } else { 2 }).sum();
         let alike = mapped.len() <= matrices || mapped.iter().all(|d| is_narrow(*d));
-        !is_narrow(dtype) || alike && halves <= 2 * matrices
+        !(is_narrow(dtype) || dtype == DType::TF32) || alike && halves <= 2 * matrices
     }
     /// What is called so of matrix `i`.
     pub(super) fn name(&self, of: &str, i: usize) -> String {

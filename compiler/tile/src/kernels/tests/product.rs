@@ -120,6 +120,20 @@ fn narrow_operands_have_products_in_f32() {
 }
 
 #[test]
+fn products_of_tf32() {
+    // Copied where terms are neighbours in both.
+    for (turned, copied) in [([false, true], 3), ([false, false], 1), ([true, true], 1)] {
+        assert_eq!(mixed([DType::TF32, DType::F32], [72, 80, 136], turned, &[], false, None), copied);
+    }
+    assert_eq!(mixed([DType::TF32, DType::F32], [20, 24, 40], [false, true], &[(2, [800, 960, 480])], true, None), 3);
+    mixed([DType::TF32, DType::F32], [5, 3, 7], [false, true], &[], false, None);
+    mixed([DType::TF32, DType::TF32], [5, 8, 16], [false, true], &[], false, None);
+    for t in Tiling::OF_TF32 {
+        mixed([DType::TF32, DType::F32], [t.m + 8, t.n + 8, t.k + 8], [false, true], &[], true, Some(t));
+    }
+}
+
+#[test]
 fn products_with_every_tiling() {
     for t in Tiling::LEGAL {
         dense(DType::F16, [t.m + 8, t.n + 8, t.k + 8], [false, true], &[], true, Some(t));
