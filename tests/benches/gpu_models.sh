@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every shipped model, small, on a GPU against the host, and how fast launches are.
+# Every shipped model, and Llama with products in tf32, small, on a GPU against the host, and how fast launches are.
 #
 #   tests/benches/gpu_models.sh build FOLDER    # where the compiler is: libraries for both, what the host computes, and a runner
 #   tests/benches/gpu_models.sh check FOLDER    # where the GPU is: correctness first, then figures
@@ -8,11 +8,11 @@
 set -eu
 do=$1
 folder=$2
-models="llama strata qwen3_moe deepseek_v3"
+models="llama llama_tf32 strata qwen3_moe deepseek_v3"
 
 settings() {
   case $1 in
-    llama) echo num_hidden_layers=2 vocab_size=32 hidden_size=32 intermediate_size=48 num_attention_heads=4 head_dim=16 ;;
+    llama | llama_tf32) echo num_hidden_layers=2 vocab_size=32 hidden_size=32 intermediate_size=48 num_attention_heads=4 head_dim=16 ;;
     strata) echo layers=2 vocab=32 d=32 heads=4 kv=2 dh=8 experts=4 ff=16 length=8 stride=4 size=8 count=3 window=12 ;;
     qwen3_moe) echo num_hidden_layers=2 vocab_size=32 hidden_size=32 moe_intermediate_size=16 head_dim=8 num_experts=4 ;;
     deepseek_v3)
@@ -31,14 +31,19 @@ if [ "$do" = build ]; then
   for m in $models; do
     set --
     for s in $(settings "$m"); do set -- "$@" --set "$s"; done
-    "$lode" build "$root/models/$m/model.lode" "$@" --lib c -o "$folder/host"
-    "$lode" build "$root/models/$m/model.lode" "$@" --lib c --no-optimize -o "$folder/plain"
-    "$lode" build "$root/models/$m/model.lode" "$@" --target sm_90a --lib none -o "$folder/gpu"
+    model=$root/models/$m/model.lode
+    if [ "$m" = llama_tf32 ]; then
+      model=$folder/$m.lode
+      sed -e 's/^dims B, T$/&\nprecision { matmul = tf32 }/' -e 's/\bllama(/llama_tf32(/' "$root/models/llama/model.lode" >"$model"
+    fi
+    "$lode" build "$model" "$@" --lib c -o "$folder/host"
+    "$lode" build "$model" "$@" --lib c --no-optimize -o "$folder/plain"
+    "$lode" build "$model" "$@" --target sm_90a --lib none -o "$folder/gpu"
   done
   "$runner" record "$folder" $models
   cp "$runner" "$folder/on_gpu"
   cp "$0" "$folder/"
-  rm -r "$folder/host" "$folder/plain"
+  rm -rf "$folder/host" "$folder/plain" "$folder/llama_tf32.lode"
   exit
 fi
 
