@@ -252,20 +252,20 @@
   %140 = "tile.const"() {value = 1.0 : f64} : () -> i64
   %141 = "tile.const"() {value = 0.0 : f64} : () -> i64
   "tile.copy_rows"(%b10, %s0, %b11, %137, %138, %v0, %139, %140, %141) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, !tile.buffer<i32, "4", "read", 4 : i64>, i64, i64, i64, i64, i64, i64) -> ()
-  %142 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %143 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %144 = "tile.const"() {value = 8.0 : f64} : () -> i64
-  %145 = "tile.const"() {value = 1.0 : f64} : () -> i64
-  %146 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy"(%s0, %b10, %142, %143, %v0, %144, %145, %146) {rows = 4 : i64, cols = 16 : i64} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write", 4 : i64>, i64, i64, i64, i64, i64, i64) -> ()
-  %147 = "tile.dim"() {index = 0 : i64} : () -> i64
-  %148 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %142 = "tile.const"() {value = 2.0 : f64} : () -> i64
+  %143 = "tile.map"(%v0, %142) {fn = "lt"} : (i64, i64) -> i1
+  %144 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %145 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %146 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %147 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %148 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy_paired"(%b10, %s0, %143, %144, %145, %v0, %146, %147, %148) {rows = 4 : i64, cols = 16 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, i1, i64, i64, i64, i64, i64, i64) -> ()
   %149 = "tile.dim"() {index = 0 : i64} : () -> i64
   %150 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %151 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %152 = "tile.const"() {value = 1.0 : f64} : () -> i64
   %153 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy_runs"(%b10, %s0, %147, %148, %v0, %149, %150, %v0, %151, %152, %153) {rows = 4 : i64, cols = 16 : i64, run = 2 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  "tile.copy"(%s0, %b10, %149, %150, %v0, %151, %152, %153) {rows = 4 : i64, cols = 16 : i64} : (!tile.scratch<f32, 64 : i64>, !tile.buffer<f32, "64", "read_write", 4 : i64>, i64, i64, i64, i64, i64, i64) -> ()
   %154 = "tile.dim"() {index = 0 : i64} : () -> i64
   %155 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %156 = "tile.dim"() {index = 0 : i64} : () -> i64
@@ -273,9 +273,17 @@
   %158 = "tile.const"() {value = 8.0 : f64} : () -> i64
   %159 = "tile.const"() {value = 1.0 : f64} : () -> i64
   %160 = "tile.const"() {value = 0.0 : f64} : () -> i64
-  "tile.copy_rows_of_runs"(%b10, %s0, %b11, %154, %155, %v0, %156, %157, %v0, %158, %159, %160) {rows = 4 : i64, cols = 16 : i64, run = 2 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, !tile.buffer<i32, "4", "read", 4 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  "tile.copy_runs"(%b10, %s0, %154, %155, %v0, %156, %157, %v0, %158, %159, %160) {rows = 4 : i64, cols = 16 : i64, run = 2 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
+  %161 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %162 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %163 = "tile.dim"() {index = 0 : i64} : () -> i64
+  %164 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %165 = "tile.const"() {value = 8.0 : f64} : () -> i64
+  %166 = "tile.const"() {value = 1.0 : f64} : () -> i64
+  %167 = "tile.const"() {value = 0.0 : f64} : () -> i64
+  "tile.copy_rows_of_runs"(%b10, %s0, %b11, %161, %162, %v0, %163, %164, %v0, %165, %166, %167) {rows = 4 : i64, cols = 16 : i64, run = 2 : i64} : (!tile.buffer<f32, "64", "read_write", 4 : i64>, !tile.scratch<f32, 64 : i64>, !tile.buffer<i32, "4", "read", 4 : i64>, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> ()
   "vector.yield"() : () -> ()
-}) {sym_name = "every_op", grid = "B*floordiv(T + 63, 64)", dims = ["T"], buffers = ["f64", "f32", "bf16", "f16", "e4m3", "i64", "i32", "bool", "tf32", "odd \"name\"", "z", "by"], scratch = ["s"], vars = [i64, f64, f32, f32, f32, f32, i64, i32, i1, f32, f32, f64, f32, f64, f32, f64, f32, f64, f32, f32, f32, f32, f32, i64, i64, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, i1, i1, i1, i1, i1, i1, i1, i1, f32, f64, f32, f32, f32, f32, i64, i32, i1, f32, i32, f32, i64, i64, i64, i64, i64, i64]} : () -> ()
+}) {sym_name = "every_op", grid = "2*B*floordiv(T + 63, 64)", dims = ["T"], buffers = ["f64", "f32", "bf16", "f16", "e4m3", "i64", "i32", "bool", "tf32", "odd \"name\"", "z", "by"], scratch = ["s"], vars = [i64, f64, f32, f32, f32, f32, i64, i32, i1, f32, f32, f64, f32, f64, f32, f64, f32, f64, f32, f32, f32, f32, f32, i64, i64, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, f32, i1, i1, i1, i1, i1, i1, i1, i1, f32, f64, f32, f32, f32, f32, i64, i32, i1, f32, i32, f32, i64, i64, i64, i64, i64, i64]} : () -> ()
 "tile.kernel"() ({
 ^bb0(%v0: i64, %b0: !tile.buffer<bf16, "32*B*T", "read", 2 : i64>, %b1: !tile.buffer<bf16, "16*B*S", "read", 2 : i64>, %b2: !tile.buffer<bf16, "32*B*S", "read", 2 : i64>, %b3: !tile.buffer<i32, "8*B*T", "read", 4 : i64>, %b4: !tile.buffer<bf16, "64*B*T", "write", 2 : i64>, %b5: !tile.buffer<f32, "4*B*T", "write", 4 : i64>, %s0: !tile.scratch<i1, 32 : i64>, %s1: !tile.scratch<f32, 128 : i64>, %s2: !tile.scratch<i1, 8 : i64>, %s3: !tile.scratch<f32, 64 : i64>, %s4: !tile.scratch<f32, 64 : i64>, %s5: !tile.scratch<f32, 128 : i64>, %s6: !tile.scratch<f32, 8 : i64>, %s7: !tile.scratch<f32, 8 : i64>, %s8: !tile.scratch<f32, 8 : i64>, %s9: !tile.scratch<f32, 8 : i64>):
   %0 = "tile.dim"() {index = 0 : i64} : () -> i64

@@ -269,7 +269,18 @@ irdl.dialect @tile {
     irdl.operands(from: %from, to: %to, axes: variadic %i64)
     irdl.attributes {"rows" = %a_rows, "cols" = %a_cols}
   }
-  // The same of rows in runs along two axes.
+  // A copy to scratch that the block beside may make too, by halves for both.
+  irdl.operation @copy_paired {
+    %from = irdl.base @tile::@buffer
+    %to = irdl.base @tile::@scratch
+    %i1 = irdl.is i1
+    %i64 = irdl.is i64
+    %a_rows = irdl.base "#builtin.integer"
+    %a_cols = irdl.base "#builtin.integer"
+    irdl.operands(from: %from, to: %to, paired: %i1, axes: variadic %i64)
+    irdl.attributes {"rows" = %a_rows, "cols" = %a_cols}
+  }
+  // A copy of rows in runs along two axes.
   irdl.operation @copy_runs {
     %from_buffer = irdl.base @tile::@buffer
     %from_scratch = irdl.base @tile::@scratch

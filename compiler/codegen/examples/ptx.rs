@@ -196,6 +196,19 @@ fn products() -> Vec<Kernel> {
             all.push(product(DType::BF16, Dim::from(2 * t.m + 8), [t.n + 8, 3 * t.k + 8], turned, 1, false, Some(t)));
         }
     }
+    // In pairs: an odd number of tiles, an even one, strips that end, a batch, sums to what is there.
+    for t in Tiling::LEGAL[..5].iter().map(|t| Tiling { pairs: true, ..*t }) {
+        for turned in [[false, true], [true, false]] {
+            let m = |tiles: i64| Dim::from(tiles * t.m - 8);
+            all.push(product(DType::BF16, m(3), [3 * t.n - 8, 7 * t.k + 8], turned, 1, false, Some(t)));
+            all.push(product(DType::BF16, m(2), [t.n, 200], turned, 3, true, Some(t)));
+        }
+        all.push(product(DType::BF16, Dim::sym("M"), [t.n + 8, 200], [false, true], 1, false, Some(t)));
+    }
+    let t = Tiling { pairs: true, ..Tiling::LEGAL[0] };
+    all.push(product(DType::BF16, Dim::from(17 * 128), [512, 136], [false, true], 1, false, Some(t)));
+    all.push(mapped(Way::Residual, DType::BF16, Dim::sym("M"), [264, 200], [false, true], Some(t)));
+    all.push(mapped(Way::Gate(true), DType::BF16, Dim::sym("M"), [264, 200], [false, true], Some(Tiling { n: 128, ..t })));
     all.push(product(DType::F64, Dim::sym("M"), [50, 30], [false, true], 1, false, None));
     all.push(product(DType::BF16, Dim::sym("M"), [2112, 1024], [false, true], 1, false, None));
     for (dtype, k) in [(DType::BF16, 136), (DType::F32, 30)] {
@@ -204,9 +217,20 @@ fn products() -> Vec<Kernel> {
             all.push(gpu_grouped(&Grouped { dtype, extents, further: Vec::new(), rows, accumulate: false, aligned: true }, None));
         }
     }
-    all.push(gated(Dim::from(5), [136, 72], true, None));
-    all.push(gated(Dim::from(5), [136, 72], true, Some(Dim::from(3))));
-    all.push(gated(Dim::from(5), [392, 72], false, Some(Dim::sym("M"))));
+    let in_pairs = |t: Tiling| Some(Tiling { pairs: true, ..t });
+    for t in [0, 2, 5].map(|i| in_pairs(Tiling::LEGAL[i])) {
+        for rows in [Some(false), Some(true), None] {
+            let extents = [Dim::from(5), Dim::sym("M"), Dim::from(264), Dim::from(520)];
+            let p = Grouped { dtype: DType::BF16, extents, further: Vec::new(), rows, accumulate: false, aligned: true };
+            all.push(gpu_grouped(&p, t));
+        }
+    }
+    for taken in [None, Some(Dim::from(3))] {
+        all.push(gated(Dim::from(5), [136, 264], true, taken, in_pairs(Tiling::LEGAL[2])));
+    }
+    all.push(gated(Dim::from(5), [136, 72], true, None, None));
+    all.push(gated(Dim::from(5), [136, 72], true, Some(Dim::from(3)), None));
+    all.push(gated(Dim::from(5), [392, 72], false, Some(Dim::sym("M")), None));
     for way in WAYS {
         if way != Way::Three {
             all.push(mapped(way, DType::BF16, Dim::sym("M"), [264, 200], [false, true], None));
@@ -250,6 +274,10 @@ fn large_products() -> Vec<Kernel> {
     }
     all.push(product(DType::BF16, Dim::sym("M"), [8192, 8192], [false, false], 1, false, None));
     all.push(product(DType::BF16, Dim::from(8192), [8192, 8192], [true, false], 1, false, None));
+    for [n, k] in [[2112, 7168], [24576, 1536], [7168, 16384], [4096, 7168], [7168, 2048], [8192, 8192]] {
+        let t = Tiling { pairs: true, ..Tiling::LEGAL[0] };
+        all.push(product(DType::BF16, Dim::sym("M"), [n, k], [false, true], 1, false, Some(t)));
+    }
     for t in &Tiling::LEGAL[..3] {
         all.push(product(DType::BF16, Dim::sym("M"), [4096, 7168], [false, true], 1, false, Some(*t)));
     }
@@ -264,7 +292,7 @@ fn large_products() -> Vec<Kernel> {
 }
 
 /// A product of codes, or one of each of two matrices with their gate.
-fn of_codes(m: Dim, [n, k]: [i64; 2], block: i64, gate: bool, t: Option<Tiling>) -> Kernel {
+fn of_codes(m: Dim, [n, k]: [i64; 2], [block, columns]: [i64; 2], gate: bool, t: Option<Tiling>) -> Kernel {
     let [one, n, k] = [1, n, k].map(Dim::from);
     let strides = [&k, &one, &one, &k, &n, &one].map(Dim::clone);
     let p = Product {
@@ -279,39 +307,47 @@ fn of_codes(m: Dim, [n, k]: [i64; 2], block: i64, gate: bool, t: Option<Tiling>)
     };
     let map = |_: &mut Build, at: &Element| vec![Expr::Map(MapFn::Swiglu, at.products.clone())];
     let (given, matrices) = if gate { (Given::Map, 2) } else { (Given::Product(0), 1) };
-    let (results, codes) = (vec![(given, DType::BF16)], Some(OfCodes { block, product: DType::BF16 }));
+    let (results, codes) = (vec![(given, DType::BF16)], Some(OfCodes { block, columns, product: DType::BF16 }));
     let map: Option<&dyn Fn(&mut Build, &Element) -> Vec<Expr>> = if gate { Some(&map) } else { None };
     gpu_product_map(&p, &Epilogue { taken: None, codes, matrices, operands: Vec::new(), results, map, units: None }, t)
 }
 
 /// The same over ragged rows.
-fn grouped_codes([groups, rows]: [Dim; 2], [k, n]: [i64; 2], gate: bool, taken: Option<Dim>) -> Kernel {
+fn grouped_codes([groups, rows]: [Dim; 2], [k, n]: [i64; 2], gate: bool, taken: Option<Dim>, t: Option<Tiling>) -> Kernel {
     let map = |_: &mut Build, at: &Element| vec![Expr::Map(MapFn::Swiglu, at.products.clone())];
     let (given, matrices) = if gate { (Given::Map, 2) } else { (Given::Product(0), 1) };
-    let (results, codes) = (vec![(given, DType::BF16)], Some(OfCodes { block: 128, product: DType::BF16 }));
+    let (results, codes) = (vec![(given, DType::BF16)], Some(OfCodes { block: 128, columns: 1, product: DType::BF16 }));
     let extents = [groups, rows, Dim::from(k), Dim::from(n)];
     let p = Grouped { dtype: DType::E4M3, extents, further: Vec::new(), rows: Some(true), accumulate: false, aligned: true };
     let map: Option<&dyn Fn(&mut Build, &Element) -> Vec<Expr>> = if gate { Some(&map) } else { None };
-    gpu_grouped_map(&p, &Epilogue { taken, codes, matrices, operands: Vec::new(), results, map, units: None }, None)
+    gpu_grouped_map(&p, &Epilogue { taken, codes, matrices, operands: Vec::new(), results, map, units: None }, t)
 }
 
 /// Products of codes with every tiling, extents that do not fit, a gate, ragged rows.
 fn codes() -> Vec<Kernel> {
     let mut all: Vec<Kernel> =
-        Tiling::OF_CODES.into_iter().map(|t| of_codes(Dim::sym("M"), [264, 400], 128, false, Some(t))).collect();
-    all.push(of_codes(Dim::from(256), [256, 512], 256, false, None));
-    all.push(of_codes(Dim::sym("M"), [40, 144], 144, false, None));
-    all.push(of_codes(Dim::sym("M"), [50, 30], 128, false, None));
-    all.push(of_codes(Dim::sym("M"), [264, 400], 128, true, None));
+        Tiling::OF_CODES.into_iter().map(|t| of_codes(Dim::sym("M"), [264, 400], [128, 1], false, Some(t))).collect();
+    for (t, pairs) in [0, 2, 3].into_iter().flat_map(|i| [false, true].map(|pairs| (Tiling::OF_CODES[i], pairs))) {
+        all.push(of_codes(Dim::sym("M"), [264, 400], [128, 128], false, Some(Tiling { pairs, ..t })));
+    }
+    all.push(of_codes(Dim::sym("M"), [264, 400], [128, 1], true, Some(Tiling { pairs: true, ..Tiling::OF_CODES[2] })));
+    all.push(of_codes(Dim::from(256), [256, 512], [256, 1], false, None));
+    all.push(of_codes(Dim::sym("M"), [40, 144], [144, 1], false, None));
+    all.push(of_codes(Dim::sym("M"), [50, 30], [128, 1], false, None));
+    all.push(of_codes(Dim::sym("M"), [264, 400], [128, 1], true, None));
     let groups = || [Dim::from(5), Dim::sym("M")];
-    all.push(grouped_codes(groups(), [272, 136], false, None));
-    all.push(grouped_codes(groups(), [272, 136], true, None));
-    all.push(grouped_codes(groups(), [272, 136], true, Some(Dim::sym("M"))));
+    all.push(grouped_codes(groups(), [272, 136], false, None, None));
+    all.push(grouped_codes(groups(), [272, 136], true, None, None));
+    for (i, gate) in [(0, false), (2, false), (2, true)] {
+        let t = Some(Tiling { pairs: true, ..Tiling::OF_CODES[i] });
+        all.push(grouped_codes(groups(), [272, 264], gate, None, t));
+    }
+    all.push(grouped_codes(groups(), [272, 136], true, Some(Dim::sym("M")), None));
     // Rows that are shorter than a piece, in one block.
-    all.extend([[20, 32], [48, 16]].map(|nk| of_codes(Dim::sym("M"), nk, 64, false, None)));
-    all.push(of_codes(Dim::sym("M"), [32, 32], 64, true, None));
-    all.push(grouped_codes(groups(), [32, 16], false, None));
-    all.push(grouped_codes(groups(), [16, 32], true, Some(Dim::sym("M"))));
+    all.extend([[20, 32], [48, 16]].map(|nk| of_codes(Dim::sym("M"), nk, [64, 1], false, None)));
+    all.push(of_codes(Dim::sym("M"), [32, 32], [64, 1], true, None));
+    all.push(grouped_codes(groups(), [32, 16], false, None, None));
+    all.push(grouped_codes(groups(), [16, 32], true, Some(Dim::sym("M")), None));
     numbered(all)
 }
 
@@ -320,16 +356,26 @@ fn large_codes() -> Vec<Kernel> {
     let mut all = Vec::new();
     for [n, k] in [[2112, 7168], [24576, 1536], [7168, 16384], [4096, 7168], [7168, 2048]] {
         all.push(product(DType::BF16, Dim::sym("M"), [n, k], [false, true], 1, false, None));
-        all.extend(Tiling::OF_CODES.map(|t| of_codes(Dim::sym("M"), [n, k], 128, false, Some(t))));
+        all.extend(Tiling::OF_CODES.map(|t| of_codes(Dim::sym("M"), [n, k], [128, 1], false, Some(t))));
+        for t in [Tiling::OF_CODES[0], Tiling::OF_CODES[2], Tiling::OF_CODES[3]] {
+            for pairs in [false, true] {
+                all.push(of_codes(Dim::sym("M"), [n, k], [128, 128], false, Some(Tiling { pairs, ..t })));
+            }
+            all.push(of_codes(Dim::sym("M"), [n, k], [128, 1], false, Some(Tiling { pairs: true, ..t })));
+        }
     }
-    all.push(of_codes(Dim::sym("M"), [2048, 7168], 128, true, None));
+    all.push(of_codes(Dim::sym("M"), [2048, 7168], [128, 1], true, None));
     for [k, n] in [[7168, 4096], [2048, 7168]] {
         let extents = [Dim::from(4), Dim::sym("R"), Dim::from(k), Dim::from(n)];
         let p = Grouped { dtype: DType::BF16, extents, further: Vec::new(), rows: Some(true), accumulate: false, aligned: true };
         all.push(gpu_grouped(&p, None));
-        all.push(grouped_codes([Dim::from(4), Dim::sym("R")], [k, n], false, None));
+        all.push(grouped_codes([Dim::from(4), Dim::sym("R")], [k, n], false, None, None));
+        for i in [0, 2] {
+            let t = Some(Tiling { pairs: true, ..Tiling::OF_CODES[i] });
+            all.push(grouped_codes([Dim::from(4), Dim::sym("R")], [k, n], false, None, t));
+        }
     }
-    all.push(grouped_codes([Dim::from(4), Dim::sym("R")], [7168, 2048], true, Some(Dim::sym("T"))));
+    all.push(grouped_codes([Dim::from(4), Dim::sym("R")], [7168, 2048], true, Some(Dim::sym("T")), None));
     numbered(all)
 }
 
@@ -339,21 +385,21 @@ fn large_grouped() -> Vec<Kernel> {
     for [groups, k, n] in [[128, 2048, 1536], [128, 768, 2048], [32, 7168, 4096], [32, 2048, 7168]] {
         for rows in [Some(true), Some(false), None] {
             let extents = [Dim::from(groups), Dim::sym("R"), Dim::from(k), Dim::from(n)];
-            all.push(gpu_grouped(
-                &Grouped { dtype: DType::BF16, extents, further: Vec::new(), rows, accumulate: false, aligned: true },
-                None,
-            ));
+            let p = Grouped { dtype: DType::BF16, extents, further: Vec::new(), rows, accumulate: false, aligned: true };
+            all.extend([false, true].map(|pairs| gpu_grouped(&p, Some(Tiling { pairs, ..Tiling::LEGAL[0] }))));
         }
     }
     for [groups, k, n] in [[128, 2048, 768], [32, 7168, 2048]] {
-        all.extend([false, true].map(|kept| gated(Dim::from(groups), [k, n], kept, None)));
-        all.extend([false, true].map(|kept| gated(Dim::from(groups), [k, n], kept, Some(Dim::sym("T")))));
+        all.extend([false, true].map(|kept| gated(Dim::from(groups), [k, n], kept, None, None)));
+        all.extend([false, true].map(|kept| gated(Dim::from(groups), [k, n], kept, Some(Dim::sym("T")), None)));
+        let t = Some(Tiling { pairs: true, ..Tiling::LEGAL[2] });
+        all.extend([None, Some(Dim::sym("T"))].map(|taken| gated(Dim::from(groups), [k, n], false, taken, t)));
     }
     numbered(all)
 }
 
 /// Both first products of experts and their gate, in one.
-fn gated(groups: Dim, [k, n]: [i64; 2], kept: bool, taken: Option<Dim>) -> Kernel {
+fn gated(groups: Dim, [k, n]: [i64; 2], kept: bool, taken: Option<Dim>, t: Option<Tiling>) -> Kernel {
     let gate = |_: &mut Build, at: &Element| vec![Expr::Map(MapFn::Swiglu, at.products.clone())];
     let results = [Given::Map, Given::Product(0), Given::Product(1)][..if kept { 3 } else { 1 }]
         .iter()
@@ -364,7 +410,7 @@ fn gated(groups: Dim, [k, n]: [i64; 2], kept: bool, taken: Option<Dim>) -> Kerne
     gpu_grouped_map(
         &p,
         &Epilogue { taken, codes: None, matrices: 2, operands: Vec::new(), results, map: Some(&gate), units: None },
-        None,
+        t,
     )
 }
 

@@ -53,6 +53,8 @@ pub struct GpuKernel {
     pub symbol: String,
     /// Threads of a block, in one dimension.
     pub threads: u32,
+    /// Neighbouring blocks that are a cluster: a multiple of so many is launched.
+    pub cluster: u32,
     /// The number of blocks that have something to do. Fewer do the same work, more than that idle; at least one has to be launched if
     /// there is work.
     pub grid: Dim,
@@ -161,6 +163,7 @@ fn emit(i: usize, kernel: &Kernel, places: &Places) -> Result<(Function, GpuKern
     let launch = GpuKernel {
         symbol: k.name.clone(),
         threads: plan.launched(),
+        cluster: if plan.hopper.as_ref().is_some_and(|h| h.pairs) { 2 } else { 1 },
         grid: plan.grid.clone(),
         blocks: plan.blocks.clone(),
         static_shared: function.reductions,

@@ -272,6 +272,7 @@ fn gpu_launch(k: &codegen::GpuKernel) -> library::GpuLaunch {
     };
     library::GpuLaunch {
         threads: k.threads,
+        cluster: k.cluster,
         blocks: k.blocks.clone(),
         static_shared_bytes: k.static_shared,
         dynamic_shared_bytes: k.dynamic_shared,

@@ -326,9 +326,11 @@ fn check(d: &Driver, module: *mut c_void, k: &Kernel, l: &Launch, env: &DimEnv, 
         return Ok(false);
     }
     let f = d.function(module, l);
-    let work = eval(&l.grid, env).max(1);
+    let work = eval(&l.grid, env).max(if k.in_pairs() { 2 } else { 1 });
     let mut first: Option<Vec<Vec<u8>>> = None;
-    for blocks in [work, 3, work] {
+    // Clusters of two are launched whole.
+    let some = if k.in_pairs() { 4 } else { 3 };
+    for blocks in [work, some, work] {
         let buffers: Vec<Address> = k
             .buffers
             .iter()

@@ -101,6 +101,14 @@ pub enum InterpError {
         /// The element.
         index: usize,
     },
+    /// A block's copies are not those that the block beside it makes.
+    #[error("block {block}: copy {copy} is not that of the block beside")]
+    Paired {
+        /// The block.
+        block: u32,
+        /// The copy's number among those that may be alike.
+        copy: usize,
+    },
     /// More statements than allowed.
     #[error("block {block} does not end")]
     Endless {
@@ -146,7 +154,9 @@ pub fn run(kernel: &Kernel, buffers: &mut [Vec<f64>], dims: &DimEnv, options: Op
         touched: Vec::new(),
         epoch: 0,
         stored: HashMap::new(),
+        copies: Vec::new(),
     };
+    let mut pairs: HashMap<u32, Vec<(bool, Vec<i64>)>> = HashMap::new();
     let grid = value(&kernel.grid)?.max(0);
     let grid = u32::try_from(grid).ok().filter(|n| *n < SEVERAL);
     let grid = grid.ok_or_else(|| InterpError::Arguments("too many blocks".into()))?;
@@ -156,6 +166,17 @@ pub fn run(kernel: &Kernel, buffers: &mut [Vec<f64>], dims: &DimEnv, options: Op
         m.scratch = kernel.scratch.iter().map(|s| vec![None; s.elems]).collect();
         m.list(&kernel.body)?;
         m.report.blocks += 1;
+        let copies = std::mem::take(&mut m.copies);
+        match pairs.remove(&(block ^ 1)) {
+            None => _ = pairs.insert(block, copies),
+            Some(others) => {
+                let alike = |(x, y): (&(bool, Vec<i64>), &(bool, Vec<i64>))| x.0 == y.0 && (!x.0 || x.1 == y.1);
+                let same = copies.iter().zip(&others).take_while(|pair| alike(*pair)).count();
+                if same < copies.len().max(others.len()) {
+                    return Err(InterpError::Paired { block, copy: same });
+                }
+            }
+        }
     }
     let unwritten = |(b, t): (&crate::ir::Buffer, &Track)| match b.access {
         Access::Read => 0,
@@ -216,6 +237,8 @@ struct Machine<'a> {
     epoch: u64,
     /// The memories that a loop's body writes, by the body's address.
     stored: HashMap<usize, Rc<[bool]>>,
+    /// The block's copies that the block beside may make too: whether it does, and of what.
+    copies: Vec<(bool, Vec<i64>)>,
 }
 
 impl Machine<'_> {
@@ -457,6 +480,12 @@ impl Machine<'_> {
     fn copy(&mut self, c: &Copy) -> Result<(), InterpError> {
         let axis = |m: &mut Self, a: &crate::ir::Axis| Ok([m.int(&a.extent)?, m.int(&a.stride)?, m.int(&a.at)?]);
         let axes = c.axes.iter().map(|a| axis(self, a)).collect::<Result<Vec<_>, InterpError>>()?;
+        if let Some(paired) = &c.paired {
+            let memories = [self.id(c.from), self.id(c.to)].map(|i| i as i64);
+            let what = memories.into_iter().chain(axes.iter().flatten().copied()).collect();
+            let alike = self.expr(paired)?.0 != 0.0;
+            self.copies.push((alike, what));
+        }
         for (r, col) in (0..c.rows).flat_map(|r| (0..c.cols).map(move |col| (r, col))) {
             let (mut inside, mut index) = (true, 0);
             for (back, [extent, stride, at]) in axes.iter().rev().enumerate() {
@@ -657,6 +686,18 @@ mod tests {
         fails("turns 1 and 0 of a vector loop share element 1", &[4], |b| {
             let x = b.update("x", DType::F32, Dim::from(4));
             b.each(Expr::int(3), |b, i| b.store(x, i.clone(), Expr::load(x, i + Expr::int(1))));
+        });
+        fails("block 1: copy 1 is not that of the block beside", &[32], |b| {
+            let x = b.read("x", DType::F32, Dim::from(32));
+            let s = b.scratch("s", DType::F32, 8);
+            b.kernel.grid = Dim::from(2);
+            // The first is another one, as it says; the second one is, and does not.
+            for alike in [0.0, 1.0] {
+                let axes = [(Expr::int(4), Expr::int(8), b.block()), (Expr::int(8), Expr::int(1), Expr::int(0))];
+                let axes = axes.map(|(extent, stride, at)| crate::ir::Axis { extent, stride, at }).into();
+                let paired = Some(Build::f(DType::Bool, alike));
+                b.push(Stmt::Copy(Copy { from: x, to: s, rows: 1, cols: 8, run: 1, axes, index: None, paired }));
+            }
         });
         fails("does not end", &[], |b| {
             let v = b.var(DType::I64, Expr::int(0));

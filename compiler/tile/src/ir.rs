@@ -186,6 +186,9 @@ pub struct Copy {
     /// A buffer of i32 by which rows are taken, to scratch: row `r` is at index `index[at + r]` of the last axis but one, or where the rectangle has three axes,
     /// run `r / run` at index `index[at + r / run]` of the one before. Past the end of `index` scratch becomes 0.
     pub index: Option<usize>,
+    /// Of a rectangle of two axes that goes to scratch, in a kernel whose blocks run in pairs: whether the block beside, `block ^ 1`, makes the same copy as its
+    /// copy of the same number, so that each may bring half of it for both. Both blocks make equally many such copies. Bool.
+    pub paired: Option<Expr>,
 }
 
 /// An axis of a buffer.
@@ -223,7 +226,7 @@ impl Copy {
     }
     /// Its expressions.
     pub fn exprs(&self) -> impl Iterator<Item = &Expr> {
-        self.axes.iter().flat_map(|a| [&a.extent, &a.stride, &a.at])
+        self.axes.iter().flat_map(|a| [&a.extent, &a.stride, &a.at]).chain(&self.paired)
     }
 }
 
@@ -428,6 +431,13 @@ expr_op!(Sub sub Sub);
 expr_op!(Mul mul Mul);
 
 impl Kernel {
+    /// Whether blocks `2i` and `2i + 1` run as a pair: one of its copies says whether the block beside makes it too.
+    pub fn in_pairs(&self) -> bool {
+        fn any(body: &[Stmt]) -> bool {
+            body.iter().any(|s| matches!(s, Stmt::Copy(c) if c.paired.is_some()) || s.lists().into_iter().any(any))
+        }
+        any(&self.body)
+    }
     /// An empty kernel of one block; variable 0 is the block's index.
     pub fn new(name: &str) -> Kernel {
         Kernel {

@@ -182,7 +182,8 @@ impl Printer<'_> {
     fn copy(&mut self, c: &Copy, ops: &mut Vec<TextOp>) -> TextOp {
         let memories = [c.from, c.to].into_iter().chain(c.index.map(Mem::Buffer));
         let mut operands: Vec<TextValue> = memories.map(|m| self.mem(m)).collect();
-        for e in c.exprs() {
+        operands.extend(c.paired.as_ref().map(|e| self.expr(e, ops)));
+        for e in c.axes.iter().flat_map(|a| [&a.extent, &a.stride, &a.at]) {
             operands.push(self.expr(e, ops));
         }
         let mut attrs = named([("rows", Attr::i64(c.rows)), ("cols", Attr::i64(c.cols))]);
@@ -192,6 +193,7 @@ impl Printer<'_> {
         let name = match (c.index, c.run != c.rows) {
             (Some(_), false) => "tile.copy_rows",
             (Some(_), true) => "tile.copy_rows_of_runs",
+            (None, false) if c.paired.is_some() => "tile.copy_paired",
             (None, false) => "tile.copy",
             (None, true) => "tile.copy_runs",
         };

@@ -2,7 +2,7 @@
 //! and vector loops whose turns plainly depend on each other. The interpreter finds what only shows when it runs.
 
 use crate::ir::{Access, COPY_ALIGN, Copy, Dot, Expr, Kernel, LoopKind, Mem, Stmt, VarId, compute_dtype};
-use base::DType;
+use base::{DType, Dim};
 use graph::op::map::Kind;
 use std::collections::BTreeSet;
 
@@ -167,8 +167,17 @@ impl Verifier<'_> {
         }
     }
     fn copy(&mut self, c: &Copy) {
-        for e in c.exprs() {
+        for e in c.axes.iter().flat_map(|a| [&a.extent, &a.stride, &a.at]) {
             self.expect("a number of a copy", e, Some(DType::I64));
+        }
+        if let Some(e) = &c.paired {
+            self.expect("whether the block beside makes a copy", e, Some(DType::Bool));
+            if c.index.is_some() || c.run != c.rows || matches!(c.to, Mem::Buffer(_)) {
+                self.found.push("a copy by halves that is no rectangle to scratch".into());
+            }
+            if self.kernel.grid.try_div(&Dim::from(2)).is_none() {
+                self.found.push(format!("blocks in pairs, of which there are {}", self.kernel.grid));
+            }
         }
         let dtypes = [c.from, c.to].map(|m| self.mem(m).map(compute_dtype));
         if let [Some(from), Some(to)] = dtypes

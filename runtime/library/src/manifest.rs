@@ -107,6 +107,9 @@ pub struct Kernel {
 pub struct GpuLaunch {
     /// Threads of a block, in one dimension.
     pub threads: u32,
+    /// Neighbouring blocks that are a cluster: a multiple of so many is launched.
+    #[serde(default = "alone", skip_serializing_if = "is_alone")]
+    pub cluster: u32,
     /// The number of blocks that have something to do. Fewer do the same work.
     pub blocks: Dim,
     /// Shared memory that the code declares. # Units: bytes.
@@ -117,6 +120,15 @@ pub struct GpuLaunch {
     pub workspace_bytes: usize,
     /// The tensor maps that follow the other parameters.
     pub maps: Vec<TensorMap>,
+}
+
+/// A block that is no part of a cluster.
+fn alone() -> u32 {
+    1
+}
+
+fn is_alone(blocks: &u32) -> bool {
+    *blocks == alone()
 }
 
 impl GpuLaunch {

@@ -53,6 +53,8 @@ pub(crate) fn validate(m: &Manifest) -> Result<(), String> {
 
 /// Threads of a block, and its shared memory. # Units: threads, bytes. # Source: CUDA C++ programming guide, technical specifications of 9.0.
 const MAX_THREADS: u32 = 1024;
+/// Blocks of a cluster. # Source: CUDA C++ programming guide, thread block clusters.
+const MAX_CLUSTER: u32 = 8;
 const MAX_SHARED: usize = 227 << 10;
 /// What a tensor map may be. # Units: axes, elements, elements. # Source: CUDA driver API, cuTensorMapEncodeTiled; 128 bytes are permuted.
 const MAX_AXES: usize = 5;
@@ -62,6 +64,9 @@ const MAX_COLS: u32 = 64;
 fn launch(k: &Kernel, l: &GpuLaunch) -> Result<(), String> {
     if l.threads == 0 || l.threads > MAX_THREADS {
         return Err(format!("{} threads", l.threads));
+    }
+    if !(1..=MAX_CLUSTER).contains(&l.cluster) {
+        return Err(format!("clusters of {} blocks", l.cluster));
     }
     let shared = l.static_shared_bytes.saturating_add(l.dynamic_shared_bytes);
     if shared > MAX_SHARED || l.workspace_bytes > 1 << 40 {

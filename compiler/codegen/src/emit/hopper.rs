@@ -10,8 +10,8 @@ use crate::{
     gpu::{
         access::{Access, expr_uses},
         hopper::{
-            GROUP, GROUP_ROWS, Hopper, MAX_COLUMNS, Ring, STRIP_BYTES, copy_bytes, is_gathered, is_load, is_vector, limited_rows,
-            runs, strip,
+            GROUP, GROUP_ROWS, Hopper, MAX_COLUMNS, Ring, STRIP_BYTES, comes_by_halves, copy_bytes, is_gathered, is_load,
+            is_vector, limited_rows, runs, strip,
         },
     },
 };
@@ -109,7 +109,7 @@ impl Emitter<'_> {
         self.inside(|e| {
             for r in &h.rings {
                 for stage in 0..r.stages {
-                    let count = [arrivals(r), threads / 32];
+                    let count = [arrivals(r), threads / 32 * if h.pairs { 2 } else { 1 }];
                     for (side, count) in count.into_iter().enumerate() {
                         let at = e.plus32("%rings", (r.barriers + 8 * (side * r.stages + stage)) as i64);
                         e.asm(&format!("mbarrier.init.shared::cta.b64 [$0], {count};"), "r", &at, "i32");
@@ -119,7 +119,11 @@ impl Emitter<'_> {
             e.asm("fence.mbarrier_init.release.cluster;", "", "", "");
         });
         self.w.line("}");
-        self.asm("bar.sync 0;", "", "", "");
+        if h.pairs {
+            self.asm("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;", "", "", "");
+        } else {
+            self.asm("bar.sync 0;", "", "", "");
+        }
         let count = self.w.int(i64::from(threads), "i64");
         let computes = self.w.cmpi("slt", "%tid", &count, "i64");
         let registers = registers(&h);
@@ -159,6 +163,10 @@ impl Emitter<'_> {
             e.w.line("}");
         });
         self.w.line("}");
+        if h.pairs {
+            // The other block may still write here, and tell these barriers.
+            self.asm("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;", "", "", "");
+        }
     }
     fn begin_rings(&mut self, h: &Hopper) {
         let zero = self.w.int(0, "i32");
@@ -324,25 +332,78 @@ impl Emitter<'_> {
             let wide = if is_vector(self.k, c) { c.cols } else { strip(self.k.mem_dtype(c.to)) };
             let strips = c.cols / wide;
             let (n, rectangles) = (c.axes.len(), runs.len().max(1));
+            if let Some(paired) = c.paired.as_ref().filter(|_| comes_by_halves(c)) {
+                let to = self.plus32(start, r.offsets[&scratch] as i64);
+                self.start_halves(c, paired, (map, strips, wide), &coordinates, [full, &to]);
+                continue;
+            }
             for (strip, i) in (0..strips).flat_map(|strip| (0..rectangles).map(move |i| (strip, i))) {
                 let rows_before = strip * c.rows + i as i64 * c.run;
                 let to = self.plus32(start, r.offsets[&scratch] as i64 + rows_before * STRIP_BYTES);
                 let first = self.plus32(last, strip * wide);
-                let places: Vec<String> = (0..n).map(|i| format!("${}", 3 + i)).collect();
                 let mut outer = outer.to_vec();
                 if let Some(run) = runs.get(i) {
                     outer[n - 3] = run.clone();
                 }
-                let inner_first = [first].into_iter().chain(outer.into_iter().rev()).collect::<Vec<_>>().join(", ");
-                let text = format!(
-                    "cp.async.bulk.tensor.{n}d.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1, {{{}}}], [$2];",
-                    places.join(", ")
-                );
-                let constraints = ["r,l,r", &",r".repeat(n)].concat();
-                let types = ["i32, !llvm.ptr, i32", &", i32".repeat(n)].concat();
-                self.asm(&text, &constraints, &format!("{to}, %map{map}, {full}, {inner_first}"), &types);
+                let at: Vec<String> = outer.into_iter().chain([first]).collect();
+                self.start_rectangle(map, &at, [full, &to], false);
             }
         }
+    }
+    /// Starts a copy of a rectangle to a place in shared memory, and if it says so to the same place of the other block of the cluster.
+    fn start_rectangle(&mut self, map: usize, at: &[String], [full, to]: [&str; 2], for_both: bool) {
+        let n = at.len();
+        let places: Vec<String> = (0..n).map(|i| format!("${}", 3 + i)).collect();
+        let (how, blocks) = if for_both { (".multicast::cluster", ", 3") } else { ("", "") };
+        let text = format!(
+            "cp.async.bulk.tensor.{n}d.shared::cluster.global.mbarrier::complete_tx::bytes{how} [$0], [$1, {{{}}}], [$2]{blocks};",
+            places.join(", ")
+        );
+        let constraints = ["r,l,r", &",r".repeat(n)].concat();
+        let types = ["i32, !llvm.ptr, i32", &", i32".repeat(n)].concat();
+        let inner_first: Vec<&str> = at.iter().rev().map(String::as_str).collect();
+        self.asm(&text, &constraints, &format!("{to}, %map{map}, {full}, {}", inner_first.join(", ")), &types);
+    }
+    /// Starts a copy that the other block of the cluster may make too: then half of its rows for both, else all for this one.
+    fn start_halves(
+        &mut self,
+        c: &Copy,
+        paired: &Expr,
+        (map, strips, wide): (usize, i64, i64),
+        coordinates: &[String],
+        [full, to]: [&str; 2],
+    ) {
+        let half = c.rows / 2;
+        let (rows, columns) = (coordinates.len() - 2, coordinates.len() - 1);
+        let (one, rows32) = (self.w.int(1, "i32"), self.w.int(half, "i32"));
+        let own = self.w.bin("andi", "%ctaid_i32", &one, "i32");
+        let own = self.w.bin("muli", &own, &rows32, "i32");
+        let bytes = self.w.int(STRIP_BYTES, "i32");
+        let own_bytes = self.w.bin("muli", &own, &bytes, "i32");
+        let paired = self.expr(paired);
+        let start = |e: &mut Self, before: &str, to: &str, for_both: bool| {
+            let mut at = coordinates.to_vec();
+            at[rows] = e.w.bin("addi", &coordinates[rows], before, "i32");
+            for strip in 0..strips {
+                at[columns] = e.plus32(&coordinates[columns], strip * wide);
+                let to = e.plus32(to, strip * c.rows * STRIP_BYTES);
+                e.start_rectangle(map, &at, [full, &to], for_both);
+            }
+        };
+        self.w.line(&format!("scf.if {paired} {{"));
+        self.inside(|e| {
+            let to = e.w.bin("addi", to, &own_bytes, "i32");
+            start(e, &own, &to, true);
+        });
+        self.w.line("} else {");
+        self.inside(|e| {
+            for i in 0..2 {
+                let before = e.w.int(i * half, "i32");
+                let to = e.plus32(to, i * half * STRIP_BYTES);
+                start(e, &before, &to, false);
+            }
+        });
+        self.w.line("}");
     }
 
     // --- consumers ---
@@ -556,11 +617,28 @@ impl Emitter<'_> {
         self.advance(ring, r, &slot);
         empty
     }
+    /// A warp tells a barrier, that of both blocks of a cluster: a lane each.
     fn arrive(&mut self, empty: &str) {
-        let zero = self.w.int(0, "i64");
-        let first = self.w.cmpi("eq", "%lane", &zero, "i64");
-        self.w.line(&format!("scf.if {first} {{"));
-        self.inside(|e| e.asm("mbarrier.arrive.shared::cta.b64 _, [$0];", "r", empty, "i32"));
+        let first = self.arriving();
+        self.arrive_if(&first, empty);
+    }
+    /// Whether this lane tells barriers.
+    fn arriving(&mut self) -> String {
+        let blocks = self.w.int(if self.hopper().pairs { 2 } else { 1 }, "i64");
+        self.w.cmpi("slt", "%lane", &blocks, "i64")
+    }
+    fn arrive_if(&mut self, arriving: &str, empty: &str) {
+        let pairs = self.hopper().pairs;
+        self.w.line(&format!("scf.if {arriving} {{"));
+        self.inside(|e| {
+            if !pairs {
+                return e.asm("mbarrier.arrive.shared::cta.b64 _, [$0];", "r", empty, "i32");
+            }
+            let block = e.w.op("arith.trunci %lane : i64 to i32");
+            let text =
+                "{ .reg .b32 there; mapa.shared::cluster.u32 there, $0, $1; mbarrier.arrive.shared::cluster.b64 _, [there]; }";
+            e.asm(text, "r,r", &format!("{empty}, {block}"), "i32, i32");
+        });
         self.w.line("}");
     }
     /// A loop of copies and products of them: those of a turn run while the next is prepared.
@@ -674,13 +752,10 @@ impl Emitter<'_> {
     /// Gives back what a slot names, if it names something.
     fn give_back(&mut self, slot: &str) {
         let empty = self.load(slot, "i32");
-        let (zero, none) = (self.w.int(0, "i64"), self.w.int(0, "i32"));
-        let first = self.w.cmpi("eq", "%lane", &zero, "i64");
-        let some = self.w.cmpi("ne", &empty, &none, "i32");
+        let none = self.w.int(0, "i32");
+        let (first, some) = (self.arriving(), self.w.cmpi("ne", &empty, &none, "i32"));
         let first = self.w.op(&format!("arith.andi {first}, {some} : i1"));
-        self.w.line(&format!("scf.if {first} {{"));
-        self.inside(|e| e.asm("mbarrier.arrive.shared::cta.b64 _, [$0];", "r", &empty, "i32"));
-        self.w.line("}");
+        self.arrive_if(&first, &empty);
     }
     fn release(&mut self, ring: usize, r: &Ring) {
         let empty = self.pass(ring, r);

@@ -330,7 +330,11 @@ impl Emitter<'_> {
         let attributes = match self.simt().machine {
             Machine::Gpu => {
                 let (blocks, threads) = (plan.neighbours(k), plan.launched());
-                format!(" attributes {{nvvm.kernel, nvvm.maxntid = array<i32: {threads}>, nvvm.minctasm = {blocks} : i32}}")
+                let pairs = plan.hopper.as_ref().is_some_and(|h| h.pairs);
+                let cluster = if pairs { ", nvvm.cluster_dim = array<i32: 2, 1, 1>" } else { "" };
+                format!(
+                    " attributes {{nvvm.kernel, nvvm.maxntid = array<i32: {threads}>, nvvm.minctasm = {blocks} : i32{cluster}}}"
+                )
             }
             Machine::Emulated => String::new(),
         };

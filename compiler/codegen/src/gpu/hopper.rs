@@ -108,6 +108,8 @@ pub(crate) struct Hopper {
     pub neighbours: u32,
     /// Whether a warp group that shares a processor holds so much that its producer is left the fewest registers that there may be.
     pub heavy: bool,
+    /// Whether two neighbouring blocks are a cluster: they are as far as each other in all rings, and what both copy each brings half of.
+    pub pairs: bool,
 }
 
 /// Whether a statement copies to scratch.
@@ -175,6 +177,7 @@ impl Hopper {
             shared_bytes: 0,
             neighbours: 1,
             heavy: false,
+            pairs: copies().any(comes_by_halves),
         };
         for (run, staged) in &found.runs {
             let (mut offsets, mut bytes) = (BTreeMap::new(), 0);
@@ -278,7 +281,8 @@ fn tensor_map(k: &Kernel, buffer: usize, c: &Copy) -> Option<TensorMap> {
         axes.push((extent, stride));
     }
     let runs = if c.takes_runs() { 1 } else { c.rows / c.run };
-    let [rows, runs] = [c.run, runs].map(|n| u32::try_from(n).ok().filter(|n| *n <= 256));
+    let run = if comes_by_halves(c) { c.run / 2 } else { c.run };
+    let [rows, runs] = [run, runs].map(|n| u32::try_from(n).ok().filter(|n| *n <= 256));
     let vector = is_vector(k, c);
     let dtype = k.mem_dtype(c.to);
     let (cols, narrow) =
@@ -303,6 +307,11 @@ const PATTERN_ROWS: i64 = 8;
 /// Whether threads carry a copy, and not the tensor memory accelerator: of rows by index.
 pub(crate) fn is_gathered(c: &Copy) -> bool {
     c.index.is_some() && !c.takes_runs()
+}
+
+/// Whether the two blocks of a cluster may each bring half of a copy for both: whole patterns of rows.
+pub(crate) fn comes_by_halves(c: &Copy) -> bool {
+    c.paired.is_some() && c.rows % (2 * PATTERN_ROWS) == 0
 }
 
 /// Whether a warp group's threads can carry a copy of rows by index.

@@ -15,7 +15,9 @@ use tile::{
         domain::Problem,
         gpu_attend::{self, Ending, gpu_attend, gpu_attend_map},
         gpu_attend_grad::{self, gpu_attend_grad_keys},
-        gpu_product::{Element, Epilogue, Given, OfCodes, Operand, Product, Tiling, gpu_product, gpu_product_map},
+        gpu_product::{
+            Element, Epilogue, Given, Grouped, OfCodes, Operand, Product, Tiling, gpu_grouped, gpu_product, gpu_product_map,
+        },
     },
 };
 
@@ -318,12 +320,39 @@ fn tf32_is_multiplied_by_warp_groups() {
 }
 
 #[test]
+fn blocks_of_a_pair_bring_halves_of_a_matrix_for_both() {
+    let extents = [Dim::from(8), Dim::sym("R"), Dim::from(2048), Dim::from(1536)];
+    let p = Grouped { dtype: DType::BF16, extents, further: Vec::new(), rows: Some(true), accumulate: false, aligned: true };
+    let (text, launch) = ptx(&gpu_grouped(&p, None));
+    // Each half is asked for once for both, or twice for this block alone where the tiles are of two groups; a stage is empty when both blocks say so.
+    check(
+        &text,
+        "check: .explicitcluster
+         check: .reqnctapercluster 2, 1, 1
+         check: barrier.cluster.wait.acquire.aligned
+         check: wgmma
+         check: mapa.shared::cluster.u32
+         check: mbarrier.arrive.shared::cluster
+         check: complete_tx::bytes.multicast::cluster
+         check: barrier.cluster.arrive.release; barrier.cluster.wait.acquire;
+         not: mbarrier.arrive.shared::cta.b64 _",
+    );
+    let copies = text.matches("cp.async.bulk.tensor.2d").count() + text.matches("cp.async.bulk.tensor.3d").count();
+    assert_eq!((copies, text.matches("multicast").count()), (4, 1));
+    let boxes: Vec<_> = launch.maps.iter().map(|m| (m.rows, m.cols)).collect();
+    assert_eq!((launch.cluster, boxes), (2, vec![(128, 64), (128, 64)]));
+    // As many clusters as there is work for, whatever the number of tiles.
+    assert!(launch.grid.try_div(&Dim::from(2)).is_some(), "{}", launch.grid);
+    assert_eq!(ptx(&gpu_grouped(&Grouped { rows: None, ..p }, None)).1.cluster, 1);
+}
+
+#[test]
 fn codes_are_multiplied_as_such() {
     let [m, n, k] = [Dim::sym("M"), Dim::from(4096), Dim::from(7168)];
     let strides = [&k, &Dim::from(1), &Dim::from(1), &k, &n, &Dim::from(1)].map(Dim::clone);
     let (dtype, result, extents) = (DType::E4M3, DType::BF16, [m, n, k]);
     let p = Product { dtype, result, extents, strides, batch: Vec::new(), accumulate: false, parts: 1, aligned: [true; 3] };
-    let (codes, results) = (Some(OfCodes { block: 128, product: result }), vec![(Given::Product(0), result)]);
+    let (codes, results) = (Some(OfCodes { block: 128, columns: 1, product: result }), vec![(Given::Product(0), result)]);
     let epilogue = Epilogue { taken: None, codes, matrices: 1, operands: Vec::new(), results, map: None, units: None };
     let (text, launch) = ptx(&gpu_product_map(&p, &epilogue, Some(Tiling::OF_CODES[0])));
     // Two products of a piece one after the other: each is scaled when it is there, and warp groups do not wait for each other.

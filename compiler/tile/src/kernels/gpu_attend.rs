@@ -192,7 +192,16 @@ impl Heads {
         // The last axis is all there is, so that a batch and a head are further along it.
         let all = Axis { extent: batches * of_batch, stride: one, at: b.bind(first) };
         let axes = vec![Axis { extent: positions, stride: row, at: at.clone() }, all];
-        b.push(Stmt::Copy(Copy { from: self.mem, to: scratch, rows, cols: self.n, run: rows, axes, index: Some(index) }));
+        b.push(Stmt::Copy(Copy {
+            from: self.mem,
+            to: scratch,
+            rows,
+            cols: self.n,
+            run: rows,
+            axes,
+            index: Some(index),
+            paired: None,
+        }));
     }
     /// The same of some heads from `head` on: rows are positions, each with these heads.
     pub(super) fn copy_heads(
@@ -212,7 +221,7 @@ impl Heads {
             axes.swap(1, 2);
         }
         let (from, to) = if store { (scratch, self.mem) } else { (self.mem, scratch) };
-        b.push(Stmt::Copy(Copy { from, to, rows, cols: self.n, run, axes, index: None }));
+        b.push(Stmt::Copy(Copy { from, to, rows, cols: self.n, run, axes, index: None, paired: None }));
     }
     /// To scratch all heads that share keys of those queries whose numbers in `[b, t, g]`, of `all` there are, stand in a buffer from `at` on.
     pub(super) fn pick_heads(
@@ -234,7 +243,7 @@ impl Heads {
             Axis::new(Expr::int(heads), self.n, Expr::int(0)),
             Axis::new(Expr::int(self.n), 1, Expr::int(0)),
         ];
-        b.push(Stmt::Copy(Copy { from: self.mem, to: scratch, rows, cols: self.n, run: heads, axes, index }));
+        b.push(Stmt::Copy(Copy { from: self.mem, to: scratch, rows, cols: self.n, run: heads, axes, index, paired: None }));
     }
     /// To scratch those rows whose numbers stand in a buffer, as [`pick_rows`].
     pub(super) fn pick_rows(&self, b: &mut Build, scratch: Mem, rows: i64, all: &Expr, from: (Mem, &Expr)) {
@@ -246,7 +255,7 @@ impl Heads {
 pub(super) fn pick_rows(b: &mut Build, (from, to): (Mem, Mem), [rows, n]: [i64; 2], all: &Expr, (numbers, at): (Mem, &Expr)) {
     let Mem::Buffer(index) = numbers else { base::bug!("numbers of rows are in a buffer") };
     let axes = vec![Axis::new(all.clone(), n, at.clone()), Axis::new(Expr::int(n), 1, Expr::int(0))];
-    b.push(Stmt::Copy(Copy { from, to, rows, cols: n, run: rows, axes, index: Some(index) }));
+    b.push(Stmt::Copy(Copy { from, to, rows, cols: n, run: rows, axes, index: Some(index), paired: None }));
 }
 
 /// What follows: a map of each element of the result, which may read others' values there.

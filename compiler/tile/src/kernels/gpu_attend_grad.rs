@@ -382,7 +382,7 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling, gives: Gives) -> Kernel
                 };
                 let vector = |b: &mut Build, from: Mem, to: Mem| {
                     let axes = vec![Axis::new(tiles.clone(), rows, number.clone()), Axis::new(Expr::int(rows), 1, Expr::int(0))];
-                    b.push(Stmt::Copy(Copy { from, to, rows: 1, cols: rows, run: 1, axes, index: None }));
+                    b.push(Stmt::Copy(Copy { from, to, rows: 1, cols: rows, run: 1, axes, index: None, paired: None }));
                 };
                 let gathered = Gathered::of_tile(&scene, inverse.queries, &slot, [&start, &last], heads, u.rest.clone());
                 of_tile(b, &bring, &vector, (&start, Some(&gathered)));
@@ -402,7 +402,16 @@ pub fn gpu_attend_grad_keys(p: &Problem, tiling: Tiling, gives: Gives) -> Kernel
                     let vector = |b: &mut Build, from: Mem, to: Mem| {
                         let at = [batch.clone(), head.clone(), start.clone()];
                         let axes = axes.iter().zip(at).map(|((n, by), at)| Axis { extent: n.clone(), stride: by.clone(), at });
-                        b.push(Stmt::Copy(Copy { from, to, rows: 1, cols: rows, run: 1, axes: axes.collect(), index: None }));
+                        b.push(Stmt::Copy(Copy {
+                            from,
+                            to,
+                            rows: 1,
+                            cols: rows,
+                            run: 1,
+                            axes: axes.collect(),
+                            index: None,
+                            paired: None,
+                        }));
                     };
                     of_tile(b, &bring, &vector, (&start, None));
                 });

@@ -30,6 +30,7 @@ use crate::ir::{Axis, COPY_ALIGN, Copy, Expr, Kernel, LoopKind, Mem, Stmt, TileR
 use base::{DType, Dim};
 use codes::Codes;
 use epilogue::Tile;
+use graph::op::MapFn;
 
 /// A dense product: `c[i, j] (+)= Σ_l a[i, l]·b[l, j]` for each index of the batch.
 #[derive(Clone, Debug)]
@@ -82,6 +83,8 @@ pub struct Tiling {
     pub k: i64,
     /// Rows of tiles before the next columns.
     pub down: i64,
+    /// Whether two blocks run as a pair, and each brings half of the second operand's pieces for both where their tiles have the same columns.
+    pub pairs: bool,
 }
 
 /// What a piece of 64 terms takes with tiles of so many rows and columns, in percent of the widest: products of 4096 rows, columns and terms (`docs/performance.md`).
@@ -102,7 +105,7 @@ const FEW_COLUMNS: i64 = 128;
 
 impl Tiling {
     const fn new(m: i64, n: i64, k: i64) -> Tiling {
-        Tiling { m, n, beside: 1, k, down: 16 }
+        Tiling { m, n, beside: 1, k, down: 16, pairs: false }
     }
     /// The tilings of codes: sums of a piece take as many registers as those of all.
     pub const OF_CODES: [Tiling; 5] = [
@@ -250,6 +253,8 @@ struct Matrix {
     copies: bool,
     /// The buffer by whose indices rows are taken.
     index: Option<usize>,
+    /// Whether the block beside makes the same copies, if blocks run in pairs.
+    paired: Option<Expr>,
 }
 
 /// What is known of a matrix before it has expressions.
@@ -288,7 +293,7 @@ impl Shape<'_> {
         let batch = self.batch.iter().enumerate().filter(|(_, (_, s))| !s.is(0));
         let batch = batch.map(|(i, (e, s))| (b.dim(e), b.dim(s), i)).collect();
         let axes = [0, 1].map(|i| (b.dim(self.extents[i]), b.dim(self.strides[i])));
-        Matrix { mem, batch, axes, inner: self.inner(), copies, index: None }
+        Matrix { mem, batch, axes, inner: self.inner(), copies, index: None, paired: None }
     }
 }
 
@@ -311,8 +316,8 @@ impl Matrix {
                 axes.push(Axis { extent, stride, at: at[i].clone() });
             }
             let (from, to) = if store { (scratch, self.mem) } else { (self.mem, scratch) };
-            let rows = sizes[outer];
-            return b.push(Stmt::Copy(Copy { from, to, rows, cols: sizes[inner], run: rows, axes, index: self.index }));
+            let (rows, paired) = (sizes[outer], self.paired.clone());
+            return b.push(Stmt::Copy(Copy { from, to, rows, cols: sizes[inner], run: rows, axes, index: self.index, paired }));
         }
         b.each(Expr::int(sizes[0] * sizes[1]), |b, e| {
             let (inside, index) = self.element(b, &e, sizes, at, batch);
@@ -427,13 +432,13 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
     let am = b.read("a", p.dtype, a.elems());
     let bms: Vec<Mem> = (0..epilogue.matrices).map(|i| b.read(&epilogue.name("b", i), p.dtype, bb.elems())).collect();
     let names = ["a", "b"];
-    let codes = epilogue.codes.map(|c| Codes::new(&mut b, (c.block, t), [m, n, k], names, epilogue.matrices, None));
+    let codes = epilogue.codes.map(|c| Codes::new(&mut b, (c, t), [m, n, k], names, epilogue.matrices, None));
     let [operands, cms] = match p.accumulate {
         true => [Vec::new(), vec![b.update(result, p.result, c.elems())]],
         false => epilogue.buffers(&mut b, result, &c.elems()),
     };
     let a = a.matrix(&mut b, am, copies);
-    let bbs: Vec<Matrix> = bms.into_iter().map(|mem| bb.matrix(&mut b, mem, copies)).collect();
+    let mut bbs: Vec<Matrix> = bms.into_iter().map(|mem| bb.matrix(&mut b, mem, copies)).collect();
     let as_result = |(mem, (_, dtype)): (Mem, &(Given, DType))| {
         let mut c = c.matrix(&mut b, mem, c.copies(*dtype) && c.inner() == 1);
         // Sums lie by rows, whichever way the result does.
@@ -441,10 +446,17 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
         c
     };
     let results: Vec<Matrix> = cms.into_iter().zip(&epilogue.results).map(as_result).collect();
-    let whole = [is_multiple(m, t.m), is_multiple(n, t.n)];
     let tiles = [m.ceil_div(&Dim::from(t.m)), n.ceil_div(&Dim::from(t.columns()))];
     let count = by_part.iter().fold(Dim::from(1), |n, (e, _)| n * e.clone());
-    b.kernel.grid = count * tiles[0].clone() * tiles[1].clone();
+    let tiles_of_one = tiles[0].clone() * tiles[1].clone();
+    b.kernel.grid = count * tiles_of_one.clone();
+    // Both tiles of a pair are of one product; if there may be an odd number, one more has no rows.
+    let pairs = t.pairs && copies && (by_part.is_empty() || is_multiple(&tiles_of_one, 2));
+    let padded = pairs && !is_multiple(&b.kernel.grid, 2);
+    if padded {
+        b.kernel.grid = b.kernel.grid.ceil_div(&Dim::from(2)) * Dim::from(2);
+    }
+    let whole = [is_multiple(m, t.m) && !padded, is_multiple(n, t.n)];
     let tiles = tiles.map(|d| b.dim(&d));
     let block = b.block();
     let each = b.bind(tiles[0].clone() * tiles[1].clone());
@@ -455,8 +467,14 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
         index[i] = if i == 0 { rest.clone() } else { b.bind(Expr::rem(rest.clone(), extent.clone())) };
         rest = if i == 0 { rest } else { b.bind(Expr::floor_div(rest, extent)) };
     }
-    let number = if by_part.is_empty() { block } else { b.bind(Expr::rem(block, each)) };
-    let [row, col] = raster(&mut b, number, tiles, t);
+    let number = if by_part.is_empty() { block } else { b.bind(Expr::rem(block, each.clone())) };
+    let t = Tiling { pairs, ..t };
+    let ([mut row, col], paired) = raster(&mut b, number.clone(), tiles.clone(), t);
+    bbs.iter_mut().for_each(|m| m.paired = paired.clone());
+    if padded {
+        let [tall, _] = tiles;
+        row = b.bind(Expr::select(Expr::lt(number, each), row, tall * Expr::int(t.m)));
+    }
     let elems = Expr::int(t.m * t.n);
     let sum = p.result.accumulator();
     let zero = Build::f(sum, 0.0);
@@ -475,14 +493,15 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
     };
     b.for_(from, to, LoopKind::Serial, |b, piece| {
         let l = b.bind(piece * Expr::int(t.k));
+        let few = codes.as_ref().map(|codes| codes.before(b, &l, &index, &beside));
         a.copy(b, at, [t.m, t.k], [&row, &l], &index, false);
         for s in &beside {
             bbs[s.matrix].copy(b, s.piece, [t.k, t.n], [&l, &s.col], &index, false);
         }
         let operands = |s: &Beside| (s.clone(), a.tile(at, [t.m, t.k]), bbs[s.matrix].tile(s.piece, [t.k, t.n]));
         let products: Vec<(Beside, TileRef, TileRef)> = beside.iter().map(operands).collect();
-        if let Some(codes) = &codes {
-            return codes.add(b, t, (&l, [&row, &col], &index), &products, None);
+        if let (Some(codes), Some(few)) = (&codes, &few) {
+            return codes.add(b, t, (&l, [&row, &col], &index), (&products, few), None);
         }
         for (s, left, right) in products {
             b.dot([t.m, t.n, t.k].map(Expr::int), left, right, tile(s.sums, Expr::int(0), t.n), true);
@@ -537,17 +556,34 @@ impl Beside {
     }
 }
 
-/// The first row and column of tile `number`.
-fn raster(b: &mut Build, number: Expr, [tall, wide]: [Expr; 2], t: Tiling) -> [Expr; 2] {
+/// The first row and column of tile `number`; in pairs also whether tile `number ^ 1` has the same columns, and there may be one tile more.
+fn raster(b: &mut Build, number: Expr, [tall, wide]: [Expr; 2], t: Tiling) -> ([Expr; 2], Option<Expr>) {
     let down = Expr::int(t.down);
     let per = b.bind(down.clone() * wide);
     let strip = b.bind(Expr::floor_div(number.clone(), per.clone()));
     let inside = b.bind(Expr::rem(number, per));
     let first = b.bind(strip * down.clone());
-    let height = b.bind(Expr::minimum(tall - first.clone(), down));
+    let mut height = b.bind(Expr::minimum(tall - first.clone(), down));
+    if t.pairs {
+        height = b.bind(Expr::maximum(height, Expr::int(1)));
+    }
     let row = b.bind((first + Expr::rem(inside.clone(), height.clone())) * Expr::int(t.m));
-    let col = b.bind(Expr::floor_div(inside, height) * Expr::int(t.columns()));
-    [row, col]
+    let col = b.bind(Expr::floor_div(inside.clone(), height.clone()) * Expr::int(t.columns()));
+    let paired = t.pairs.then(|| {
+        // Strips have an even number of tiles.
+        let other = inside.clone() + Expr::int(1) - Expr::int(2) * Expr::rem(inside, Expr::int(2));
+        let other = Expr::floor_div(other, height) * Expr::int(t.columns());
+        b.bind(Expr::Map(MapFn::Eq, vec![other, col.clone()]))
+    });
+    ([row, col], paired)
+}
+
+fn or(x: Expr, y: Expr) -> Expr {
+    Expr::Map(MapFn::Or, vec![x, y])
+}
+
+fn not(x: Expr) -> Expr {
+    Expr::Map(MapFn::Not, vec![x])
 }
 
 /// The kernel of a product over ragged rows.
@@ -584,7 +620,11 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
     let copies = shapes.iter().flatten().all(|s| s.copies(p.dtype));
     let choose = || match epilogue.codes {
         Some(_) => Tiling::choose_of_codes([rows, n], copies, epilogue.matrices, true),
-        None => Tiling::choose_beside(p.dtype, rows, n, copies, epilogue.matrices),
+        None => {
+            // The second level gives what many groups' matrices ask for no faster (`docs/performance.md`): two blocks ask for a third less.
+            let pairs = copies && matches!(p.dtype, DType::BF16 | DType::F16);
+            Tiling { pairs, ..Tiling::choose_beside(p.dtype, rows, n, copies, epilogue.matrices) }
+        }
     };
     let t = tiling.unwrap_or_else(choose);
     let mut brought = Vec::new();
@@ -596,7 +636,7 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
         brought.push((xm, wms));
     }
     let names = ["x", "w"];
-    let codes = epilogue.codes.map(|c| Codes::new(&mut b, (c.block, t), [rows, n, k], names, epilogue.matrices, Some(groups)));
+    let codes = epilogue.codes.map(|c| Codes::new(&mut b, (c, t), [rows, n, k], names, epilogue.matrices, Some(groups)));
     let index = epilogue.taken.as_ref().map(|_| b.read("index", DType::I32, rows.clone()));
     let offsets = b.read("offsets", DType::I32, groups.clone() + Dim::from(1));
     let [operands, yms] = epilogue.buffers(&mut b, "y", &y.elems());
@@ -611,10 +651,15 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
     let wide = n.ceil_div(&Dim::from(t.columns()));
     // Every group, and the rows of none, may end in a tile that is not full.
     let tall = rows.floor_div(&Dim::from(t.m)) + groups.clone() + Dim::from(1);
-    b.kernel.grid = tall * wide.clone();
+    let pairs = t.pairs && copies;
+    // A pair has the same columns of two tiles behind each other.
+    let each = Dim::from(if pairs { 2 } else { 1 });
+    b.kernel.grid = tall.ceil_div(&each) * wide.clone() * each;
     let (wide, groups, total, columns) = (b.dim(&wide), b.dim(groups), b.dim(rows), b.dim(n));
-    let tile_row = b.bind(Expr::floor_div(b.block(), wide.clone()));
-    let col = b.bind(Expr::rem(b.block(), wide) * Expr::int(t.columns()));
+    let number = if pairs { b.bind(Expr::floor_div(b.block(), Expr::int(2))) } else { b.block() };
+    let tile_row = b.bind(Expr::floor_div(number.clone(), wide.clone()));
+    let tile_row = if pairs { b.bind(tile_row * Expr::int(2)) } else { tile_row };
+    let col = b.bind(Expr::rem(number, wide) * Expr::int(t.columns()));
     // Group g begins with tile ⌊offsets[g] / m⌋ + g, which leaves each group as many tiles as it may need: the last that begins here or before.
     let (low, high) = (b.var(DType::I64, Expr::int(0)), b.var(DType::I64, groups.clone()));
     let v = Expr::Var;
@@ -627,20 +672,51 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
         b.assign(high, Expr::select(before, v(high), middle - Expr::int(1)));
     });
     let group = b.now(low);
-    let start = b.bind(Expr::load(offsets, group.clone()).cast(DType::I64));
-    let next = b.bind(Expr::minimum(group.clone() + Expr::int(1), groups.clone()));
-    let end = Expr::load(offsets, next).cast(DType::I64);
-    let limit = b.bind(Expr::select(Expr::lt(group.clone(), groups.clone()), end, total));
-    let row = b.bind(start.clone() + (tile_row - tiles_before(start, group.clone())) * Expr::int(t.m));
-    let counted = b.bind(limit.clone() - row.clone());
-    let work = b.bind(Expr::lt(row.clone(), limit.clone()));
+    // Rows of a tile of a group: the first, where the group's end, and whether there is such a group.
+    let tile_of = |b: &mut Build, tile: Expr, group: Expr| {
+        let start = b.bind(Expr::load(offsets, group.clone()).cast(DType::I64));
+        let next = b.bind(Expr::minimum(group.clone() + Expr::int(1), groups.clone()));
+        let end = Expr::load(offsets, next).cast(DType::I64);
+        let limit = b.bind(Expr::select(Expr::lt(group.clone(), groups.clone()), end, total.clone()));
+        let row = b.bind(start.clone() + (tile - tiles_before(start, group.clone())) * Expr::int(t.m));
+        (row, limit, Expr::lt(group, groups.clone()))
+    };
+    let (mut group, mut own, mut paired) = (group, tile_row.clone(), None);
+    if pairs {
+        // The next tile is of the same group, or of the next.
+        let next = b.bind(Expr::minimum(group.clone() + Expr::int(1), groups.clone()));
+        let begins = Expr::load(offsets, next.clone()).cast(DType::I64);
+        let begins = Expr::le(tiles_before(begins, next.clone()), tile_row.clone() + Expr::int(1));
+        let after = b.bind(Expr::select(begins, next, group.clone()));
+        let second = b.bind(Expr::lt(Expr::int(0), Expr::rem(b.block(), Expr::int(2))));
+        let of = |b: &mut Build, x: &Expr, y: &Expr| b.bind(Expr::select(second.clone(), y.clone(), x.clone()));
+        let same = Expr::Map(MapFn::Eq, vec![group.clone(), after.clone()]);
+        let same = b.bind(Expr::and(same, Expr::lt(group.clone(), groups.clone())));
+        let last = b.bind(tile_row.clone() + Expr::int(1));
+        let (other_group, other_tile) = (of(&mut b, &after, &group), of(&mut b, &last, &tile_row));
+        (group, own) = (of(&mut b, &group, &after), of(&mut b, &tile_row, &last));
+        let (row, limit, has_group) = tile_of(&mut b, other_tile, other_group);
+        paired = Some((same, b.bind(Expr::and(Expr::lt(row, limit), has_group))));
+    }
+    let (row, limit, has_group) = tile_of(&mut b, own, group.clone());
+    let mut work = b.bind(Expr::lt(row.clone(), limit.clone()));
     for y in results.iter_mut() {
         y.axes[0].0 = limit.clone();
     }
-    let has_group = b.bind(Expr::lt(group.clone(), groups));
+    let has_group = b.bind(has_group);
+    let mut turns = has_group.clone();
+    let mut counted = b.bind(limit.clone() - row.clone());
+    if let Some((same, other)) = &paired {
+        // Both blocks take as many pieces; rows that there are not are multiplied by any group's matrix, and count for nothing.
+        turns = b.bind(or(Expr::and(work.clone(), has_group.clone()), other.clone()));
+        work = b.bind(or(work, other.clone()));
+        counted = b.bind(Expr::select(has_group.clone(), counted, Expr::int(0)));
+        group = b.bind(Expr::minimum(group, groups.clone() - Expr::int(1)));
+        terms.iter_mut().flat_map(|(_, ws)| ws).for_each(|w| w.paired = Some(same.clone()));
+    }
     let pieces = |k: &&Dim| {
         let pieces = b.dim(&k.ceil_div(&Dim::from(t.k)));
-        b.bind(Expr::select(has_group.clone(), pieces, Expr::int(0)))
+        b.bind(Expr::select(turns.clone(), pieces, Expr::int(0)))
     };
     let pieces: Vec<Expr> = all_terms.iter().map(pieces).collect();
     let elems = Expr::int(t.m * t.n);
@@ -657,19 +733,25 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
             b.range(pieces, |b, piece| {
                 let l = b.bind(piece * Expr::int(t.k));
                 let batch = [group.clone()];
+                let few = codes.as_ref().map(|codes| codes.before(b, &l, &batch, &beside));
                 x.copy(b, at, [t.m, t.k], [&row, &l], &batch, false);
                 for s in &beside {
                     ws[s.matrix].copy(b, s.piece, [t.k, t.n], [&l, &s.col], &batch, false);
                 }
                 let operands = |s: &Beside| (s.clone(), x.tile(at, [t.m, t.k]), ws[s.matrix].tile(s.piece, [t.k, t.n]));
                 let products: Vec<(Beside, TileRef, TileRef)> = beside.iter().map(operands).collect();
-                if let Some(codes) = &codes {
-                    return codes.add(b, t, (&l, [&row, &col], &batch), &products, Some(&counted));
+                if let (Some(codes), Some(few)) = (&codes, &few) {
+                    return codes.add(b, t, (&l, [&row, &col], &batch), (&products, few), Some(&counted));
                 }
                 for (s, left, right) in products {
                     let extents = [t.m, t.n, t.k].map(Expr::int);
                     b.dot_rows(extents, left, right, tile(s.sums, Expr::int(0), t.n), counted.clone());
                 }
+            });
+        }
+        if pairs {
+            b.if_(not(has_group), |b| {
+                beside.iter().for_each(|s| b.fill(s.sums, elems.clone(), Build::f(p.dtype.accumulator(), 0.0)));
             });
         }
         let whole = [false, is_multiple(n, t.n)];
@@ -702,11 +784,14 @@ fn outer(p: &Grouped, tiling: Option<Tiling>) -> Kernel {
     let w = w.matrix(&mut b, wm, store);
     let tiles = [k.ceil_div(&Dim::from(t.m)), n.ceil_div(&Dim::from(t.n))];
     b.kernel.grid = groups.clone() * tiles[0].clone() * tiles[1].clone();
+    // Both tiles of a pair are of one group.
+    let t = Tiling { pairs: t.pairs && copies && is_multiple(&(tiles[0].clone() * tiles[1].clone()), 2), ..t };
     let tiles = tiles.map(|d| b.dim(&d));
     let each = b.bind(tiles[0].clone() * tiles[1].clone());
     let group = b.bind(Expr::floor_div(b.block(), each.clone()));
     let number = b.bind(Expr::rem(b.block(), each));
-    let [row, col] = raster(&mut b, number, tiles, t);
+    let ([row, col], paired) = raster(&mut b, number, tiles, t);
+    y.paired = paired;
     let start = b.bind(Expr::load(offsets, group.clone()).cast(DType::I64));
     let end = b.bind(Expr::load(offsets, group.clone() + Expr::int(1)).cast(DType::I64));
     // Rows of the next group are outside; what is copied ahead is bounded by all rows.

@@ -553,7 +553,7 @@ impl Lowerer<'_> {
         let read: Vec<library::View> = read.map(|(v, _)| v.at.clone()).collect();
         let mut epilogue =
             Epilogue { taken: None, codes: None, matrices: p.products.len(), operands, results, map: None, units: p.units };
-        epilogue.codes = p.codes.as_ref().map(|c| OfCodes { block: c.block, product: p.result().dtype });
+        epilogue.codes = p.codes.as_ref().map(|c| OfCodes { block: c.block, columns: 1, product: p.result().dtype });
         let maps = |loops: Vec<Vec<usize>>| {
             let (seen, mapped, all, sums) = (&seen, &mapped, &all, &sums);
             move |build: &mut Build, element: &Element| {

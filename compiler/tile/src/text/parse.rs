@@ -285,7 +285,7 @@ impl Parser {
                 let (a, b, c) = (tile(a, a0, ar, ac), tile(b, b0, br, bc), tile(c, c0, cr, cc));
                 Stmt::Dot(Dot { m, n, k, a, b, c, accumulate: op.get_bool("accumulate")?, counted })
             }
-            "tile.copy" | "tile.copy_rows" | "tile.copy_runs" | "tile.copy_rows_of_runs" => {
+            "tile.copy" | "tile.copy_paired" | "tile.copy_rows" | "tile.copy_runs" | "tile.copy_rows_of_runs" => {
                 let [from, to, numbers @ ..] = &op.operands[..] else { return Err(op.error("expected two memories")) };
                 let (from, to) = (self.mem(op, from)?, self.mem(op, to)?);
                 let (index, numbers) = match numbers.split_first().filter(|_| op.name.starts_with("tile.copy_rows")) {
@@ -295,6 +295,10 @@ impl Parser {
                         Mem::Scratch(_) => return Err(op.error("expected a buffer of indices")),
                     },
                 };
+                let (paired, numbers) = match numbers.split_first().filter(|_| op.name == "tile.copy_paired") {
+                    None => (None, numbers),
+                    Some((paired, numbers)) => (Some(self.value(op, paired)?), numbers),
+                };
                 let numbers = numbers.iter().map(|v| self.value(op, v)).collect::<Parsed<Vec<Expr>>>()?;
                 let (axes, []) = numbers.as_chunks::<3>() else { return Err(op.error("expected three numbers an axis")) };
                 let axis =
@@ -302,7 +306,7 @@ impl Parser {
                 let axes = axes.iter().map(axis).collect();
                 let (rows, cols) = (op.get_int("rows")?, op.get_int("cols")?);
                 let run = if op.name.ends_with("runs") { op.get_int("run")? } else { rows };
-                Stmt::Copy(Copy { from, to, rows, cols, run, axes, index })
+                Stmt::Copy(Copy { from, to, rows, cols, run, axes, index, paired })
             }
             _ => return Err(op.error("no such op in a tile program")),
         })

@@ -19,7 +19,7 @@ const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/ir/tile.md")
 /// Every statement, expression, dtype and access at least once.
 fn all() -> Kernel {
     let mut b = Build::new("every_op");
-    b.kernel.grid = "B*floordiv(T + 63, 64)".parse().expect("a dim");
+    b.kernel.grid = "2*B*floordiv(T + 63, 64)".parse().expect("a dim");
     let t = b.dim(&Dim::sym("T"));
     let reads: Vec<Mem> = DType::ALL.into_iter().map(|d| b.read(d.name(), d, Dim::sym("T") * Dim::from(2))).collect();
     let (y, z) = (b.write("odd \"name\"", DType::BF16, Dim::sym("T")), b.update("z", DType::F32, Dim::from(64)));
@@ -62,13 +62,15 @@ fn all() -> Kernel {
     b.dot([Expr::int(8), Expr::int(8), t.clone()], at(reads[1]), at(z), at(s), false);
     b.dot_rows([8, 8, 8].map(Expr::int), at(reads[1]), at(s), at(z), t.clone());
     let axes = vec![Axis::new(t, 8, b.block()), Axis::new(Expr::int(8), 1, Expr::int(0))];
-    b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, run: 4, axes: axes.clone(), index: None }));
+    b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, run: 4, axes: axes.clone(), index: None, paired: None }));
     let Mem::Buffer(by) = b.read("by", DType::I32, Dim::from(4)) else { panic!("a buffer") };
-    b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, run: 4, axes: axes.clone(), index: Some(by) }));
-    b.push(Stmt::Copy(Copy { from: s, to: z, rows: 4, cols: 16, run: 4, axes: axes.clone(), index: None }));
+    b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, run: 4, axes: axes.clone(), index: Some(by), paired: None }));
+    let paired = Some(Expr::lt(b.block(), Expr::int(2)));
+    b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, run: 4, axes: axes.clone(), index: None, paired }));
+    b.push(Stmt::Copy(Copy { from: s, to: z, rows: 4, cols: 16, run: 4, axes: axes.clone(), index: None, paired: None }));
     let axes = [axes[..1].to_vec(), axes].concat();
-    b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, run: 2, axes: axes.clone(), index: None }));
-    b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, run: 2, axes, index: Some(by) }));
+    b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, run: 2, axes: axes.clone(), index: None, paired: None }));
+    b.push(Stmt::Copy(Copy { from: z, to: s, rows: 4, cols: 16, run: 2, axes, index: Some(by), paired: None }));
     b.finish()
 }
 

@@ -171,5 +171,7 @@ impl Function {
 pub(super) fn blocks(l: &GpuLaunch, resident: i64, env: &DimEnv) -> i64 {
     let stays = l.workspace_bytes > 0 || !l.maps.is_empty();
     let most = if stays { resident } else { i64::from(i32::MAX) };
-    value(&l.blocks, env).clamp(0, most)
+    let (blocks, cluster) = (value(&l.blocks, env).clamp(0, most), i64::from(l.cluster));
+    // Whole clusters, of which there is work.
+    if blocks == 0 { 0 } else { (blocks / cluster).max(1) * cluster }
 }

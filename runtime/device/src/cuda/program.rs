@@ -369,6 +369,24 @@ mod tests {
     }
 
     #[test]
+    fn clusters_are_launched_whole() {
+        let blocks = |work: &str, cluster, resident| {
+            let l = GpuLaunch {
+                threads: 384,
+                cluster,
+                blocks: work.parse().expect("a dim"),
+                static_shared_bytes: 0,
+                dynamic_shared_bytes: 0,
+                workspace_bytes: 128,
+                maps: Vec::new(),
+            };
+            super::super::module::blocks(&l, resident, &GpuLaunch::extents(&[], 6))
+        };
+        assert_eq!([blocks("grid", 2, 132), blocks("grid", 2, 5), blocks("grid", 2, 1), blocks("0", 2, 132)], [6, 4, 2, 0]);
+        assert_eq!([blocks("grid", 1, 5), blocks("0", 1, 5)], [5, 0]);
+    }
+
+    #[test]
     fn maps_are_described_from_the_inside() {
         let d = |t: &str| t.parse::<Dim>().expect("a dim");
         let axes = vec![(d("3"), d("64*d0")), (d("d0"), d("64")), (d("64"), d("1"))];

@@ -161,6 +161,7 @@ fn gpu(change: impl FnOnce(&mut Manifest, &mut GpuLaunch)) -> String {
     };
     let mut l = GpuLaunch {
         threads: 384,
+        cluster: 2,
         blocks: d("floordiv(d0 + 63, 64)"),
         static_shared_bytes: 64,
         dynamic_shared_bytes: 200 << 10,

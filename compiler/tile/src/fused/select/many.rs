@@ -287,7 +287,7 @@ impl<'a> Many<'a> {
         }
         let from = f.buffer(&o.view, o.dtype, crate::ir::Access::Read);
         let run = if heads > 1 { heads } else { rows };
-        f.here(Stmt::Copy(Copy { from, to, rows, cols: self.emit.depth, run, axes, index: None }));
+        f.here(Stmt::Copy(Copy { from, to, rows, cols: self.emit.depth, run, axes, index: None, paired: None }));
     }
     /// A loop over all pairs of a row and one of `n`, and the two.
     fn pairs(&self, f: &mut Fuser, rows: i64, n: i64, loops: &mut Vec<super::super::Loop>) -> [Expr; 3] {

@@ -81,6 +81,8 @@ pub fn gpu_scales(p: &GivenScales) -> Kernel {
 pub struct OfCodes {
     /// Terms of a block of which each row, and each column, has a scale: a multiple of those of a piece, or no fewer than all.
     pub block: i64,
+    /// Neighbouring columns that have one scale; if that is more than 1, the scales of each matrix are f32 `[groups, ⌈n / columns⌉, ⌈terms / block⌉]`, as they are given.
+    pub columns: i64,
     /// What a product is rounded to before it is mapped.
     pub product: DType,
 }
@@ -116,11 +118,30 @@ impl Scales {
     }
 }
 
+/// The scales of a matrix.
+enum OfMatrix {
+    /// Each column's, which are brought as those of rows are.
+    Each(Scales),
+    /// Of `columns` neighbours one: lines of `blocks`, `lines` of each group.
+    Few { mem: Mem, columns: i64, lines: Expr, blocks: Expr },
+}
+
+impl OfMatrix {
+    fn new(b: &mut Build, of: &str, [n, terms]: [&Dim; 2], c: OfCodes, wide: i64, groups: &Dim) -> OfMatrix {
+        if c.columns == 1 {
+            return OfMatrix::Each(Scales::new(b, of, [n, terms], (c.block, wide), groups));
+        }
+        let [lines, blocks] = [n.ceil_div(&Dim::from(c.columns)), terms.ceil_div(&Dim::from(c.block))];
+        let mem = b.read(&format!("s{of}"), DType::F32, groups.clone() * lines.clone() * blocks.clone());
+        OfMatrix::Few { mem, columns: c.columns, lines: b.dim(&lines), blocks: b.dim(&blocks) }
+    }
+}
+
 /// What products of codes have beside their operands.
 pub(super) struct Codes {
     block: i64,
     rows: Scales,
-    columns: Vec<Scales>,
+    columns: Vec<OfMatrix>,
     /// Whether tiles begin at any row.
     begins: bool,
     /// What a piece gives: of as many products as may be under way together.
@@ -131,7 +152,7 @@ impl Codes {
     /// Of products `[m, n, k]` with so many matrices, the operands being called so.
     pub fn new(
         b: &mut Build,
-        (block, t): (i64, Tiling),
+        (c, t): (OfCodes, Tiling),
         [m, n, k]: [&Dim; 3],
         [of_rows, of_columns]: [&str; 2],
         matrices: usize,
@@ -139,60 +160,82 @@ impl Codes {
     ) -> Codes {
         // Ragged rows begin anywhere: what is brought begins at a multiple before.
         let (begins, one) = (groups.is_some(), Dim::from(1));
-        let rows = Scales::new(b, of_rows, [m, k], (block, t.m + if begins { ALIGN } else { 0 }), &one);
+        let rows = Scales::new(b, of_rows, [m, k], (c.block, t.m + if begins { ALIGN } else { 0 }), &one);
         let name = |j: usize| if matrices == 1 { of_columns.to_string() } else { format!("{of_columns}{j}") };
         let columns =
-            (0..matrices).map(|j| Scales::new(b, &name(j), [n, k], (block, t.n * t.beside), groups.unwrap_or(&one))).collect();
+            (0..matrices).map(|j| OfMatrix::new(b, &name(j), [n, k], c, t.n * t.beside, groups.unwrap_or(&one))).collect();
         let count = matrices as i64 * t.beside;
         let parts = (MOST_COLUMNS / t.n - count).clamp(1, count);
         let name = |i: i64| if parts == 1 { "p".to_string() } else { format!("p{i}") };
         let parts = (0..parts).map(|i| b.scratch(&name(i), DType::F32, t.m * t.n)).collect();
-        Codes { block, rows, columns, parts, begins }
+        Codes { block: c.block, rows, columns, parts, begins }
     }
 }
 
 impl Codes {
+    /// What is read before a piece that begins with term `l` is there: the scale of each product's columns, if they have one.
+    pub fn before(&self, b: &mut Build, l: &Expr, batch: &[Expr], products: &[Beside]) -> Vec<Option<Expr>> {
+        if self.columns.iter().all(|s| matches!(s, OfMatrix::Each(_))) {
+            return vec![None; products.len()];
+        }
+        let block = b.bind(Expr::floor_div(l.clone(), Expr::int(self.block)));
+        products.iter().map(|of| self.few(b, batch.first().filter(|_| self.begins), &block, of)).collect()
+    }
     /// Adds what the products of a piece are worth to their sums. The piece begins with term `l`, the tile at a row and a column.
     pub fn add(
         &self,
         b: &mut Build,
         t: Tiling,
         (l, [row, col], batch): (&Expr, [&Expr; 2], &[Expr]),
-        products: &[(Beside, TileRef, TileRef)],
+        (products, few): (&[(Beside, TileRef, TileRef)], &[Option<Expr>]),
         counted: Option<&Expr>,
     ) {
         let parts = self.parts.len();
         let start =
             if self.begins { b.bind(Expr::floor_div(row.clone(), Expr::int(ALIGN)) * Expr::int(ALIGN)) } else { row.clone() };
         let by = if self.begins { b.bind(row.clone() - start.clone()) } else { Expr::int(0) };
+        let group = batch.first().filter(|_| self.begins);
+        let block = b.bind(Expr::floor_div(l.clone(), Expr::int(self.block)));
         for (i, (_, left, right)) in products.iter().enumerate() {
             let ([m, n, k], c) = ([t.m, t.n, t.k].map(Expr::int), tile(self.parts[i % parts], Expr::int(0), t.n));
             let (a, right, counted) = (left.clone(), right.clone(), counted.cloned());
             b.push(Stmt::Dot(Dot { m, n, k, a, b: right, c, accumulate: false, counted }));
             if i == 0 {
                 // Beside the first product, and apart from what it multiplies: that is free as soon as all are done.
-                let block = b.bind(Expr::floor_div(l.clone(), Expr::int(self.block)));
                 self.rows.copy(b, None, &block, &start);
                 for s in &self.columns {
-                    s.copy(b, batch.first().filter(|_| self.begins), &block, col);
+                    if let OfMatrix::Each(s) = s {
+                        s.copy(b, group, &block, col);
+                    }
                 }
             }
             if let Some(before) = (i + 1).checked_sub(parts) {
-                self.scale(b, t, (before, &by), &products[before].0);
+                self.scale(b, t, (before, &by), &products[before].0, few[before].as_ref());
             }
         }
         // What was under way while the others were scaled.
         for (i, (beside, ..)) in products.iter().enumerate().skip((products.len() + 1).saturating_sub(parts)) {
-            self.scale(b, t, (i, &by), beside);
+            self.scale(b, t, (i, &by), beside, few[i].as_ref());
         }
     }
-    /// Adds what product number `i` of a piece is worth to its sums; scales of rows begin `by` before.
-    fn scale(&self, b: &mut Build, t: Tiling, (i, by): (usize, &Expr), beside: &Beside) {
+    /// The scale of all columns of a product in a block, if they have one.
+    fn few(&self, b: &mut Build, group: Option<&Expr>, block: &Expr, of: &Beside) -> Option<Expr> {
+        let OfMatrix::Few { mem, columns, lines, blocks } = &self.columns[of.matrix] else { return None };
+        let line = Expr::minimum(Expr::floor_div(of.col.clone(), Expr::int(*columns)), lines.clone() - Expr::int(1));
+        let line = group.map_or(line.clone(), |g| g.clone() * lines.clone() + line);
+        let at = b.bind(line * blocks.clone() + block.clone());
+        Some(b.bind(Expr::load(*mem, at)))
+    }
+    /// Adds what product number `i` of a piece is worth to its sums; scales of rows begin `by` before, and `few` is that of all columns.
+    fn scale(&self, b: &mut Build, t: Tiling, (i, by): (usize, &Expr), beside: &Beside, few: Option<&Expr>) {
         let (wide, part) = (Expr::int(t.n), self.parts[i % self.parts.len()]);
         b.each(Expr::int(t.m * t.n), |b, e| {
             let by_row = Expr::load(self.rows.piece, Expr::floor_div(e.clone(), wide.clone()) + by.clone());
             let column = Expr::rem(e.clone(), wide) + Expr::int(beside.by);
-            let by_column = Expr::load(self.columns[beside.matrix].piece, column);
+            let by_column = match &self.columns[beside.matrix] {
+                OfMatrix::Each(s) => Expr::load(s.piece, column),
+                OfMatrix::Few { .. } => few.expect("a scale of all columns").clone(),
+            };
             let worth = Expr::load(part, e.clone()) * (by_row * by_column);
             b.store(beside.sums, e.clone(), Expr::load(beside.sums, e) + worth);
         });

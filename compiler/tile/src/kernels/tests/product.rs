@@ -140,6 +140,34 @@ fn products_with_every_tiling() {
     }
 }
 
+#[test]
+fn products_in_pairs() {
+    // The interpreter compares what the blocks of a pair copy: odd and even numbers of tiles, strips that end, both orders of the second operand, a batch.
+    let t = Tiling { pairs: true, down: 4, ..Tiling::LEGAL[6] };
+    for (m, n, k, batch) in
+        [(3, 3, 72, 1), (1, 3, 72, 1), (1, 1, 72, 1), (5, 1, 24, 1), (4, 2, 24, 1), (2, 1, 24, 2), (1, 3, 24, 2)]
+    {
+        let [m, n] = [m, n].map(|tiles| tiles * 64 - 8);
+        let by = [m * k, k * n, m * n];
+        let batch = if batch > 1 { vec![(batch, by)] } else { Vec::new() };
+        for turned in [[false, true], [false, false]] {
+            assert_eq!(dense(DType::F16, [m, n, k], turned, &batch, false, Some(t)), 3, "{m} by {n}");
+        }
+    }
+    let of = |m: i64, n: i64, batch: i64| {
+        let strides = [64, 1, 1, 64, n, 1].map(Dim::from);
+        let by = [64 * m, 64 * n, m * n].map(Dim::from);
+        let batch = if batch > 1 { vec![(Dim::from(batch), by)] } else { Vec::new() };
+        let (extents, aligned) = ([m, n, 64].map(Dim::from), [true; 3]);
+        let p =
+            Product { dtype: DType::BF16, result: DType::BF16, extents, strides, batch, accumulate: false, parts: 1, aligned };
+        let kernel = gpu_product(&p, Some(t));
+        (kernel.in_pairs(), kernel.grid.known())
+    };
+    // One tile more, if their number is odd; in a batch pairs would be of two products.
+    assert_eq!([of(192, 192, 1), of(128, 192, 1), of(192, 192, 2)], [(true, Some(10)), (true, Some(6)), (false, Some(18))]);
+}
+
 /// Rows, columns, terms if they are known; the parts of the product, and the rows and columns of its tiles.
 #[test]
 fn few_tiles_are_narrower_where_that_is_sooner() {
@@ -176,8 +204,11 @@ fn products_of_a_batch_and_of_nothing() {
 #[test]
 fn ragged_rows_with_empty_groups_and_all_in_one() {
     let (k, n) = (24, 40);
+    // Alone, and in pairs: tiles of one group, of two, and of none.
+    let pairs = Some(Tiling { pairs: true, ..Tiling::LEGAL[6] });
     for (offsets, rows) in [(vec![0, 5, 5, 130, 200], 203), (vec![0, 0, 0, 150, 150], 150), (vec![0, 0, 0, 0, 0], 7)] {
-        for (dtype, transposed) in [(DType::BF16, false), (DType::BF16, true), (DType::F32, false), (DType::F32, true)] {
+        let ways = [(DType::BF16, false), (DType::BF16, true), (DType::F32, false), (DType::F32, true)].map(|way| (way, None));
+        for ((dtype, transposed), t) in ways.into_iter().chain([false, true].map(|turned| ((DType::BF16, turned), pairs))) {
             let mut random = Random::new(rows as u64);
             let groups = offsets.len() - 1;
             let p = Grouped {
@@ -209,21 +240,21 @@ fn ragged_rows_with_empty_groups_and_all_in_one() {
             }
             let at: Vec<f64> = offsets.iter().map(|o| *o as f64).collect();
             let near = if dtype == DType::BF16 { 1e-2 } else { 1e-5 };
-            let kernel = gpu_grouped(&p, None);
+            let kernel = gpu_grouped(&p, t);
             let got = last(&kernel, vec![x.clone(), w.clone(), at.clone(), vec![f64::NAN; want.len()]], &dims);
             assert_near("y", &got, &want, near);
             // With more rows and matrices, which are halves here.
             let of_more = [w.iter().map(|x| x / 2.0).collect::<Vec<f64>>(), vec![f64::NAN; want.len()]];
             let more = Grouped { further: vec![Dim::from(k)], ..p.clone() };
             let [w1, nothing] = of_more;
-            let got = last(&gpu_grouped(&more, None), vec![x.clone(), w.clone(), x.clone(), w1, at.clone(), nothing], &dims);
+            let got = last(&gpu_grouped(&more, t), vec![x.clone(), w.clone(), x.clone(), w1, at.clone(), nothing], &dims);
             let halves: Vec<f64> = want.iter().map(|x| x * 1.5).collect();
             assert_near("y, of more", &got, &halves, near);
-            let kernel = gpu_grouped(&Grouped { rows: None, ..p.clone() }, None);
+            let kernel = gpu_grouped(&Grouped { rows: None, ..p.clone() }, t);
             let rounded: Vec<f64> = sums.iter().map(|x| dtype.round(*x)).collect();
             let got = last(&kernel, vec![x.clone(), y.clone(), at.clone(), vec![f64::NAN; sums.len()]], &dims);
             assert_near("w", &got, &rounded, near);
-            let kernel = gpu_grouped(&Grouped { rows: None, accumulate: true, ..p }, None);
+            let kernel = gpu_grouped(&Grouped { rows: None, accumulate: true, ..p }, t);
             let before = fill(sums.len() as i64);
             let added: Vec<f64> = before.iter().zip(&sums).map(|(a, b)| dtype.round(a + b)).collect();
             let got = last(&kernel, vec![x, y, at, before], &dims);
@@ -236,8 +267,14 @@ fn ragged_rows_with_empty_groups_and_all_in_one() {
 fn gated_products_of_ragged_rows() {
     let (k, n, rows) = (24i64, 40i64, 203i64);
     let offsets = [0i64, 5, 5, 130, 200];
-    let ways = [(DType::BF16, true, true, None), (DType::BF16, false, false, Some(50)), (DType::F32, true, true, Some(7))];
-    for (dtype, transposed, kept, taken) in ways {
+    let pairs = Some(Tiling { pairs: true, ..Tiling::LEGAL[6] });
+    let ways = [
+        (DType::BF16, true, true, None, None),
+        (DType::BF16, false, false, Some(50), None),
+        (DType::F32, true, true, Some(7), None),
+        (DType::BF16, true, true, Some(50), pairs),
+    ];
+    for (dtype, transposed, kept, taken, t) in ways {
         let mut random = Random::new(9);
         let p = Grouped {
             dtype,
@@ -253,7 +290,7 @@ fn gated_products_of_ragged_rows() {
         let taken_of = taken.map(Dim::from);
         let epilogue =
             Epilogue { taken: taken_of, codes: None, matrices: 2, operands: Vec::new(), results, map: Some(&gate), units: None };
-        let kernel = gpu_grouped_map(&p, &epilogue, None);
+        let kernel = gpu_grouped_map(&p, &epilogue, t);
         assert_eq!(verify(&kernel), Vec::<String>::new());
         let dims: DimEnv = [("R".into(), rows)].into_iter().collect();
         let mut fill = |n: i64| (0..n).map(|_| dtype.round(random.float())).collect::<Vec<f64>>();
@@ -316,16 +353,24 @@ fn dot(x: &Coded, i: i64, w: &Coded, j: i64, k: i64) -> f64 {
 #[test]
 fn codes_are_worth_their_scales() {
     // With a tail of a block, blocks of several pieces, one scale for all of a row, no rows that are copied.
-    let ways = Tiling::OF_CODES.map(|t| ([9, 136, 272], 128, Some(t), 3));
-    let others = [([9, 40, 512], 256, None, 3), ([9, 40, 144], 144, None, 3), ([9, 40, 30], 128, None, 0)];
-    for ([m, n, k], block, t, copied) in ways.into_iter().chain(others) {
+    let ways = Tiling::OF_CODES.map(|t| ([9, 136, 272], [128, 1], Some(t), 3));
+    let others = [([9, 40, 512], [256, 1], None, 3), ([9, 40, 144], [144, 1], None, 3), ([9, 40, 30], [128, 1], None, 0)];
+    // One scale for 128 columns, alone and in pairs of blocks.
+    let few = [0, 2, 2].map(|i| ([9, 136, 272], [128, 128], Some(Tiling { pairs: i == 2, ..Tiling::OF_CODES[i] }), 3));
+    for ([m, n, k], [block, columns], t, copied) in ways.into_iter().chain(others).chain(few) {
         for gate in [false, true] {
-            if gate && t.is_some_and(|t| t != Tiling::OF_CODES[2]) {
+            if gate && t.is_some_and(|t| Tiling { pairs: false, ..t } != Tiling::OF_CODES[2]) {
                 continue;
             }
             let mut random = Random::new((m * n + k) as u64);
             let x = Coded::new(&mut random, m, k, block);
-            let w: Vec<Coded> = (0..if gate { 2 } else { 1 }).map(|_| Coded::new(&mut random, n, k, block)).collect();
+            let mut w: Vec<Coded> = (0..if gate { 2 } else { 1 }).map(|_| Coded::new(&mut random, n, k, block)).collect();
+            let blocks = (k + block - 1) / block;
+            for w in w.iter_mut().filter(|_| columns > 1) {
+                w.scales = (0..(n + columns - 1) / columns * blocks).map(|_| DType::F32.round(random.float())).collect();
+                let scale = |i: i64| w.scales[(i / k / columns * blocks + i % k / block) as usize];
+                w.worth = (0..n * k).map(|i| w.codes[i as usize] * scale(i)).collect();
+            }
             let extents = [Dim::sym("M"), Dim::from(n), Dim::from(k)];
             let strides = [k, 1, 1, k, n, 1].map(Dim::from);
             let aligned = [true; 3];
@@ -334,7 +379,7 @@ fn codes_are_worth_their_scales() {
             let map = |_: &mut Build, at: &Element| vec![Expr::Map(MapFn::Mul, at.products.clone())];
             let map: Option<&dyn Fn(&mut Build, &Element) -> Vec<Expr>> = if gate { Some(&map) } else { None };
             let results = vec![(if gate { Given::Map } else { Given::Product(0) }, result)];
-            let codes = Some(OfCodes { block, product: result });
+            let codes = Some(OfCodes { block, columns, product: result });
             let epilogue = Epilogue { taken: None, codes, matrices: w.len(), operands: Vec::new(), results, map, units: None };
             let kernel = gpu_product_map(&p, &epilogue, t);
             assert_eq!(verify(&kernel), Vec::<String>::new());
@@ -365,7 +410,7 @@ fn codes_of_ragged_rows() {
         let (dtype, further) = (DType::E4M3, Vec::new());
         let p = Grouped { dtype, extents, further, rows: Some(true), accumulate: false, aligned: true };
         let map = |_: &mut Build, at: &Element| vec![Expr::Map(MapFn::Mul, at.products.clone())];
-        let (codes, results) = (Some(OfCodes { block: 128, product: DType::F32 }), vec![(Given::Map, DType::F32)]);
+        let (codes, results) = (Some(OfCodes { block: 128, columns: 1, product: DType::F32 }), vec![(Given::Map, DType::F32)]);
         let taken_of = taken.then_some(Dim::from(all));
         let epilogue =
             Epilogue { taken: taken_of, codes, matrices: 2, operands: Vec::new(), results, map: Some(&map), units: None };
