@@ -517,7 +517,8 @@ impl Lowerer<'_> {
                     (0..node.types.len()).map(|i| self.fresh_destination(b, value(i))).collect();
                 let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
                 let views = operands.iter().zip(types.iter().copied()).chain(results.iter().map(|r| &r.0).zip(&node.types));
-                let aligned = views.into_iter().all(|(v, ty)| is_aligned(&v.at, ty.dtype));
+                // Of sums of rows, and what there is one of for a query or a key, kernels read and store elements.
+                let aligned = views.into_iter().all(|(v, ty)| ty.rank() < 4 || is_aligned(&v.at, ty.dtype));
                 let distinct = node.inputs.iter().skip(3).all(|v| is_set(b.func, *v));
                 if of_sums && !(aligned && self.options.products && takes_attend_grad(&node.op, &types)) {
                     // The kernel for others looks at it.

@@ -97,6 +97,9 @@ pub fn kernels(
         if gpu_attend::takes(&p, tiling, device.aligned) {
             return Ok(attend(&p, tiling));
         }
+        if p.shared {
+            base::bug!("no other kernel has keys without the columns that are values");
+        }
     }
     if let (Op::AttendGrad(a), true) = (op, device.many) {
         let p = problem(op, a, operands, &operands[7..])?;

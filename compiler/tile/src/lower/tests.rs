@@ -1784,6 +1784,39 @@ fn keys_that_are_values_and_more_columns_are_not_joined() {
     }
 }
 
+/// An attention of six heads in each turn of a loop, with its sums, and gradients of it by those: a slice of the sums begins anywhere.
+#[test]
+fn sums_of_attention_are_stacked_wherever_a_slice_begins() {
+    let of = |shared: bool, grad: bool| {
+        let mut body = Func::new("body");
+        let columns = if shared { 288 } else { 16 };
+        let types = [format!("f32[B, T, 6, {}]", columns + 32), format!("f32[B, S, 1, {columns}]"), "f32[B, S, 1, 32]".into()];
+        let mut args: Vec<Value> = ["q", "c", "r"].iter().zip(types).map(|(n, t)| body.arg(n, Role::Inner, ty(&t))).collect();
+        if grad {
+            for (name, n) in [("o", columns), ("d", columns)] {
+                args.push(body.arg(name, Role::Inner, ty(&format!("f32[B, T, 6, {n}]"))));
+            }
+            args.push(body.arg("lse", Role::Inner, ty("f32[B, T, 6]")));
+        }
+        let mut b = Builder::new(&mut body);
+        let keys = b.op(Op::Concat(3), &args[1..3]);
+        let attend = Attend { domain: Domain::Causal, scale: Scalar::new(0.25) };
+        let given = [args[0], keys, args[1]];
+        let results = match grad {
+            false => b.node(Op::Attend(attend), &given),
+            true => b.node(Op::AttendGrad(attend), &[&given[..], &[args[3], args[5], args[4], args[5]]].concat()),
+        };
+        results.into_iter().enumerate().for_each(|(i, v)| body.output(&format!("y{i}"), Role::Inner, v));
+        let types: Vec<String> = body.arg_values().map(|(_, _, t)| format!("{t}").replacen('[', "[2, ", 1)).collect();
+        let types: Vec<&str> = types.iter().map(String::as_str).collect();
+        let r = Repeat { count: 2, carried: 0, constant: 0, reverse: false, body };
+        kernels_of(func(&types, |b, a| b.node(Op::Repeat(Box::new(r)), a)), &[("B", 1), ("T", 2), ("S", 3)])
+    };
+    assert_eq!(of(true, false), ["host_attend_part", "host_attend_merge"]);
+    assert!(of(false, false).contains(&"host_attend".into()));
+    assert!(of(false, true).contains(&"host_attend_grad_keys".into()));
+}
+
 #[test]
 fn a_map_is_not_written_over_what_a_loop_gives() {
     // A repeated constant, which a map of the last turn's reads too.
