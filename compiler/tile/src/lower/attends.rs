@@ -219,8 +219,8 @@ impl Lowerer<'_> {
         }
         true
     }
-    /// The launches of an attention in parts and of those that wait for it: one of them is in the same launch, if queries are the same.
-    fn launch_parts(&mut self, b: &mut Body, own: Waiting, others: Vec<Waiting>, origin: Option<Span>) {
+    /// The launches of an attention in parts and of those that wait for it: one of them is in the same launch, if queries are the same. What that launch does.
+    fn launch_parts(&mut self, b: &mut Body, own: Waiting, others: Vec<Waiting>, origin: Option<Span>) -> Work {
         let tiling = Tiling::choose(&own.problem);
         let mut beside: Option<Waiting> = None;
         for w in others {
@@ -243,8 +243,9 @@ impl Lowerer<'_> {
                 (kernel, [&own.given[..], &w.given[1..], &own.results, &w.results].concat(), work)
             }
         };
-        let step = self.launch(kernel, views, origin, work);
+        let step = self.launch(kernel, views, origin, work.clone());
         b.steps.push(step);
+        work
     }
     /// Whether all that reads an attention's result is the map of another of the same extents in parts.
     fn is_joined_by_map(&self, b: &Body, o: Value, p: &Problem) -> bool {
@@ -345,17 +346,16 @@ impl Lowerer<'_> {
         let mut views = self.given(b, &given.iter().map(|v| outside(*v)).collect::<Vec<_>>());
         let distinct = given.iter().skip(3).all(|v| is_set(b.func, outside(*v)));
         let p = &Problem { distinct, ..a.problem.clone() };
-        let (tiling, work) = (Tiling::choose(p), a.work());
+        let (tiling, mut work) = (Tiling::choose(p), a.work());
         // The parts of it, and of what the map reads.
         let parts = gpu_attend_parts::num_parts(p, tiling);
         let mut of_parts = Vec::new();
         let mut merged: Vec<(Value, Dim)> = Vec::new();
         if let Some(parts) = &parts {
             let aside = self.parts_of(p, parts, b.depth);
-            let own =
-                Waiting { problem: p.clone(), given: views, results: aside.clone(), parts: parts.clone(), work: work.clone() };
+            let own = Waiting { problem: p.clone(), given: views, results: aside.clone(), parts: parts.clone(), work };
             let others = a.operands.iter().filter_map(|v| b.waiting.remove(&outside(*v))).collect();
-            self.launch_parts(b, own, others, node.origin);
+            work = self.launch_parts(b, own, others, node.origin);
             views = aside.into();
             for v in &a.operands {
                 if let Some((aside, parts)) = b.in_parts.remove(&outside(*v)) {
