@@ -8,6 +8,7 @@
 
 use crate::{
     group::{Grouping, is_inline, is_layout},
+    kernels::domain::most_keys,
     lower::{attends::Attends, products::Products},
     tuning::{Tuning, bucket},
 };
@@ -292,7 +293,7 @@ pub fn work(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Work {
             (Class::GroupedOuter, vec![w.shape[0].clone(), x.shape[0].clone(), y.shape[1].clone(), x.shape[1].clone()])
         }
         Op::Attend(a) => (Class::Attend, attend(&a.domain, operands, &operands[3..])),
-        Op::AttendGrad(a) => (Class::AttendGrad, attend(&a.domain, operands, &operands[7..])),
+        Op::AttendGrad(a) => (Class::AttendGrad, attend_grad(&a.domain, operands, &operands[7..])),
         Op::TopK(k) => {
             let (n, rows) = operands[0].shape.split_last().expect("a row to choose from");
             (Class::Topk, vec![product(rows), n.clone(), Dim::from(*k)])
@@ -406,14 +407,18 @@ pub(crate) fn contract(c: &Contract, operands: &[&TensorType]) -> [Dim; 4] {
 fn attend(domain: &Domain, operands: &[&TensorType], of_domain: &[&TensorType]) -> Vec<Dim> {
     let (q, k, v) = (&operands[0].shape, &operands[1].shape, &operands[2].shape);
     let rows = q[2].try_div(&k[2]).unwrap_or(Dim::from(1)) * q[1].clone();
-    let seen = visible(domain, &k[1], of_domain);
+    let length = |idx: usize| of_domain[idx].shape.last().cloned();
+    let seen_by = |queries: i64| most_keys(domain, queries, &length).map_or(k[1].clone(), |n| n.minimum(&k[1]));
     // Few queries may see few of the keys.
-    let keys = match q[1].known() {
-        Some(1) => seen.clone(),
-        Some(t) => (seen.clone() * Dim::from(t)).minimum(&k[1]),
-        None => k[1].clone(),
-    };
-    vec![q[0].clone() * k[2].clone(), rows, seen, keys, q[3].clone(), v[3].clone()]
+    let keys = q[1].known().map_or(k[1].clone(), seen_by);
+    vec![q[0].clone() * k[2].clone(), rows, seen_by(1), keys, q[3].clone(), v[3].clone()]
+}
+
+/// The same of its gradient, which all keys have.
+fn attend_grad(domain: &Domain, operands: &[&TensorType], of_domain: &[&TensorType]) -> Vec<Dim> {
+    let mut shape = attend(domain, operands, of_domain);
+    shape[3] = operands[1].shape[1].clone();
+    shape
 }
 
 /// Two attentions of the same queries.
@@ -421,26 +426,6 @@ pub fn of_both(own: Work, other: &Work) -> Work {
     let mut shape = own.shape;
     [2, 3].into_iter().for_each(|i| shape[i] = shape[i].clone() + other.shape[i].clone());
     Work { shape, ..own }
-}
-
-/// The keys that a query sees at most.
-fn visible(domain: &Domain, keys: &Dim, operands: &[&TensorType]) -> Dim {
-    let chosen = |idx: usize| operands[idx].shape.last().cloned().unwrap_or(Dim::from(0));
-    let seen = match domain {
-        Domain::Full
-        | Domain::Causal
-        | Domain::EndsBefore { .. }
-        | Domain::EndsAt(_)
-        | Domain::Segments(..)
-        | Domain::Groups { .. } => keys.clone(),
-        Domain::Window(w) => Dim::from(*w),
-        Domain::Prefix(n) => Dim::from(*n),
-        Domain::Blocks { idx, size } => chosen(*idx) * Dim::from(*size),
-        Domain::Tokens(idx) => chosen(*idx),
-        Domain::And(a, b) => visible(a, keys, operands).minimum(&visible(b, keys, operands)),
-        Domain::Or(a, b) => visible(a, keys, operands) + visible(b, keys, operands),
-    };
-    seen.minimum(keys)
 }
 
 fn valued(work: &Work, sizes: &DimEnv) -> Job {

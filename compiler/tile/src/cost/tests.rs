@@ -57,3 +57,32 @@ fn times_are_positive_for_any_job() {
         }
     }
 }
+
+#[test]
+fn queries_read_the_keys_that_they_see_and_gradients_all() {
+    let ty = |shape: &[i64]| TensorType::new(DType::BF16, shape.iter().copied().map(Dim::from).collect::<Vec<_>>());
+    let (q, kv, lse) = (ty(&[2, 12, 8, 64]), ty(&[2, 4096, 4, 64]), ty(&[2, 12, 8]));
+    let lists = ty(&[2, 12, 4, 3]);
+    // Neighbours share a window and a prefix, and may list what no other does.
+    for (text, seen, keys) in [
+        ("causal & window(512)", 512, 512 + 11),
+        ("prefix(5)", 5, 5),
+        ("window(512) | prefix(5)", 517, 523 + 5),
+        ("blocks(0, 16)", 48, 12 * 48),
+        ("tokens(0) & window(20)", 3, 31),
+        ("window(5000)", 4096, 4096),
+        ("causal", 4096, 4096),
+    ] {
+        let domain: Domain = text.parse().expect("a domain");
+        let lists: Vec<&TensorType> = [&lists].into_iter().take(domain.num_operands()).collect();
+        let a = graph::op::Attend { domain, scale: graph::op::Scalar::new(1.0) };
+        let shape = |op: Op, operands: &[&TensorType]| {
+            let work = work(&op, &[operands, &lists[..]].concat(), std::slice::from_ref(&q));
+            work.at(&DimEnv::new()).expect("constants").shape
+        };
+        let forward = shape(Op::Attend(a.clone()), &[&q, &kv, &kv]);
+        assert_eq!(forward, [8, 24, seen, keys, 64, 64], "{text}");
+        let backward = shape(Op::AttendGrad(a), &[&q, &kv, &kv, &q, &lse, &q, &lse]);
+        assert_eq!(backward, [8, 24, seen, 4096, 64, 64], "{text}");
+    }
+}

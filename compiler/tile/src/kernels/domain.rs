@@ -41,6 +41,29 @@ pub struct Problem {
     pub shared: bool,
 }
 
+/// How many keys so many queries in a row see at most, if the domain bounds that whatever there are; of what is listed, by the length of a list of each of the domain's
+/// operands, if that is known.
+pub fn most_keys(d: &Domain, queries: i64, length: &dyn Fn(usize) -> Option<Dim>) -> Option<Dim> {
+    let of = |d: &Domain| most_keys(d, queries, length);
+    match d {
+        Domain::Window(w) => Some(Dim::from(w + queries - 1)),
+        Domain::Prefix(n) => Some(Dim::from(*n)),
+        Domain::Blocks { idx, size } => length(*idx).map(|n| n * Dim::from(size * queries)),
+        Domain::Tokens(idx) => length(*idx).map(|n| n * Dim::from(queries)),
+        Domain::And(x, y) => match (of(x), of(y)) {
+            (Some(x), Some(y)) => Some(x.minimum(&y)),
+            (x, y) => x.or(y),
+        },
+        Domain::Or(x, y) => Some(of(x)? + of(y)?),
+        Domain::Full
+        | Domain::Causal
+        | Domain::EndsBefore { .. }
+        | Domain::EndsAt(_)
+        | Domain::Segments(..)
+        | Domain::Groups { .. } => None,
+    }
+}
+
 /// Sizes of an attention kernel's tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiling {

@@ -10,7 +10,7 @@
 
 use super::{
     build::{Build, div, eq, exp},
-    domain::Problem,
+    domain::{Problem, most_keys},
     gpu_attend::{Blocks, Ending, Job, Tiling, attend, columns, has_lists, is_wide},
     gpu_product::Element,
 };
@@ -32,7 +32,8 @@ pub fn num_parts(p: &Problem, t: Tiling) -> Option<Dim> {
     if few.is_none() && (!is_wide(p) || has_lists(&p.domain)) {
         return None;
     }
-    let bounded = few.and_then(|n| most_keys(&p.domain, p, n)).map(|n| n.div_euclid(t.keys));
+    let length = |idx: usize| p.operands[idx].shape[3].known().map(Dim::from);
+    let bounded = few.and_then(|n| most_keys(&p.domain, n, &length)?.known()).map(|n| n.div_euclid(t.keys));
     let most = bounded.or(p.s.known().map(|s| s / (4 * t.keys))).unwrap_or(MAX_PARTS).clamp(1, MAX_PARTS);
     let tiles = if few.is_some() { Dim::from(1) } else { p.t.ceil_div(&Dim::from(t.queries())) };
     let one = Dim::from(1);
@@ -41,25 +42,6 @@ pub fn num_parts(p: &Problem, t: Tiling) -> Option<Dim> {
     let blocks = if is_wide(p) { BLOCKS / 2 } else { BLOCKS };
     let parts = Dim::from(blocks).floor_div(&alone).minimum(&Dim::from(most)).maximum(&one);
     (most > 1 && !parts.is(1)).then_some(parts)
-}
-
-/// How many keys so many queries, the last ones, see at most, if the domain bounds that whatever there are.
-fn most_keys(d: &Domain, p: &Problem, queries: i64) -> Option<i64> {
-    let of = |d: &Domain| most_keys(d, p, queries);
-    match d {
-        Domain::Window(w) => Some(w + queries - 1),
-        Domain::Prefix(n) => Some(*n),
-        Domain::Blocks { idx, size } => p.operands[*idx].shape[3].known().map(|n| n * size * queries),
-        Domain::Tokens(idx) => p.operands[*idx].shape[3].known().map(|n| n * queries),
-        Domain::And(x, y) => [of(x), of(y)].into_iter().flatten().min(),
-        Domain::Or(x, y) => Some(of(x)? + of(y)?),
-        Domain::Full
-        | Domain::Causal
-        | Domain::EndsBefore { .. }
-        | Domain::EndsAt(_)
-        | Domain::Segments(..)
-        | Domain::Groups { .. } => None,
-    }
 }
 
 /// What each part of the keys gives: o and lse in the accumulator's dtype, of each part, −∞ where a row sees no key of it.
