@@ -16,7 +16,7 @@ use crate::{
 use base::{DimEnv, Sources, Span, TensorType};
 use graph::{Func, Module, NodeId, Op, Value};
 use hir::Program;
-use library::{Class, Job, Step, Work};
+use library::{Class, Job, Work};
 use std::collections::{BTreeMap, BTreeSet};
 use tile::{
     Tilings, Tuning,
@@ -88,8 +88,6 @@ pub struct Story<'a> {
     reports: Vec<egraph::Report>,
     /// All legal tilings of each problem that has several.
     tilings: BTreeMap<String, Vec<String>>,
-    /// What the steps of each entry's plan do: its name and condition, and operations and bytes of a run. Of a variant, where it runs.
-    totals: Vec<(String, f64, f64)>,
     /// For each node as written, views and constants left out: by its function and number, its source text and what it does.
     before: BTreeMap<(String, NodeId), (Option<Span>, Job)>,
 }
@@ -116,13 +114,8 @@ pub fn story<'a>(
         table: table.clone(),
         reports: Vec::new(),
         tilings: BTreeMap::new(),
-        totals: Vec::new(),
         before: BTreeMap::new(),
     };
-    for (func, entry) in module.funcs.iter().zip(&lowered.entries) {
-        let (flops, bytes) = total(&entry.steps, &entry.buffers, dims);
-        story.totals.push((func.name.clone(), flops, bytes));
-    }
     let kernel = |k: usize| lowered.kernels[k].name.clone();
     for func in &module.funcs {
         each_body(func, &func.name, &mut Vec::new(), 1, &mut |body, name, loops, times| {
@@ -183,18 +176,6 @@ pub fn story<'a>(
         }
     }
     Ok(story)
-}
-
-/// Operations and bytes of steps, turns of loops counted.
-fn total(steps: &[Step], buffers: &[library::Buffer], dims: &DimEnv) -> (f64, f64) {
-    let one = |s: &Step| match s {
-        Step::Loop { count, body, .. } => {
-            let (flops, bytes) = total(body, buffers, dims);
-            (*count as f64 * flops, *count as f64 * bytes)
-        }
-        s => s.job(buffers, dims).map_or((0.0, 0.0), |j| (j.flops(), j.bytes())),
-    };
-    steps.iter().map(one).fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1))
 }
 
 /// Visits a function and the bodies of its loops: the body, its name, the loops around, how often it runs.

@@ -61,3 +61,28 @@ fn a_table_for_a_gpu() {
     // There every product is a kernel of ours.
     assert!(table.contains(" host_product_") && !table.contains("library product"), "{table}");
 }
+
+#[test]
+fn a_table_adds_up() {
+    // Of an op that is several launches, and of one in a loop.
+    let table = say(&["explain", "models/strata/model.lode", "--target", "sm_90a", "--dims", "B=8,T=256", "--all"]);
+    let number = |words: &[&str]| {
+        let unit = match words[1].trim_end_matches(',') {
+            "Mop" => 1e6,
+            "Gop" => 1e9,
+            "KiB" => 1024.0,
+            "MiB" => 1_048_576.0,
+            unit => panic!("{unit} in\n{table}"),
+        };
+        words[0].parse::<f64>().expect("a number") * unit
+    };
+    for part in table.split("\n\n").filter(|part| part.contains(" steps, ")) {
+        let rows: Vec<Vec<&str>> = part.lines().map(|l| l.split_whitespace().filter(|w| *w != "measured").collect()).collect();
+        for (what, at_head, at_row) in [("operations", 5, 6), ("bytes", 7, 8)] {
+            let times = |row: &[&str]| row[3].trim_end_matches('×').parse::<f64>().expect("a count");
+            let sum: f64 = rows[2..].iter().map(|row| times(row) * number(&row[at_row..])).sum();
+            let all = number(&rows[0][at_head..]);
+            assert!((sum / all - 1.0).abs() < 0.02, "{what} of {}: {all} for {sum}", rows[0][0]);
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 use super::{Row, Story, bytes, operations, place, time};
 use crate::pipeline;
+use library::Job;
 use std::fmt::Write;
 
 /// A part of a run's time below which a kernel is summed up with others of its function.
@@ -23,11 +24,9 @@ pub fn table(story: &Story, all: bool) -> String {
     for name in functions {
         let rows: Vec<&Row> = story.rows.iter().filter(|r| r.func.split('/').next() == Some(name)).collect();
         let total: f64 = rows.iter().map(|r| total_of(r)).sum();
-        let _ = write!(out, "\n{name}: {} steps, {}", rows.len(), time(total));
-        if let Some((_, flops, moved)) = story.totals.iter().find(|(n, ..)| n == name) {
-            let _ = write!(out, ", {}, {}", operations(*flops), bytes(*moved));
-        }
-        out.push('\n');
+        let all_of = |of: fn(&Job) -> f64| rows.iter().map(|r| r.times as f64 * of(&r.job)).sum::<f64>();
+        let (flops, moved) = (operations(all_of(Job::flops)), bytes(all_of(Job::bytes)));
+        let _ = writeln!(out, "\n{name}: {} steps, {}, {flops}, {moved}", rows.len(), time(total));
         let (shown, small): (Vec<&&Row>, Vec<&&Row>) = rows.iter().partition(|r| all || total_of(r) >= SMALL * total);
         let mut lines =
             vec![["#", "share", "runs", "each", "", "arithmetic", "memory", "op", "kernel", "source"].map(String::from)];
