@@ -52,6 +52,7 @@ fn main() {
             "indexing" => indexing(),
             "large_grads" => large_grads(),
             "large_products" => large_products(),
+            "short_products" => short_products(),
             "large_codes" => large_codes(),
             path => {
                 let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"));
@@ -288,6 +289,18 @@ fn large_products() -> Vec<Kernel> {
         all.push(mapped(Way::Residual, DType::BF16, Dim::sym("M"), [d, f], [false, true], None));
         all.push(mapped(Way::Gradient, DType::BF16, Dim::from(f), [d, 4096], [true, false], None));
     }
+    numbered(all)
+}
+
+/// A layer 768 wide, whose products have few terms: projections, gate and up, down and its residual.
+fn short_products() -> Vec<Kernel> {
+    let mut all = Vec::new();
+    for [n, k] in [[768, 768], [256, 768], [2048, 768], [768, 2048], [32000, 768]] {
+        all.push(product(DType::BF16, Dim::sym("M"), [n, k], [false, true], 1, false, None));
+        all.push(product(DType::BF16, Dim::sym("M"), [n, k], [false, false], 1, false, None));
+    }
+    all.extend([false, true].map(|kept| mapped(Way::Gate(kept), DType::BF16, Dim::sym("M"), [2048, 768], [false, true], None)));
+    all.push(mapped(Way::Residual, DType::BF16, Dim::sym("M"), [768, 2048], [false, true], None));
     numbered(all)
 }
 

@@ -13,6 +13,7 @@ mod math;
 mod product;
 mod reduce;
 mod simt;
+mod stage;
 mod text;
 mod tiles;
 mod trig;

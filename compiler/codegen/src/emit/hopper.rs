@@ -73,7 +73,7 @@ fn registers(h: &Hopper) -> Option<[u32; 2]> {
 }
 
 impl Emitter<'_> {
-    fn hopper(&self) -> &Hopper {
+    pub(super) fn hopper(&self) -> &Hopper {
         self.simt().plan.hopper.as_ref().expect("it runs on warp groups")
     }
     pub(super) fn asm(&mut self, text: &str, constraints: &str, operands: &str, types: &str) {
@@ -142,6 +142,10 @@ impl Emitter<'_> {
                 e.w.line("}");
             }
             e.blocks(body, |e| e.stmts(body, LoopKind::Serial));
+            if h.staging.is_some() {
+                // What is still to be stored is in memory that ends with the block.
+                e.asm("cp.async.bulk.wait_group.read 0;", "", "", "");
+            }
         });
         self.w.line("} else {");
         self.inside(|e| {
@@ -584,7 +588,7 @@ impl Emitter<'_> {
         self.asm(&format!("bar.arrive $0, {};", 2 * GROUP), "r", &next, "i32");
     }
     /// This thread's warp group, i32.
-    fn group_number(&mut self) -> String {
+    pub(super) fn group_number(&mut self) -> String {
         let group = self.w.int(i64::from(GROUP), "i64");
         let group = self.w.bin("divui", "%tid", &group, "i64");
         self.w.op(&format!("arith.trunci {group} : i64 to i32"))

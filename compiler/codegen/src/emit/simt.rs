@@ -707,7 +707,9 @@ impl Emitter<'_> {
             Stmt::Copy(c) => {
                 access.join(&Access::of(std::slice::from_ref(s)));
                 self.wait_before(&access);
-                self.put(c);
+                if !self.stage_and_store(c) {
+                    self.put(c);
+                }
             }
         }
     }

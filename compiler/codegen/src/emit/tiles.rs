@@ -935,7 +935,7 @@ impl Emitter<'_> {
         self.w.line("}");
     }
     /// Two of f32 as two of a narrow float in one register.
-    fn packed(&mut self, pair: &[String], ty: &str) -> String {
+    pub(super) fn packed(&mut self, pair: &[String], ty: &str) -> String {
         let mut v = self.w.op("llvm.mlir.undef : vector<2xf32>");
         for (i, x) in pair.iter().enumerate() {
             let at = self.w.int(i as i64, "i32");

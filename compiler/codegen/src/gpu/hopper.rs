@@ -44,6 +44,12 @@ const LIGHT: usize = 64 * 64;
 const HEAVY: usize = 192 * GROUP as usize;
 /// Elements that a warp group may hold, if its threads are left half of a processor's registers.
 const ROOMY: usize = 168 * GROUP as usize;
+/// Two strips of a warp group's rows. # Units: bytes.
+const STAGED_BYTES: usize = 2 * (GROUP_ROWS * STRIP_BYTES) as usize;
+/// What kernels that reduce need of shared memory beside what they ask for. # Units: bytes.
+const REDUCTION_BYTES: usize = 3 << 10;
+/// Stages that hide how long copies take.
+const STAGES_UNDER_WAY: usize = 4;
 /// What the barriers may take. # Units: bytes.
 const BARRIER_BYTES: usize = 1024;
 
@@ -108,6 +114,8 @@ pub(crate) struct Hopper {
     pub neighbours: u32,
     /// Whether a warp group that shares a processor holds so much that its producer is left the fewest registers that there may be.
     pub heavy: bool,
+    /// Where tiles of a result are in shared memory before the accelerator stores them, if it does: two strips of 64 columns for each warp group. # Units: bytes.
+    pub staging: Option<usize>,
     /// Whether two neighbouring blocks are a cluster: they are as far as each other in all rings, and what both copy each brings half of.
     pub pairs: bool,
 }
@@ -149,7 +157,42 @@ impl Hopper {
         // One that gathers a tile and waits for it leaves the processor to another, if both have room.
         let waits = h.neighbours == 1 && h.consumers == 1 && h.gathers() && elems <= ROOMY;
         let two = waits && h.shared_bytes + h.others(k, held) <= limit / 2;
-        Some(Hopper { neighbours: if two { 2 } else { h.neighbours }, ..h })
+        let h = Hopper { neighbours: if two { 2 } else { h.neighbours }, ..h };
+        Some(h.staged(k, held, limit).unwrap_or(h))
+    }
+    /// The same with room for tiles of results that the accelerator stores, if that leaves as many stages as are under way.
+    fn staged(&self, k: &Kernel, held: &[bool], limit: usize) -> Option<Hopper> {
+        let mut stores = Vec::new();
+        stores_of(&k.body, &mut stores);
+        // Of two results of maps the second is there, too, while the first is stored: more than threads hold.
+        let mapped: BTreeSet<Mem> = stores.iter().map(|c| c.from).filter(|m| k.mem_dtype(*m) != DType::F32).collect();
+        let maps: BTreeSet<TensorMap> = stores.into_iter().filter_map(|c| store_map(k, held, self.consumers, c)).collect();
+        if maps.is_empty()
+            || mapped.len() > 1
+            || self.neighbours > 1
+            || weighs(&k.body)
+            || self.others(k, held) > 0
+            || reduces(&k.body)
+        {
+            return None;
+        }
+        let bytes = STAGED_BYTES * self.consumers as usize;
+        let mut h = Hopper::within(k, held, limit + REDUCTION_BYTES - bytes)?;
+        let fewest = |h: &Hopper| h.rings.iter().map(|r| r.stages).min();
+        if fewest(&h) < fewest(self).min(Some(STAGES_UNDER_WAY)) {
+            return None;
+        }
+        h.staging = Some(h.shared_bytes - ALIGN);
+        h.shared_bytes += bytes;
+        h.maps.extend(maps);
+        h.maps.sort_unstable();
+        h.maps.dedup();
+        Some(h)
+    }
+    /// The number of the tensor map by which the accelerator stores a copy, if it does.
+    pub(crate) fn store_of(&self, k: &Kernel, held: &[bool], c: &Copy) -> Option<usize> {
+        let map = self.staging.and_then(|_| store_map(k, held, self.consumers, c))?;
+        self.maps.iter().position(|m| *m == map)
     }
     fn within(k: &Kernel, held: &[bool], limit: usize) -> Option<Hopper> {
         let mut found = Found::default();
@@ -177,6 +220,7 @@ impl Hopper {
             shared_bytes: 0,
             neighbours: 1,
             heavy: false,
+            staging: None,
             pairs: copies().any(comes_by_halves),
         };
         for (run, staged) in &found.runs {
@@ -246,6 +290,32 @@ impl Hopper {
         map.and_then(|m| self.maps.iter().position(|x| *x == m))
             .unwrap_or_else(|| base::bug!("a copy without a map in {}", k.name))
     }
+}
+
+/// The copies to buffers.
+fn stores_of<'k>(body: &'k [Stmt], out: &mut Vec<&'k Copy>) {
+    for s in body {
+        match s {
+            Stmt::Copy(c) if matches!(c.to, Mem::Buffer(_)) => out.push(c),
+            s => s.lists().into_iter().for_each(|b| stores_of(b, out)),
+        }
+    }
+}
+
+fn reduces(body: &[Stmt]) -> bool {
+    body.iter().any(|s| matches!(s, Stmt::Accumulate(..)) || s.lists().into_iter().any(reduces))
+}
+
+/// The tensor map of strips by which the accelerator stores a tile that warp groups hold, if it can: a rectangle of bf16 or f16 of constant width that ends where
+/// the buffer's axes do.
+fn store_map(k: &Kernel, held: &[bool], consumers: u32, c: &Copy) -> Option<TensorMap> {
+    let (buffer, scratch) = c.sides()?;
+    let (dtype, from) = (k.buffers[buffer].dtype, k.scratch[scratch].dtype);
+    let narrow = matches!(dtype, DType::BF16 | DType::F16) && (from == dtype || from == DType::F32);
+    let whole = c.run == c.rows && c.rows == GROUP_ROWS * i64::from(consumers) && c.cols % strip(dtype) == 0;
+    let ends = limited_rows(c).is_none();
+    let map = (narrow && whole && ends && held[scratch]).then(|| tensor_map(k, buffer, c)).flatten()?;
+    Some(TensorMap { rows: GROUP_ROWS as u32, ..map })
 }
 
 /// Whether a loop has products and vector loops.

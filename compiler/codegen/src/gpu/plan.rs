@@ -410,7 +410,7 @@ fn place(
     order.sort_by_key(|i| (bytes(*i), *i));
     let mut places = vec![Place::Thread; k.scratch.len()];
     // Rings are placed already, from the next multiple of their alignment on.
-    let limit = limit - hopper.map_or(0, |h| h.shared_bytes);
+    let limit = limit.saturating_sub(hopper.map_or(0, |h| h.shared_bytes));
     let (mut shared, mut workspace) = (0, 0);
     for i in order.into_iter().filter(|i| !own.contains(&Mem::Scratch(*i))) {
         if held.tiles[i].is_some() || held.rows[i] {

@@ -281,15 +281,27 @@ fn large_products_run_on_warp_groups() {
          check: mbarrier.try_wait
          check: wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16
          check: wgmma.wait_group.sync.aligned 1
-         check: shfl.sync.bfly
-         check: st.global.v4.b32
          check: setmaxnreg.dec.sync.aligned.u32 40
-         check: cp.async.bulk.tensor.2d
-         not: ld.global",
+         check: cp.async.bulk.tensor.2d.shared::cluster.global
+         not: ld.global
+         not: st.global
+         not: shfl",
     );
-    assert_eq!((launch.threads, launch.maps.len(), launch.workspace), (384, 2, 0));
-    let [a, b] = &launch.maps[..] else { panic!("two maps") };
-    assert_eq!(((a.buffer, a.rows, a.cols), (b.buffer, b.rows, b.cols)), ((0, 128, 64), (1, 256, 64)));
+    check(
+        &text,
+        "check: stmatrix.sync.aligned.m8n8.x4.shared.b16
+         check: fence.proxy.async.shared::cta
+         check: bar.sync
+         check: cp.async.bulk.tensor.2d.global.shared::cta.bulk_group",
+    );
+    // Strips of 64 columns, of sixteen at once; each is stored when the one before is read.
+    let counts = ["stmatrix", "global.shared::cta", "wait_group.read 0"].map(|op| text.matches(op).count());
+    assert_eq!(counts, [16, 4, 5]);
+    assert_eq!((launch.threads, launch.maps.len(), launch.workspace), (384, 3, 0));
+    let [a, b, c] = &launch.maps[..] else { panic!("three maps") };
+    let boxes = [a, b, c].map(|m| (m.buffer, m.rows, m.cols));
+    assert_eq!(boxes, [(0, 128, 64), (1, 256, 64), (2, 64, 64)]);
+    assert!(launch.static_shared + launch.dynamic_shared <= 227 << 10, "{launch:?}");
     assert_eq!(a.axes, [(Extent::Const(8192), Extent::Const(1024)), (Extent::Const(1024), Extent::Const(1))]);
 
     // What begins anywhere is loaded by threads, and multiplied from shared memory.
@@ -404,7 +416,7 @@ fn columns_meet_others_of_their_head_in_registers() {
         let (text, launch) = ptx(&rotated(true, units));
         check(
             &text,
-            "check: wgmma.mma_async.sync.aligned.m64n256k16\ncheck: ld.global.nc\ncheck: st.global.v4.b32\nnot: st.shared",
+            "check: ld.global.nc\ncheck: stmatrix\ncheck: wgmma.mma_async.sync.aligned.m64n256k16\nnot: st.global\nnot: st.shared",
         );
         // A thread has two rows, and of each the same eight columns of four heads: they share what they load.
         assert_eq!((launch.threads, launch.workspace, text.matches("ld.global.nc").count()), (384, 0, 16), "{units:?}");

@@ -93,6 +93,9 @@ const PIECE_COSTS: [((i64, i64), i64); 3] = [((128, 256), 100), ((128, 192), 83)
 /// What a piece of 128 terms of codes takes with each tiling, in nanoseconds: 4096 rows, 7168 columns and 16384 terms (`docs/performance.md`).
 const COSTS_OF_CODES: [i64; 5] = [1079, 780, 589, 773, 817];
 
+/// Terms of ragged rows' products from which on blocks run in pairs: of 768 a step of decoding took 7 % longer (`docs/performance.md`).
+const TERMS_IN_PAIRS: i64 = 1024;
+
 /// Columns of a matrix that are not known.
 const MANY_COLUMNS: i64 = 1 << 14;
 
@@ -621,8 +624,10 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
     let choose = || match epilogue.codes {
         Some(_) => Tiling::choose_of_codes([rows, n], copies, epilogue.matrices, true),
         None => {
-            // The second level gives what many groups' matrices ask for no faster (`docs/performance.md`): two blocks ask for a third less.
-            let pairs = copies && matches!(p.dtype, DType::BF16 | DType::F16);
+            // The second level gives what many groups' matrices ask for no faster (`docs/performance.md`): two blocks ask for a third less. Of few terms a block
+            // waits for the other as long.
+            let many = all_terms.iter().all(|k| k.known().is_none_or(|k| k >= TERMS_IN_PAIRS));
+            let pairs = copies && many && matches!(p.dtype, DType::BF16 | DType::F16);
             Tiling { pairs, ..Tiling::choose_beside(p.dtype, rows, n, copies, epilogue.matrices) }
         }
     };
