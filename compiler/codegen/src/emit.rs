@@ -368,6 +368,15 @@ impl<'k> Emitter<'k> {
             Mem::Scratch(i) if self.simt.as_ref().is_some_and(|t| t.is_ring(i)) => self.ring_address(i),
             Mem::Scratch(_) | Mem::Buffer(_) => self::pointer(mem),
         };
+        let permuted = match mem {
+            Mem::Scratch(i) => self.simt.as_ref().and_then(|t| t.plan.swizzles[i]),
+            Mem::Buffer(_) => None,
+        };
+        if let Some(s) = permuted {
+            let by = self.swizzle_of(s, index);
+            let place = self.w.bin("xori", index, &by, "i64");
+            return self.w.op(&format!("llvm.getelementptr inbounds {base}[{place}] : ({pointer}, i64) -> {pointer}, {ty}"));
+        }
         if self.w.linear
             && let (Some(x), n) = self.w.parts(index)
             && n != 0

@@ -21,7 +21,7 @@ use crate::{
     dot::{Matrix, Tiled},
     gpu::{
         access::{Access, expr_uses, exprs, visit},
-        plan::{Team, units_of, warp_grid},
+        plan::{Swizzle, Team, units_of, warp_grid},
     },
 };
 use base::DType;
@@ -279,7 +279,6 @@ impl Emitter<'_> {
         self.shares_of("%lane", extents)
     }
     fn shares_of(&mut self, lane: &str, [m, n]: [i64; 2]) -> Vec<(String, String)> {
-        let threads = i64::from(self.simt().plan.threads);
         let (rows, cols): (Vec<(String, i64)>, Vec<(String, i64)>);
         if self.simt().on_tensor_cores() {
             let [row0, col0, tall, wide] = self.warp_tile([m, n]);
@@ -300,11 +299,13 @@ impl Emitter<'_> {
             }
             return all;
         }
-        let across = threads.min(16).min(i64::from(self.simt().plan.warp));
+        let [down, across] = self.threads_of_tile();
         let width = self.w.int(across, "i64");
         let (ty, tx) = (self.w.bin("divui", "%tid", &width, "i64"), self.w.bin("remui", "%tid", &width, "i64"));
-        rows = (0..m / (threads / across)).map(|i| (ty.clone(), i * (threads / across))).collect();
-        cols = if (n / across) % 4 == 0 {
+        rows = (0..m / down).map(|i| (ty.clone(), i * down)).collect();
+        // What is read by chunks of terms is read by neighbouring lanes from neighbouring rows.
+        let by_terms = self.simt().plan.swizzles.iter().any(Option::is_some);
+        cols = if (n / across) % 4 == 0 && !by_terms {
             let four = self.w.int(4, "i64");
             let first = self.w.bin("muli", &tx, &four, "i64");
             (0..n / across).map(|j| (first.clone(), j / 4 * 4 * across + j % 4)).collect()
@@ -313,6 +314,12 @@ impl Emitter<'_> {
         };
         let [rows, cols] = [rows, cols].map(|list| list.into_iter().map(|(v, by)| self.plus(&v, by)).collect::<Vec<_>>());
         rows.iter().flat_map(|r| cols.iter().map(|c| (r.clone(), c.clone()))).collect()
+    }
+    /// How many threads share the columns of a tile without tensor cores, and how many its rows: a thread has every so many-th.
+    fn threads_of_tile(&self) -> [i64; 2] {
+        let plan = &self.simt().plan;
+        let across = i64::from(plan.threads).min(16).min(i64::from(plan.warp));
+        [i64::from(plan.threads) / across, across]
     }
     /// The first row and column of this warp's part of a tile, and its extents.
     fn warp_tile(&mut self, [m, n]: [i64; 2]) -> [(String, i64); 4] {
@@ -997,6 +1004,42 @@ impl Emitter<'_> {
         let v = self.w.op(&format!("llvm.load {p} : {space} -> {}", memory_type(dtype)));
         self.w.widen(v, dtype)
     }
+    /// By what the places of the elements in a chunk are changed ([`Swizzle`]), from the place of one.
+    pub(super) fn swizzle_of(&mut self, s: Swizzle, index: &str) -> String {
+        let [shift, mask, two] = [s.shift, s.mask, 2].map(|n| self.w.int(n, "i64"));
+        let by = self.w.bin("shrui", index, &shift, "i64");
+        let by = self.w.bin("andi", &by, &mask, "i64");
+        self.w.bin("shli", &by, &two, "i64")
+    }
+    /// Of a matrix that is permuted, where rows from one on, so far apart, have the chunk of terms from `l` on; `rows` is the elements of one.
+    fn chunks(&mut self, scratch: usize, elems: i64, rows: &[&String], apart: i64, l: &str) -> Vec<String> {
+        let s = self.simt().plan.swizzles[scratch].expect("it is permuted");
+        let (ty, pointer) = (memory_type(DType::F32), self.pointer_type(Mem::Scratch(scratch)));
+        let base = self::pointer(Mem::Scratch(scratch));
+        let elems_of = self.w.int(elems, "i64");
+        let mut first = String::new();
+        let mut out = Vec::new();
+        for (i, row) in rows.iter().enumerate() {
+            // Rows a multiple of eight apart are permuted alike.
+            if i == 0 || apart % 8 != 0 {
+                let start = self.w.bin("muli", row, &elems_of, "i64");
+                let by = self.swizzle_of(s, &start);
+                let at = self.w.bin("xori", l, &by, "i64");
+                let at = self.w.bin("addi", &start, &at, "i64");
+                first = self.w.op(&format!("llvm.getelementptr inbounds {base}[{at}] : ({pointer}, i64) -> {pointer}, {ty}"));
+                out.push(first.clone());
+            } else {
+                let by = i as i64 * apart * elems;
+                out.push(self.w.op(&format!("llvm.getelementptr inbounds {first}[{by}] : ({pointer}) -> {pointer}, {ty}")));
+            }
+        }
+        let load = |p: &String| self.w.op(&format!("llvm.load {p} {{alignment = 16 : i64}} : {pointer} -> vector<4xf32>"));
+        out.iter().map(load).collect()
+    }
+    /// If the terms of an operand are read by chunks: the elements of one of its rows.
+    fn by_chunks(&self, x: &Matrix, terms: i64, other: i64) -> Option<i64> {
+        (terms == 1 && self.simt().plan.swizzles[x.scratch].is_some()).then_some(other)
+    }
     /// Each thread for its elements, term after term.
     fn fma(&mut self, t: &Tiled, shares: &[(String, String)], first: Vec<String>) -> Vec<String> {
         let mut rows: Vec<&String> = shares.iter().map(|s| &s.0).collect();
@@ -1007,15 +1050,33 @@ impl Emitter<'_> {
         let old: Vec<String> = first.iter().map(|_| self.w.fresh()).collect();
         let pairs: Vec<String> = old.iter().zip(&first).map(|(a, f)| format!("{a} = {f}")).collect();
         let types = vec!["f32"; first.len()].join(", ");
-        let [zero, one, k] = [0, 1, t.extents[2]].map(|n| self.w.int(n, "i64"));
+        let chunked = [self.by_chunks(&t.a, t.a.col, t.a.row), self.by_chunks(&t.b, t.b.row, t.b.col)];
+        let chunked = if t.extents[2] % Swizzle::CHUNK == 0 { chunked } else { [None; 2] };
+        let turn = if chunked == [None; 2] { 1 } else { Swizzle::CHUNK };
+        let [down, across] = self.threads_of_tile();
+        let [zero, one, k] = [0, turn, t.extents[2]].map(|n| self.w.int(n, "i64"));
         let (count, pairs) = (first.len(), pairs.join(", "));
         self.w.line(&format!("{sums}:{count} = scf.for {l} = {zero} to {k} step {one} iter_args({pairs}) -> ({types}) : i64 {{"));
         self.inside(|e| {
-            let b: Vec<String> = cols.iter().map(|c| e.matrix_element(&t.b, &l, c)).collect();
-            let mut new = Vec::new();
-            for (i, r) in rows.iter().enumerate() {
-                let a = e.matrix_element(&t.a, r, &l);
-                new.extend((0..width).map(|j| e.w.muladd(&a, &b[j], &old[i * width + j], "f32")));
+            let chunks = [(&t.a, &rows, down), (&t.b, &cols, across)];
+            let [left, right] = [0, 1].map(|i| {
+                let (x, places, apart) = chunks[i];
+                chunked[i].map_or(Vec::new(), |elems| e.chunks(x.scratch, elems, places, apart, &l))
+            });
+            let mut new = old.clone();
+            for term in 0..turn {
+                let l = e.plus(&l, term);
+                let place = e.w.int(term, "i64");
+                let of_chunk =
+                    |e: &mut Self, chunk: &String| e.w.op(&format!("llvm.extractelement {chunk}[{place} : i64] : vector<4xf32>"));
+                let b: Vec<String> = match right.is_empty() {
+                    true => cols.iter().map(|c| e.matrix_element(&t.b, &l, c)).collect(),
+                    false => right.iter().map(|chunk| of_chunk(e, chunk)).collect(),
+                };
+                for (i, r) in rows.iter().enumerate() {
+                    let a = if left.is_empty() { e.matrix_element(&t.a, r, &l) } else { of_chunk(e, &left[i]) };
+                    (0..width).for_each(|j| new[i * width + j] = e.w.muladd(&a, &b[j], &new[i * width + j], "f32"));
+                }
             }
             e.w.line(&format!("scf.yield {} : {types}", new.join(", ")));
         });

@@ -115,6 +115,43 @@ pub(crate) struct Plan {
     pub tensor: bool,
     /// Whether it runs on warp groups; then `threads` are those that compute.
     pub hopper: Option<Hopper>,
+    /// Scratch memories whose chunks are permuted.
+    pub swizzles: Vec<Option<Swizzle>>,
+}
+
+/// How chunks of four f32 are permuted in the rows of a matrix in shared memory, so that the chunks of eight rows that threads read at once are in different banks:
+/// chunk `c` is where `c ^ (index >> shift & mask)` was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Swizzle {
+    /// Of an element's place, in bits.
+    pub shift: i64,
+    /// Which chunks change places, one less than a power of two.
+    pub mask: i64,
+}
+
+impl Swizzle {
+    /// Elements of a chunk.
+    pub const CHUNK: i64 = 4;
+    /// The one for rows of so many elements, if there is one.
+    fn of_rows(elems: i64) -> Option<Swizzle> {
+        let chunks = elems / Swizzle::CHUNK;
+        let fits = elems % Swizzle::CHUNK == 0 && chunks.count_ones() == 1 && chunks > 1;
+        fits.then(|| Swizzle { shift: i64::from(elems.ilog2()).max(5), mask: chunks.min(8) - 1 })
+    }
+}
+
+/// Which scratch memories are permuted: f32 in shared memory that threads multiply, of which they read neighbours along the summed axis.
+fn swizzles(k: &Kernel, places: &[Place], products: &[Tiled]) -> Vec<Option<Swizzle>> {
+    let mut found = vec![None; k.scratch.len()];
+    for t in products {
+        for (x, terms, other) in [(&t.a, t.a.col, t.a.row), (&t.b, t.b.row, t.b.col)] {
+            let shared = matches!(places[x.scratch], Place::Shared(_));
+            if shared && terms == 1 && matches!(k.scratch[x.scratch].dtype, DType::F32 | DType::TF32) {
+                found[x.scratch] = Swizzle::of_rows(other);
+            }
+        }
+    }
+    found
 }
 
 /// Elements that a thread holds of all tiles, at most, if there may be more threads.
@@ -236,6 +273,8 @@ impl Plan {
             (places, shared_bytes, workspace_bytes) = place(k, &own, &held, None, limits.shared_bytes);
             tensor = is_tensor(&places, false);
         }
+        let on_lanes = hopper.is_none() && !tensor;
+        let swizzles = swizzles(k, &places, if on_lanes { &products } else { &[] });
         let (grid, blocks) = match &rows {
             None => (k.grid.clone(), Dim::sym("grid")),
             Some(r) => {
@@ -266,6 +305,7 @@ impl Plan {
             row_lanes,
             tensor,
             hopper,
+            swizzles,
         }
     }
 }
