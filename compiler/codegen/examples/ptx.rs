@@ -550,7 +550,7 @@ fn latents() -> Vec<Kernel> {
         let p = problem(DType::BF16, [128, 1], [576, 512], "full");
         let p = Problem { shared, t: Dim::from(1), s: Dim::sym("S"), ..p };
         let t = gpu_attend::Tiling::choose(&p);
-        let parts = gpu_attend_parts::num_parts(&p, t).expect("an only query");
+        let parts = gpu_attend_parts::num_parts(&p, t, 1).expect("an only query");
         all.push(gpu_attend_parts::gpu_attend_part(&p, t, &parts));
         all.push(gpu_attend_parts::gpu_attend_merge(&p, &parts, true));
     }

@@ -132,7 +132,9 @@ pub fn lower_with(module: &Module, options: Options, tilings: Tilings) -> Result
     for func in &module.funcs {
         let (func_name, loops) = (func.name.clone(), Vec::new());
         let (buffers, constraints) = (Vec::new(), Vec::new());
-        let mut l = Lowerer { out: &mut out, seen: &mut seen, buffers, constraints, options, tilings, func: func_name, loops };
+        let few = few(&module, func);
+        let mut l =
+            Lowerer { out: &mut out, seen: &mut seen, buffers, constraints, options, tilings, func: func_name, loops, few };
         let entry = l.entry(func)?;
         out.entries.push(entry);
     }
@@ -150,6 +152,8 @@ struct Lowerer<'a> {
     /// The function being lowered, and the loops around its body.
     func: String,
     loops: Vec<NodeId>,
+    /// What is negative wherever the function runs.
+    few: Vec<Dim>,
 }
 
 /// The entry that a function is for, and the extents that are not negative where it runs: `forward@T<=16` is what runs in place of `forward`
@@ -162,6 +166,15 @@ pub fn variant_of(name: &str) -> (&str, Vec<Dim>) {
     };
     let when: Option<Vec<Dim>> = conditions.split('&').map(room).collect();
     (entry, when.unwrap_or_else(|| base::bug!("'{conditions}' is no condition of a variant")))
+}
+
+/// What is negative wherever a function runs: a variant of it runs where the one extent of its condition is not.
+fn few(module: &Module, func: &Func) -> Vec<Dim> {
+    let of = |f: &Func| match variant_of(&f.name) {
+        (name, when) if name == func.name && when.len() == 1 => when.into_iter().next(),
+        _ => None,
+    };
+    module.funcs.iter().filter_map(of).collect()
 }
 
 /// Whether a region has a kernel of its own, on a device on which products are kernels or another; others are computed op by op.
@@ -283,6 +296,12 @@ impl Lowerer<'_> {
         let (buffers, constraints) = (std::mem::take(&mut self.buffers), std::mem::take(&mut self.constraints));
         let (name, when) = variant_of(&func.name);
         Ok(library::Entry { name: name.into(), args, outputs, buffers, steps, constraints, when })
+    }
+
+    /// How many there are of an extent wherever the function runs, at least.
+    fn fewest(&self, extent: &Dim) -> i64 {
+        // Where `most - extent` is negative, there are more.
+        self.few.iter().filter_map(|d| (d.clone() + extent.clone()).known()).max().map_or(1, |most| most + 1)
     }
 
     /// Memory of its own for a value. An axis that may be empty has room for an index of what it was made of: a kernel that pads an empty value, joins it with
@@ -526,7 +545,8 @@ impl Lowerer<'_> {
                     let (at, elems) = (operands[3].at.clone(), types[3].elems());
                     b.steps.push(Step::Zero { at, elems });
                 }
-                let device = Device { many: self.options.products, aligned, distinct, shared, of_sums };
+                let fewest = if let Op::Attend(_) = node.op { self.fewest(&types[0].shape[1]) } else { 1 };
+                let device = Device { many: self.options.products, aligned, distinct, shared, of_sums, fewest };
                 let want = match self.tilings {
                     Tilings::Of(chosen) => Want::Chosen(chosen),
                     Tilings::Every => Want::All,

@@ -32,6 +32,8 @@ pub struct Device {
     pub shared: bool,
     /// Whether a gradient of attention needs nothing of its result, which is zeros then.
     pub of_sums: bool,
+    /// Queries that there are at least.
+    pub fewest: i64,
 }
 
 /// What is done for an op: kernels one after the other, and memory between them.
@@ -95,7 +97,7 @@ pub fn kernels(
         }
         let tiling = gpu_attend::Tiling::choose(&p);
         if gpu_attend::takes(&p, tiling, device.aligned) {
-            return Ok(attend(&p, tiling));
+            return Ok(attend(&p, tiling, device.fewest));
         }
         if p.shared {
             base::bug!("no other kernel has keys without the columns that are values");
@@ -122,12 +124,12 @@ pub fn kernels(
 }
 
 /// Attention by many processors.
-fn attend(p: &Problem, tiling: gpu_attend::Tiling) -> Work {
+fn attend(p: &Problem, tiling: gpu_attend::Tiling, fewest: i64) -> Work {
     let given: Vec<Place> = (0..3 + p.operands.len()).map(Place::Operand).collect();
     let results = [0, 1].map(Place::Result);
     let dtypes = vec![p.dtype, p.sum_dtype()];
     let (mut launches, mut asides) = (Vec::new(), Vec::new());
-    if let Some(parts) = &gpu_attend_parts::num_parts(p, tiling) {
+    if let Some(parts) = &gpu_attend_parts::num_parts(p, tiling, fewest) {
         let [.., o, lse] = p.elems().map(|n| TensorType::new(p.sum_dtype(), vec![n * parts.clone()]));
         let [of_o, of_lse] = [0, 1].map(Place::Aside);
         let places = given.into_iter().chain([of_o, of_lse]).collect();

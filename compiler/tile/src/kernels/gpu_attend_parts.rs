@@ -1,5 +1,5 @@
 //! Attention of few queries over many keys, as in a step of decoding: keys are divided into parts, so that a batch of one keeps a device busy, and what each part gives is
-//! joined. Two kernels, one after the other:
+//! joined. Wide keys are, too, where it is not known that queries are many. Two kernels, one after the other:
 //!
 //! ```text
 //! part    as `gpu_attend`, with o and lse of each part, and scores if they are asked for
@@ -18,30 +18,60 @@ use crate::ir::{Expr, Kernel, LoopKind, Mem};
 use base::{DType, Dim};
 use graph::op::{Domain, MapFn, ReduceFn};
 
-/// Blocks that there should be where queries are few: the two that each processor of a large GPU has at a time. Of 528 and 1056 a step of decoding with native sparse
+/// Blocks that there should be: the two that each processor of a large GPU has at a time. Of 528 and 1056 a step of decoding with native sparse
 /// attention took up to a tenth longer on an H200, and with dense attention as long.
 const BLOCKS: i64 = 264;
-/// Parts of keys, at most.
+/// Parts of keys, at most, where a block has all columns of the result.
 pub const MAX_PARTS: i64 = 32;
+/// The same where values are wide: a block has its processor to itself, and two have the halves of a row's columns.
+const MAX_WIDE_PARTS: i64 = BLOCKS / 4;
 
-/// Into how many parts the keys that a tile sees are divided where queries are few, so that a batch of one keeps a device busy and one of many stores little aside:
-/// [`gpu_attend_part`] gives what each part has, [`gpu_attend_merge`] joins them in order. None where they are not divided, whatever the batch.
-pub fn num_parts(p: &Problem, t: Tiling) -> Option<Dim> {
+/// Parts of a problem's keys, at most.
+fn max_parts(p: &Problem) -> i64 {
+    if columns(p) < p.dv { MAX_WIDE_PARTS } else { MAX_PARTS }
+}
+
+/// Into how many parts the keys that a tile sees are divided, so that a batch of one keeps a device busy and one of many stores little aside:
+/// [`gpu_attend_part`] gives what each part has, [`gpu_attend_merge`] joins them in order. None where they are not divided, whatever the batch and however many queries
+/// there are from `fewest` on.
+pub fn num_parts(p: &Problem, t: Tiling, fewest: i64) -> Option<Dim> {
     let few = p.t.known().filter(|n| *n <= t.queries() && (!has_lists(&p.domain) || Blocks::of(p, t).is_some()));
-    // To wide keys any number of queries come that other kernels would expand them for: mostly few.
-    if few.is_none() && (!is_wide(p) || has_lists(&p.domain)) {
+    // To wide keys any number of queries come that other kernels would expand them for: mostly few, but where the keys are their own.
+    let any = is_wide(p) && !has_lists(&p.domain) && (p.t.known().is_some() || !counts(&p.t, &p.s));
+    if few.is_none() && !any {
         return None;
     }
     let length = |idx: usize| p.operands[idx].shape[3].known().map(Dim::from);
     let bounded = few.and_then(|n| most_keys(&p.domain, n, &length)?.known()).map(|n| n.div_euclid(t.keys));
-    let most = bounded.or(p.s.known().map(|s| s / (4 * t.keys))).unwrap_or(MAX_PARTS).clamp(1, MAX_PARTS);
+    let most = bounded.or(p.s.known().map(|s| s / (4 * t.keys))).unwrap_or(i64::MAX).clamp(1, max_parts(p));
+    let of_query = p.h / t.heads * (p.dv / columns(p));
+    let blocks = if is_wide(p) { BLOCKS / 2 } else { BLOCKS };
+    if few.is_none() && p.t.known().unwrap_or(fewest).div_euclid(t.queries()) * of_query >= blocks {
+        return None;
+    }
     let tiles = if few.is_some() { Dim::from(1) } else { p.t.ceil_div(&Dim::from(t.queries())) };
     let one = Dim::from(1);
-    let alone = (p.b.clone() * tiles * Dim::from(p.h / t.heads * (p.dv / columns(p)))).maximum(&one);
-    // A block with wide keys has its processor to itself.
-    let blocks = if is_wide(p) { BLOCKS / 2 } else { BLOCKS };
-    let parts = Dim::from(blocks).floor_div(&alone).minimum(&Dim::from(most)).maximum(&one);
+    let alone = (p.b.clone() * tiles * Dim::from(of_query)).maximum(&one);
+    let of_waves = |n: i64| Dim::from(n * blocks).floor_div(&alone);
+    let mut parts = of_waves(1);
+    if is_wide(p) {
+        // Two waves where these have room for more than twice as many, and there is time to join them: 80 blocks of three parts take two turns of a third, where one
+        // part takes a whole one. Of more parts than two the gain is less than the join.
+        let more = (of_waves(2) - parts.clone() * Dim::from(2)).minimum(&alone.floor_div(&Dim::from(blocks / 3)));
+        parts = parts.clone() + more * (parts + one.clone());
+    }
+    let parts = parts.minimum(&Dim::from(most)).maximum(&one);
     (most > 1 && !parts.is(1)).then_some(parts)
+}
+
+/// Whether the run-time dims that count queries are all that count keys, which there are as many of then.
+fn counts(t: &Dim, s: &Dim) -> bool {
+    let [t, s] = [t, s].map(|d| {
+        let mut symbols = std::collections::BTreeSet::new();
+        d.symbols(&mut symbols);
+        symbols
+    });
+    !s.is_empty() && s.is_subset(&t)
 }
 
 /// What each part of the keys gives: o and lse in the accumulator's dtype, of each part, −∞ where a row sees no key of it.
@@ -167,7 +197,7 @@ fn merge(p: &Problem, parts: &[Dim], keeps: bool, ending: Option<&Ending>) -> Ke
     let mut of_parts = |count: &Dim| {
         let [o, lse] =
             [("o_parts", &o_elems), ("lse_parts", &lse_elems)].map(|(name, n)| b.read(name, dtype, n.clone() * count.clone()));
-        let most = (count.known().unwrap_or(MAX_PARTS) + LOADED - 1) / LOADED * LOADED;
+        let most = (count.known().unwrap_or(max_parts(p)) + LOADED - 1) / LOADED * LOADED;
         let [weights, own] = ["weights", "own"].map(|name| b.scratch(name, dtype, most));
         Parts { o, lse, weights, own, count: b.dim(count), most, dtype }
     };

@@ -115,8 +115,10 @@ impl<'a> Attends<'a> {
             let given = func.outputs.iter().filter(|out| out.value != o && out.value != lse).map(|out| out.value);
             let fits =
                 takes && once && all && given.eq([scores]) && problem.domain == Domain::Full && problem.dv <= gpu_attend::WIDEST;
-            // Where keys are taken in parts, rows are few.
-            let few = fits && gpu_attend_parts::num_parts(&problem, Tiling::choose(&problem)).is_some();
+            let tiling = Tiling::choose(&problem);
+            let few = fits
+                && problem.t.known().is_some_and(|t| t <= tiling.queries())
+                && gpu_attend_parts::num_parts(&problem, tiling, 1).is_some();
             let scores = Some(scores);
             return few.then_some(Attends { func, node, problem, operands: Vec::new(), mapped: None, scores });
         }
@@ -185,6 +187,10 @@ impl<'a> Attends<'a> {
 }
 
 impl Lowerer<'_> {
+    /// Into how many parts an attention's keys are divided here, if they are.
+    fn num_parts(&self, p: &Problem) -> Option<Dim> {
+        gpu_attend_parts::num_parts(p, Tiling::choose(p), self.fewest(&p.t))
+    }
     /// Memory for the parts of an attention: o and lse.
     pub(super) fn parts_of(&mut self, p: &Problem, parts: &Dim, depth: usize) -> [library::View; 2] {
         let [.., o, lse] = p.elems();
@@ -203,7 +209,7 @@ impl Lowerer<'_> {
         let taken = gpu_attend_by_block::choose(&p).is_none() && gpu_attend::takes(&p, tiling, true);
         let [o, lse] = [0, 1].map(|index| Value { node: id, index });
         let alone = !b.outputs.contains_key(&lse) && !b.grouping.reads.iter().any(|r| r.contains(&lse));
-        let parts = gpu_attend_parts::num_parts(&p, tiling).filter(|_| taken && alone && self.is_joined_by_map(b, o, &p));
+        let parts = self.num_parts(&p).filter(|_| taken && alone && self.is_joined_by_map(b, o, &p));
         let Some(parts) = parts else { return false };
         let given = self.given(b, &node.inputs);
         let results = self.parts_of(&p, &parts, b.depth);
@@ -266,7 +272,7 @@ impl Lowerer<'_> {
         let of_map = a.operands.iter().any(|v| matches!(a.func.def(*v).op, Op::Arg(i) if i as usize == at));
         let of_attend = a.func.nodes[a.node].inputs.iter().any(|v| matches!(a.func.def(*v).op, Op::Arg(i) if i as usize == at));
         let same = other.elems()[3..] == p.elems()[3..] && other.dtype == p.dtype && a.reads_whole(at);
-        of_map && !of_attend && same && gpu_attend_parts::num_parts(&other, Tiling::choose(&other)).is_some()
+        of_map && !of_attend && same && self.num_parts(&other).is_some()
     }
     /// Whether all that reads the sums of an attention's scores are choices by these, which join parts of them.
     fn is_joined_by_choices(&self, b: &Body, lse: Value) -> bool {
@@ -295,7 +301,7 @@ impl Lowerer<'_> {
         let (node, p) = (b.func.nodes[id].clone(), &a.problem);
         let given: Vec<Value> = a.func.nodes[a.node].inputs.iter().map(|v| a.outside(&node, *v)).collect();
         let (tiling, work) = (Tiling::choose(p), a.work());
-        let parts = gpu_attend_parts::num_parts(p, tiling).expect("queries are few");
+        let parts = self.num_parts(p).expect("queries are few");
         let result = |v: Value| a.func.outputs.iter().position(|o| o.value == v).map(|i| Value { node: id, index: i as u32 });
         let [o, lse, scores] = [Value { node: a.node, index: 0 }, Value { node: a.node, index: 1 }, scores].map(result);
         let scores = scores.expect("they are given");
@@ -348,7 +354,7 @@ impl Lowerer<'_> {
         let p = &Problem { distinct, ..a.problem.clone() };
         let (tiling, mut work) = (Tiling::choose(p), a.work());
         // The parts of it, and of what the map reads.
-        let parts = gpu_attend_parts::num_parts(p, tiling);
+        let parts = self.num_parts(p);
         let mut of_parts = Vec::new();
         let mut merged: Vec<(Value, Dim)> = Vec::new();
         if let Some(parts) = &parts {

@@ -1768,22 +1768,45 @@ fn an_attention_of_few_queries_gives_its_scores() {
     }
 }
 
+/// Attention to a latent of values and 32 columns joined to them: `t` queries.
+fn latent(t: &str) -> Func {
+    func(&[&format!("f32[B, {t}, 4, 320]"), "f32[B, S, 288]", "f32[B, S, 32]"], |b, a| {
+        let keys = b.op(Op::Concat(2), &a[1..]);
+        let by_heads = |b: &mut Builder, x: Value, n: i64| {
+            let shape = [&b.func.ty(x).shape.clone()[..2], &[Dim::from(1), Dim::from(n)]].concat();
+            b.reshape(x, &shape)
+        };
+        let (k, v) = (by_heads(b, keys, 320), by_heads(b, a[1], 288));
+        b.node(Op::Attend(Attend { domain: Domain::Causal, scale: Scalar::new(0.25) }), &[a[0], k, v])
+    })
+}
+
 #[test]
 fn keys_that_are_values_and_more_columns_are_not_joined() {
     // Of any number of queries, too: they may be few.
     for (t, s) in [("1", 1), ("T", 70)] {
-        let f = func(&[&format!("f32[B, {t}, 4, 320]"), "f32[B, S, 288]", "f32[B, S, 32]"], |b, a| {
-            let keys = b.op(Op::Concat(2), &a[1..]);
-            let by_heads = |b: &mut Builder, x: Value, n: i64| {
-                let shape = [&b.func.ty(x).shape.clone()[..2], &[Dim::from(1), Dim::from(n)]].concat();
-                b.reshape(x, &shape)
-            };
-            let (k, v) = (by_heads(b, keys, 320), by_heads(b, a[1], 288));
-            b.node(Op::Attend(Attend { domain: Domain::Causal, scale: Scalar::new(0.25) }), &[a[0], k, v])
-        });
         let dims = [("B", 2), ("S", s), ("T", 35)];
-        assert_eq!(kernels_of(f, &dims[..if t == "1" { 2 } else { 3 }]), ["host_attend_part", "host_attend_merge"]);
+        assert_eq!(kernels_of(latent(t), &dims[..if t == "1" { 2 } else { 3 }]), ["host_attend_part", "host_attend_merge"]);
     }
+}
+
+#[test]
+fn keys_are_not_divided_where_a_variant_has_few_queries() {
+    let variants = |most: i64| {
+        let few = Func { name: format!("f@T<={most}"), ..latent("T") };
+        let module = Module { name: "m".into(), params: Vec::new(), funcs: vec![latent("T"), few] };
+        let lowered = lower::lower(&module, lower::Options { fuse: true, parts: true, products: true }).expect("it lowers");
+        let of = |e: &library::Entry| {
+            let launch = |s: &library::Step| if let library::Step::Launch { kernel, .. } = s { Some(*kernel) } else { None };
+            e.steps.iter().filter_map(launch).map(|k| lowered.kernels[k].name.clone()).collect::<Vec<_>>()
+        };
+        lowered.entries.iter().map(of).collect::<Vec<_>>()
+    };
+    // A tile has 32 queries, and two blocks.
+    let names = variants(66 * 32);
+    assert!(names[0][0].starts_with("host_attend_") && names[0].len() == 1, "{names:?}");
+    assert_eq!(names[1].len(), 2, "{names:?}");
+    assert!(variants(1024).iter().all(|names| names.len() == 2));
 }
 
 /// An attention of six heads in each turn of a loop, with its sums, and gradients of it by those: a slice of the sums begins anywhere.

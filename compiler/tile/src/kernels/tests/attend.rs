@@ -7,7 +7,7 @@ use crate::kernels::{
     domain::{Problem, Scene, Tiling},
     gpu_attend, gpu_attend_by_block,
     gpu_attend_grad::{self, Gives, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
-    gpu_attend_parts::{gpu_attend_merge, gpu_attend_part, gpu_attend_part_scores},
+    gpu_attend_parts::{gpu_attend_merge, gpu_attend_part, gpu_attend_part_scores, num_parts},
     gpu_attend_union, host_attend, host_attend_grad,
 };
 use crate::select::{self, Place};
@@ -474,6 +474,30 @@ fn keys_are_values_and_more_columns() {
         let of_parts: Vec<Tensor> = of_parts.into_iter().map(|x| Tensor::new(DType::F32, &[x.len() as i64], x)).collect();
         near(&results(&gpu_attend_merge(&p, &parts, true), &of_parts, &lens, &dims, true));
     }
+}
+
+#[test]
+fn keys_are_divided_where_blocks_are_few() {
+    let latent = |t: Dim, s: Dim| {
+        let size = Size { b: 1, t: 1, s: 1, h: 128, g: 1, dk: 576, dv: 512 };
+        let case = Case { dtype: DType::BF16, ..Case::new(size, "causal", &[]) };
+        Problem { t, s, shared: true, ..case.problem(0.1) }
+    };
+    let parts = |p: &Problem, fewest: i64| num_parts(p, gpu_attend::Tiling::choose(p), fewest);
+    let [t, s] = ["T", "S"].map(Dim::sym);
+    let at = |p: &Problem, b: i64, t: i64| {
+        let dims: DimEnv = [("B", b), ("T", t), ("S", 4096)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
+        parts(p, 1).expect("there are parts").eval(&dims).expect("known dims")
+    };
+    // A sequence has two blocks of 132; of 52 or 80 at a time more parts take two turns, and of 20 no more than one.
+    let decode = latent(Dim::from(1), s.clone());
+    let of = |b: i64| at(&decode, b, 1);
+    assert_eq!([1, 2, 10, 26, 33, 40, 52, 64, 100].map(of), [66, 33, 6, 5, 2, 3, 1, 1, 1]);
+    assert_eq!(at(&latent(t.clone(), s.clone() + t.clone()), 1, 4), 16);
+    // Many queries are enough blocks, and queries that all keys are of.
+    assert_eq!(parts(&latent(t.clone(), s.clone() + t.clone()), 129), None);
+    assert_eq!(parts(&latent(Dim::from(4096), s), 1), None);
+    assert_eq!(parts(&latent(t.clone(), t), 1), None);
 }
 
 #[test]
