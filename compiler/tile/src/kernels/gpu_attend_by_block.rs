@@ -25,7 +25,7 @@ use super::{
     domain::{Problem, Scene, driving_list},
     gpu_attend::{self, Attend, Gathered, Heads, Rows, Scratch, has_lists, is_plain, pick_rows},
 };
-use crate::ir::{Expr, Kernel, LoopKind, Mem};
+use crate::ir::{Expr, Kernel, LoopKind, Mem, VarId};
 use base::{DType, Dim, TensorType};
 use graph::op::{Domain, MapFn};
 
@@ -39,6 +39,9 @@ const LISTS: i64 = 128;
 const FEW: i64 = 1024;
 /// Places of a list, at most, whose results are kept apart until they are joined.
 const MOST_JOINED: i64 = 32;
+/// Queries that the sort looks at together, and blocks, at most: what takes 32 KiB of shared memory.
+const MOST_PIECE: i64 = 32;
+const MOST_WINDOW: i64 = 512;
 /// Keys of a block that may be many tiles'.
 const LARGE: i64 = 256;
 /// Heads that share keys, so few that tiles of several queries with other lists would mostly multiply in vain.
@@ -78,8 +81,8 @@ impl Plan {
             n,
             heads: t.heads,
             queries: t.queries(),
-            piece: t.rows / 4,
-            window: 4 * t.rows,
+            piece: MOST_PIECE.min(t.rows / 2),
+            window: MOST_WINDOW.min(8 * t.rows),
         })
     }
     /// Blocks of a batch and a group.
@@ -184,7 +187,8 @@ pub fn memories(p: &Problem, t: gpu_attend::Tiling) -> [TensorType; 9] {
 /// The six kernels, in order.
 pub fn gpu_attend_by_block(p: &Problem, t: gpu_attend::Tiling) -> [Kernel; 6] {
     let plan = plan(p, t);
-    [count(p, &plan), starts(p, &plan), offsets(p, &plan), place(p, &plan, t), part(p, &plan, t), merge(p, &plan, t)]
+    let tiles = offsets(&plan.lists(p), ["offsets"], |b, total| [tiles_of(b, total, plan.queries)]);
+    [count(p, &plan), starts(p, &plan), tiles, place(p, &plan, t), part(p, &plan, t), merge(p, &plan, t)]
 }
 
 /// Those of the sort but `offsets`.
@@ -342,42 +346,54 @@ fn starts(p: &Problem, plan: &Plan) -> Kernel {
 /// Lanes that share out the lists.
 const LANES: i64 = 256;
 
-/// One block: a lane sums a part of the totals in tiles, then goes on from the parts before.
-fn offsets(p: &Problem, plan: &Plan) -> Kernel {
+/// One block: what blocks of keys before each one add, and all of them; a lane sums a part of the totals, then goes on from the parts before. Buffers: totals of so many
+/// blocks, then a result for each name, to which a total adds what `adds` has of it.
+pub(super) fn offsets<const N: usize>(blocks: &Dim, names: [&str; N], adds: impl Fn(&mut Build, Expr) -> [Expr; N]) -> Kernel {
     let mut b = Build::new("attend_offsets");
-    let lists = plan.lists(p);
-    let totals = b.read("totals", DType::I32, lists.clone());
-    let offsets = b.write("offsets", DType::I32, lists.clone() + Dim::from(1));
-    let sums = b.scratch("sums", DType::I32, LANES);
-    let (size, n) = (b.dim(&lists.ceil_div(&Dim::from(LANES))), b.dim(&lists));
+    let totals = b.read("totals", DType::I32, blocks.clone());
+    let results = names.map(|name| b.write(name, DType::I32, blocks.clone() + Dim::from(1)));
+    let parts = names.map(|name| b.scratch(&format!("{name}_of_lanes"), DType::I32, LANES));
+    let (size, n) = (b.dim(&blocks.ceil_div(&Dim::from(LANES))), b.dim(blocks));
     let bounds = |b: &mut Build, lane: &Expr| {
         let from = b.bind(Expr::minimum(lane.clone() * size.clone(), n.clone()));
         [from.clone(), b.bind(Expr::minimum(from + size.clone(), n.clone()))]
     };
     let load = |b: &mut Build, i: Expr| {
-        let tiles = Expr::load(totals, i.clone()) + int(plan.queries - 1);
-        (i, b.bind(Expr::floor_div(tiles, int(plan.queries))))
+        let total = b.bind(Expr::load(totals, i.clone()));
+        (i, adds(b, total))
+    };
+    let add = |b: &mut Build, sums: [VarId; N], more: [Expr; N]| {
+        sums.into_iter().zip(more).for_each(|(sum, x)| b.assign(sum, Expr::Var(sum) + x));
+    };
+    let store = |b: &mut Build, mems: [Mem; N], at: &Expr, sums: [VarId; N]| {
+        mems.into_iter().zip(sums).for_each(|(mem, sum)| b.store(mem, at.clone(), Expr::Var(sum)));
     };
     b.each(Expr::int(LANES), |b, lane| {
         let range = bounds(b, &lane);
-        let sum = b.var(DType::I32, int(0));
-        b.at_once(range, 8, load, |b, (_, n)| b.assign(sum, Expr::Var(sum) + n));
-        b.store(sums, lane, Expr::Var(sum));
+        let sums = names.map(|_| b.var(DType::I32, int(0)));
+        b.at_once(range, 8, load, |b, (_, more)| add(b, sums, more));
+        store(b, parts, &lane, sums);
     });
     b.each(Expr::int(LANES), |b, lane| {
         let range = bounds(b, &lane);
-        let sum = b.var(DType::I32, int(0));
-        b.range(lane.clone(), |b, before| b.assign(sum, Expr::Var(sum) + Expr::load(sums, before)));
-        b.at_once(range, 8, load, |b, (i, n)| {
-            b.store(offsets, i, Expr::Var(sum));
-            b.assign(sum, Expr::Var(sum) + n);
+        let sums = names.map(|_| b.var(DType::I32, int(0)));
+        b.range(lane.clone(), |b, before| add(b, sums, parts.map(|part| Expr::load(part, before.clone()))));
+        b.at_once(range, 8, load, |b, (i, more)| {
+            store(b, results, &i, sums);
+            add(b, sums, more);
         });
         // The last lane has them all.
         b.if_(eq(lane.clone(), Expr::int(LANES - 1)), |b| {
-            b.store(offsets, n.clone() + lane - Expr::int(LANES - 1), Expr::Var(sum));
+            let end = b.bind(n.clone() + lane - Expr::int(LANES - 1));
+            store(b, results, &end, sums);
         });
     });
     b.finish()
+}
+
+/// The tiles of so many queries that a total takes.
+pub(super) fn tiles_of(b: &mut Build, total: Expr, queries: i64) -> Expr {
+    b.bind(Expr::floor_div(total + int(queries - 1), int(queries)))
 }
 
 fn place(p: &Problem, plan: &Plan, t: gpu_attend::Tiling) -> Kernel {

@@ -29,6 +29,7 @@ use super::{
     build::{Build, both, eq},
     domain::{Problem, Scene, driving_list},
     gpu_attend::{Blocks, Tiling, has_lists},
+    gpu_attend_by_block::{self, tiles_of},
     gpu_attend_grad::padded,
 };
 use crate::ir::{Expr, Kernel, Mem};
@@ -382,7 +383,7 @@ pub fn gpu_attend_sorted(p: &Problem, t: Tiling) -> Kernel {
 pub(super) fn gpu_attend_listed(p: &Problem, t: Tiling) -> [Kernel; 2] {
     let u = Union::listed(p, t).unwrap_or_else(|| base::bug!("no lists of blocks in {:?}", p.domain));
     let mut b = Build::new("attend_listed");
-    let tiles = super::gpu_attend_by_block::Sort::new(p, t).tiles;
+    let tiles = gpu_attend_by_block::Sort::new(p, t).tiles;
     let rows = b.read("rows", DType::I32, tiles * Dim::from(t.rows));
     let ends = num_blocks(p, &u) + Dim::from(1);
     let [offsets, firsts] = ["offsets", "firsts"].map(|name| b.read(name, DType::I32, ends.clone()));
@@ -500,55 +501,13 @@ fn totals(p: &Problem, u: &Union) -> Kernel {
     b.finish()
 }
 
-/// One block: a lane sums a part of the totals, then goes on from the parts before.
+/// The tiles and the items that blocks before each one have.
 fn offsets(p: &Problem, u: &Union) -> Kernel {
-    let mut b = Build::new("attend_offsets");
-    let n = num_blocks(p, u);
-    let totals = b.read("totals", DType::I32, n.clone());
-    let ends = n.clone() + Dim::from(1);
-    let outs = [("offsets", "sums"), ("firsts", "items")]
-        .map(|(name, parts)| (b.write(name, DType::I32, ends.clone()), b.scratch(parts, DType::I32, LANES)));
-    let (part, n) = (b.dim(&n.ceil_div(&Dim::from(LANES))), b.dim(&n));
-    let bounds = |b: &mut Build, lane: &Expr| {
-        let from = b.bind(Expr::minimum(lane.clone() * part.clone(), n.clone()));
-        [from.clone(), b.bind(Expr::minimum(from + part.clone(), n.clone()))]
-    };
-    // What a block adds to each: its queries' tiles, and its items.
-    let adds = |b: &mut Build, i: Expr| {
-        let total = b.bind(Expr::load(totals, i));
-        let up = |n: Expr, by: i64| Expr::floor_div(n + int((by - 1) as f64), int(by as f64));
-        let tiles = b.bind(up(total, u.queries));
-        let items = b.bind(Expr::maximum(up(tiles.clone(), ITEM), int(1.0)));
-        [tiles, items]
-    };
-    b.each(Expr::int(LANES), |b, lane| {
-        let [from, to] = bounds(b, &lane);
-        let of = [b.var(DType::I32, int(0.0)), b.var(DType::I32, int(0.0))];
-        b.for_(from, to, crate::ir::LoopKind::Serial, |b, i| {
-            let more = adds(b, i);
-            of.iter().zip(more).for_each(|(sum, x)| b.assign(*sum, Expr::Var(*sum) + x));
-        });
-        outs.iter().zip(of).for_each(|((_, parts), sum)| b.store(*parts, lane.clone(), Expr::Var(sum)));
-    });
-    b.each(Expr::int(LANES), |b, lane| {
-        let [from, to] = bounds(b, &lane);
-        let of = [b.var(DType::I32, int(0.0)), b.var(DType::I32, int(0.0))];
-        b.range(lane.clone(), |b, before| {
-            let parts = outs.map(|(_, parts)| Expr::load(parts, before.clone()));
-            of.iter().zip(parts).for_each(|(sum, x)| b.assign(*sum, Expr::Var(*sum) + x));
-        });
-        b.for_(from, to, crate::ir::LoopKind::Serial, |b, i| {
-            outs.iter().zip(of).for_each(|((out, _), sum)| b.store(*out, i.clone(), Expr::Var(sum)));
-            let more = adds(b, i);
-            of.iter().zip(more).for_each(|(sum, x)| b.assign(*sum, Expr::Var(*sum) + x));
-        });
-        // The last lane has them all.
-        b.if_(eq(lane.clone(), Expr::int(LANES - 1)), |b| {
-            let end = b.bind(n.clone() + lane - Expr::int(LANES - 1));
-            outs.iter().zip(of).for_each(|((out, _), sum)| b.store(*out, end.clone(), Expr::Var(sum)));
-        });
-    });
-    b.finish()
+    gpu_attend_by_block::offsets(&num_blocks(p, u), ["offsets", "firsts"], |b, total| {
+        let tiles = tiles_of(b, total, u.queries);
+        let items = tiles_of(b, tiles.clone(), ITEM);
+        [tiles, b.bind(Expr::maximum(items, int(1.0)))]
+    })
 }
 
 fn entries(p: &Problem, u: &Union) -> Kernel {
