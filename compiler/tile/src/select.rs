@@ -154,7 +154,7 @@ fn attend(p: &Problem, tiling: gpu_attend::Tiling, fewest: i64) -> Work {
 }
 
 /// Attention over lists of blocks, by blocks.
-fn attend_by_block(p: &Problem, tiling: gpu_attend::Tiling) -> Work {
+pub(crate) fn attend_by_block(p: &Problem, tiling: gpu_attend::Tiling) -> Work {
     let given: Vec<Place> = (0..3 + p.operands.len()).map(Place::Operand).collect();
     let lists = Place::Operand(3 + gpu_attend_by_block::lists(p, tiling));
     let [counts, starts, totals, offsets, rows, position, owner, parts, sums] = std::array::from_fn(Place::Aside);

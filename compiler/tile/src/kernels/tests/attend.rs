@@ -5,10 +5,13 @@ use crate::ir::{Expr, Kernel};
 use crate::kernels::{
     build::Build,
     domain::{Problem, Scene, Tiling},
-    gpu_attend, gpu_attend_by_block,
+    gpu_attend::{self, Ending, gpu_attend_map},
+    gpu_attend_by_block,
     gpu_attend_grad::{self, Gives, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
-    gpu_attend_parts::{gpu_attend_merge, gpu_attend_part, gpu_attend_part_scores, num_parts},
-    gpu_attend_union, host_attend, host_attend_grad,
+    gpu_attend_parts::{gpu_attend_merge, gpu_attend_merge_map, gpu_attend_part, gpu_attend_part_scores, num_parts},
+    gpu_attend_union,
+    gpu_product::Element,
+    host_attend, host_attend_grad,
 };
 use crate::select::{self, Place};
 use base::{DType, Dim, DimEnv, TensorType};
@@ -120,6 +123,15 @@ impl Case {
 }
 
 impl Case {
+    /// The same in f32, its op and problem, and what its dims are: what kernels for many processors are compared on.
+    fn for_many(&self) -> (Case, Attend, Problem, DimEnv) {
+        let scale = 1.0 / (self.size.dk as f64).sqrt();
+        let case = Case { dtype: DType::F32, operands: self.operands.clone(), domain: self.domain.clone(), data: None, ..*self };
+        let (attend, p) = (Attend { domain: self.domain.clone(), scale: Scalar::new(scale) }, case.problem(scale));
+        let Size { b, t, s, .. } = case.size;
+        let dims = [("B", b), ("T", t), ("S", s)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
+        (case, attend, p, dims)
+    }
     /// Blocks, members and counts of tiles, with lists.
     fn union(&self, p: &Problem, tiling: gpu_attend::Tiling, dims: &DimEnv) -> Vec<Tensor> {
         let Some(lists) = gpu_attend_union::lists(p, tiling) else { return Vec::new() };
@@ -131,14 +143,11 @@ impl Case {
     }
     /// The forward kernel for many processors.
     fn check_many(&self, tiling: gpu_attend::Tiling) {
-        let scale = 1.0 / (self.size.dk as f64).sqrt();
-        let case = Case { dtype: DType::F32, operands: self.operands.clone(), domain: self.domain.clone(), data: None, ..*self };
-        let p = case.problem(scale);
+        let (case, attend, p, dims) = self.for_many();
         assert!(gpu_attend::takes(&p, tiling, true));
-        let Size { b, t, s, .. } = case.size;
-        let dims: DimEnv = [("B", b), ("T", t), ("S", s)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
+        let Size { t, s, .. } = case.size;
         let mut args: Vec<Tensor> = case.random().into_iter().chain(case.operands.clone()).collect();
-        let want = oracle(&Op::Attend(Attend { domain: case.domain.clone(), scale: Scalar::new(scale) }), &args);
+        let want = oracle(&Op::Attend(attend), &args);
         let lens: Vec<usize> = want.iter().map(|x| x.data.len()).collect();
         args.extend(case.union(&p, tiling, &dims));
         let got = results(&gpu_attend::gpu_attend(&p, tiling), &args, &lens, &dims, true);
@@ -152,8 +161,7 @@ impl Case {
         // In parts of keys, some of which are empty or seen by no row.
         if tiling.rows == 64 && gpu_attend_union::lists(&p, tiling).is_none() {
             let parts = Dim::from(3);
-            let of_parts = results(&gpu_attend_part(&p, tiling, &parts), &args, &[&lens[0] * 3, &lens[1] * 3], &dims, true);
-            let of_parts: Vec<Tensor> = of_parts.into_iter().map(|x| Tensor::new(DType::F32, &[x.len() as i64], x)).collect();
+            let of_parts = three_parts(&gpu_attend_part(&p, tiling, &parts), &args, &lens, &dims);
             near(&results(&gpu_attend_merge(&p, &parts, true), &of_parts, &lens, &dims, true));
             let sums = results(&gpu_attend_merge(&p, &parts, false), &of_parts, &lens[1..], &dims, true);
             assert_near("lse alone", &sums[0], &want[1].data, 2e-5);
@@ -178,37 +186,39 @@ impl Case {
 impl Case {
     /// The kernels that go by blocks; what unused tiles have is not written.
     fn check_by_block(&self, tiling: gpu_attend::Tiling) {
-        let scale = 1.0 / (self.size.dk as f64).sqrt();
-        let case = Case { dtype: DType::F32, operands: self.operands.clone(), domain: self.domain.clone(), data: None, ..*self };
-        let p = case.problem(scale);
+        let (case, attend, p, dims) = self.for_many();
         assert!(gpu_attend_by_block::takes(&p, tiling, true), "{p:?}");
-        let Size { b, t, s, .. } = case.size;
-        let dims: DimEnv = [("B", b), ("T", t), ("S", s)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
         let args: Vec<Tensor> = case.random().into_iter().chain(case.operands.clone()).collect();
-        let want = oracle(&Op::Attend(Attend { domain: case.domain.clone(), scale: Scalar::new(scale) }), &args);
-        let asides = gpu_attend_by_block::memories(&p, tiling);
-        let lens = asides.iter().map(|ty| ty.elems().eval(&dims).expect("known dims") as usize);
-        let lens = lens.chain(want.iter().map(|x| x.data.len()));
-        let first = args.len();
-        let mut memory: Vec<Vec<f64>> = args.iter().map(|x| x.data.clone()).chain(lens.map(|n| vec![f64::NAN; n])).collect();
-        let lists = 3 + gpu_attend_by_block::lists(&p, tiling);
-        let [counts, starts, totals, offsets, rows, position, owner, parts, sums, o, lse] = std::array::from_fn(|i| first + i);
-        let places = [
-            vec![lists, counts],
-            vec![counts, starts, totals],
-            vec![totals, offsets],
-            vec![lists, starts, offsets, rows, position, owner],
-            (0..first).chain([rows, owner, parts, sums]).collect(),
-            vec![position, parts, sums, o, lse],
-        ];
-        for (kernel, places) in gpu_attend_by_block::gpu_attend_by_block(&p, tiling).iter().zip(&places) {
-            run_on(kernel, places, &mut memory, &dims);
-        }
+        let want = oracle(&Op::Attend(attend), &args);
+        let got = run_work(&select::attend_by_block(&p, tiling), &args, &want, &dims);
         for (i, x) in ["o", "lse"].into_iter().enumerate() {
             let name = format!("{x} of {} at {:?} with {tiling:?}", self.domain, self.size);
-            assert_near(&name, &memory[o + i], &want[i].data, 2e-5);
+            assert_near(&name, &got[i], &want[i].data, 2e-5);
         }
     }
+}
+
+/// The results of an op's kernels, one after the other, each with what the ones before gave; memory holds nothing before.
+fn run_work(work: &select::Work, args: &[Tensor], results: &[Tensor], dims: &DimEnv) -> Vec<Vec<f64>> {
+    let elems = |t: &TensorType| t.elems().eval(dims).expect("known dims") as usize;
+    let lens = work.asides.iter().map(elems).chain(results.iter().map(|x| x.data.len()));
+    let mut memory: Vec<Vec<f64>> = args.iter().map(|x| x.data.clone()).chain(lens.map(|n| vec![f64::NAN; n])).collect();
+    let first = args.len() + work.asides.len();
+    for (kernel, places, _) in &work.launches {
+        let at = |place: &Place| match place {
+            Place::Operand(i) => *i,
+            Place::Aside(i) => args.len() + i,
+            Place::Result(i) => first + i,
+        };
+        run_on(kernel, &places.iter().map(at).collect::<Vec<_>>(), &mut memory, dims);
+    }
+    memory.split_off(first)
+}
+
+/// o and lse of three parts, each of so many elements.
+fn three_parts(kernel: &Kernel, args: &[Tensor], lens: &[usize], dims: &DimEnv) -> Vec<Tensor> {
+    let found = results(kernel, args, &[lens[0] * 3, lens[1] * 3], dims, true);
+    found.into_iter().map(|x| Tensor::new(DType::F32, &[x.len() as i64], x)).collect()
 }
 
 /// Runs a kernel on some of the memories, in two orders of blocks, which must give the same bits.
@@ -269,14 +279,9 @@ fn lists_of_blocks_by_block() {
 impl Case {
     /// The kernels of the gradient for many processors.
     fn check_many_grads(&self, tiling: gpu_attend_grad::Tiling) {
-        let scale = 1.0 / (self.size.dk as f64).sqrt();
-        let case = Case { dtype: DType::F32, operands: self.operands.clone(), domain: self.domain.clone(), data: None, ..*self };
-        let p = case.problem(scale);
+        let (case, attend, p, dims) = self.for_many();
         assert!(gpu_attend_grad::takes(&p, tiling, true), "{p:?}");
-        let Size { b, t, s, .. } = case.size;
-        let dims: DimEnv = [("B", b), ("T", t), ("S", s)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
         let [q, k, v] = case.random();
-        let attend = Attend { domain: case.domain.clone(), scale: Scalar::new(scale) };
         let args: Vec<Tensor> = [&q, &k, &v].into_iter().chain(&case.operands).cloned().collect();
         let [o, lse] = oracle(&Op::Attend(attend.clone()), &args).try_into().expect("two results");
         let mut r = Random::new(99);
@@ -346,14 +351,9 @@ impl Case {
 impl Case {
     /// The kernels of the gradient where queries are sorted by blocks, each with what the ones before gave.
     fn check_sorted_grads(&self, tiling: gpu_attend_grad::Tiling) {
-        let scale = 1.0 / (self.size.dk as f64).sqrt();
-        let case = Case { dtype: DType::F32, operands: self.operands.clone(), domain: self.domain.clone(), data: None, ..*self };
-        let p = case.problem(scale);
+        let (case, attend, p, dims) = self.for_many();
         assert!(gpu_attend_grad::takes(&p, tiling, true), "{p:?}");
-        let Size { b, t, s, .. } = case.size;
-        let dims: DimEnv = [("B", b), ("T", t), ("S", s)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
         let qkv = case.random();
-        let attend = Attend { domain: case.domain.clone(), scale: Scalar::new(scale) };
         let args: Vec<Tensor> = qkv.iter().chain(&case.operands).cloned().collect();
         let [o, lse] = oracle(&Op::Attend(attend.clone()), &args).try_into().expect("two results");
         let mut r = Random::new(99);
@@ -361,22 +361,10 @@ impl Case {
         let args: Vec<Tensor> = qkv.into_iter().chain([o, lse, d_o, d_lse]).chain(case.operands.clone()).collect();
         let want = oracle(&Op::AttendGrad(attend), &args);
 
-        let work = select::attend_grad(&p, tiling, false);
-        let elems = |t: &TensorType| t.elems().eval(&dims).expect("known dims") as usize;
-        let lens = work.asides.iter().map(elems).chain(want.iter().map(|x| x.data.len()));
-        let mut memory: Vec<Vec<f64>> = args.iter().map(|x| x.data.clone()).chain(lens.map(|n| vec![f64::NAN; n])).collect();
-        let first = args.len() + work.asides.len();
-        for (kernel, places, _) in &work.launches {
-            let at = |place: &Place| match place {
-                Place::Operand(i) => *i,
-                Place::Aside(i) => args.len() + i,
-                Place::Result(i) => first + i,
-            };
-            run_on(kernel, &places.iter().map(at).collect::<Vec<_>>(), &mut memory, &dims);
-        }
+        let got = run_work(&select::attend_grad(&p, tiling, false), &args, &want, &dims);
         for (i, x) in ["dq", "dk", "dv"].into_iter().enumerate() {
             let name = format!("{x} of {} at {:?} with {tiling:?}", self.domain, self.size);
-            assert_near(&name, &memory[first + i], &want[i].data, 2e-5);
+            assert_near(&name, &got[i], &want[i].data, 2e-5);
         }
     }
 }
@@ -447,31 +435,62 @@ fn wide_heads_share_keys_by_halves_of_the_result() {
 }
 
 #[test]
+fn halves_of_the_result_are_mapped() {
+    // A gate of each row and another value: in a tile's registers, and of joined parts; with the result stored, too, or not.
+    let size = Size { b: 2, t: 5, s: 19, h: 4, g: 1, dk: 272, dv: 288 };
+    let (case, attend, p, dims) = Case::new(size, "causal", &[]).for_many();
+    let tiling = gpu_attend::Tiling::choose(&p);
+    let args = case.random();
+    let want = oracle(&Op::Attend(attend), &args);
+    let [o, lse] = &want[..] else { panic!("two results") };
+    let mut r = Random::new(5);
+    let (gate, other) = (r.tensor(DType::F32, &lse.shape), r.tensor(DType::F32, &o.shape));
+    let mapped = |(i, x): (usize, &f64)| x * gate.data[i / 288] + other.data[i];
+    let mapped: Vec<f64> = o.data.iter().enumerate().map(mapped).collect();
+    let map = |b: &mut Build, e: &Element| {
+        let at = b.bind(e.at[0].clone() * Expr::int(288) + e.at[1].clone());
+        e.products[0].clone() * Expr::load(e.operands[0], e.at[0].clone()) + Expr::load(e.operands[1], at)
+    };
+    let [.., of_o, of_lse] = p.elems();
+    let lens = [o.data.len(), lse.data.len(), o.data.len()];
+    let parts = Dim::from(3);
+    let of_parts = three_parts(&gpu_attend_part(&p, tiling, &parts), &args, &lens, &dims);
+    for keeps in [false, true] {
+        let operands = vec![(DType::F32, of_lse.clone()), (DType::F32, of_o.clone())];
+        let ending = Ending { operands, keeps, dtype: DType::F32, map: &map };
+        let whole = (gpu_attend_map(&p, tiling, &ending), &args[..]);
+        let joined = (gpu_attend_merge_map(&p, std::slice::from_ref(&parts), &ending), &of_parts[..]);
+        for (kernel, given) in [whole, joined] {
+            let args: Vec<Tensor> = given.iter().chain([&gate, &other]).cloned().collect();
+            let got = results(&kernel, &args, &lens[if keeps { 0 } else { 1 }..], &dims, true);
+            let all = [&o.data, &lse.data, &mapped];
+            let want = if keeps { &all[..] } else { &all[1..] };
+            got.iter().zip(want).for_each(|(x, y)| assert_near(&kernel.name, x, y, 2e-5));
+        }
+    }
+}
+
+#[test]
 fn keys_are_values_and_more_columns() {
     for (heads, t, s) in [(4, 17, 37), (128, 1, 37)] {
         let size = Size { b: 2, t, s, h: heads, g: 1, dk: 320, dv: 288 };
-        let case = Case { dtype: DType::F32, ..Case::new(size, "causal", &[]) };
-        let p = Problem { shared: true, ..case.problem(0.1) };
+        let (case, attend, p, dims) = Case::new(size, "causal", &[]).for_many();
+        let p = Problem { shared: true, ..p };
         let tiling = gpu_attend::Tiling::choose(&p);
         assert_eq!((tiling.rows, tiling.heads, gpu_attend::shares(&p)), (128, heads, true));
-        let dims: DimEnv = [("B", 2), ("T", t), ("S", s)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
         let [q, k, _] = case.random();
         let columns = |from: usize, to: usize| {
             let data = k.data.chunks(320).flat_map(|row| row[from..to].to_vec()).collect();
             Tensor::new(DType::F32, &[2, s, 1, (to - from) as i64], data)
         };
         let (v, rest) = (columns(0, 288), columns(288, 320));
-        let want = oracle(
-            &Op::Attend(Attend { domain: case.domain.clone(), scale: Scalar::new(0.1) }),
-            &[q.clone(), k.clone(), v.clone()],
-        );
+        let want = oracle(&Op::Attend(attend), &[q.clone(), k.clone(), v.clone()]);
         let lens: Vec<usize> = want.iter().map(|x| x.data.len()).collect();
         let near = |got: &[Vec<f64>]| (0..2).for_each(|i| assert_near("shared", &got[i], &want[i].data, 2e-5));
         let args = [q, rest, v];
         near(&results(&gpu_attend::gpu_attend(&p, tiling), &args, &lens, &dims, true));
         let parts = Dim::from(3);
-        let of_parts = results(&gpu_attend_part(&p, tiling, &parts), &args, &[&lens[0] * 3, &lens[1] * 3], &dims, true);
-        let of_parts: Vec<Tensor> = of_parts.into_iter().map(|x| Tensor::new(DType::F32, &[x.len() as i64], x)).collect();
+        let of_parts = three_parts(&gpu_attend_part(&p, tiling, &parts), &args, &lens, &dims);
         near(&results(&gpu_attend_merge(&p, &parts, true), &of_parts, &lens, &dims, true));
     }
 }
@@ -527,7 +546,9 @@ fn lists_of_blocks_for_many_processors() {
                     by_block: false,
                 };
                 let sorted = gpu_attend_grad::Tiling { by_block: true, ..grads };
+                // dk and dv apart, as of wide heads.
                 let apart = gpu_attend_grad::Tiling { of_values: Some(grads.of_keys), ..grads };
+                let sorted_apart = gpu_attend_grad::Tiling { by_block: true, ..apart };
                 let check = |size, domain, operands: &[Tensor]| {
                     let case = Case::new(size, domain, operands);
                     case.check_many(tiling);
@@ -537,12 +558,27 @@ fn lists_of_blocks_for_many_processors() {
                 for domain in ["blocks(0, 8)", "causal & blocks(0, 8)", "blocks(0, 8) & window(9)"] {
                     check(size, domain, std::slice::from_ref(&list));
                 }
-                Case::new(size, "causal & blocks(0, 8)", std::slice::from_ref(&list)).check_many_grads(apart);
+                let causal = Case::new(size, "causal & blocks(0, 8)", std::slice::from_ref(&list));
+                causal.check_many_grads(apart);
+                if heads <= 2 {
+                    causal.check_sorted_grads(sorted_apart);
+                }
                 check(size, "causal & blocks(0, 8) & segments(1, 1)", &[list.clone(), segments.clone()]);
                 // More keys than queries.
                 check(Size { s: n + 13, ..size }, "causal & blocks(0, 8)", &[list]);
             }
         }
+    }
+}
+
+#[test]
+fn gradients_of_few_wide_heads_over_lists_are_sorted_and_apart() {
+    for heads in [1, 2] {
+        let size = Size { b: 1, t: 1, s: 1, h: 2 * heads, g: 2, dk: 192, dv: 192 };
+        let list = i32s(&[1, 1, 2, 16], vec![0; 32]);
+        let case = Case { dtype: DType::BF16, ..Case::new(size, "causal & blocks(0, 64)", &[list]) };
+        let tiling = gpu_attend_grad::Tiling::choose(&case.problem(0.1));
+        assert!(tiling.by_block && tiling.of_values.is_some(), "{tiling:?}");
     }
 }
 
@@ -561,16 +597,14 @@ fn heads_that_share_keys_are_rows() {
 impl Case {
     /// One query of each batch, which has each block once: whole, and in parts of which some have no keys.
     fn check_only_query(&self, tiling: gpu_attend::Tiling) {
-        let scale = 1.0 / (self.size.dk as f64).sqrt();
-        let case = Case { dtype: DType::F32, operands: self.operands.clone(), domain: self.domain.clone(), data: None, ..*self };
-        let mut p = Problem { t: Dim::from(1), ..case.problem(scale) };
+        let (case, attend, p, mut dims) = self.for_many();
+        let mut p = Problem { t: Dim::from(1), ..p };
         p.operands.iter_mut().filter(|ty| ty.rank() == 4).for_each(|ty| ty.shape[1] = Dim::from(1));
         assert!(gpu_attend::takes(&p, tiling, true) && gpu_attend_union::lists(&p, tiling).is_none());
         let parts = Dim::sym("P");
-        let dims: DimEnv =
-            [("B", case.size.b), ("S", case.size.s), ("P", 3)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
+        dims.insert("P".into(), 3);
         let args: Vec<Tensor> = case.random().into_iter().chain(case.operands.clone()).collect();
-        let want = oracle(&Op::Attend(Attend { domain: case.domain.clone(), scale: Scalar::new(scale) }), &args);
+        let want = oracle(&Op::Attend(attend), &args);
         let lens: Vec<usize> = want.iter().map(|x| x.data.len()).collect();
         let near = |got: &[Vec<f64>], what: &str| {
             for (i, x) in ["o", "lse"].into_iter().enumerate() {
@@ -578,8 +612,7 @@ impl Case {
             }
         };
         near(&results(&gpu_attend::gpu_attend(&p, tiling), &args, &lens, &dims, true), "whole");
-        let of_parts = results(&gpu_attend_part(&p, tiling, &parts), &args, &[lens[0] * 3, lens[1] * 3], &dims, true);
-        let of_parts: Vec<Tensor> = of_parts.into_iter().map(|x| Tensor::new(DType::F32, &[x.len() as i64], x)).collect();
+        let of_parts = three_parts(&gpu_attend_part(&p, tiling, &parts), &args, &lens, &dims);
         near(&results(&gpu_attend_merge(&p, &parts, true), &of_parts, &lens, &dims, true), "in parts");
     }
 }
