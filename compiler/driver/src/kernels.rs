@@ -202,10 +202,7 @@ fn work(func: &Func, grouping: &Grouping, id: NodeId) -> Work {
         | Op::Cumsum { .. }
         | Op::ScatterAdd { .. }
         | Op::Route { .. }
-        | Op::Fused(_) => {
-            let operands: Vec<&TensorType> = node.inputs.iter().map(|v| func.ty(*v)).collect();
-            cost::work(&node.op, &operands, &node.types)
-        }
+        | Op::Fused(_) => cost::step_work(func, node, grouping.many),
         _ => cost::fused_work(func, grouping, Value { node: id, index: 0 }),
     }
 }

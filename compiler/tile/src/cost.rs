@@ -7,7 +7,7 @@
 //! # Source: Williams, Waterman and Patterson, Roofline, 2009; inverse distances: Shepard, 1968.
 
 use crate::{
-    group::{Grouping, is_inline, is_layout},
+    group::{Grouping, is_inline, is_layout, operand},
     kernels::domain::most_keys,
     lower::{attends::Attends, products::Products},
     tuning::{Tuning, bucket},
@@ -322,6 +322,20 @@ pub fn work(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> Work {
         }
     };
     Work { class, dtype, shape }
+}
+
+/// What the step of a node does, on a device of many processors or another: as [`work`], but that keys which are values and more columns are read once, so that there
+/// are as many keys as have these columns.
+pub fn step_work(func: &Func, node: &graph::Node, many: bool) -> Work {
+    let operands: Vec<&TensorType> = node.inputs.iter().map(|v| func.ty(*v)).collect();
+    let mut work = work(&node.op, &operands, &node.types);
+    if let (Op::Attend(_), true) = (&node.op, many)
+        && operand(func, node, 1, many) != node.inputs[1]
+    {
+        let [.., keys, dk, dv] = &mut work.shape[..] else { base::bug!("extents of attention") };
+        *keys = (keys.clone() * dk.clone()).floor_div(&(dk.clone() + dv.clone()));
+    }
+    work
 }
 
 /// What a kernel does that computes `v` and all that is not stored below it.

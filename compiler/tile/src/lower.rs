@@ -552,7 +552,7 @@ impl Lowerer<'_> {
                     Tilings::Every => Want::All,
                 };
                 let work = kernels(&node.op, &types, &node.types, device, want)?;
-                let does = cost::work(&node.op, &types, &node.types);
+                let does = cost::step_work(b.func, &node, self.options.products);
                 // A kernel that gives sums in a wider dtype writes them aside.
                 let written: Vec<StridedView> = results
                     .iter()

@@ -1788,6 +1788,12 @@ fn keys_that_are_values_and_more_columns_are_not_joined() {
         let dims = [("B", 2), ("S", s), ("T", 35)];
         assert_eq!(kernels_of(latent(t), &dims[..if t == "1" { 2 } else { 3 }]), ["host_attend_part", "host_attend_merge"]);
     }
+    // Their bytes are those of q, o and keys.
+    let lowered = on_gpu(&latent("1"));
+    let library::Step::Launch { work, .. } = &lowered.entries[0].steps[0] else { panic!("a launch") };
+    let job = work.at(&[("B".into(), 2), ("S".into(), 1 << 20)].into_iter().collect()).expect("all dims have values");
+    let bytes = 4.0 * 2.0 * (4.0 * (320.0 + 288.0) + f64::from(1 << 20) * 320.0);
+    assert!((job.bytes() / bytes - 1.0).abs() < 1e-3, "{} for {bytes}", job.bytes());
 }
 
 #[test]
