@@ -106,14 +106,15 @@ fn assemble(ptxas: &Path, name: &str, text: &str) -> String {
 fn attention_spills_no_registers_and_its_products_run_on() {
     let Some(ptxas) = ptxas() else { return };
     let mut kernels = Vec::new();
-    for (dk, dv, domain) in [
-        (128, 128, "causal"),
-        (64, 64, "causal & window(512)"),
-        (192, 128, "full"),
-        (192, 192, "causal"),
-        (256, 256, "causal"),
-        (256, 128, "causal & window(512)"),
-        (576, 512, "causal"),
+    for (dk, dv, domain, shared) in [
+        (128, 128, "causal", false),
+        (64, 64, "causal & window(512)", false),
+        (192, 128, "full", false),
+        (192, 192, "causal", false),
+        (256, 256, "causal", false),
+        (256, 128, "causal & window(512)", false),
+        (576, 512, "causal", false),
+        (576, 512, "causal", true),
     ] {
         let [b, t] = ["B", "T"].map(Dim::sym);
         let domain = domain.parse().expect("a domain");
@@ -131,7 +132,7 @@ fn attention_spills_no_registers_and_its_products_run_on() {
             scale: 0.1,
             operands: Vec::new(),
             distinct: false,
-            shared: false,
+            shared,
         };
         let tiling = gpu_attend_grad::Tiling::choose(&p);
         kernels.push(gpu_attend(&p, gpu_attend::Tiling::choose(&p)));

@@ -93,17 +93,27 @@ fn main() {
     }
 }
 
-/// A product with rows of both operands as they are named: `turned` says that neighbours are along the axis that is not summed for a, and along
+/// A problem with rows of both operands as they are named: `turned` says that neighbours are along the axis that is not summed for a, and along
 /// the summed one for b.
-fn product(dtype: DType, m: Dim, [n, k]: [i64; 2], turned: [bool; 2], batch: i64, accumulate: bool, t: Option<Tiling>) -> Kernel {
+fn dense(dtype: DType, m: Dim, [n, k]: [i64; 2], turned: [bool; 2]) -> Product {
     let [one, n, k] = [1, n, k].map(Dim::from);
     let a = if turned[0] { [one.clone(), m.clone()] } else { [k.clone(), one.clone()] };
     let b = if turned[1] { [one.clone(), k.clone()] } else { [n.clone(), one.clone()] };
     let strides = [&a[0], &a[1], &b[0], &b[1], &n, &one].map(Dim::clone);
-    let by = [m.clone() * k.clone(), k.clone() * n.clone(), m.clone() * n.clone()];
+    let result = match dtype {
+        DType::TF32 => DType::F32,
+        DType::E4M3 => DType::BF16,
+        _ => dtype,
+    };
+    let extents = [m, n, k];
+    Product { dtype, result, extents, strides, batch: Vec::new(), accumulate: false, parts: 1, aligned: [true; 3] }
+}
+
+/// Its product, of a batch or added to what is there.
+fn product(dtype: DType, m: Dim, [n, k]: [i64; 2], turned: [bool; 2], batch: i64, accumulate: bool, t: Option<Tiling>) -> Kernel {
+    let by = [m.clone() * Dim::from(k), Dim::from(k * n), m.clone() * Dim::from(n)];
     let batch = if batch > 1 { vec![(Dim::from(batch), by)] } else { Vec::new() };
-    let result = if dtype == DType::TF32 { DType::F32 } else { dtype };
-    gpu_product(&Product { dtype, result, extents: [m, n, k], strides, batch, accumulate, parts: 1, aligned: [true; 3] }, t)
+    gpu_product(&Product { batch, accumulate, ..dense(dtype, m, [n, k], turned) }, t)
 }
 
 /// What follows a dense product.
@@ -127,26 +137,22 @@ const WAYS: [Way; 7] = [Way::Gate(false), Way::Gate(true), Way::Residual, Way::B
 
 /// A product with what follows it, in place of which `product` would be followed by kernels of their own.
 fn mapped(way: Way, dtype: DType, m: Dim, [n, k]: [i64; 2], turned: [bool; 2], t: Option<Tiling>) -> Kernel {
-    let [one, n, k] = [1, n, k].map(Dim::from);
-    let a = if turned[0] { [one.clone(), m.clone()] } else { [k.clone(), one.clone()] };
-    let b = if turned[1] { [one.clone(), k.clone()] } else { [n.clone(), one.clone()] };
-    let strides = [&a[0], &a[1], &b[0], &b[1], &n, &one].map(Dim::clone);
-    let whole = Operand::Read(dtype, m.clone() * n.clone());
+    let p = dense(dtype, m.clone(), [n, k], turned);
+    let whole = Operand::Read(dtype, m.clone() * Dim::from(n));
     let (operands, results) = match way {
         Way::Gate(kept) => {
             let all = [Given::Map, Given::Product(0), Given::Product(1)].map(|r| (r, dtype));
             (Vec::new(), all[..if kept { 3 } else { 1 }].to_vec())
         }
         Way::Residual => (vec![whole], vec![(Given::Map, dtype)]),
-        Way::Bias => (vec![Operand::Read(DType::F32, m.clone()), Operand::Read(dtype, n.clone())], vec![(Given::Map, dtype)]),
+        Way::Bias => (vec![Operand::Read(DType::F32, m.clone()), Operand::Read(dtype, Dim::from(n))], vec![(Given::Map, dtype)]),
         Way::Backward => (vec![whole.clone(), whole], vec![(Given::Map, dtype); 2]),
         Way::Gradient => (Vec::new(), vec![(Given::Sum, DType::F32)]),
         Way::Three => (Vec::new(), vec![(Given::Map, dtype); 3]),
     };
-    let columns = n.known().expect("a number");
     let map = move |b: &mut Build, at: &Element| {
         let [row, col] = &at.at[..] else { panic!("a row and a column") };
-        let index = b.bind(row.clone() * Expr::int(columns) + col.clone());
+        let index = b.bind(row.clone() * Expr::int(n) + col.clone());
         let other = |b: &mut Build, i: usize, index: &Expr| b.bind(Expr::load(at.operands[i], index.clone()));
         let of = |f: MapFn, x: &[Expr]| Expr::Map(f, x.to_vec());
         let y = at.products[0].clone();
@@ -167,16 +173,6 @@ fn mapped(way: Way, dtype: DType, m: Dim, [n, k]: [i64; 2], turned: [bool; 2], t
         }
     };
     let matrices = if matches!(way, Way::Gate(_)) { 2 } else { 1 };
-    let p = Product {
-        dtype,
-        result: dtype,
-        extents: [m, n, k],
-        strides,
-        batch: Vec::new(),
-        accumulate: false,
-        parts: 1,
-        aligned: [true; 3],
-    };
     gpu_product_map(&p, &Epilogue { taken: None, codes: None, matrices, operands, results, map: Some(&map), units: None }, t)
 }
 
@@ -312,18 +308,7 @@ fn short_products() -> Vec<Kernel> {
 
 /// A product of codes, or one of each of two matrices with their gate.
 fn of_codes(m: Dim, [n, k]: [i64; 2], [block, columns]: [i64; 2], gate: bool, t: Option<Tiling>) -> Kernel {
-    let [one, n, k] = [1, n, k].map(Dim::from);
-    let strides = [&k, &one, &one, &k, &n, &one].map(Dim::clone);
-    let p = Product {
-        dtype: DType::E4M3,
-        result: DType::BF16,
-        extents: [m, n, k],
-        strides,
-        batch: Vec::new(),
-        accumulate: false,
-        parts: 1,
-        aligned: [true; 3],
-    };
+    let p = dense(DType::E4M3, m, [n, k], [false, true]);
     let map = |_: &mut Build, at: &Element| vec![Expr::Map(MapFn::Swiglu, at.products.clone())];
     let (given, matrices) = if gate { (Given::Map, 2) } else { (Given::Product(0), 1) };
     let (results, codes) = (vec![(given, DType::BF16)], Some(OfCodes { block, columns, product: DType::BF16 }));
