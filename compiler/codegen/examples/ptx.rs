@@ -12,7 +12,7 @@ use tile::{
     kernels::{
         build::Build,
         domain::Problem,
-        gpu_attend::{self, Ending, gpu_attend, gpu_attend_map},
+        gpu_attend::{self, AtEnd, Ending, gpu_attend, gpu_attend_map},
         gpu_attend_grad::{self, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
         gpu_attend_grad_by_block::{gpu_attend_grad_query_merge, gpu_attend_grad_query_parts},
         gpu_attend_parts,
@@ -499,7 +499,7 @@ fn branch(p: &Problem, keeps: bool) -> Kernel {
         (product.cast(p.dtype) + other).cast(p.dtype)
     };
     let operands = vec![(p.dtype, rows.clone() * Dim::from(3)), (p.dtype, rows * Dim::from(p.dv))];
-    gpu_attend_map(p, t, &Ending { operands, keeps, dtype: p.dtype, map: &map })
+    gpu_attend_map(p, t, &Ending { operands, keeps, gives: AtEnd::Map(p.dtype, &map) })
 }
 
 /// The window of native sparse attention and its selected branch: alone, gated, and gated with its result stored too.

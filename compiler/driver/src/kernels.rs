@@ -117,7 +117,7 @@ pub fn story<'a>(
         before: BTreeMap::new(),
     };
     let kernel = |k: usize| lowered.kernels[k].name.clone();
-    for func in &module.funcs {
+    for func in &tile::lower::prepared(&module, pipeline::lowering(options)).funcs {
         each_body(func, &func.name, &mut Vec::new(), 1, &mut |body, name, loops, times| {
             let grouping = group::group(body, pipeline::lowering(options));
             for (id, node) in

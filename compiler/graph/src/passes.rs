@@ -12,6 +12,7 @@ mod hoist_casts;
 mod hoist_constant;
 mod lift_transpose;
 mod merge_equal;
+mod outline_sums;
 mod prune_dead;
 mod simplify_layout;
 mod sink_carried;
@@ -30,6 +31,7 @@ pub use hoist_casts::hoist_casts;
 pub use hoist_constant::hoist_constant;
 pub use lift_transpose::lift_transpose;
 pub use merge_equal::merge_equal;
+pub use outline_sums::{outline_sums, outline_sums_where};
 pub use prune_dead::prune_dead;
 pub use simplify_layout::simplify_layout;
 pub use sink_carried::sink_carried;
@@ -85,6 +87,11 @@ pub const ALL: &[Pass] = &[
     Pass { name: "hoist_constant", about: "moves what is the same in each turn out of loops", run: hoist_constant },
     Pass { name: "lift_transpose", about: "maps before what they read is transposed; for GPUs", run: lift_transpose },
     Pass { name: "merge_equal", about: "computes the same thing once", run: merge_equal },
+    Pass {
+        name: "outline_sums",
+        about: "attentions with sums of their results as regions, where nothing else reads these; for GPUs",
+        run: outline_sums,
+    },
     Pass { name: "prune_dead", about: "removes what no output needs", run: prune_dead },
     Pass { name: "simplify_layout", about: "removes and joins layout ops and casts", run: simplify_layout },
     Pass { name: "sink_carried", about: "computes what loops carry last", run: sink_carried },

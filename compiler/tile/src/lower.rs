@@ -24,7 +24,7 @@ use base::{DType, Dim, TensorType};
 use graph::{
     Func, Module, NodeId, Op, Role, Value,
     op::{Form, MapFn},
-    passes::{CHUNK, Stream, expand_fused_where, expand_quantize, split_deltas_where, stream_fused},
+    passes::{CHUNK, Stream, expand_fused_where, expand_quantize, outline_sums_where, split_deltas_where, stream_fused},
 };
 use library::{BufferId, Class, Exchange, GroupedGemm, Port, Step, View, Work};
 use products::Products;
@@ -103,6 +103,23 @@ pub enum Tilings<'a> {
     Every,
 }
 
+/// The module of which nodes are lowered: regions without a kernel are taken apart, and gradients of attention put apart what they need of its result.
+pub fn prepared(module: &Module, options: Options) -> Module {
+    let mut module = module.clone();
+    for func in &mut module.funcs {
+        stream_fused(func);
+        expand_fused_where(func, &|region| !has_kernel(region, options.products && options.fuse));
+        expand_quantize(func);
+        if options.products && options.parts && options.fuse {
+            split_deltas_where(func, &|func, node| {
+                takes_attend_grad(&node.op, &node.inputs.iter().map(|v| func.ty(*v)).collect::<Vec<_>>())
+            });
+            outline_sums_where(func, &|region| has_kernel(region, true));
+        }
+    }
+    module
+}
+
 /// Lowers every function of the module with the usual tilings.
 ///
 /// # Errors
@@ -118,17 +135,7 @@ pub fn lower(module: &Module, options: Options) -> Result<Lowered, TargetError> 
 pub fn lower_with(module: &Module, options: Options, tilings: Tilings) -> Result<Lowered, TargetError> {
     let mut out = Lowered::default();
     let mut seen = BTreeMap::new();
-    let mut module = module.clone();
-    for func in &mut module.funcs {
-        stream_fused(func);
-        expand_fused_where(func, &|region| !has_kernel(region, options.products && options.fuse));
-        expand_quantize(func);
-        if options.products && options.parts && options.fuse {
-            split_deltas_where(func, &|func, node| {
-                takes_attend_grad(&node.op, &node.inputs.iter().map(|v| func.ty(*v)).collect::<Vec<_>>())
-            });
-        }
-    }
+    let module = prepared(module, options);
     for func in &module.funcs {
         let (func_name, loops) = (func.name.clone(), Vec::new());
         let (buffers, constraints) = (Vec::new(), Vec::new());

@@ -13,7 +13,7 @@ use tile::{
     kernels::{
         build::{Build, tile},
         domain::Problem,
-        gpu_attend::{self, Ending, gpu_attend, gpu_attend_map},
+        gpu_attend::{self, AtEnd, Ending, gpu_attend, gpu_attend_map},
         gpu_attend_grad::{self, gpu_attend_grad_keys},
         gpu_product::{
             Element, Epilogue, Given, Grouped, OfCodes, Operand, Product, Tiling, gpu_grouped, gpu_product, gpu_product_map,
@@ -496,7 +496,7 @@ fn attention_weighs_while_products_run() {
         e.products[0].clone() + other
     };
     let operands = vec![(p.dtype, rows * Dim::from(128))];
-    let ending = Ending { operands, keeps: false, dtype: p.dtype, map: &add };
+    let ending = Ending { operands, keeps: false, gives: AtEnd::Map(p.dtype, &add) };
     let (text, launch) = ptx(&gpu_attend_map(&p, gpu_attend::Tiling::choose(&p), &ending));
     check(&text, "check: wgmma\ncheck: ld.global.nc.v4.b32\ncheck: shfl.sync.bfly\ncheck: st.global.v4.b32");
     assert_eq!((launch.threads, launch.maps.len(), text.matches("ld.global.nc.v4.b32").count()), (384, 3, 8));

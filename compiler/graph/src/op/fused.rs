@@ -19,7 +19,7 @@ pub enum Form {
     /// Ends in what is chosen, summed and mapped of each row of a few numbers, as a router does: a row is computed by itself.
     Rows,
     /// Ends in a map of an attention's result, element by element: a tile of the result is mapped before it is stored. The result and the scores' sums,
-    /// if others read them too, are results besides. Or gives, of few queries, an attention and the product of its queries and keys.
+    /// if others read them too, are results besides. Or in sums of such maps over columns, in place of the maps. Or gives, of few queries, an attention and the product of its queries and keys.
     Attend,
 }
 

@@ -6,7 +6,7 @@ use crate::{
     ir::Role,
     text::{parse_func, print_func},
 };
-use base::DType;
+use base::{DType, TensorType};
 
 /// Shorthand to MLIR's generic syntax.
 fn expand(args: &str, text: &str) -> String {
@@ -407,6 +407,77 @@ fn drop_stop_gradient_leaves_the_operand() {
         "%a = stop_gradient(%x) : (f32[T]) -> f32[T]\n%b = map(%a) {fn = \"exp\"} : (f32[T]) -> f32[T]\nreturn %b: f32[T]; %a: f32[T]",
         "%b = map(%x) {fn = \"exp\"} : (f32[T]) -> f32[T]\nreturn %b: f32[T]; %x: f32[T]",
     );
+}
+
+#[test]
+fn outline_sums_puts_the_region_where_the_attention_is() {
+    use crate::{
+        build::Builder,
+        interp::{Options, Tensor, eval},
+        op::{Attend, MapFn, ReduceFn, Scalar},
+    };
+    let build = |way: &str| {
+        let mut f = Func::new("f");
+        let types = ["f32[B, T, 2, 4]", "f32[B, T, 1, 4]", "f32[B, T, 1, 4]", "f32[B, T, 2, 4]"];
+        let ty = |t: &str| -> TensorType {
+            let shape: Vec<_> = t[4..t.len() - 1].split(", ").map(|d| d.parse::<base::Dim>().expect("a dim")).collect();
+            TensorType::new(DType::F32, shape)
+        };
+        let a: Vec<Value> = types.iter().enumerate().map(|(i, t)| f.arg(&format!("a{i}"), Role::Input, ty(t))).collect();
+        let b = &mut Builder::new(&mut f);
+        let attend = |b: &mut Builder, domain: &str| {
+            let attend = Attend { domain: domain.parse().expect("a domain"), scale: Scalar::new(0.5) };
+            b.node(Op::Attend(attend), &a[..3])
+        };
+        let (near, far) = (attend(b, "causal & window(2)"), attend(b, "causal"));
+        // What reads the sums of scores comes before what the region reads.
+        let log = b.map(MapFn::Neg, &[far[1]]);
+        let x = if way == "of its sums" {
+            b.broadcast(log, &b.func.ty(a[3]).shape.clone(), &[0, 1, 2])
+        } else {
+            b.map(MapFn::Sin, &[a[3]])
+        };
+        let both = b.add(near[0], far[0]);
+        let terms = [b.mul(both, x), b.mul(near[0], x), b.mul(x, far[0])];
+        let mut results: Vec<Value> = terms.iter().map(|v| b.op(Op::Reduce(ReduceFn::Sum, vec![3]), &[*v])).collect();
+        results.extend([log, near[1]]);
+        match way {
+            "a map is an output" => results.push(terms[2]),
+            "the result is an output" => results.push(far[0]),
+            "a sum over queries" => results.push(b.op(Op::Reduce(ReduceFn::Sum, vec![1]), &[terms[2]])),
+            _ => {}
+        }
+        results.into_iter().enumerate().for_each(|(i, v)| f.output(&format!("o{i}"), Role::Result, v));
+        f
+    };
+    let run_on = |f: &Func| {
+        let tensor = |n: i64, shift: i64| {
+            let data = (0..2 * 3 * n * 4).map(|i| ((i * 7 + shift) % 11) as f64 / 8.0 - 0.5).collect();
+            Tensor::new(DType::F32, &[2, 3, n, 4], data)
+        };
+        let dims = [("B".into(), 2), ("T".into(), 3)].into_iter().collect();
+        eval(f, &[tensor(2, 0), tensor(1, 1), tensor(1, 2), tensor(2, 3)], &dims, Options::EXACT).expect("it evaluates")
+    };
+    let before = build("");
+    let mut after = before.clone();
+    assert_eq!(outline_sums(&mut after).changes, 1, "the last attention's, as one map reads both");
+    prune_dead(&mut after);
+    assert_eq!(verify_func(&after), []);
+    assert_eq!(run_on(&after), run_on(&before));
+    let regions: Vec<&crate::op::Fused> =
+        after.nodes.values().filter_map(|n| if let Op::Fused(f) = &n.op { Some(&**f) } else { None }).collect();
+    assert_eq!((regions.len(), regions[0].body.outputs.len()), (1, 3), "two sums and those of scores");
+    assert_eq!(outline_sums(&mut after).changes, 0);
+    for way in ["of its sums", "a map is an output", "the result is an output", "a sum over queries"] {
+        // Then it is the first one's, which reads the last's result.
+        let mut f = build(way);
+        assert_eq!(outline_sums(&mut f).changes, 1, "{way}");
+        prune_dead(&mut f);
+        assert_eq!(verify_func(&f), [], "{way}");
+        assert_eq!(run_on(&f), run_on(&build(way)), "{way}");
+        let domains = f.nodes.values().filter_map(|n| if let Op::Attend(a) = &n.op { Some(a.domain.to_string()) } else { None });
+        assert_eq!(domains.collect::<Vec<_>>(), ["causal"], "{way}");
+    }
 }
 
 #[test]

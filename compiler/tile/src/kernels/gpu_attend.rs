@@ -1,6 +1,6 @@
 //! Softmax attention for a device of many processors, over domains that are ranges with tests, or lists of blocks with such. Buffers: q, k, v, domain
 //! operands…, o, lse; with lists blocks, member and count before the last two. With an [`Ending`] what it reads comes before these, and the mapped result
-//! after them, with or without o: the tile is mapped where it was summed.
+//! after them, with or without o: the tile is mapped where it was summed. Or sums of maps over columns, as a loss and gradients take of a result.
 //!
 //! A block has a batch, some heads of a group and a tile of queries; its rows are the queries, each with its heads. With lists it goes over the union of
 //! its queries' blocks, which `gpu_attend_union` has made, and each query's rows see those that it listed. Keys come a tile at a time; the product with the values of one tile and the weights of the
@@ -258,16 +258,25 @@ pub(super) fn pick_rows(b: &mut Build, (from, to): (Mem, Mem), [rows, n]: [i64; 
     b.push(Stmt::Copy(Copy { from, to, rows, cols: n, run: rows, axes, index: Some(index), paired: None }));
 }
 
-/// What follows: a map of each element of the result, which may read others' values there.
+/// A map at an [`Element`] whose row is that of a batch, a query and a head, together.
+pub type MapOfElement<'a> = dyn Fn(&mut Build, &Element) -> Expr + 'a;
+
+/// What follows: a map of each element of the result, which may read others' values there, or sums of such maps over each row's columns.
 pub struct Ending<'a> {
     /// What it reads: the dtypes and elements of buffers.
     pub operands: Vec<(DType, Dim)>,
     /// Whether the result itself is stored, too.
     pub keeps: bool,
-    /// What the map's result is stored as.
-    pub dtype: DType,
-    /// The map: of an [`Element`] whose row is that of a batch, a query and a head, together.
-    pub map: &'a dyn Fn(&mut Build, &Element) -> Expr,
+    /// What is given.
+    pub gives: AtEnd<'a>,
+}
+
+/// What an [`Ending`] gives.
+pub enum AtEnd<'a> {
+    /// A map, stored as this.
+    Map(DType, &'a MapOfElement<'a>),
+    /// Sums, of a row each, and what each is stored as: once or more.
+    Sums(Vec<(Vec<DType>, &'a MapOfElement<'a>)>),
 }
 
 impl Ending<'_> {
@@ -276,6 +285,21 @@ impl Ending<'_> {
         let operands = self.operands.iter().enumerate();
         operands.map(|(i, (dtype, elems))| b.read(&format!("z{i}"), *dtype, elems.clone())).collect()
     }
+    /// The buffers that it writes: those of a map, or of each sum.
+    fn write(&self, b: &mut Build, [o, lse]: [&Dim; 2]) -> Vec<Vec<Mem>> {
+        match &self.gives {
+            AtEnd::Map(dtype, _) => vec![vec![b.write("y", *dtype, o.clone())]],
+            AtEnd::Sums(sums) => {
+                let mut of = |i: usize, dtype: &DType| b.write(&format!("sum{i}"), *dtype, lse.clone());
+                sums.iter().enumerate().map(|(i, (dtypes, _))| dtypes.iter().map(|d| of(i, d)).collect()).collect()
+            }
+        }
+    }
+}
+
+/// Whether a kernel can give so many sums of rows: it has all of a row's columns, and a place for what is summed while o is still needed.
+pub fn takes_sums(p: &Problem, t: Tiling, count: usize) -> bool {
+    columns(p) == p.dv && !shares(p) && (count <= 1 || t.keys == p.dv)
 }
 
 /// The kernel.
@@ -307,7 +331,7 @@ struct Buffers<'a> {
     union: Option<Union>,
     o: Option<Mem>,
     lse: Mem,
-    mapped: Option<(&'a Ending<'a>, Vec<Mem>, Mem)>,
+    ending: Option<(&'a Ending<'a>, Vec<Mem>, Vec<Vec<Mem>>)>,
     scores: Option<Mem>,
 }
 
@@ -341,8 +365,8 @@ impl<'a> Job<'a> {
             operands,
             union,
             o: keeps.then(|| b.write("o", stored, o.clone())),
-            lse: b.write("lse", p.sum_dtype(), lse),
-            mapped: self.ending.map(|e| (e, read, b.write("y", e.dtype, o))),
+            lse: b.write("lse", p.sum_dtype(), lse.clone()),
+            ending: self.ending.map(|e| (e, read, e.write(b, [&o, &lse]))),
             scores: self.scores.then(|| b.write("s", p.sum_dtype(), p.scores())),
         }
     }
@@ -355,7 +379,10 @@ impl<'a> Job<'a> {
         let batches = p.b.clone() * self.count();
         let of_result = |b: &mut Build, mem: Mem| Heads::new(b, mem, &batches, &p.t, p.h, p.dv);
         let o = buffers.o.map(|mem| of_result(b, mem));
-        let mapped = buffers.mapped.map(|(e, read, mem)| (e, read, of_result(b, mem)));
+        let ending = buffers.ending.map(|(e, read, to)| {
+            let y = if let AtEnd::Map(..) = e.gives { Some(of_result(b, to[0][0])) } else { None };
+            (e, read, to, y)
+        });
         // Neighbouring blocks have the same keys.
         let n = columns(p);
         let (column, block) = match p.dv / n {
@@ -367,7 +394,6 @@ impl<'a> Job<'a> {
         };
         let v = v.columns(&column, n);
         let o = o.map(|o| o.columns(&column, n));
-        let mapped = mapped.map(|(e, read, y)| (e, read, y.columns(&column, n)));
 
         let (part, block) = if self.parts.is_some() {
             let n = b.dim(&self.of_part(t).floor_div(&Dim::from(p.dv / n)));
@@ -429,9 +455,21 @@ impl<'a> Job<'a> {
         if let Some(o) = o {
             o.copy_heads(b, a.out, [t.rows, t.heads], [&own, &head, &a.first], true);
         }
-        if let Some((ending, read, y)) = mapped {
-            a.map_result(b, ending, &read, [&head, &column]);
-            y.copy_heads(b, a.out, [t.rows, t.heads], [&own, &head, &a.first], true);
+        let Some((ending, read, to, y)) = ending else { return };
+        match &ending.gives {
+            AtEnd::Map(_, map) => {
+                a.map_result(b, (*map, a.out), &read, [&head, &column]);
+                let y = y.expect("a map has a result").columns(&column, n);
+                y.copy_heads(b, a.out, [t.rows, t.heads], [&own, &head, &a.first], true);
+            }
+            AtEnd::Sums(sums) => {
+                for (i, ((_, map), to)) in sums.iter().zip(&to).enumerate() {
+                    // Nobody needs scores any more; nor, at last, o.
+                    let place = if i + 1 < sums.len() { a.scores } else { a.out };
+                    a.map_result(b, (*map, place), &read, [&head, &column]);
+                    a.sum_rows(b, place, to, [&own, &head]);
+                }
+            }
         }
     }
 }
@@ -1036,8 +1074,8 @@ impl<'a> Attend<'a> {
         let (left, v) = (tile(self.weights, zero.clone(), keys), tile(self.v, zero.clone(), dv));
         b.dot([rows, dv, keys].map(Expr::int), left, v, tile(self.out, zero, dv), true);
     }
-    /// O becomes what is mapped of o. Past the last query it is mapped of the last one's values.
-    fn map_result(&self, b: &mut Build, ending: &Ending, read: &[Mem], [head, column]: [&Expr; 2]) {
+    /// What is mapped of o, into O or another tile. Past the last query it is mapped of the last one's values.
+    fn map_result(&self, b: &mut Build, (map, to): (&MapOfElement, Mem), read: &[Mem], [head, column]: [&Expr; 2]) {
         let (p, Tiling { rows, heads, .. }) = (self.scene.problem, self.tiling);
         let dv = Expr::int(self.columns());
         b.each(Expr::int(rows) * dv.clone(), |b, e| {
@@ -1050,9 +1088,17 @@ impl<'a> Attend<'a> {
             let row = b.bind((self.scene.batch.clone() * self.scene.t.clone() + t) * Expr::int(p.h) + head);
             let col = b.bind(if column.known() == Some(0) { col } else { column.clone() + col });
             let o = b.bind(Expr::load(self.out, e.clone()).cast(p.dtype));
-            let value = (ending.map)(b, &Element { products: vec![o], operands: read.to_vec(), at: vec![row, col] });
+            let value = map(b, &Element { products: vec![o], operands: read.to_vec(), at: vec![row, col] });
             let value = b.bind(value);
-            b.store(self.out, e, value);
+            b.store(to, e, value);
+        });
+    }
+    /// The sums of a tile's rows.
+    fn sum_rows(&self, b: &mut Build, tile: Mem, to: &[Mem], at: [&Expr; 2]) {
+        let n = Expr::int(self.columns());
+        self.each_row(b, |b, r| {
+            let sum = b.reduce(ReduceFn::Sum, self.f(0.0), n.clone(), |_, c| Expr::load(tile, r.clone() * n + c));
+            self.store_of_row(b, to, at, r, Expr::Var(sum));
         });
     }
     /// O becomes o; what is kept of each row is whether it saw nothing, and else lse.
@@ -1068,14 +1114,18 @@ impl<'a> Attend<'a> {
         self.scale_result(b);
     }
     /// The lse of a row, of the batch of results that is its own.
-    fn store_lse(&self, b: &mut Build, lse: Mem, [own, head]: [&Expr; 2], [r, log]: [Expr; 2]) {
-        let (p, heads) = (self.scene.problem, Expr::int(self.tiling.heads));
+    fn store_lse(&self, b: &mut Build, lse: Mem, at: [&Expr; 2], [r, log]: [Expr; 2]) {
         let log = b.bind(log);
+        self.store_of_row(b, &[lse], at, r, log);
+    }
+    /// A number of a row, if that is a query's.
+    fn store_of_row(&self, b: &mut Build, to: &[Mem], [own, head]: [&Expr; 2], r: Expr, value: Expr) {
+        let (p, heads) = (self.scene.problem, Expr::int(self.tiling.heads));
         let t = b.bind(self.first.clone() + Expr::floor_div(r.clone(), heads.clone()));
         b.if_(Expr::lt(t.clone(), self.scene.t.clone()), |b| {
             let head = head.clone() + Expr::rem(r, heads);
-            let row = (own.clone() * self.scene.t.clone() + t) * Expr::int(p.h) + head;
-            b.store(lse, row, log);
+            let row = b.bind((own.clone() * self.scene.t.clone() + t) * Expr::int(p.h) + head);
+            to.iter().for_each(|mem| b.store(*mem, row.clone(), value.clone()));
         });
     }
 }

@@ -11,7 +11,7 @@
 use super::{
     build::{Build, div, eq, exp},
     domain::{Problem, most_keys},
-    gpu_attend::{Blocks, Ending, Job, Tiling, attend, columns, has_lists, is_wide},
+    gpu_attend::{AtEnd, Blocks, Ending, Job, Tiling, attend, columns, has_lists, is_wide},
     gpu_product::Element,
 };
 use crate::ir::{Expr, Kernel, LoopKind, Mem};
@@ -205,7 +205,10 @@ fn merge(p: &Problem, parts: &[Dim], keeps: bool, ending: Option<&Ending>) -> Ke
     let read = ending.map_or(Vec::new(), |e| e.read(&mut b));
     let o = keeps.then(|| b.write("o", p.dtype, o_elems.clone()));
     let lse = b.write("lse", dtype, lse_elems.clone());
-    let mapped = ending.map(|e| (e, b.write("y", e.dtype, o_elems)));
+    let mapped = ending.map(|e| match e.gives {
+        AtEnd::Map(dtype, map) => (map, b.write("y", dtype, o_elems)),
+        AtEnd::Sums(_) => base::bug!("sums of rows whose keys are taken in parts"),
+    });
     b.kernel.grid = lse_elems.clone();
     let (rows, row, dv) = (b.dim(&lse_elems), b.block(), Expr::int(p.dv));
     branches.iter().for_each(|x| x.bring(&mut b, &rows, &row));
@@ -222,8 +225,8 @@ fn merge(p: &Problem, parts: &[Dim], keeps: bool, ending: Option<&Ending>) -> Ke
         if let Some(o) = o {
             b.store(o, at.clone(), products[0].clone());
         }
-        if let Some((ending, y)) = mapped {
-            let value = (ending.map)(b, &Element { products, operands: read.clone(), at: vec![row.clone(), c] });
+        if let Some((map, y)) = mapped {
+            let value = map(b, &Element { products, operands: read.clone(), at: vec![row.clone(), c] });
             let value = b.bind(value);
             b.store(y, at, value);
         }

@@ -1,6 +1,6 @@
 //! Regions of the form `attend` as one kernel, for a device on which attention is one: a map of its result at each element, which may read others' values
-//! there, as the gate of one branch of several and the sum of the others. See `kernels::gpu_attend::Ending`. Or the attention and its scores, of queries that
-//! are few, as in a step of decoding that chooses by them: keys are read once.
+//! there, as the gate of one branch of several and the sum of the others. See `kernels::gpu_attend::Ending`. Or sums of such maps over columns. Or the attention
+//! and its scores, of queries that are few, as in a step of decoding that chooses by them: keys are read once.
 
 use super::{Body, Lowerer, below, is_aligned, is_layout, is_set, products::Maps};
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
     kernels::{
         build::Build,
         domain::Problem,
-        gpu_attend::{self, Ending, Tiling, gpu_attend_map},
+        gpu_attend::{self, AtEnd, Ending, MapOfElement, Tiling, gpu_attend_map},
         gpu_attend_by_block,
         gpu_attend_parts::{self, gpu_attend_merge_map, gpu_attend_part, gpu_attend_part_scores, gpu_attend_two_parts},
         gpu_attend_union,
@@ -21,7 +21,7 @@ use crate::{
 use base::{DType, Dim, Span, TensorType};
 use graph::{
     Func, Node, NodeId, Op, Value,
-    op::{Domain, Form, Fused},
+    op::{Domain, Form, Fused, MapFn, ReduceFn},
 };
 use library::Work;
 use std::collections::BTreeSet;
@@ -46,8 +46,10 @@ pub(crate) struct Attends<'a> {
     problem: Problem,
     /// What the map reads beside its result: arguments.
     operands: Vec<Value>,
-    /// The result of the map; none where scores are given.
+    /// The result of the map; none where sums or scores are given.
     mapped: Option<Value>,
+    /// Sums of maps over columns, those that are of the same terms together.
+    summed: Vec<Vec<Value>>,
     /// The scores.
     scores: Option<Value>,
 }
@@ -66,6 +68,27 @@ pub fn joined_to_values(func: &Func, attend: &Node) -> Option<Value> {
     let p = Problem { shared: true, ..Problem::new(a, &types, 3).ok()? };
     let joined = axis + 1 == func.ty(keys).rank() && rows(*first) == rows(attend.inputs[2]);
     (joined && gpu_attend::shares(&p) && gpu_attend::takes(&p, Tiling::choose(&p), true)).then_some(*rest)
+}
+
+/// Whether values are the same but for what was widened on the way, which kernels compute with anyway.
+fn is_same(func: &Func, x: Value, y: Value) -> bool {
+    let narrow = |mut v: Value| {
+        while let Op::Cast(to) = func.def(v).op {
+            let of = func.def(v).inputs[0];
+            let wider = [func.ty(of).dtype, to].iter().all(|t| t.is_float()) && func.ty(of).dtype.bytes() < to.bytes();
+            if !wider {
+                break;
+            }
+            v = of;
+        }
+        v
+    };
+    let (x, y) = (narrow(x), narrow(y));
+    let (n, m) = (func.def(x), func.def(y));
+    let alike = |of: &[Value]| n.inputs.len() == of.len() && n.inputs.iter().zip(of).all(|(a, b)| is_same(func, *a, *b));
+    let turned: Vec<Value> = m.inputs.iter().rev().copied().collect();
+    let commutes = matches!(n.op, Op::Map(MapFn::Mul | MapFn::Add));
+    x == y || matches!(n.op, Op::Map(_)) && n.op == m.op && (alike(&m.inputs) || commutes && alike(&turned))
 }
 
 /// The scores of an attention, and the nodes that give them: a product of nothing but its queries and keys, in f32, in the order `[b, t, h, s]`.
@@ -120,8 +143,13 @@ impl<'a> Attends<'a> {
                 && problem.t.known().is_some_and(|t| t <= tiling.queries())
                 && gpu_attend_parts::num_parts(&problem, tiling, 1).is_some();
             let scores = Some(scores);
-            return few.then_some(Attends { func, node, problem, operands: Vec::new(), mapped: None, scores });
+            let (operands, summed) = (Vec::new(), Vec::new());
+            return few.then_some(Attends { func, node, problem, operands, mapped: None, summed, scores });
         }
+        let is_given = |id: NodeId| {
+            let outputs = func.outputs.iter().filter(|o| o.value.node == id).count();
+            outputs == 1 && !func.nodes.values().any(|n| n.inputs.iter().any(|v| v.node == id))
+        };
         let (mut above, mut operands) = (vec![false; func.nodes.len()], Vec::new());
         for (id, n) in func.nodes.iter() {
             let below = n.inputs.iter().any(|v| above[v.node.0 as usize]);
@@ -131,6 +159,8 @@ impl<'a> Attends<'a> {
                 Op::Arg(_) | Op::Const(..) => false,
                 Op::Map(_) | Op::Cast(_) if !of_sums => below,
                 Op::Broadcast { .. } if !below => false,
+                // A sum over columns, which nothing else here is of.
+                Op::Reduce(ReduceFn::Sum, axes) if !of_sums && axes[..] == [3] && is_given(id) => false,
                 _ => return None,
             };
             if id != node {
@@ -139,12 +169,32 @@ impl<'a> Attends<'a> {
         }
         operands.sort_unstable();
         operands.dedup();
-        let mut mapped = func.outputs.iter().map(|o| o.value).filter(|v| *v != o && *v != lse);
-        let (mapped, None) = (mapped.next()?, mapped.next()) else { return None };
-        let (y, of) = (func.ty(mapped), func.ty(o));
-        let stored = matches!(y.dtype, DType::BF16 | DType::F16 | DType::F32);
-        let fits = takes && once && above[mapped.node.0 as usize] && y.shape == of.shape && stored;
-        fits.then_some(Attends { func, node, problem, operands, mapped: Some(mapped), scores: None })
+        let given: Vec<Value> = func.outputs.iter().map(|o| o.value).filter(|v| *v != o && *v != lse).collect();
+        let is_map = |v: Value| {
+            let (y, of) = (func.ty(v), func.ty(o));
+            let stored = matches!(y.dtype, DType::BF16 | DType::F16 | DType::F32);
+            above[v.node.0 as usize] && y.shape == of.shape && stored
+        };
+        let tiling = Tiling::choose(&problem);
+        let whole = gpu_attend_parts::num_parts(&problem, tiling, 1).is_none();
+        let takes_sums = |count: usize| whole && gpu_attend::takes_sums(&problem, tiling, count);
+        if let [mapped] = given[..]
+            && is_map(mapped)
+        {
+            let (mapped, summed) = (Some(mapped), Vec::new());
+            return (takes && once).then_some(Attends { func, node, problem, operands, mapped, summed, scores: None });
+        }
+        let terms = |v: Value| if let Op::Reduce(..) = func.def(v).op { Some(func.def(v).inputs[0]) } else { None };
+        let mut summed: Vec<Vec<Value>> = Vec::new();
+        for v in given {
+            let x = terms(v).filter(|x| is_map(*x) && func.ty(v).dtype.is_float())?;
+            match summed.iter_mut().find(|all| terms(all[0]).is_some_and(|y| is_same(func, x, y))) {
+                Some(all) => all.push(v),
+                None => summed.push(vec![v]),
+            }
+        }
+        let fits = takes && once && !summed.is_empty() && takes_sums(summed.len());
+        fits.then_some(Attends { func, node, problem, operands, mapped: None, summed, scores: None })
     }
     /// What is read at the end of a tile.
     pub(crate) fn read(&self) -> impl Iterator<Item = &'a TensorType> {
@@ -343,9 +393,9 @@ impl Lowerer<'_> {
     }
     /// The steps of such a region.
     pub(super) fn attends(&mut self, b: &mut Body, id: NodeId, a: &Attends) {
-        let Some(mapped) = a.mapped else {
-            return self.attend_and_scores(b, id, a, a.scores.expect("it has a map or scores"));
-        };
+        if let Some(scores) = a.scores {
+            return self.attend_and_scores(b, id, a, scores);
+        }
         let node = b.func.nodes[id].clone();
         let outside = |v: Value| a.outside(&node, v);
         let given = a.func.nodes[a.node].inputs.clone();
@@ -386,13 +436,14 @@ impl Lowerer<'_> {
         // What the attention gives beside its map, and the map, each where it goes; rectangles go to where they can be copied.
         let sums = |index: u32| Value { node: a.node, index };
         let (mut keeps, mut late) = (false, Vec::new());
-        for v in [sums(0), sums(1), mapped] {
+        for v in [sums(0), sums(1)].into_iter().chain(a.mapped).chain(a.summed.iter().flatten().copied()) {
             let ty = a.func.ty(v);
             match a.func.outputs.iter().position(|o| o.value == v) {
                 Some(i) => {
                     let result = Value { node: id, index: i as u32 };
                     let (view, add_to) = self.fresh_destination(b, result);
-                    let aside = (v != sums(1) && !is_aligned(&view.at, ty.dtype)).then(|| self.alloc(ty, false, b.depth));
+                    let rectangle = v == sums(0) || a.mapped == Some(v);
+                    let aside = (rectangle && !is_aligned(&view.at, ty.dtype)).then(|| self.alloc(ty, false, b.depth));
                     views.push(aside.as_ref().unwrap_or(&view).at.clone());
                     keeps |= v == sums(0);
                     late.push((result, ty.dtype, view, aside, add_to));
@@ -403,15 +454,27 @@ impl Lowerer<'_> {
         }
         let read = operands.iter().zip(&seen).map(|(v, view)| (a.func.ty(*v).dtype, view.span())).collect();
         let (shape, axes, loops) = (&a.result().shape, [0, 1, 2, 3], [vec![0, 1, 2], vec![3]]);
-        let map = |build: &mut Build, element: &Element| -> Expr {
+        let eval = &|build: &mut Build, element: &Element, v: Value| -> Expr {
             let others = merged.iter().zip(&element.products[1..]);
             let known = others.map(|((v, _), x)| (*v, axes.to_vec(), 0, x.clone())).collect();
             let (sums, func) = (&[sums(0)][..], a.func);
             let mut maps =
                 Maps { func, sums, operands: &operands, views: &seen, shape, loops: &loops, element, units: None, known };
-            maps.eval(build, mapped, &axes, 0)
+            maps.eval(build, v, &axes, 0)
         };
-        let ending = Ending { operands: read, keeps, dtype: a.func.ty(mapped).dtype, map: &map };
+        let dtype = |v: Value| a.func.ty(v).dtype;
+        // A map, or what is summed of each.
+        let terms = a.mapped.into_iter().chain(a.summed.iter().map(|all| a.func.def(all[0]).inputs[0]));
+        let maps: Vec<_> = terms.map(|v| move |b: &mut Build, e: &Element| eval(b, e, v)).collect();
+        let gives = match a.mapped {
+            Some(v) => AtEnd::Map(dtype(v), &maps[0]),
+            None => {
+                let of = |all: &Vec<Value>| all.iter().map(|v| dtype(*v)).collect();
+                let sums = a.summed.iter().zip(&maps).map(|(all, map)| (of(all), map as &MapOfElement));
+                AtEnd::Sums(sums.collect())
+            }
+        };
+        let ending = Ending { operands: read, keeps, gives };
         let kernel = match of_parts.is_empty() {
             true => gpu_attend_map(p, tiling, &ending),
             false => gpu_attend_merge_map(p, &of_parts, &ending),

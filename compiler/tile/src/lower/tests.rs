@@ -1206,7 +1206,7 @@ fn gated_gradients_of_attention_need_none_of_its_results() {
     outputs.into_iter().enumerate().for_each(|(i, v)| f.output(&format!("o{i}"), Role::Result, v));
     compare(f.clone(), &[("B", 2), ("T", 37)]);
     let lowered = on_gpu(&f);
-    // The results are read by one kernel, before any gradient; the first two gradients of queries are summed before the third is there.
+    // The results are in no memory: what gradients take of them is summed where they are; the first two gradients of queries are summed before the third is there.
     let steps = &lowered.entries[0].steps;
     let kernels = steps
         .iter()
@@ -1216,7 +1216,8 @@ fn gated_gradients_of_attention_need_none_of_its_results() {
     let grad = ["attend_grad_rows_", "attend_grad_keys_", "attend_grad_queries_"];
     // Logs of gates are taken off the sums of exponentials, a number a row.
     let logs = ["map_"];
-    let want = [&["attend_"; 3][..], &["map_"], &logs, &grad, &logs, &grad, &["map_", "map_"], &grad, &["map_"]].concat();
+    let maps = ["map_"; 2];
+    let want = [&["attend_"; 3][..], &maps, &grad, &maps, &grad, &logs, &maps, &grad, &logs].concat();
     assert_eq!(of, want);
     // What is shared is read by two as it is.
     let upstream: Vec<usize> = steps
@@ -1863,4 +1864,87 @@ fn a_map_is_not_written_over_what_a_loop_gives() {
     body.output("y", Role::Inner, same);
     let r = Repeat { count: 1, carried: 2, constant: 0, reverse: false, body };
     check(&["f32[B, 4]", "f32[B, 4]"], BT, |b, a| b.node(Op::Repeat(Box::new(r)), a));
+}
+
+/// A loss, a gate's gradient and the sums that a gradient of attention takes of its result: the result is stored nowhere.
+#[test]
+fn sums_of_an_attentions_result_are_in_its_kernel() {
+    // The domain, keys' and values' columns, the dtype, and how many different sums: of more than one, keys of a tile are as many as columns.
+    let ways = [
+        ("causal & window(5)", 128, BF16, 2),
+        ("causal & window(5)", 64, BF16, 1),
+        ("causal & blocks(0, 32)", 32, BF16, 2),
+        ("causal & blocks(0, 64)", 16, F32, 1),
+        ("causal", 16, F32, 1),
+        ("ends_before(4, 2)", 64, F32, 1),
+    ];
+    let build = |domain: &str, n: i64, dtype: base::DType, count: usize, way: &str| {
+        let of = |shape: &str| format!("{dtype}[{shape}]");
+        let lists = if domain.contains("blocks") { 1 } else { 0 };
+        let args = [
+            format!("B, T, 4, {n}"),
+            format!("B, T, 2, {n}"),
+            format!("B, T, 2, {n}"),
+            format!("B, T, 4, {n}"),
+            "B, T, 4".into(),
+        ];
+        let mut args: Vec<String> = args.iter().map(|s| of(s)).collect();
+        args.extend((0..lists).map(|_| "i32[B, T, 2, 2]".to_string()));
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        func(&args, |b, a| {
+            let attend = Attend { domain: domain.parse().expect("a domain"), scale: Scalar::new(0.25) };
+            let of = b.node(Op::Attend(attend), &[&a[..3], &a[5..]].concat());
+            let [o, lse] = of[..] else { panic!("a result and sums") };
+            let shape = b.func.ty(o).shape.clone();
+            // A sum of the result times what is made of two others, as it is and widened.
+            let weight = b.broadcast(a[4], &shape, &[0, 1, 2]);
+            let x = b.mul(weight, a[3]);
+            let product = b.mul(o, x);
+            let mut results = vec![b.op(Op::Reduce(ReduceFn::Sum, vec![3]), &[product]), lse];
+            let [wide_o, wide_x] = [o, x].map(|v| if dtype == F32 { v } else { b.cast(v, F32) });
+            let product = b.mul(wide_x, wide_o);
+            results.push(b.op(Op::Reduce(ReduceFn::Sum, vec![3]), &[product]));
+            if count > 1 {
+                let square = b.mul(o, o);
+                results.push(b.op(Op::Reduce(ReduceFn::Sum, vec![3]), &[square]));
+            }
+            match way {
+                "the result too" => results.push(o),
+                "a map of it" => results.push(b.map(MapFn::Abs, &[o])),
+                "another sum" => results.push(b.op(Op::Reduce(ReduceFn::Sum, vec![1]), &[o])),
+                "a greatest" => results.push(b.op(Op::Reduce(ReduceFn::Max, vec![3]), &[o])),
+                "a view" => results.push(b.transpose(o, &[0, 2, 1, 3])),
+                "its sums" => {
+                    let sums = b.broadcast(lse, &shape, &[0, 1, 2]);
+                    let sums = if dtype == F32 { sums } else { b.cast(sums, dtype) };
+                    let product = b.mul(o, sums);
+                    results.push(b.op(Op::Reduce(ReduceFn::Sum, vec![3]), &[product]));
+                }
+                _ => {}
+            }
+            results
+        })
+    };
+    let attention = |f: &Func| {
+        let kernels = on_gpu(f).kernels;
+        let k = kernels.into_iter().find(|k| names(k).contains(&"lse")).expect("the attention");
+        names(&k).iter().map(|n| n.to_string()).collect::<Vec<_>>()
+    };
+    for (domain, n, dtype, count) in ways {
+        let f = build(domain, n, dtype, count, "");
+        compare(f.clone(), &[("B", 2), ("T", 37)]);
+        let want = [&["lse", "sum0", "sum0"][..], if count > 1 { &["sum1"] } else { &[] }].concat();
+        let of = attention(&f);
+        assert!(of.ends_with(&want.iter().map(|n| n.to_string()).collect::<Vec<_>>()), "{domain} {n} {dtype}: {of:?}");
+        assert!(!of.contains(&"o".to_string()), "{domain} {n} {dtype}: {of:?}");
+    }
+    for way in ["the result too", "a map of it", "another sum", "a greatest", "a view", "its sums"] {
+        let f = build("causal & window(5)", 128, F32, 1, way);
+        compare(f.clone(), &[("B", 1), ("T", 5)]);
+        assert!(attention(&f).contains(&"o".to_string()), "{way}");
+    }
+    // Two sums where a tile has fewer keys than columns: nowhere to put what is summed first.
+    let f = build("causal & window(5)", 16, F32, 2, "");
+    compare(f.clone(), &[("B", 2), ("T", 37)]);
+    assert!(attention(&f).contains(&"o".to_string()));
 }

@@ -5,7 +5,7 @@ use crate::ir::{Expr, Kernel};
 use crate::kernels::{
     build::Build,
     domain::{Problem, Scene, Tiling},
-    gpu_attend::{self, Ending, gpu_attend_map},
+    gpu_attend::{self, AtEnd, Ending, gpu_attend_map},
     gpu_attend_by_block,
     gpu_attend_grad::{self, Gives, gpu_attend_grad_keys, gpu_attend_grad_parts, gpu_attend_grad_queries, gpu_attend_grad_rows},
     gpu_attend_parts::{gpu_attend_merge, gpu_attend_merge_map, gpu_attend_part, gpu_attend_part_scores, num_parts},
@@ -457,7 +457,7 @@ fn halves_of_the_result_are_mapped() {
     let of_parts = three_parts(&gpu_attend_part(&p, tiling, &parts), &args, &lens, &dims);
     for keeps in [false, true] {
         let operands = vec![(DType::F32, of_lse.clone()), (DType::F32, of_o.clone())];
-        let ending = Ending { operands, keeps, dtype: DType::F32, map: &map };
+        let ending = Ending { operands, keeps, gives: AtEnd::Map(DType::F32, &map) };
         let whole = (gpu_attend_map(&p, tiling, &ending), &args[..]);
         let joined = (gpu_attend_merge_map(&p, std::slice::from_ref(&parts), &ending), &of_parts[..]);
         for (kernel, given) in [whole, joined] {
