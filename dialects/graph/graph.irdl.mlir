@@ -497,7 +497,7 @@ irdl.dialect @graph {
     irdl.results(result: %y)
     irdl.attributes {"members" = %a_members}
   }
-  // Codes of blocks of the last axis, and a scale for each block.
+  // Codes of blocks of the last axis, or of rows and it, and a scale for each block.
   irdl.operation @quantize {
     %f64 = irdl.is f64
     %f32 = irdl.is f32
@@ -512,9 +512,10 @@ irdl.dialect @graph {
     %s_s = irdl.any
     %s = irdl.parametric @graph::@tensor<%f32, %s_s>
     %a_size = irdl.base "#builtin.integer"
+    %a_rows = irdl.base "#builtin.integer"
     irdl.operands(operand: %x)
     irdl.results(codes: %c, scales: %s)
-    irdl.attributes {"size" = %a_size}
+    irdl.attributes {"size" = %a_size, "rows" = %a_rows}
   }
   // What codes and scales are worth.
   irdl.operation @dequantize {
@@ -526,9 +527,10 @@ irdl.dialect @graph {
     %s = irdl.parametric @graph::@tensor<%f32, %s_s>
     %y = irdl.parametric @graph::@tensor<%f32, %shape>
     %a_size = irdl.base "#builtin.integer"
+    %a_rows = irdl.base "#builtin.integer"
     irdl.operands(codes: %c, scales: %s)
     irdl.results(result: %y)
-    irdl.attributes {"size" = %a_size}
+    irdl.attributes {"size" = %a_size, "rows" = %a_rows}
   }
   // A loop; its body is a function.
   irdl.operation @repeat {

@@ -317,10 +317,21 @@ fn of_codes(m: Dim, [n, k]: [i64; 2], [block, columns]: [i64; 2], gate: bool, t:
 }
 
 /// The same over ragged rows.
-fn grouped_codes([groups, rows]: [Dim; 2], [k, n]: [i64; 2], gate: bool, taken: Option<Dim>, t: Option<Tiling>) -> Kernel {
+fn grouped_codes(extents: [Dim; 2], kn: [i64; 2], gate: bool, taken: Option<Dim>, t: Option<Tiling>) -> Kernel {
+    grouped_blocks(extents, kn, (gate, 1), taken, t)
+}
+
+/// The same of matrices with a scale for so many columns.
+fn grouped_blocks(
+    [groups, rows]: [Dim; 2],
+    [k, n]: [i64; 2],
+    (gate, columns): (bool, i64),
+    taken: Option<Dim>,
+    t: Option<Tiling>,
+) -> Kernel {
     let map = |_: &mut Build, at: &Element| vec![Expr::Map(MapFn::Swiglu, at.products.clone())];
     let (given, matrices) = if gate { (Given::Map, 2) } else { (Given::Product(0), 1) };
-    let (results, codes) = (vec![(given, DType::BF16)], Some(OfCodes { block: 128, columns: 1, product: DType::BF16 }));
+    let (results, codes) = (vec![(given, DType::BF16)], Some(OfCodes { block: 128, columns, product: DType::BF16 }));
     let extents = [groups, rows, Dim::from(k), Dim::from(n)];
     let p = Grouped { dtype: DType::E4M3, extents, further: Vec::new(), rows: Some(true), accumulate: false, aligned: true };
     let map: Option<&dyn Fn(&mut Build, &Element) -> Vec<Expr>> = if gate { Some(&map) } else { None };
@@ -331,8 +342,9 @@ fn grouped_codes([groups, rows]: [Dim; 2], [k, n]: [i64; 2], gate: bool, taken: 
 fn codes() -> Vec<Kernel> {
     let mut all: Vec<Kernel> =
         Tiling::OF_CODES.into_iter().map(|t| of_codes(Dim::sym("M"), [264, 400], [128, 1], false, Some(t))).collect();
-    for (t, pairs) in [0, 2, 3].into_iter().flat_map(|i| [false, true].map(|pairs| (Tiling::OF_CODES[i], pairs))) {
+    for (t, pairs) in Tiling::OF_BLOCKS.into_iter().flat_map(|t| [false, true].map(|pairs| (t, pairs))) {
         all.push(of_codes(Dim::sym("M"), [264, 400], [128, 128], false, Some(Tiling { pairs, ..t })));
+        all.push(grouped_blocks([Dim::from(5), Dim::sym("M")], [272, 264], (false, 128), None, Some(Tiling { pairs, ..t })));
     }
     all.push(of_codes(Dim::sym("M"), [264, 400], [128, 1], true, Some(Tiling { pairs: true, ..Tiling::OF_CODES[2] })));
     all.push(of_codes(Dim::from(256), [256, 512], [256, 1], false, None));
@@ -361,12 +373,7 @@ fn large_codes() -> Vec<Kernel> {
     for [n, k] in [[2112, 7168], [24576, 1536], [7168, 16384], [4096, 7168], [7168, 2048]] {
         all.push(product(DType::BF16, Dim::sym("M"), [n, k], [false, true], 1, false, None));
         all.extend(Tiling::OF_CODES.map(|t| of_codes(Dim::sym("M"), [n, k], [128, 1], false, Some(t))));
-        for t in [Tiling::OF_CODES[0], Tiling::OF_CODES[2], Tiling::OF_CODES[3]] {
-            for pairs in [false, true] {
-                all.push(of_codes(Dim::sym("M"), [n, k], [128, 128], false, Some(Tiling { pairs, ..t })));
-            }
-            all.push(of_codes(Dim::sym("M"), [n, k], [128, 1], false, Some(Tiling { pairs: true, ..t })));
-        }
+        all.extend(Tiling::OF_BLOCKS.map(|t| of_codes(Dim::sym("M"), [n, k], [128, 128], false, Some(t))));
     }
     all.push(of_codes(Dim::sym("M"), [2048, 7168], [128, 1], true, None));
     for [k, n] in [[7168, 4096], [2048, 7168]] {
@@ -374,9 +381,8 @@ fn large_codes() -> Vec<Kernel> {
         let p = Grouped { dtype: DType::BF16, extents, further: Vec::new(), rows: Some(true), accumulate: false, aligned: true };
         all.push(gpu_grouped(&p, None));
         all.push(grouped_codes([Dim::from(4), Dim::sym("R")], [k, n], false, None, None));
-        for i in [0, 2] {
-            let t = Some(Tiling { pairs: true, ..Tiling::OF_CODES[i] });
-            all.push(grouped_codes([Dim::from(4), Dim::sym("R")], [k, n], false, None, t));
+        for t in Tiling::OF_BLOCKS.map(Some) {
+            all.push(grouped_blocks([Dim::from(4), Dim::sym("R")], [k, n], (false, 128), None, t));
         }
     }
     all.push(grouped_codes([Dim::from(4), Dim::sym("R")], [7168, 2048], true, Some(Dim::sym("T")), None));

@@ -15,7 +15,7 @@ use graph::{
         self,
         bounds::{Bounded, Roundoff, bounds},
     },
-    op::{Domain, MapFn},
+    op::{Domain, MapFn, quantize::Block},
     random::{self, Random},
     text::print,
 };
@@ -216,8 +216,8 @@ fn rules_of_precision_keep_every_bit() {
 fn rounding_to_codes_is_never_taken_back() {
     let f = Draw::first().func(&["f32 B 8", "f32 B 8"], |b, a| {
         let rounded = |b: &mut Builder, x, size| {
-            let q = b.node(Op::Quantize(size), &[x]);
-            b.op(Op::Dequantize(size), &q)
+            let q = b.node(Op::Quantize(Block::of_row(size)), &[x]);
+            b.op(Op::Dequantize(Block::of_row(size)), &q)
         };
         let once = rounded(b, a[0], 4);
         // In the same blocks again, in others, and of what was added up.

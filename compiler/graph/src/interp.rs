@@ -378,8 +378,8 @@ impl Site<'_> {
                 None => return self.fail(format!("more than {} rows arrive", out[0])),
             },
             Op::Exchange { what: Exchange::Back, .. } => moe::back(self.peers, x[0], x[1], out[0]),
-            Op::Quantize(size) => return Ok(quantize::quantize(*size as usize, x[0], self.options.precision)),
-            Op::Dequantize(size) => quantize::dequantize(*size as usize, x[0], x[1]),
+            Op::Quantize(block) => return Ok(quantize::quantize(*block, x[0], self.options.precision)),
+            Op::Dequantize(block) => quantize::dequantize(*block, x[0], x[1]),
             Op::Repeat(_) | Op::Fused(_) => base::bug!("bodies are evaluated op by op"),
         }])
     }

@@ -148,12 +148,12 @@ pub enum Op {
         /// How many; each has as many experts.
         members: i64,
     },
-    /// `x [.., n]` → codes in e4m3 `[.., n]` and scales in f32 `[.., ⌈n / size⌉]`, a scale for each block of so many elements of the last
-    /// axis (the last block may be shorter): scale = max |x| / 448, code = x · (1 / scale) to nearest even, in f32. A block whose scale is 0 has codes
+    /// `x [.., n]` → codes in e4m3 `[.., n]` and scales in f32 `[.., ⌈n / size⌉]`, a scale for each [block](quantize::Block) of so many elements of the last
+    /// axis (the last block may be shorter), and of so many rows of the axis before, if these are more than 1, of which there are `⌈m / rows⌉` scales: scale = max |x| / 448, code = x · (1 / scale) to nearest even, in f32. A block whose scale is 0 has codes
     /// 0; one with an infinity or NaN is worth NaN.
-    Quantize(i64),
-    /// Codes `[.., n]` in e4m3, f32 `[.., ⌈n / size⌉]` → f32 `[.., n]`: each code times its block's scale.
-    Dequantize(i64),
+    Quantize(quantize::Block),
+    /// Codes `[.., n]` in e4m3, their scales → f32 `[.., n]`: each code times its block's scale.
+    Dequantize(quantize::Block),
     /// The operand, through which no gradient flows.
     StopGradient,
     /// A loop; see [`Repeat`].
@@ -273,8 +273,8 @@ pub fn infer(op: &Op, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpErr
         Op::GroupedContract { transposed } => one(moe::grouped_contract(*transposed, operands)?),
         Op::GroupedOuter => one(moe::grouped_outer(operands)?),
         Op::Exchange { what, members } => moe::exchange(*what, *members, operands),
-        Op::Quantize(size) => quantize::quantize(*size, operands[0]),
-        Op::Dequantize(size) => one(quantize::dequantize(*size, operands[0], operands[1])?),
+        Op::Quantize(block) => quantize::quantize(*block, operands[0]),
+        Op::Dequantize(block) => one(quantize::dequantize(*block, operands[0], operands[1])?),
         Op::StopGradient => one(operands[0].clone()),
         Op::Repeat(r) => repeat::infer(r, operands),
         Op::Fused(f) => fused::infer(f, operands),

@@ -738,19 +738,21 @@ impl Grower {
     fn quantize(&mut self) -> Option<()> {
         let mut x = self.float_value(1)?;
         if self.random.once_in(4) {
-            x = self.move_rows(&[x], 1)?[0];
+            x = self.move_rows(&[x], op::quantize::Block::of_row(1))?[0];
         }
         let size = pick(&mut self.random, &[1, 2, 2, 3, 4, 4, 8]);
-        let mut q = self.node(Op::Quantize(size), &[x])?;
+        let rows = if self.ty(x).rank() > 1 && self.random.once_in(4) { 1 + self.random.below(3) as i64 } else { 1 };
+        let block = op::quantize::Block { rows, size };
+        let mut q = self.node(Op::Quantize(block), &[x])?;
         if self.random.once_in(4) {
             return Some(());
         }
         for _ in 0..self.random.below(3) {
-            q = self.move_rows(&q, size)?;
+            q = self.move_rows(&q, block)?;
         }
-        let y = self.op(Op::Dequantize(size), &q)?;
+        let y = self.op(Op::Dequantize(block), &q)?;
         if self.random.once_in(3) {
-            self.move_rows(&[y], size)?;
+            self.move_rows(&[y], block)?;
         }
         // Straight through, as it is written for gradients.
         let ty = self.ty(x);
@@ -762,9 +764,9 @@ impl Grower {
         Some(())
     }
     /// Values, or codes and scales, with their rows moved in one way: what goes for blocks of the first goes for the scales.
-    fn move_rows(&mut self, values: &[Value], size: i64) -> Option<Vec<Value>> {
+    fn move_rows(&mut self, values: &[Value], block: op::quantize::Block) -> Option<Vec<Value>> {
         let ty = self.ty(values[0]);
-        let last = ty.rank() - 1;
+        let last = ty.rank() - block.axes();
         let mut index = None;
         let op = match self.random.below(4) {
             0 if last > 0 => {
@@ -776,27 +778,28 @@ impl Grower {
             }
             1 if last > 0 => {
                 let mut perm = self.permutation(last);
-                perm.push(last);
+                perm.extend(last..ty.rank());
                 Op::Transpose(perm)
             }
             2 if last > 0 => {
                 let joined = ty.shape[..last].iter().fold(Dim::from(1), |n, d| n * d.clone());
-                Op::Reshape(vec![joined, ty.shape[last].clone()])
+                Op::Reshape([vec![joined], ty.shape[last..].to_vec()].concat())
             }
             _ => {
-                let len = Dim::from(size * (1 + self.random.below(2) as i64));
-                let rest = ty.shape[last].clone() - len.clone();
+                let axis = last + self.random.below(block.axes());
+                let len = Dim::from(block.along(axis, ty.rank()) * (1 + self.random.below(2) as i64));
+                let rest = ty.shape[axis].clone() - len.clone();
                 if self.extent(&rest) < 0 {
                     return Some(values.to_vec());
                 }
-                Op::Slice { axis: last, start: Dim::from(0), len, step: 1 }
+                Op::Slice { axis, start: Dim::from(0), len, step: 1 }
             }
         };
         let operands = |v: Value| [v].into_iter().chain(index).collect::<Vec<_>>();
         let first = self.op(op.clone(), &operands(values[0]))?;
         let Some(scales) = values.get(1) else { return Some(vec![first]) };
         let to = self.ty(first);
-        let of_scales = op::quantize::of_scales(&op, size, &[&ty.shape], &to.shape)?;
+        let of_scales = op::quantize::of_scales(&op, block, &[&ty.shape], &to.shape)?;
         let second = self.op(of_scales, &operands(*scales))?;
         Some(vec![first, second])
     }

@@ -239,7 +239,7 @@ fn attrs(op: &Op) -> Vec<(String, Attr)> {
         }
         Op::Route { groups } => named([("groups", Attr::i64(*groups))]),
         Op::GroupedContract { transposed } => named([("transposed", Attr::Bool(*transposed))]),
-        Op::Quantize(size) | Op::Dequantize(size) => named([("size", Attr::i64(*size))]),
+        Op::Quantize(b) | Op::Dequantize(b) => named([("size", Attr::i64(b.size)), ("rows", Attr::i64(b.rows))]),
         Op::Repeat(r) => named([
             ("count", Attr::i64(r.count)),
             ("carried", index(r.carried)),

@@ -9,7 +9,10 @@ use base::{Dim, TensorType};
 use egg::Id;
 use graph::{
     Op,
-    op::{self, MapFn, quantize::of_scales},
+    op::{
+        self, MapFn,
+        quantize::{Block, of_scales},
+    },
 };
 use std::borrow::Cow;
 
@@ -39,7 +42,7 @@ fn num_moved(op: &Op, operands: &[Id]) -> usize {
 }
 
 /// The move of scales that goes with a move of elements from classes to a shape, if it moves blocks whole.
-fn scale_move(site: &Site, op: &Op, size: i64, of: &[Id], to: &[Dim]) -> Option<Op> {
+fn scale_move(site: &Site, op: &Op, size: Block, of: &[Id], to: &[Dim]) -> Option<Op> {
     let from: Vec<&[Dim]> = of[..num_moved(op, of)].iter().map(|c| &site.ty_of(*c).shape[..]).collect();
     of_scales(op, size, &from, to)
 }
@@ -57,7 +60,7 @@ fn type_of(site: &Site, op: &Op, types: &[TensorType], of: &[Id]) -> Option<Tens
 }
 
 /// The types of codes and scales of a class.
-fn quantized(site: &Site, size: i64, x: Id) -> Option<Vec<TensorType>> {
+fn quantized(site: &Site, size: Block, x: Id) -> Option<Vec<TensorType>> {
     op::infer(&Op::Quantize(size), &[site.ty_of(x)]).ok()
 }
 
@@ -107,19 +110,19 @@ fn moved_before_quantize(site: &Site) -> Vec<Term> {
 }
 
 /// What does to elements of this shape what a gather or slice does to their scales.
-fn of_elements(op: &Op, size: i64, shape: &[Dim]) -> Option<Op> {
-    let last = shape.len() - 1;
+fn of_elements(op: &Op, block: Block, shape: &[Dim]) -> Option<Op> {
+    let first = shape.len() - block.axes();
     match op {
-        Op::Slice { axis, start, len, step: 1 } if *axis == last => {
-            let by = Dim::from(size);
+        Op::Slice { axis, start, len, step: 1 } if *axis >= first => {
+            let by = Dim::from(block.along(*axis, shape.len()));
             let start = start.clone() * by.clone();
             // All that is left, or whole blocks.
-            let rest = shape[last].clone() - start.clone();
+            let rest = shape[*axis].clone() - start.clone();
             let len = if rest.ceil_div(&by) == *len { rest } else { len.clone() * by };
             Some(Op::Slice { axis: *axis, start, len, step: 1 })
         }
-        Op::Slice { axis, .. } if *axis < last => Some(op.clone()),
-        Op::Gather { batch } if *batch < last => Some(op.clone()),
+        Op::Slice { axis, .. } if *axis < first => Some(op.clone()),
+        Op::Gather { batch } if *batch < first => Some(op.clone()),
         _ => None,
     }
 }
@@ -144,7 +147,7 @@ fn moved_before_dequantize(site: &Site) -> Vec<Term> {
 // Joined at borders of blocks, codes are copied in place of what they are worth.
 fn concat_of_dequantize(site: &Site) -> Vec<Term> {
     let mut found = Vec::new();
-    let of_first: Vec<i64> = site.defs(site.children[0]).filter_map(|(op, _)| block(&op)).collect();
+    let of_first: Vec<Block> = site.defs(site.children[0]).filter_map(|(op, _)| block(&op)).collect();
     for size in of_first {
         let def = |c: &Id| site.defs(*c).find(|(op, _)| block(op) == Some(size)).map(|(_, of)| of);
         let Some(all) = site.children.iter().map(def).collect::<Option<Vec<_>>>() else { continue };
@@ -161,7 +164,7 @@ fn concat_of_dequantize(site: &Site) -> Vec<Term> {
     found
 }
 
-fn block(op: &Op) -> Option<i64> {
+fn block(op: &Op) -> Option<Block> {
     if let Op::Dequantize(size) = op { Some(*size) } else { None }
 }
 

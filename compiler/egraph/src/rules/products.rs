@@ -11,7 +11,7 @@ use base::{DType, TensorType};
 use egg::Id;
 use graph::{
     Op,
-    op::{Form, MapFn, are_pairs, terms_axis},
+    op::{Form, MapFn, are_pairs, quantize::Block, terms_axis},
 };
 use std::{borrow::Cow, collections::BTreeSet};
 
@@ -256,7 +256,7 @@ pub(super) fn widened_inside(site: &Site, operands: impl Iterator<Item = Id>) ->
     Some(order)
 }
 
-/// What a region has before a product of operands that are all what codes are worth in blocks of one size, rounded for it, as tensor cores sum codes with fewer bits than
+/// What a region has before a product of operands that are all what codes are worth in blocks of one size, of single rows in the first and of as many in all others, rounded for it, as tensor cores sum codes with fewer bits than
 /// f32 has: codes and scales of each, and what they are worth. With `taken`, the first one's are rows by an index.
 pub(super) fn coded_inside(site: &Site, operands: impl Iterator<Item = Id>, taken: bool) -> Option<Vec<Inside>> {
     type Def = (Op, Vec<Id>);
@@ -264,7 +264,7 @@ pub(super) fn coded_inside(site: &Site, operands: impl Iterator<Item = Id>, take
         site.defs(class).find(|(op, _)| is(op)).map(|(op, of)| (op.into_owned(), of.to_vec()))
     };
     let worth = |class: Id| def(class, &|op| matches!(op, Op::Dequantize(_)));
-    let (mut order, mut block): (Vec<Inside>, _) = (Vec::new(), None);
+    let (mut order, mut blocks): (Vec<Inside>, Vec<Block>) = (Vec::new(), Vec::new());
     let mut take = |class: Id, def: Option<Def>| {
         let class = site.egraph.find(class);
         if order.iter().all(|(c, _)| *c != class) {
@@ -277,10 +277,8 @@ pub(super) fn coded_inside(site: &Site, operands: impl Iterator<Item = Id>, take
             casts.into_iter().find_map(|(op, of)| Some((of[0], worth(of[0])?, Some((op.into_owned(), of.to_vec())))))
         };
         let (below, (op, of), cast) = rounded()?;
-        let Op::Dequantize(size) = op else { return None };
-        if *block.get_or_insert(size) != size {
-            return None;
-        }
+        let Op::Dequantize(block) = op else { return None };
+        blocks.push(block);
         if taken && i == 0 {
             let gather = |class: Id| def(class, &|op| matches!(op, Op::Gather { batch: 0 }));
             let (codes, scales) = (gather(of[0])?, gather(of[1])?);
@@ -298,7 +296,8 @@ pub(super) fn coded_inside(site: &Site, operands: impl Iterator<Item = Id>, take
             take(class, cast);
         }
     }
-    Some(order)
+    let alike = blocks[0].rows == 1 && blocks[1..].iter().all(|b| *b == blocks[1] && b.size == blocks[0].size);
+    alike.then_some(order)
 }
 
 // A product of what codes are worth, dense or over ragged rows: codes are multiplied as they are, and what a block gives is scaled.

@@ -6,7 +6,7 @@ use base::{DType, Dim};
 use graph::{
     Op, Value,
     build::Builder,
-    op::{Attend, Domain, MapFn, ReduceFn, Scalar},
+    op::{Attend, Domain, MapFn, ReduceFn, Scalar, quantize::Block},
 };
 
 fn shape(b: &Builder, v: Value) -> Vec<Dim> {
@@ -94,9 +94,16 @@ fn rounded_codes(b: &mut Builder, x: Value, size: i64, to: DType) -> Value {
 
 /// x rounded to codes of blocks, and back.
 fn there_and_back(b: &mut Builder, x: Value, size: i64) -> Value {
-    let q = b.node(Op::Quantize(size), &[x]);
-    b.op(Op::Dequantize(size), &q)
+    of_blocks(b, x, Block::of_row(size))
 }
+
+fn of_blocks(b: &mut Builder, x: Value, block: Block) -> Value {
+    let q = b.node(Op::Quantize(block), &[x]);
+    b.op(Op::Dequantize(block), &q)
+}
+
+/// Blocks of two rows.
+const ROWS: Block = Block { rows: 2, size: 4 };
 
 /// The rules that move a quantisation.
 const MOVED: &[&str] = &[
@@ -390,19 +397,24 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
             b.op(Op::Concat(0), &[a[0], a[2]]),
             b.op(Op::Concat(2), &[a[3], a[0]]),
         ];
-        moved.into_iter().flat_map(|x| b.node(Op::Quantize(2), &[x])).collect()
+        moved.into_iter().flat_map(|x| b.node(Op::Quantize(Block::of_row(2)), &[x])).collect()
     }),
     ("gather-of-quantize", &["float N K", "i32 B", "float 3 N K", "i32 3 B"], |b, a| {
-        let (q, r) = (b.node(Op::Quantize(2), &[a[0]]), b.node(Op::Quantize(4), &[a[2]]));
+        let (q, r) = (b.node(Op::Quantize(Block::of_row(2)), &[a[0]]), b.node(Op::Quantize(Block::of_row(4)), &[a[2]]));
         [(q, a[1], 0), (r, a[3], 1)]
             .into_iter()
             .flat_map(|(q, index, batch)| [q[0], q[1]].map(|v| b.op(Op::Gather { batch }, &[v, index])))
             .collect()
     }),
     // Rows, whole blocks, and all that is left from a border on.
-    ("slice-of-quantize", &["float 9 11", "float B 8"], |b, a| {
-        let (q, r) = (b.node(Op::Quantize(4), &[a[0]]), b.node(Op::Quantize(2), &[a[1]]));
+    ("slice-of-quantize", &["float 9 11", "float B 8", "float 3 7 9"], |b, a| {
+        let (q, r) = (b.node(Op::Quantize(Block::of_row(4)), &[a[0]]), b.node(Op::Quantize(Block::of_row(2)), &[a[1]]));
+        let s = b.node(Op::Quantize(ROWS), &[a[2]]);
         vec![
+            slice(b, s[0], 1, 2, 5),
+            slice(b, s[1], 1, 1, 3),
+            slice(b, s[0], 2, 4, 4),
+            slice(b, s[1], 0, 1, 2),
             slice(b, q[0], 0, 1, 3),
             slice(b, q[1], 0, 1, 3),
             slice(b, q[0], 1, 4, 7),
@@ -415,30 +427,36 @@ pub const INSTANCES: &[(&str, &[&str], Build)] = &[
         let y = there_and_back(b, a[0], 2);
         vec![b.op(Op::Gather { batch: 0 }, &[y, a[1]])]
     }),
-    ("slice-of-dequantize", &["float 9 11", "float B 8"], |b, a| {
+    ("slice-of-dequantize", &["float 9 11", "float B 8", "float 7 9"], |b, a| {
         let (x, y) = (there_and_back(b, a[0], 4), there_and_back(b, a[1], 2));
-        vec![slice(b, x, 0, 1, 3), slice(b, x, 1, 4, 7), slice(b, y, 1, 2, 4)]
+        let z = of_blocks(b, a[2], ROWS);
+        vec![slice(b, x, 0, 1, 3), slice(b, x, 1, 4, 7), slice(b, y, 1, 2, 4), slice(b, z, 0, 2, 4), slice(b, z, 1, 4, 5)]
     }),
-    ("reshape-of-dequantize", &["float B T K", "float B 12"], |b, a| {
+    ("reshape-of-dequantize", &["float B T K", "float B 12", "float 8 3", "float 4 2 3"], |b, a| {
         let s = shape(b, a[0]);
         let (x, y) = (there_and_back(b, a[0], 2), there_and_back(b, a[1], 2));
         let rows = shape(b, y)[0].clone();
         let x = b.reshape(x, &[s[0].clone() * s[1].clone(), s[2].clone()]);
-        vec![x, b.reshape(y, &[rows, Dim::from(3), Dim::from(4)])]
+        let [z, w] = [2, 3].map(|i| of_blocks(b, a[i], ROWS));
+        let several = [b.reshape(z, &[2, 4, 3].map(Dim::from)), b.reshape(w, &[8, 3].map(Dim::from))];
+        [vec![x, b.reshape(y, &[rows, Dim::from(3), Dim::from(4)])], several.into()].concat()
     }),
-    ("concat-of-dequantize", &["float B 4", "float B K", "float B 4"], |b, a| {
+    ("concat-of-dequantize", &["float B 4", "float B K", "float B 4", "float 4 K", "float 3 K"], |b, a| {
         let [x, y, z] = [0, 1, 2].map(|i| there_and_back(b, a[i], 2));
-        vec![b.op(Op::Concat(1), &[x, y]), b.op(Op::Concat(0), &[x, z])]
+        let [v, w] = [3, 4].map(|i| of_blocks(b, a[i], ROWS));
+        vec![b.op(Op::Concat(1), &[x, y]), b.op(Op::Concat(0), &[x, z]), b.op(Op::Concat(0), &[v, w])]
     }),
     ("dequantize-of-moved", &["float N K", "i32 B"], |b, a| {
-        let q = b.node(Op::Quantize(2), &[a[0]]);
+        let q = b.node(Op::Quantize(Block::of_row(2)), &[a[0]]);
         let picked = [q[0], q[1]].map(|v| b.op(Op::Gather { batch: 0 }, &[v, a[1]]));
-        vec![b.op(Op::Dequantize(2), &picked)]
+        vec![b.op(Op::Dequantize(Block::of_row(2)), &picked)]
     }),
     ("contract-of-dequantized", &["bf16 B T 8", "bf16 N 8", "f32 B T K", "f32 N K"], |b, a| {
         let [x, w] = [a[0], a[1]].map(|v| rounded_codes(b, v, 4, DType::BF16));
         let [y, u] = [a[2], a[3]].map(|v| rounded_codes(b, v, 4, DType::F16));
-        vec![b.contract("btk,nk->btn", x, w), b.contract("btk,nk->nbt", y, u)]
+        let v = of_blocks(b, a[1], ROWS);
+        let v = b.cast(v, DType::BF16);
+        vec![b.contract("btk,nk->btn", x, w), b.contract("btk,nk->nbt", y, u), b.contract("btk,nk->btn", x, v)]
     }),
     ("grouped-contract-of-dequantized", &["float N K", "i32 N 2", "float 3 M K"], |b, a| {
         let route = b.node(Op::Route { groups: 3 }, &[a[1]]);
@@ -801,8 +819,8 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
             .into_iter()
             .flat_map(|(x, start, len)| {
                 let part = slice(b, x, 1, start, len);
-                let (codes, y) = (b.node(Op::Quantize(4), &[x])[0], there_and_back(b, x, 4));
-                [b.node(Op::Quantize(4), &[part])[0], slice(b, codes, 1, start, len), slice(b, y, 1, start, len)]
+                let (codes, y) = (b.node(Op::Quantize(Block::of_row(4)), &[x])[0], there_and_back(b, x, 4));
+                [b.node(Op::Quantize(Block::of_row(4)), &[part])[0], slice(b, codes, 1, start, len), slice(b, y, 1, start, len)]
             })
             .collect();
         // Every other element is of all blocks.
@@ -810,15 +828,23 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
         all.push(b.op(Op::Slice { axis: 1, start: Dim::from(0), len: Dim::from(4), step: 2 }, &[y]));
         all
     }),
+    ("rows within blocks, of several rows each", MOVED, &["f32 8 4", "f32 3 4"], |b, a| {
+        let (q, y) = (b.node(Op::Quantize(ROWS), &[a[0]]), of_blocks(b, a[0], ROWS));
+        let part = slice(b, a[0], 0, 1, 4);
+        let of_part = b.node(Op::Quantize(ROWS), &[part]);
+        let last = of_blocks(b, a[1], ROWS);
+        let joined = b.op(Op::Concat(0), &[last, y]);
+        vec![of_part[0], of_part[1], slice(b, q[0], 0, 1, 4), slice(b, y, 0, 1, 4), joined, b.reshape(y, &[4, 8].map(Dim::from))]
+    }),
     ("a transpose of the blocked axis", MOVED, &["f32 4 8"], |b, a| {
         let (t, y) = (b.transpose(a[0], &[1, 0]), there_and_back(b, a[0], 4));
-        let q = b.node(Op::Quantize(4), &[t]);
+        let q = b.node(Op::Quantize(Block::of_row(4)), &[t]);
         vec![q[0], q[1], b.transpose(y, &[1, 0])]
     }),
     ("a gather along the blocked axis", MOVED, &["f32 4 8", "i32 4 4"], |b, a| {
         let picked = b.op(Op::Gather { batch: 1 }, &[a[0], a[1]]);
-        let (codes, y) = (b.node(Op::Quantize(4), &[a[0]])[0], there_and_back(b, a[0], 4));
-        let q = b.node(Op::Quantize(4), &[picked]);
+        let (codes, y) = (b.node(Op::Quantize(Block::of_row(4)), &[a[0]])[0], there_and_back(b, a[0], 4));
+        let q = b.node(Op::Quantize(Block::of_row(4)), &[picked]);
         vec![q[0], q[1], b.op(Op::Gather { batch: 1 }, &[codes, a[1]]), b.op(Op::Gather { batch: 1 }, &[y, a[1]])]
     }),
     ("a reshape across blocks", MOVED, &["f32 4 6", "f32 8 6"], |b, a| {
@@ -826,13 +852,13 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
             let s = if i == 0 { [3, 8] } else { [4, 12] };
             b.reshape(a[i], &s.map(Dim::from))
         });
-        let (q, r) = (b.node(Op::Quantize(4), &[x]), b.node(Op::Quantize(4), &[y]));
+        let (q, r) = (b.node(Op::Quantize(Block::of_row(4)), &[x]), b.node(Op::Quantize(Block::of_row(4)), &[y]));
         let back = there_and_back(b, a[0], 4);
         vec![q[0], q[1], r[0], r[1], b.reshape(back, &[Dim::from(3), Dim::from(8)])]
     }),
     ("joined within a block", MOVED, &["f32 B 6", "f32 B 4"], |b, a| {
         let joined = b.op(Op::Concat(1), a);
-        let q = b.node(Op::Quantize(4), &[joined]);
+        let q = b.node(Op::Quantize(Block::of_row(4)), &[joined]);
         let [x, y] = [0, 1].map(|i| there_and_back(b, a[i], 4));
         vec![q[0], q[1], b.op(Op::Concat(1), &[x, y])]
     }),
@@ -842,13 +868,19 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
     }),
     ("a sum of what is quantised, and of codes' worth", MOVED, &["f32 4 B 8"], |b, a| {
         let (sum, y) = (b.sum(a[0], &[0]), there_and_back(b, a[0], 4));
-        let q = b.node(Op::Quantize(4), &[sum]);
+        let q = b.node(Op::Quantize(Block::of_row(4)), &[sum]);
         vec![q[0], q[1], b.sum(y, &[0])]
     }),
     ("codes and scales moved by two indices", &["dequantize-of-moved"], &["f32 N K", "i32 B", "i32 B"], |b, a| {
-        let q = b.node(Op::Quantize(2), &[a[0]]);
+        let q = b.node(Op::Quantize(Block::of_row(2)), &[a[0]]);
         let picked = [(q[0], a[1]), (q[1], a[2])].map(|(v, i)| b.op(Op::Gather { batch: 0 }, &[v, i]));
-        vec![b.op(Op::Dequantize(2), &picked)]
+        vec![b.op(Op::Dequantize(Block::of_row(2)), &picked)]
+    }),
+    ("rows in blocks of several", &["contract-of-dequantized"], &["bf16 B 8", "bf16 N 8"], |b, a| {
+        let x = of_blocks(b, a[0], ROWS);
+        let x = b.cast(x, DType::BF16);
+        let w = rounded_codes(b, a[1], 4, DType::BF16);
+        vec![b.contract("bk,nk->bn", x, w)]
     }),
     (
         "one operand of codes, blocks of two sizes, and none rounded",
@@ -879,8 +911,8 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
     ("rounding of another value, or with other scales", &["add-of-rounding"], &["f32 B 8", "f32 B 8"], |b, a| {
         let y = there_and_back(b, a[1], 4);
         let change = b.map(MapFn::Sub, &[y, a[0]]);
-        let (q, r) = (b.node(Op::Quantize(4), &[a[0]]), b.node(Op::Quantize(4), &[a[1]]));
-        let mixed = b.op(Op::Dequantize(4), &[q[0], r[1]]);
+        let (q, r) = (b.node(Op::Quantize(Block::of_row(4)), &[a[0]]), b.node(Op::Quantize(Block::of_row(4)), &[a[1]]));
+        let mixed = b.op(Op::Dequantize(Block::of_row(4)), &[q[0], r[1]]);
         let also = b.map(MapFn::Sub, &[mixed, a[0]]);
         vec![b.add(a[0], change), b.add(a[0], also)]
     }),

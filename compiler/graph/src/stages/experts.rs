@@ -263,8 +263,8 @@ impl<'f> Divider<'f> {
                 shape[axis] = own()?;
                 (Op::Reshape(shape), vec![self.share(x, old)?])
             }
-            // Blocks are of the last axis.
-            Op::Quantize(_) | Op::Dequantize(_) if axis + 1 < self.from.ty(v).rank() => {
+            // Blocks are of the last axis, or the last two.
+            Op::Quantize(block) | Op::Dequantize(block) if axis + block.axes() < self.from.ty(v).rank() => {
                 (node.op.clone(), node.inputs.iter().map(|x| self.share(*x, axis)).collect::<Result<Vec<_>, _>>()?)
             }
             Op::Contract(c) => (node.op.clone(), self.factors(c, &node, axis)?),
@@ -390,7 +390,7 @@ fn row_inputs(func: &Func, v: Value) -> Vec<Value> {
         Op::Transpose(perm) => perm.first() == Some(&0),
         Op::Slice { axis, .. } | Op::Pad { axis, .. } | Op::Concat(axis) => *axis > 0,
         Op::Reshape(shape) => !shape.is_empty() && rows(&node.inputs[0]),
-        Op::Quantize(_) | Op::Dequantize(_) => func.ty(v).rank() > 1,
+        Op::Quantize(block) | Op::Dequantize(block) => func.ty(v).rank() > block.axes(),
         _ => false,
     };
     if by_row { node.inputs.clone() } else { Vec::new() }

@@ -3,7 +3,7 @@
 use super::{PACK, Role, YIELD};
 use crate::{
     ir::{Func, Init, Module, ParamDecl, Value},
-    op::{Attend, Contract, Exchange, Form, Fused, MapFn, Op, ReduceFn, Repeat, Scalar},
+    op::{Attend, Contract, Exchange, Form, Fused, MapFn, Op, ReduceFn, Repeat, Scalar, quantize},
 };
 use base::{
     DType, Dim, TensorType,
@@ -268,8 +268,8 @@ fn build(op: &TextOp, inputs: &[Value]) -> Parsed<Op> {
         "exchange_offsets" => Op::Exchange { what: Exchange::Offsets, members: count("members")? },
         "exchange" => Op::Exchange { what: Exchange::There, members: count("members")? },
         "return" => Op::Exchange { what: Exchange::Back, members: count("members")? },
-        "quantize" => Op::Quantize(count("size")?),
-        "dequantize" => Op::Dequantize(count("size")?),
+        "quantize" => Op::Quantize(quantize::Block { rows: count("rows")?, size: count("size")? }),
+        "dequantize" => Op::Dequantize(quantize::Block { rows: count("rows")?, size: count("size")? }),
         "repeat" => {
             let (carried, constant) = (op.get_index("carried")?, op.get_index("constant")?);
             let body = func(op)?;

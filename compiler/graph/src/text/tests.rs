@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     build::Builder,
-    op::{Attend, Contract, Domain, Exchange, Form, Fused, ReduceFn, Repeat, Scalar},
+    op::{Attend, Contract, Domain, Exchange, Form, Fused, ReduceFn, Repeat, Scalar, quantize},
 };
 use base::DType::{self, BF16, Bool, E4M3, F16, F32, F64, I32, I64};
 
@@ -73,8 +73,8 @@ fn ops() -> Func {
     let told = b.node(exchange(Exchange::Offsets), &[rows[0]]);
     let there = b.op(exchange(Exchange::There), &[sorted, told[0]]);
     let back = b.op(exchange(Exchange::Back), &[there, told[0]]);
-    let codes = b.node(Op::Quantize(4), &[sorted]);
-    let worth = b.op(Op::Dequantize(4), &codes);
+    let codes = b.node(Op::Quantize(quantize::Block { rows: 2, size: 4 }), &[sorted]);
+    let worth = b.op(Op::Dequantize(quantize::Block { rows: 2, size: 4 }), &codes);
     for (i, v) in [
         vec![
             worth, pi, nan, inf, tiny, seven, extent, iota, all, t, padded, o[0], d[1], spread, top, running, rows[2], g, d_w,

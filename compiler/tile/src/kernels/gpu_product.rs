@@ -96,6 +96,9 @@ const COSTS_OF_CODES: [i64; 5] = [1079, 780, 589, 773, 817];
 /// Terms of ragged rows' products from which on blocks run in pairs: of 768 a step of decoding took 7 % longer (`docs/performance.md`).
 const TERMS_IN_PAIRS: i64 = 1024;
 
+/// What a piece of 128 terms of codes takes with each tiling of those whose matrices have a scale for 128 columns, in nanoseconds; likewise.
+const COSTS_OF_BLOCKS: [i64; 2] = [600, 449];
+
 /// Columns of a matrix that are not known.
 const MANY_COLUMNS: i64 = 1 << 14;
 
@@ -118,8 +121,10 @@ impl Tiling {
         Tiling::new(192, 128, 128),
         Tiling { beside: 2, ..Tiling::new(128, 96, 128) },
     ];
+    /// Those of codes whose matrices have a scale for as many columns as a product has or more: one factor a row, in place of one for each sum.
+    pub const OF_BLOCKS: [Tiling; 2] = [Tiling::OF_CODES[3], Tiling::OF_CODES[2]];
     /// The one used for codes: that which is done soonest with these rows and columns, of each of two matrices 128.
-    fn choose_of_codes([m, n]: [&Dim; 2], copies: bool, matrices: usize, ragged: bool) -> Tiling {
+    fn choose_of_codes([m, n]: [&Dim; 2], copies: bool, (matrices, of): (usize, OfCodes), ragged: bool) -> Tiling {
         if !copies {
             return Tiling::new(64, 64, 64);
         }
@@ -131,11 +136,13 @@ impl Tiling {
                 None => wide * cost * Tiling::OF_CODES[0].m / t.m,
             }
         };
-        let all = Tiling::OF_CODES.iter().copied().zip(COSTS_OF_CODES).collect::<Vec<_>>();
+        let of_each = || Tiling::OF_CODES.iter().copied().zip(COSTS_OF_CODES).collect::<Vec<_>>();
+        let of_blocks = || Tiling::OF_BLOCKS.iter().copied().zip(COSTS_OF_BLOCKS).collect();
+        let all = if of.columns > 1 { of_blocks() } else { of_each() };
         let fits = |(t, _): &&(Tiling, i64)| match (matrices, ragged) {
             (1, false) => true,
             // Groups end in the middle of a tile, and 192 columns leave no registers for where they do.
-            (1, true) => *t == Tiling::OF_CODES[0] || *t == Tiling::OF_CODES[2],
+            (1, true) => of.columns > 1 || *t == Tiling::OF_CODES[0] || *t == Tiling::OF_CODES[2],
             _ => *t == Tiling::OF_CODES[2],
         };
         all.iter().filter(fits).min_by_key(work).expect("there is one for two").0
@@ -425,12 +432,12 @@ fn dense(p: &Product, epilogue: &Epilogue, result: &str, tiling: Option<Tiling>)
     let c = Shape { extents: [m, n], strides: strides(2), batch: batch(2), aligned: p.aligned[2] };
     let lie = a.lies(p.dtype, 1) && bb.lies(p.dtype, 0);
     let copies = lie && a.copies(p.dtype) && bb.copies(p.dtype);
-    let choose = || match epilogue.units {
-        Some(u) => Tiling::of_periods(p.dtype, m, n, copies, u.period).expect("whole periods have a tiling"),
-        None if epilogue.codes.is_some() => Tiling::choose_of_codes([m, n], copies, epilogue.matrices, false),
+    let choose = || match (epilogue.units, epilogue.codes) {
+        (Some(u), _) => Tiling::of_periods(p.dtype, m, n, copies, u.period).expect("whole periods have a tiling"),
+        (None, Some(of)) => Tiling::choose_of_codes([m, n], copies, (epilogue.matrices, of), false),
         // Those of a batch are tiles for many processors, and have no parts.
-        None if epilogue.map.is_none() && p.batch.is_empty() => Tiling::choose_alone(p.dtype, [m, n, k], copies),
-        None => Tiling::choose_beside(p.dtype, m, n, copies, epilogue.matrices),
+        _ if epilogue.map.is_none() && p.batch.is_empty() => Tiling::choose_alone(p.dtype, [m, n, k], copies),
+        _ => Tiling::choose_beside(p.dtype, m, n, copies, epilogue.matrices),
     };
     let t = tiling.unwrap_or_else(choose);
     let am = b.read("a", p.dtype, a.elems());
@@ -623,7 +630,7 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
     let y = Shape { extents: [rows, n], strides: [n, &one], batch: Vec::new(), aligned: p.aligned };
     let copies = shapes.iter().flatten().all(|s| s.copies(p.dtype));
     let choose = || match epilogue.codes {
-        Some(_) => Tiling::choose_of_codes([rows, n], copies, epilogue.matrices, true),
+        Some(of) => Tiling::choose_of_codes([rows, n], copies, (epilogue.matrices, of), true),
         None => {
             // The second level gives what many groups' matrices ask for no faster (`docs/performance.md`): two blocks ask for a third less. Of few terms a block
             // waits for the other as long.

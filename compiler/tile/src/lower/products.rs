@@ -22,9 +22,12 @@ use crate::{
 use base::{DType, Dim, TensorType};
 use graph::{
     Func, NodeId, Op, Value,
-    op::{Contract, are_pairs, terms_axis},
+    op::{Contract, are_pairs, quantize::Block, terms_axis},
 };
 use library::{Class, Gemm, View, Work};
+
+/// Columns of a product of codes, of which a block has whole ones.
+const BLOCK_COLUMNS: i64 = Tiling::OF_BLOCKS[0].n;
 
 /// Terms of codes that are multiplied at once.
 const PIECE: i64 = Tiling::OF_CODES[0].k;
@@ -57,6 +60,8 @@ pub(crate) struct Products<'a> {
 struct Codes {
     /// Terms of a block.
     block: i64,
+    /// Columns of a block of the matrices.
+    columns: i64,
     /// The arguments that scale rows, which are taken as rows are, and each matrix.
     scales: Vec<Value>,
 }
@@ -82,7 +87,7 @@ enum Is {
 
 /// An operand that is what codes are worth, rounded for the product: arguments. In f32 they are multiplied as they are, as sums of codes have fewer bits.
 struct Coded {
-    block: i64,
+    block: Block,
     codes: Value,
     scales: Value,
     /// By which rows of both are taken.
@@ -165,7 +170,7 @@ impl<'a> Products<'a> {
             }
             _ => match Coded::of(func, v) {
                 // Rows by an index are those of ragged products.
-                Some(coded) => Some((coded.codes, Is::Coded(coded.block))).filter(|_| coded.index.is_none()),
+                Some(coded) => Some((coded.codes, Is::Coded(coded.block.size))).filter(|_| coded.index.is_none()),
                 None => Some((arg(v)?, Is::Given)),
             },
         };
@@ -189,7 +194,7 @@ impl<'a> Products<'a> {
             }
             Op::GroupedContract { transposed } => {
                 let (x, index, is) = match (Coded::of(func, rows), func.def(rows)) {
-                    (Some(coded), _) => (coded.codes, coded.index, Is::Coded(coded.block)),
+                    (Some(coded), _) => (coded.codes, coded.index, Is::Coded(coded.block.size)),
                     (None, node) if matches!(node.op, Op::Gather { batch: 0 }) => {
                         (node.inputs[0], Some(arg(node.inputs[1])?), Is::Given)
                     }
@@ -217,9 +222,13 @@ impl<'a> Products<'a> {
         }
         let codes = match is {
             Is::Coded(block) => {
-                let scales = |v: Value| Coded::of(func, v).map(|c| c.scales);
                 let of = [rows].into_iter().chain(products.iter().map(|id| func.nodes[*id].inputs[1]));
-                Some(Codes { block, scales: of.map(scales).collect::<Option<Vec<Value>>>()? })
+                let of = of.map(|v| Coded::of(func, v)).collect::<Option<Vec<Coded>>>()?;
+                let columns = of[1].block.rows;
+                if of[0].block.rows != 1 || of[1..].iter().any(|c| c.block.rows != columns) {
+                    return None;
+                }
+                Some(Codes { block, columns, scales: of.iter().map(|c| c.scales).collect() })
             }
             Is::Given | Is::Widened => None,
         };
@@ -276,15 +285,22 @@ impl<'a> Products<'a> {
         let units = if by_columns { Some(units(func, &products, &kind).filter(|_| narrow && mapped.len() == 1)?) } else { None };
         let by_codes = codes.is_none() || mapped.len() <= products.len() && units.is_none();
         let found = Products { func, products, kind, x, matrices, further, operands, units, codes };
-        let fits = fits && by_codes && found.codes.as_ref().is_none_or(|c| found.codes_lie(c.block));
+        let fits = fits && by_codes && found.codes.as_ref().is_none_or(|c| found.codes_lie(c));
         // What is summed in parts is whole nowhere to be mapped.
         let in_parts = found.dense_extents().is_some_and(|(_, e)| Product::parts_of(found.dtype(), &e) > 1);
         (fits && (found.alone().is_some() || !in_parts)).then_some(found)
     }
 
-    /// Whether codes lie as a kernel takes them: terms behind each other in both operands, in as many blocks of one as of all.
-    fn codes_lie(&self, block: i64) -> bool {
-        let w = self.ty(self.matrices[0]);
+    /// Whether codes lie as a kernel takes them: terms behind each other in both operands, in as many blocks of one as of all; columns of a block along one axis.
+    fn codes_lie(&self, codes: &Codes) -> bool {
+        let (w, block) = (self.ty(self.matrices[0]), codes.block);
+        let of_columns = match self.kind {
+            Kind::Dense(spec) => w.rank() - spec.summed().len(),
+            Kind::Ragged { .. } => 1,
+        };
+        if codes.columns != 1 && (of_columns != 1 || w.rank() == 1 || codes.columns % BLOCK_COLUMNS != 0) {
+            return false;
+        }
         let terms = match self.kind {
             Kind::Ragged { transposed, .. } => w.shape.last().filter(|_| transposed).and_then(Dim::known),
             Kind::Dense(spec) => {
@@ -553,7 +569,11 @@ impl Lowerer<'_> {
         let read: Vec<library::View> = read.map(|(v, _)| v.at.clone()).collect();
         let mut epilogue =
             Epilogue { taken: None, codes: None, matrices: p.products.len(), operands, results, map: None, units: p.units };
-        epilogue.codes = p.codes.as_ref().map(|c| OfCodes { block: c.block, columns: 1, product: p.result().dtype });
+        epilogue.codes = p.codes.as_ref().map(|c| OfCodes {
+            block: c.block,
+            columns: if p.matrices.len() == 1 { c.columns } else { 1 },
+            product: p.result().dtype,
+        });
         let maps = |loops: Vec<Vec<usize>>| {
             let (seen, mapped, all, sums) = (&seen, &mapped, &all, &sums);
             move |build: &mut Build, element: &Element| {
@@ -662,6 +682,12 @@ impl Lowerer<'_> {
         let mut laid_out = Vec::new();
         for (i, v) in codes.scales.iter().enumerate() {
             let (rows, groups, taken) = if i == 0 { (m, Dim::from(1), taken.clone()) } else { (n, groups.clone(), None) };
+            let together = if i == 0 { 1 } else { codes.columns };
+            if together > 1 && p.matrices.len() == 1 {
+                // Each is that of a product's columns, and read as it is. Threads that hold two matrices' sums have no registers to scale one product while the other runs.
+                laid_out.push(self.dense(b, operand(*v)).at);
+                continue;
+            }
             let [blocks, width] = scales(rows, k, codes.block);
             let ty = TensorType::new(DType::F32, vec![groups.clone(), blocks.clone(), width]);
             let mut views = vec![self.dense(b, operand(*v)).at];
@@ -671,7 +697,7 @@ impl Lowerer<'_> {
             views.push(to.clone());
             let moved = Dim::from(2 * DType::F32.bytes() as i64) * ty.elems();
             let work = Work { class: Class::Copy, dtype: DType::F32, shape: vec![moved] };
-            let kernel = gpu_scales(&GivenScales { groups, rows: rows.clone(), blocks, taken: of });
+            let kernel = gpu_scales(&GivenScales { groups, rows: rows.clone(), together, blocks, taken: of });
             let origin = b.func.nodes[operand(*v).node].origin;
             let step = self.launch(kernel, views, origin, work);
             b.steps.push(step);

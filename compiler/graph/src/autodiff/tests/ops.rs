@@ -1,7 +1,7 @@
 //! Each op alone.
 
 use super::*;
-use crate::op::{Attend, Domain, Exchange, ReduceFn, map::Kind};
+use crate::op::{Attend, Domain, Exchange, ReduceFn, map::Kind, quantize::Block};
 
 #[test]
 fn elementwise() {
@@ -239,19 +239,19 @@ fn blocks_of_codes() {
     // The slope of rounding is 1: of the interpreter, which does not round here.
     for (n, size) in [(6, 3), (7, 3), (2, 4), (0, 4)] {
         check("quantize", &["f 2, N"], &[("N", n)], |b, x| {
-            b.node(Op::Quantize(size), x).into_iter().map(|v| b.cast(v, DType::F64)).collect()
+            b.node(Op::Quantize(Block::of_row(size)), x).into_iter().map(|v| b.cast(v, DType::F64)).collect()
         });
         check("there and back", &["f 2, N"], &[("N", n)], |b, x| {
-            let q = b.node(Op::Quantize(size), x);
-            vec![b.op(Op::Dequantize(size), &q)]
+            let q = b.node(Op::Quantize(Block::of_row(size)), x);
+            vec![b.op(Op::Dequantize(Block::of_row(size)), &q)]
         });
     }
     // And that of what is stopped before is that of what is beside.
     let x = Tensor::new(DType::F64, &[4], vec![1.0, 2.0, 3.0, 4.0]);
     let straight = |b: &mut Builder, x: &[Value]| {
         let stopped = b.op(Op::StopGradient, x);
-        let q = b.node(Op::Quantize(2), &[stopped]);
-        let y = b.op(Op::Dequantize(2), &q);
+        let q = b.node(Op::Quantize(Block::of_row(2)), &[stopped]);
+        let y = b.op(Op::Dequantize(Block::of_row(2)), &q);
         let y = b.cast(y, DType::F64);
         let change = b.map(MapFn::Sub, &[y, stopped]);
         let y = b.add(x[0], change);

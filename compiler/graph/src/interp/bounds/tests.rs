@@ -1,6 +1,7 @@
 //! Bounds hold: of evaluations with rounding, in other orders, and of known cases; and they are not so wide as to say nothing.
 
 use super::*;
+use crate::op::quantize::Block;
 use crate::{
     interp::eval,
     ir::{Role, Value},
@@ -87,8 +88,8 @@ fn what_codes_are_worth_is_known_to_half_a_code() {
     let mut f = Func::new("f");
     let arg = f.arg("x", Role::Input, TensorType::new(DType::F32, vec![base::Dim::from(9)]));
     let mut b = crate::build::Builder::new(&mut f);
-    let q = b.node(Op::Quantize(4), &[arg]);
-    let y = b.op(Op::Dequantize(4), &q);
+    let q = b.node(Op::Quantize(Block::of_row(4)), &[arg]);
+    let y = b.op(Op::Dequantize(Block::of_row(4)), &q);
     q.iter().chain([&y]).for_each(|v| f.output(&v.node.to_string(), Role::Result, *v));
     let of = |args: &[Tensor]| bounds(&f, args, &DimEnv::new(), Roundoff::Dtype).expect("it evaluates");
     let [codes, scales, worth] = &of(std::slice::from_ref(&x))[..] else { panic!("three results") };

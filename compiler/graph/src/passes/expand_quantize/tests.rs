@@ -9,12 +9,12 @@ use crate::{
 use base::{DType, DimEnv};
 
 /// Codes and scales of x, and what they are worth.
-fn there_and_back(size: i64, x: &TensorType) -> Func {
+fn there_and_back(block: Block, x: &TensorType) -> Func {
     let mut f = Func::new("f");
     let x = f.arg("x", Role::Input, x.clone());
     let mut b = Builder::new(&mut f);
-    let q = b.node(Op::Quantize(size), &[x]);
-    let y = b.op(Op::Dequantize(size), &q);
+    let q = b.node(Op::Quantize(block), &[x]);
+    let y = b.op(Op::Dequantize(block), &q);
     q.iter().chain([&y]).enumerate().for_each(|(i, v)| f.output(&format!("y{i}"), Role::Result, *v));
     f
 }
@@ -28,8 +28,8 @@ fn assert_same(what: &str, a: &[Tensor], b: &[Tensor]) {
     }
 }
 
-fn check(dtype: DType, size: i64, shape: &[i64], data: Vec<f64>) -> Vec<Tensor> {
-    let what = format!("{dtype} {shape:?} by {size}");
+fn check(dtype: DType, block: Block, shape: &[i64], data: Vec<f64>) -> Vec<Tensor> {
+    let what = format!("{dtype} {shape:?} by {block:?}");
     // The last axis once as a constant, once as what is known at run time.
     let known: Vec<Dim> = shape.iter().map(|n| Dim::from(*n)).collect();
     let mut open = known.clone();
@@ -38,7 +38,7 @@ fn check(dtype: DType, size: i64, shape: &[i64], data: Vec<f64>) -> Vec<Tensor> 
     let x = Tensor::new(dtype, shape, data);
     let mut found = Vec::new();
     for dims_of_x in [known, open] {
-        let func = there_and_back(size, &TensorType::new(dtype, dims_of_x));
+        let func = there_and_back(block, &TensorType::new(dtype, dims_of_x));
         let mut expanded = func.clone();
         assert_eq!(expand_quantize(&mut expanded).changes, 2, "{what}");
         assert_eq!(verify_func(&expanded), [], "{what}");
@@ -55,9 +55,9 @@ fn check(dtype: DType, size: i64, shape: &[i64], data: Vec<f64>) -> Vec<Tensor> 
 fn the_definition_is_the_op() {
     let mut random = Random::new(3);
     for dtype in [DType::F64, DType::F32, DType::BF16, DType::F16, DType::E4M3] {
-        // Whole blocks, a shorter last one, less than one, single elements, none at all.
-        for (shape, size) in [
-            (&[2i64, 12][..], 4),
+        // Whole blocks, a shorter last one, less than one, single elements, none at all; then the same of several rows.
+        let of_rows: [(&[i64], i64); 8] = [
+            (&[2, 12], 4),
             (&[3, 10], 4),
             (&[2, 3], 128),
             (&[5], 1),
@@ -65,11 +65,15 @@ fn the_definition_is_the_op() {
             (&[0, 8], 4),
             (&[2, 2, 9], 8),
             (&[1, 300], 128),
-        ] {
+        ];
+        let of_several: [(&[i64], i64, i64); 6] =
+            [(&[4, 12], 2, 4), (&[2, 5, 10], 2, 4), (&[3, 5], 128, 128), (&[3, 0], 2, 4), (&[2, 0, 3], 2, 4), (&[6, 8], 3, 1)];
+        let of_rows = of_rows.map(|(shape, size)| (shape, Block::of_row(size)));
+        for (shape, block) in of_rows.into_iter().chain(of_several.map(|(shape, rows, size)| (shape, Block { rows, size }))) {
             let n = shape.iter().product::<i64>();
             // From far below the least code to far above the greatest.
             let number = |i: i64| (random.unit() - 0.5) * 2f64.powi((i % 23 - 14) as i32);
-            check(dtype, size, shape, (0..n).map(number).collect());
+            check(dtype, block, shape, (0..n).map(number).collect());
         }
     }
 }
@@ -77,7 +81,9 @@ fn the_definition_is_the_op() {
 #[test]
 fn edges_of_blocks() {
     let inf = f64::INFINITY;
-    let of = |x: &[f64]| check(DType::F32, 4, &[1, x.len() as i64], x.to_vec()).into_iter().map(|t| t.data).collect::<Vec<_>>();
+    let of = |x: &[f64]| {
+        check(DType::F32, Block::of_row(4), &[1, x.len() as i64], x.to_vec()).into_iter().map(|t| t.data).collect::<Vec<_>>()
+    };
     // Zeros of both signs: no division by 0.
     assert_eq!(of(&[0.0, -0.0, 0.0, 0.0]), [vec![0.0; 4], vec![0.0], vec![0.0; 4]]);
     // The largest is the greatest code, whatever its size; the least codes are subnormal.

@@ -6,7 +6,7 @@ use crate::{
     build::Builder,
     interp::{Options, Tensor, eval, eval_among, peers::Meeting},
     ir::{Init, ParamDecl},
-    op::{MapFn, ReduceFn, Repeat},
+    op::{MapFn, ReduceFn, Repeat, quantize::Block},
     passes,
     random::Random,
     verify,
@@ -31,8 +31,8 @@ fn dims(shape: &[i64]) -> Vec<Dim> {
 /// x as codes and back, gradients straight through.
 fn rounded(b: &mut Builder, x: Value) -> Value {
     let stopped = b.op(Op::StopGradient, &[x]);
-    let q = b.node(Op::Quantize(2), &[stopped]);
-    let y = b.op(Op::Dequantize(2), &q);
+    let q = b.node(Op::Quantize(Block::of_row(2)), &[stopped]);
+    let y = b.op(Op::Dequantize(Block::of_row(2)), &q);
     let y = b.cast(y, DType::F64);
     let change = b.map(MapFn::Sub, &[y, stopped]);
     b.add(x, change)

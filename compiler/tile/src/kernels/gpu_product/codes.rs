@@ -28,12 +28,14 @@ pub fn scales(rows: &Dim, terms: &Dim, block: i64) -> [Dim; 2] {
     [terms.ceil_div(&Dim::from(block)), rows.ceil_div(&align) * align]
 }
 
-/// Scales as a quantisation gives them, f32 `[groups, rows, blocks]`.
+/// Scales as a quantisation gives them, f32 `[groups, ⌈rows / together⌉, blocks]`.
 pub struct GivenScales {
     /// Matrices, and 1 for rows.
     pub groups: Dim,
     /// Rows of a result or of a matrix.
     pub rows: Dim,
+    /// Neighbouring rows that have one.
+    pub together: i64,
     /// Blocks of each.
     pub blocks: Dim,
     /// If rows are taken by index: of how many. What is outside is worth 0.
@@ -44,7 +46,7 @@ pub struct GivenScales {
 pub fn gpu_scales(p: &GivenScales) -> Kernel {
     let mut b = Build::new("scales");
     let [_, width] = scales(&p.rows, &Dim::from(1), 1);
-    let from = p.taken.as_ref().unwrap_or(&p.rows);
+    let from = p.taken.as_ref().unwrap_or(&p.rows).ceil_div(&Dim::from(p.together));
     let x = b.read("x", DType::F32, p.groups.clone() * from.clone() * p.blocks.clone());
     let index = p.taken.as_ref().map(|_| b.read("index", DType::I32, p.rows.clone()));
     let count = p.groups.clone() * p.blocks.clone();
@@ -52,7 +54,7 @@ pub fn gpu_scales(p: &GivenScales) -> Kernel {
     let parts = width.ceil_div(&Dim::from(PART));
     b.kernel.grid = count.clone() * parts.clone();
     let (all, parts) = (b.dim(&(count * parts.clone())), b.dim(&parts));
-    let [rows, blocks, width, from] = [&p.rows, &p.blocks, &width, from].map(|d| b.dim(d));
+    let [rows, blocks, width, from] = [&p.rows, &p.blocks, &width, &from].map(|d| b.dim(d));
     b.each_row(all, 1, |b, part| {
         let line = b.bind(Expr::floor_div(part.clone(), parts.clone()));
         let first = b.bind(Expr::rem(part, parts.clone()) * Expr::int(PART));
@@ -64,6 +66,7 @@ pub fn gpu_scales(p: &GivenScales) -> Kernel {
             let known = b.bind(Expr::minimum(i.clone(), rows.clone() - Expr::int(1)));
             let row = match index {
                 Some(index) => b.bind(Expr::load(index, known.clone()).cast(DType::I64)),
+                None if p.together > 1 => b.bind(Expr::floor_div(known, Expr::int(p.together))),
                 None => known,
             };
             let there = b.bind(Expr::and(Expr::le(Expr::int(0), row.clone()), Expr::lt(row.clone(), from.clone())));

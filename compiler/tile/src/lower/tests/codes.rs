@@ -2,14 +2,18 @@
 
 use super::{BT, compare, func, on_gpu, outlined};
 use base::DType::{self, *};
-use graph::{Func, Op, Value, build::Builder, op::MapFn};
+use graph::{
+    Func, Op, Value,
+    build::Builder,
+    op::{MapFn, quantize::Block},
+};
 
 /// An argument that says that values are rounded on the way.
 const ROUNDED: &str = "bf16[1]";
 
 /// What codes are worth, maybe rounded to a dtype.
 fn worth(b: &mut Builder, of: &[Value], block: i64, dtype: DType, inside: &mut Vec<Value>) -> Value {
-    let x = b.op(Op::Dequantize(block), of);
+    let x = b.op(Op::Dequantize(Block::of_row(block)), of);
     inside.push(x);
     if dtype == F32 {
         return x;
@@ -17,6 +21,70 @@ fn worth(b: &mut Builder, of: &[Value], block: i64, dtype: DType, inside: &mut V
     let x = b.cast(x, dtype);
     inside.push(x);
     x
+}
+
+/// A weight of 130 rows in blocks of 128 by 128, as the second operand.
+#[test]
+fn weights_in_blocks_of_several_rows() {
+    let block = Block { rows: 128, size: 128 };
+    let weight = |b: &mut Builder, w: &[Value], inside: &mut Vec<Value>| {
+        let x = b.op(Op::Dequantize(block), w);
+        let y = b.cast(x, BF16);
+        inside.extend([x, y]);
+        y
+    };
+    let args = ["e4m3[T, 272]", "f32[T, 3]", "e4m3[130, 272]", "f32[2, 3]", "e4m3[130, 272]", "f32[2, 3]", ROUNDED];
+    // Alone a scale is read as it is given; of a gate those of each column are laid out.
+    for (gate, scales) in [(false, 1), (true, 2)] {
+        let f = func(&args, |b, a| {
+            let mut inside = Vec::new();
+            let x = worth(b, &a[..2], 128, BF16, &mut inside);
+            let products: Vec<Value> = a[2..if gate { 6 } else { 4 }]
+                .chunks(2)
+                .map(|w| {
+                    let w = weight(b, w, &mut inside);
+                    b.contract("tk,nk->tn", x, w)
+                })
+                .collect();
+            inside.extend(&products);
+            if !gate {
+                return outlined(b, &inside, &products);
+            }
+            let y = b.map(MapFn::Swiglu, &products);
+            inside.push(y);
+            outlined(b, &inside, &[y])
+        });
+        let names = if gate { "a b0 b1 sa sb0 sb1 y" } else { "a b sa sb y" };
+        assert_eq!(of_codes(&f, BT).as_deref(), Some(names));
+        assert_eq!(on_gpu(&f).kernels.iter().filter(|k| k.name.contains("scales")).count(), scales, "gate {gate}");
+    }
+    let ragged = ["e4m3[N, 144]", "f32[N, 2]", "e4m3[3, 130, 144]", "f32[3, 2, 2]", "i32[N, 2]", ROUNDED];
+    let f = func(&ragged, |b, a| {
+        let mut inside = Vec::new();
+        let route = b.node(Op::Route { groups: 3 }, &[a[4]]);
+        let two = b.constant(2.0, I32);
+        let two = b.splat(two, &["2*N".parse().expect("a dim")]);
+        let token = b.map(MapFn::FloorDiv, &[route[1], two]);
+        let rows = [0, 1].map(|i| b.op(Op::Gather { batch: 0 }, &[a[i], token]));
+        let x = worth(b, &rows, 128, BF16, &mut inside);
+        let w = weight(b, &a[2..4], &mut inside);
+        let y = b.op(Op::GroupedContract { transposed: true }, &[x, w, route[0]]);
+        inside.push(y);
+        outlined(b, &inside, &[y])
+    });
+    assert_eq!(of_codes(&f, &[("N", 30)]).as_deref(), Some("x w sx sw offsets y"));
+    // Blocks of rows that a product's columns do not lie in have no kernel of codes.
+    let thin = Block { rows: 64, size: 128 };
+    let f = func(&["e4m3[T, 256]", "f32[T, 2]", "e4m3[128, 256]", "f32[2, 2]", ROUNDED], |b, a| {
+        let mut inside = Vec::new();
+        let x = worth(b, &a[..2], 128, BF16, &mut inside);
+        let w = b.op(Op::Dequantize(thin), &a[2..4]);
+        let w16 = b.cast(w, BF16);
+        let y = b.contract("tk,nk->tn", x, w16);
+        inside.extend([w, w16, y]);
+        outlined(b, &inside, &[y])
+    });
+    assert_eq!(of_codes(&f, BT), None);
 }
 
 /// Compares the function; whether its last kernel multiplies codes, and what its buffers are called.
@@ -33,7 +101,7 @@ fn of_codes(f: &Func, dims: &[(&str, i64)]) -> Option<String> {
 #[test]
 fn codes_and_scales_are_one_kernel() {
     for x in ["bf16[B, T, 256]", "f32[T, 384]"] {
-        let f = func(&[x], |b, a| b.node(Op::Quantize(128), a));
+        let f = func(&[x], |b, a| b.node(Op::Quantize(Block::of_row(128)), a));
         // A view that is given is a copy.
         let reads = |step: &&library::Step| matches!(step, library::Step::Launch { buffers, .. } if buffers[0].buffer == 0);
         assert_eq!(on_gpu(&f).entries[0].steps.iter().filter(reads).count(), 1, "{x} is read once");
