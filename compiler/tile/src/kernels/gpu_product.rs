@@ -166,7 +166,7 @@ impl Tiling {
         self.n * self.beside
     }
     /// All that the kernel is built for.
-    pub const LEGAL: [Tiling; 11] = [
+    pub const LEGAL: [Tiling; 10] = [
         Tiling::new(128, 256, 64),
         Tiling::new(128, 192, 64),
         Tiling::new(128, 128, 64),
@@ -175,7 +175,6 @@ impl Tiling {
         Tiling::new(64, 128, 64),
         Tiling::new(64, 64, 64),
         Tiling::new(128, 128, 32),
-        Tiling::new(128, 128, 16),
         Tiling::new(64, 64, 16),
         Tiling::new(16, 16, 16),
     ];
@@ -192,7 +191,7 @@ impl Tiling {
             (DType::F64, _) => t.m == 16,
             (DType::BF16 | DType::F16, true) => t.k == 64 && t.n * matrices as i64 <= WIDEST,
             (DType::BF16 | DType::F16 | DType::E4M3, _) => t.k == 32 || t.m == 64 && t.n == 64 && t.k == 64,
-            _ => t.m >= 64 && t.k == 16,
+            _ => (t.m, t.k) == (64, 16) || (t.n, t.k) == (128, 32),
         };
         let covered = |d: &Dim, by: i64| d.known().map_or(0, |d| (d + by - 1) / by * by);
         // Few rows against columns of any number, as keys of a step of decoding, wait for memory: narrow tiles are more blocks.
