@@ -8,6 +8,7 @@ use tile::{
         domain::Problem,
         gpu_attend::Tiling,
         gpu_attend_by_block::{gpu_attend_by_block, lists, memories},
+        gpu_attend_parts::gpu_attend_merge,
         gpu_topk_long::gpu_topk_long,
         host_topk::TopK,
     },
@@ -59,6 +60,50 @@ fn long_choices_by_threads() {
         want.sort_by(|i, j| at(j).total_cmp(&at(i)));
         want.resize(k as usize, -1);
         assert_eq!(memory[2][row * k as usize..][..k as usize], want, "row {row}");
+    }
+}
+
+#[test]
+fn parts_of_attention_are_joined_by_threads() {
+    let (h, d) = (3, 16);
+    let p = Problem {
+        dtype: DType::F32,
+        b: Dim::from(1),
+        t: Dim::from(2),
+        s: Dim::sym("S"),
+        h,
+        g: h,
+        dk: d,
+        dv: d,
+        domain: "full".parse().expect("a domain"),
+        scale: 0.25,
+        operands: Vec::new(),
+        distinct: false,
+        shared: false,
+    };
+    let kernels = numbered([gpu_attend_merge(&p, &Dim::sym("P"), true)]);
+    let rows = 2 * h;
+    for parts in [1, 3] {
+        let env: DimEnv = [("P".into(), parts), ("S".into(), 9)].into_iter().collect();
+        let o: Vec<f32> = (0..parts * rows * d).map(number).collect();
+        // Row 0 sees nothing, and the last part nothing of row 1.
+        let seen = |i: i64| i % rows > 0 && (i % rows > 1 || i / rows + 1 < parts || parts == 1);
+        let lse: Vec<f32> = (0..parts * rows).map(|i| if seen(i) { number(3 * i) } else { f32::NEG_INFINITY }).collect();
+        let mut memory = vec![words(&o), words(&lse), vec![7; (rows * d) as usize], vec![7; rows as usize]];
+        run(&kernels, &[vec![0, 1, 2, 3]], &mut memory, &env);
+        let (got, sums) = (floats(&memory[2]), floats(&memory[3]));
+        for row in 0..rows {
+            let weight = |part: i64| f64::from(lse[(part * rows + row) as usize]).exp();
+            let total: f64 = (0..parts).map(weight).sum();
+            let want = if row == 0 { 0.0 } else { total.ln() };
+            assert!((sums[row as usize] - want).abs() < 1e-5, "lse of row {row} of {parts}: {}", sums[row as usize]);
+            for c in 0..d {
+                let of = |part: i64| f64::from(o[((part * rows + row) * d + c) as usize]) * weight(part);
+                let want = if row == 0 { 0.0 } else { (0..parts).map(of).sum::<f64>() / total };
+                let got = got[(row * d + c) as usize];
+                assert!((got - want).abs() < 1e-5, "row {row}, {c} of {parts}: {got}, not {want}");
+            }
+        }
     }
 }
 

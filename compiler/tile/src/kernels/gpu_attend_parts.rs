@@ -211,25 +211,43 @@ fn merge(p: &Problem, parts: &[Dim], keeps: bool, ending: Option<&Ending>) -> Ke
     });
     b.kernel.grid = lse_elems.clone();
     let (rows, row, dv) = (b.dim(&lse_elems), b.block(), Expr::int(p.dv));
-    branches.iter().for_each(|x| x.bring(&mut b, &rows, &row));
-    let logs: Vec<Expr> = branches.iter().map(|x| x.weigh(&mut b)).collect();
-    b.store(lse, row.clone(), logs[0].clone());
-    if o.is_none() && mapped.is_none() {
+    let rounded = |x: Expr| if p.dtype == dtype { x } else { x.cast(p.dtype) };
+    let join = |b: &mut Build| {
+        branches.iter().for_each(|x| x.bring(b, &rows, &row));
+        let logs: Vec<Expr> = branches.iter().map(|x| x.weigh(b)).collect();
+        b.store(lse, row.clone(), logs[0].clone());
+        if o.is_none() && mapped.is_none() {
+            return;
+        }
+        b.each(dv.clone(), |b, c| {
+            let products: Vec<Expr> = branches.iter().map(|x| rounded(x.column(b, &rows, &row, (&dv, &c)))).collect();
+            let products: Vec<Expr> = products.into_iter().map(|x| b.bind(x)).collect();
+            let at = b.bind(row.clone() * dv.clone() + c.clone());
+            if let Some(o) = o {
+                b.store(o, at.clone(), products[0].clone());
+            }
+            if let Some((map, y)) = mapped {
+                let value = map(b, &Element { products, operands: read.clone(), at: vec![row.clone(), c] });
+                let value = b.bind(value);
+                b.store(y, at, value);
+            }
+        });
+    };
+    let ([own], Some(o), None, None) = (&branches[..], o, mapped, parts[0].known()) else {
+        join(&mut b);
         return b.finish();
-    }
-    b.each(dv.clone(), |b, c| {
-        let rounded = |x: Expr| if p.dtype == dtype { x } else { x.cast(p.dtype) };
-        let products: Vec<Expr> = branches.iter().map(|x| rounded(x.column(b, &rows, &row, (&dv, &c)))).collect();
-        let products: Vec<Expr> = products.into_iter().map(|x| b.bind(x)).collect();
-        let at = b.bind(row.clone() * dv.clone() + c.clone());
-        if let Some(o) = o {
-            b.store(o, at.clone(), products[0].clone());
-        }
-        if let Some((map, y)) = mapped {
-            let value = map(b, &Element { products, operands: read.clone(), at: vec![row.clone(), c] });
-            let value = b.bind(value);
-            b.store(y, at, value);
-        }
+    };
+    // Nothing waits for what an only part weighs, as where a batch is large.
+    b.if_(Expr::lt(Expr::int(1), own.count.clone()), join);
+    b.if_(eq(own.count.clone(), Expr::int(1)), |b| {
+        let f = |x: f64| Build::f(dtype, x);
+        let log = b.bind(Expr::load(own.lse, row.clone()));
+        let none = b.bind(eq(log.clone(), f(f64::NEG_INFINITY)));
+        b.store(lse, row.clone(), Expr::select(none.clone(), f(0.0), log));
+        b.each(dv.clone(), |b, c| {
+            let at = b.bind(row.clone() * dv.clone() + c);
+            b.store(o, at.clone(), rounded(Expr::select(none.clone(), f(0.0), Expr::load(own.o, at))));
+        });
     });
     b.finish()
 }

@@ -161,7 +161,7 @@ impl Case {
         // In parts of keys, some of which are empty or seen by no row.
         if tiling.rows == 64 && gpu_attend_union::lists(&p, tiling).is_none() {
             let parts = Dim::from(3);
-            let of_parts = three_parts(&gpu_attend_part(&p, tiling, &parts), &args, &lens, &dims);
+            let of_parts = in_parts(&gpu_attend_part(&p, tiling, &parts), &args, &lens, 3, &dims);
             near(&results(&gpu_attend_merge(&p, &parts, true), &of_parts, &lens, &dims, true));
             let sums = results(&gpu_attend_merge(&p, &parts, false), &of_parts, &lens[1..], &dims, true);
             assert_near("lse alone", &sums[0], &want[1].data, 2e-5);
@@ -215,9 +215,9 @@ fn run_work(work: &select::Work, args: &[Tensor], results: &[Tensor], dims: &Dim
     memory.split_off(first)
 }
 
-/// o and lse of three parts, each of so many elements.
-fn three_parts(kernel: &Kernel, args: &[Tensor], lens: &[usize], dims: &DimEnv) -> Vec<Tensor> {
-    let found = results(kernel, args, &[lens[0] * 3, lens[1] * 3], dims, true);
+/// o and lse of so many parts, each of so many elements.
+fn in_parts(kernel: &Kernel, args: &[Tensor], lens: &[usize], parts: usize, dims: &DimEnv) -> Vec<Tensor> {
+    let found = results(kernel, args, &[lens[0] * parts, lens[1] * parts], dims, true);
     found.into_iter().map(|x| Tensor::new(DType::F32, &[x.len() as i64], x)).collect()
 }
 
@@ -454,7 +454,7 @@ fn halves_of_the_result_are_mapped() {
     let [.., of_o, of_lse] = p.elems();
     let lens = [o.data.len(), lse.data.len(), o.data.len()];
     let parts = Dim::from(3);
-    let of_parts = three_parts(&gpu_attend_part(&p, tiling, &parts), &args, &lens, &dims);
+    let of_parts = in_parts(&gpu_attend_part(&p, tiling, &parts), &args, &lens, 3, &dims);
     for keeps in [false, true] {
         let operands = vec![(DType::F32, of_lse.clone()), (DType::F32, of_o.clone())];
         let ending = Ending { operands, keeps, gives: AtEnd::Map(DType::F32, &map) };
@@ -490,7 +490,7 @@ fn keys_are_values_and_more_columns() {
         let args = [q, rest, v];
         near(&results(&gpu_attend::gpu_attend(&p, tiling), &args, &lens, &dims, true));
         let parts = Dim::from(3);
-        let of_parts = three_parts(&gpu_attend_part(&p, tiling, &parts), &args, &lens, &dims);
+        let of_parts = in_parts(&gpu_attend_part(&p, tiling, &parts), &args, &lens, 3, &dims);
         near(&results(&gpu_attend_merge(&p, &parts, true), &of_parts, &lens, &dims, true));
     }
 }
@@ -602,7 +602,6 @@ impl Case {
         p.operands.iter_mut().filter(|ty| ty.rank() == 4).for_each(|ty| ty.shape[1] = Dim::from(1));
         assert!(gpu_attend::takes(&p, tiling, true) && gpu_attend_union::lists(&p, tiling).is_none());
         let parts = Dim::sym("P");
-        dims.insert("P".into(), 3);
         let args: Vec<Tensor> = case.random().into_iter().chain(case.operands.clone()).collect();
         let want = oracle(&Op::Attend(attend), &args);
         let lens: Vec<usize> = want.iter().map(|x| x.data.len()).collect();
@@ -612,8 +611,11 @@ impl Case {
             }
         };
         near(&results(&gpu_attend::gpu_attend(&p, tiling), &args, &lens, &dims, true), "whole");
-        let of_parts = three_parts(&gpu_attend_part(&p, tiling, &parts), &args, &lens, &dims);
-        near(&results(&gpu_attend_merge(&p, &parts, true), &of_parts, &lens, &dims, true), "in parts");
+        for n in [1, 3] {
+            dims.insert("P".into(), n);
+            let of_parts = in_parts(&gpu_attend_part(&p, tiling, &parts), &args, &lens, n as usize, &dims);
+            near(&results(&gpu_attend_merge(&p, &parts, true), &of_parts, &lens, &dims, true), "in parts");
+        }
     }
 }
 
