@@ -26,6 +26,9 @@ pub const MAX_PARTS: i64 = 32;
 /// The same where values are wide: a block has its processor to itself, and two have the halves of a row's columns.
 const MAX_WIDE_PARTS: i64 = BLOCKS / 4;
 
+/// Tiles of keys that there are for each part, at least.
+const PART_TILES: i64 = 4;
+
 /// Parts of a problem's keys, at most.
 fn max_parts(p: &Problem) -> i64 {
     if columns(p) < p.dv { MAX_WIDE_PARTS } else { MAX_PARTS }
@@ -43,14 +46,21 @@ pub fn num_parts(p: &Problem, t: Tiling, fewest: i64) -> Option<Dim> {
     }
     let length = |idx: usize| p.operands[idx].shape[3].known().map(Dim::from);
     let bounded = few.and_then(|n| most_keys(&p.domain, n, &length)?.known()).map(|n| n.div_euclid(t.keys));
-    let most = bounded.or(p.s.known().map(|s| s / (4 * t.keys))).unwrap_or(i64::MAX).clamp(1, max_parts(p));
+    // Of fewer tiles a part takes as long. Where keys are narrow their number at run time is no matter.
+    let long = p.s.floor_div(&Dim::from(PART_TILES * t.keys));
+    let most = match bounded {
+        Some(n) => Dim::from(n),
+        None if is_wide(p) || long.known().is_some() => long,
+        None => Dim::from(max_parts(p)),
+    };
+    let one = Dim::from(1);
+    let most = most.minimum(&Dim::from(max_parts(p))).maximum(&one);
     let of_query = p.h / t.heads * (p.dv / columns(p));
     let blocks = if is_wide(p) { BLOCKS / 2 } else { BLOCKS };
     if few.is_none() && p.t.known().unwrap_or(fewest).div_euclid(t.queries()) * of_query >= blocks {
         return None;
     }
     let tiles = if few.is_some() { Dim::from(1) } else { p.t.ceil_div(&Dim::from(t.queries())) };
-    let one = Dim::from(1);
     let alone = (p.b.clone() * tiles * Dim::from(of_query)).maximum(&one);
     let of_waves = |n: i64| Dim::from(n * blocks).floor_div(&alone);
     let mut parts = of_waves(1);
@@ -60,8 +70,8 @@ pub fn num_parts(p: &Problem, t: Tiling, fewest: i64) -> Option<Dim> {
         let more = (of_waves(2) - parts.clone() * Dim::from(2)).minimum(&alone.floor_div(&Dim::from(blocks / 3)));
         parts = parts.clone() + more * (parts + one.clone());
     }
-    let parts = parts.minimum(&Dim::from(most)).maximum(&one);
-    (most > 1 && !parts.is(1)).then_some(parts)
+    let parts = parts.minimum(&most).maximum(&one);
+    (!most.is(1) && !parts.is(1)).then_some(parts)
 }
 
 /// Whether the run-time dims that count queries are all that count keys, which there are as many of then.

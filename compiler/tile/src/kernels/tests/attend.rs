@@ -504,15 +504,18 @@ fn keys_are_divided_where_blocks_are_few() {
     };
     let parts = |p: &Problem, fewest: i64| num_parts(p, gpu_attend::Tiling::choose(p), fewest);
     let [t, s] = ["T", "S"].map(Dim::sym);
-    let at = |p: &Problem, b: i64, t: i64| {
-        let dims: DimEnv = [("B", b), ("T", t), ("S", 4096)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
+    let at = |p: &Problem, b: i64, t: i64, s: i64| {
+        let dims: DimEnv = [("B", b), ("T", t), ("S", s)].into_iter().map(|(n, x)| (Arc::from(n), x)).collect();
         parts(p, 1).expect("there are parts").eval(&dims).expect("known dims")
     };
     // A sequence has two blocks of 132; of 52 or 80 at a time more parts take two turns, and of 20 no more than one.
     let decode = latent(Dim::from(1), s.clone());
-    let of = |b: i64| at(&decode, b, 1);
+    let of = |b: i64| at(&decode, b, 1, 65536);
     assert_eq!([1, 2, 10, 26, 33, 40, 52, 64, 100].map(of), [66, 33, 6, 5, 2, 3, 1, 1, 1]);
-    assert_eq!(at(&latent(t.clone(), s.clone() + t.clone()), 1, 4), 16);
+    assert_eq!(at(&latent(t.clone(), s.clone() + t.clone()), 1, 4, 65536), 16);
+    // Four tiles of 32 keys each, at least.
+    assert_eq!([4096, 1000, 1].map(|s| at(&decode, 1, 1, s)), [32, 7, 1]);
+    assert_eq!(parts(&latent(Dim::from(1), Dim::from(200)), 1), None);
     // Many queries are enough blocks, and queries that all keys are of.
     assert_eq!(parts(&latent(t.clone(), s.clone() + t.clone()), 129), None);
     assert_eq!(parts(&latent(Dim::from(4096), s), 1), None);
