@@ -176,7 +176,8 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
             forced[i] || in_parts || several[i] || !fuses_into_row(func, id, &users[i])
         };
         g.root[i] = is_root;
-        let takes_several = !is_root && (several[i] || is_unrolled_node(func, id));
+        let of_one = |id: NodeId| func.ty(func.nodes[id].inputs[0]).elems() == func.nodes[id].types[0].elems();
+        let takes_several = !is_root && (several[i] || is_unrolled_node(func, id) && !of_one(id));
         let as_users = if is_root { BTreeSet::from([id]) } else { users[i].clone() };
         let is_fused_op = is_inline(&node.op) || matches!(node.op, Op::Reduce(..));
         let narrow = narrowed(node);

@@ -2,7 +2,7 @@
 //! they launch; equal kernels once.
 //!
 //! Values get memory as `group` says. An output that replaces an argument is written in place if no later step reads the
-//! argument, else through a copy at the end. A `repeat` becomes a loop over steps: stacked operands and results are views that
+//! argument, else through a copy at the end; a map is written over what only it reads, element by element. A `repeat` becomes a loop over steps: stacked operands and results are views that
 //! move by a slice a turn, carried values live in one buffer.
 
 use crate::{

@@ -480,6 +480,110 @@ fn outline_sums_puts_the_region_where_the_attention_is() {
     }
 }
 
+/// Gates that cannot be negative are part of the weights, also where a loop or a region is given or gives them, unless the sums of scores have gradients of their own.
+#[test]
+fn split_deltas_knows_gates_by_where_they_come_from() {
+    use crate::{
+        build::Builder,
+        interp::{Options, Tensor, eval},
+        op::{Attend, Form, Fused, MapFn, Repeat, Scalar},
+    };
+    let types = ["f32[B, T, 2, 4]", "f32[B, T, 1, 4]", "f32[B, T, 1, 4]", "f32[B, T, 2, 4]", "f32[B, T, 2]"];
+    let ty = |t: &str| -> TensorType {
+        let shape: Vec<_> = t[4..t.len() - 1].split(", ").map(|d| d.parse::<base::Dim>().expect("a dim")).collect();
+        TensorType::new(DType::F32, shape)
+    };
+    // The gradient of queries for a gate; of scores' sums, too, or not.
+    let gradient = |b: &mut Builder, a: &[Value], gate: Value, of_sums: bool| {
+        let attend = Attend { domain: "causal & window(2)".parse().expect("a domain"), scale: Scalar::new(0.5) };
+        let results = b.node(Op::Attend(attend.clone()), &a[..3]);
+        let shape = b.func.ty(a[3]).shape.clone();
+        let wide = b.broadcast(gate, &shape, &[0, 1, 2]);
+        let d_o = b.mul(a[3], wide);
+        let d_lse = if of_sums { b.map(MapFn::Sin, &[results[1]]) } else { b.full_like(results[1], 0.0) };
+        b.node(Op::AttendGrad(attend), &[&a[..3], &results, &[d_o, d_lse]].concat())
+    };
+    let region = |b: &mut Builder, x: Value, f: MapFn| {
+        let y = b.map(f, &[x]);
+        let (region, operands) = Fused::outline(b.func, Form::Rows, &[y.node].into(), &[y]);
+        b.node(Op::Fused(Box::new(region)), &operands)[0]
+    };
+    let build = |way: &str, gate: MapFn| {
+        let mut f = Func::new("f");
+        let mut a: Vec<Value> = types.iter().enumerate().map(|(i, t)| f.arg(&format!("a{i}"), Role::Input, ty(t))).collect();
+        let b = &mut Builder::new(&mut f);
+        let results = match way {
+            "in a region" => {
+                let gate = region(b, a[4], gate);
+                gradient(b, &a, gate, false)
+            }
+            "given to a loop" | "carried by a loop" => {
+                a[4] = b.map(gate, &[a[4]]);
+                let mut body = Func::new("body");
+                // What is carried comes first: the gate, or queries.
+                let first = if way == "carried by a loop" { 4 } else { 0 };
+                let order: Vec<usize> = [first].into_iter().chain((0..5).filter(|i| *i != first)).collect();
+                let inner: Vec<Value> = order.iter().map(|i| body.arg(&format!("a{i}"), Role::Inner, ty(types[*i]))).collect();
+                let given: Vec<Value> = order.iter().map(|i| a[*i]).collect();
+                let of = |i: usize| inner[order.iter().position(|k| *k == i).expect("one of five")];
+                let own = &mut Builder::new(&mut body);
+                let grads = gradient(own, &[0, 1, 2, 3].map(of), of(4), false);
+                let next = if first == 4 { own.map(MapFn::Neg, &[of(4)]) } else { grads[0] };
+                body.output("next", Role::Inner, next);
+                body.output("dk", Role::Inner, grads[1]);
+                let r = Repeat { count: 2, carried: 1, constant: 4, reverse: false, body };
+                b.node(Op::Repeat(Box::new(r)), &given)
+            }
+            way => {
+                let gate = b.map(gate, &[a[4]]);
+                gradient(b, &a, gate, way == "with the sums' gradient")
+            }
+        };
+        results.into_iter().enumerate().for_each(|(i, v)| f.output(&format!("o{i}"), Role::Result, v));
+        f
+    };
+    let run_on = |f: &Func| {
+        let tensor = |shape: &[i64], shift: i64| {
+            let data = (0..shape.iter().product()).map(|i: i64| ((i * 7 + shift) % 11) as f64 / 8.0 - 0.5).collect();
+            Tensor::new(DType::F32, shape, data)
+        };
+        let dims = [("B".into(), 2), ("T".into(), 3)].into_iter().collect();
+        let given: Vec<Tensor> = [&[2, 3, 2, 4][..], &[2, 3, 1, 4], &[2, 3, 1, 4], &[2, 3, 2, 4], &[2, 3, 2]]
+            .into_iter()
+            .enumerate()
+            .map(|(i, shape)| tensor(shape, i as i64))
+            .collect();
+        eval(f, &given, &dims, Options::EXACT).expect("it evaluates")
+    };
+    // Whether what comes from above is read as it is, and not times the gate.
+    fn is_part(func: &Func) -> Option<bool> {
+        func.nodes.values().find_map(|n| match &n.op {
+            Op::AttendGrad(_) => Some(func.def(n.inputs[5]).op != Op::Map(MapFn::Mul)),
+            Op::Repeat(r) => is_part(&r.body),
+            _ => None,
+        })
+    }
+    for (way, gate, part) in [
+        ("here", MapFn::Exp, true),
+        ("here", MapFn::Sin, false),
+        ("with the sums' gradient", MapFn::Exp, false),
+        ("in a region", MapFn::Exp, true),
+        ("in a region", MapFn::Sin, false),
+        ("given to a loop", MapFn::Exp, true),
+        ("given to a loop", MapFn::Sin, false),
+        ("carried by a loop", MapFn::Exp, false),
+    ] {
+        let (before, mut after) = (build(way, gate), build(way, gate));
+        assert_eq!(verify_func(&before), [], "{way}");
+        assert_eq!(split_deltas(&mut after).changes, 1, "{way}");
+        prune_dead(&mut after);
+        assert_eq!((verify_func(&after), is_part(&after)), (vec![], Some(part)), "{way} {gate:?}");
+        for (x, y) in run_on(&after).iter().zip(&run_on(&before)) {
+            assert!(x.data.iter().zip(&y.data).all(|(x, y)| (x - y).abs() < 1e-9), "{way} {gate:?}");
+        }
+    }
+}
+
 #[test]
 fn the_table_and_unknown_names() {
     assert!(ALL.windows(2).all(|w| w[0].name < w[1].name));

@@ -1433,6 +1433,14 @@ fn long_sums_that_a_short_one_takes_are_stored() {
         vec![b.map(MapFn::Sub, &[long, all])]
     });
     assert_eq!(kernels_of(f, &[("N", 5)]), ["host_map", "host_map"]);
+    // A sum of one, as of the heads of a group that has one, takes it once.
+    let f = func(&["f32[N, 1, 200]", "f32[N, 1]", "f32[N]"], |b, a| {
+        let long = b.op(Op::Reduce(ReduceFn::Sum, vec![2]), &[a[0]]);
+        let weighed = b.mul(long, a[1]);
+        let short = b.op(Op::Reduce(ReduceFn::Sum, vec![1]), &[weighed]);
+        vec![b.map(MapFn::Sub, &[short, a[2]])]
+    });
+    assert_eq!(kernels_of(f, &[("N", 5)]), ["host_map"]);
 }
 
 #[test]
@@ -1847,6 +1855,52 @@ fn sums_of_attention_are_stacked_wherever_a_slice_begins() {
     assert_eq!(of(true, false), ["host_attend_part", "host_attend_merge"]);
     assert!(of(false, false).contains(&"host_attend".into()));
     assert!(of(false, true).contains(&"host_attend_grad_keys".into()));
+}
+
+/// How many buffers are neither given nor results, and how many a kernel reads and writes.
+#[test]
+fn a_map_is_written_over_what_only_it_reads() {
+    let buffers = |way: &str| {
+        let l = check(&["f32[B, 8, 8]", "f32[8, 8]"], &[("B", 3)], |b, a| {
+            let x = b.contract("btk,kn->btn", a[0], a[1]);
+            let shape = b.func.ty(x).shape.clone();
+            let y = match way {
+                "with its row's sum" => {
+                    let sum = b.sum(x, &[2]);
+                    let all = b.broadcast(sum, &shape, &[0, 1]);
+                    b.map(MapFn::Sub, &[x, all])
+                }
+                "turned" => {
+                    let turned = b.op(Op::Transpose(vec![0, 2, 1]), &[x]);
+                    b.add(x, turned)
+                }
+                _ => b.map(MapFn::Sin, &[x]),
+            };
+            let mut results = vec![b.contract("btk,kn->btn", y, a[1])];
+            match way {
+                "another reads it" => results.push(b.contract("btk,kn->btn", x, a[1])),
+                "it is a result" => results.push(x),
+                "a view of it is a result" => results.push(b.op(Op::Transpose(vec![1, 0, 2]), &[x])),
+                "the map is a result" => results.push(y),
+                _ => {}
+            }
+            results
+        });
+        let inner = l.entries[0].buffers.iter().filter(|b| !b.external).count();
+        let of_kernels = l.kernels.iter().flat_map(|k| &k.buffers);
+        (inner, of_kernels.filter(|b| b.access == crate::Access::ReadWrite).count())
+    };
+    assert_eq!(buffers(""), (1, 1));
+    for (way, inner) in [
+        ("with its row's sum", 2),
+        ("turned", 2),
+        ("another reads it", 2),
+        ("it is a result", 1),
+        ("a view of it is a result", 2),
+        ("the map is a result", 1),
+    ] {
+        assert_eq!(buffers(way), (inner, 0), "{way}");
+    }
 }
 
 #[test]

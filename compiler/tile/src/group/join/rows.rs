@@ -68,7 +68,17 @@ pub(super) fn of(func: &Func, root: &[bool], members: &[NodeId]) -> Option<Rows>
 fn inside(func: &Func, root: &[bool], id: NodeId) -> Option<Rows> {
     let own =
         |v: &&Value| !root[v.node.0 as usize] && (is_inline(&func.def(**v).op) || matches!(func.def(**v).op, Op::Reduce(..)));
-    reduced(func, id).or_else(|| func.nodes[id].inputs.iter().filter(own).find_map(|v| inside(func, root, v.node)))
+    let (mut open, mut seen) = (vec![id], BTreeSet::new());
+    while let Some(id) = open.pop() {
+        let rows = reduced(func, id);
+        if rows.is_some() {
+            return rows;
+        }
+        if seen.insert(id) {
+            open.extend(func.nodes[id].inputs.iter().rev().filter(own).map(|v| v.node));
+        }
+    }
+    None
 }
 
 /// What there is one of: for each element or for each row.
