@@ -1695,6 +1695,24 @@ fn few_long_rows_are_cut() {
     assert!(lowered.kernels.iter().any(|k| k.grid.is(3 * 9)), "{:?}", lowered.kernels);
 }
 
+/// A copy of a view of few long rows, as what a loop begins with is, is cut as well.
+#[test]
+fn copies_of_few_long_rows_are_cut() {
+    let mut body = Func::new("body");
+    let x = body.arg("x", Role::Inner, ty("f32[3, 8200]"));
+    let next = Builder::new(&mut body).map(MapFn::Sin, &[x]);
+    body.output("x", Role::Inner, next);
+    let r = Repeat { count: 2, carried: 1, constant: 0, reverse: false, body };
+    let f = func(&["f32[3, 8300]"], |b, a| {
+        let columns = b.op(Op::Slice { axis: 1, start: 7.into(), len: 8200.into(), step: 1 }, a);
+        b.node(Op::Repeat(Box::new(r)), &[columns])
+    });
+    compare(f.clone(), &[]);
+    let lowered = on_gpu(&f);
+    let library::Step::Launch { kernel, .. } = &lowered.entries[0].steps[0] else { panic!("{:?}", lowered.entries[0].steps) };
+    assert_eq!(lowered.kernels[*kernel].grid, Dim::from(3 * 9));
+}
+
 /// Two products and nothing after them are as many results as one region says; one alone is a product.
 #[test]
 fn products_alone_in_a_region() {
