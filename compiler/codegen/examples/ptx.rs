@@ -18,8 +18,8 @@ use tile::{
         gpu_attend_parts,
         gpu_attend_union::{gpu_attend_grad_items, gpu_attend_inverse, gpu_attend_union},
         gpu_product::{
-            Element, Epilogue, Given, Grouped, OfCodes, Operand, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product,
-            gpu_product_map,
+            Element, Epilogue, Given, GivenScales, Grouped, OfCodes, Operand, Product, Tiling, gpu_grouped, gpu_grouped_map,
+            gpu_product, gpu_product_map, gpu_scales,
         },
         gpu_route::gpu_route,
         gpu_scatter_add::gpu_scatter_add,
@@ -364,6 +364,11 @@ fn codes() -> Vec<Kernel> {
     all.push(of_codes(Dim::sym("M"), [32, 32], [64, 1], true, None));
     all.push(grouped_codes(groups(), [32, 16], false, None, None));
     all.push(grouped_codes(groups(), [16, 32], true, Some(Dim::sym("M")), None));
+    // Scales as products take them: of each row, by index, of 128 rows.
+    for (together, taken) in [(1, None), (1, Some(Dim::from(7))), (128, None)] {
+        let groups = Dim::from(if taken.is_some() { 1 } else { 3 });
+        all.push(gpu_scales(&GivenScales { groups, rows: Dim::from(300), together, blocks: Dim::from(3), taken }));
+    }
     numbered(all)
 }
 
