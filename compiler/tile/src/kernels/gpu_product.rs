@@ -684,22 +684,28 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
         b.assign(high, Expr::select(before, v(high), middle - Expr::int(1)));
     });
     let group = b.now(low);
-    // Rows of a tile of a group: the first, where the group's end, and whether there is such a group.
-    let tile_of = |b: &mut Build, tile: Expr, group: Expr| {
-        let start = b.bind(Expr::load(offsets, group.clone()).cast(DType::I64));
-        let next = b.bind(Expr::minimum(group.clone() + Expr::int(1), groups.clone()));
-        let end = Expr::load(offsets, next).cast(DType::I64);
+    // Where a group begins, or all end.
+    let begin = |b: &mut Build, group: &Expr| {
+        let known = b.bind(Expr::minimum(group.clone(), groups.clone()));
+        b.bind(Expr::load(offsets, known).cast(DType::I64))
+    };
+    let (start, end) = (begin(&mut b, &group), begin(&mut b, &(group.clone() + Expr::int(1))));
+    // Rows of a tile of a group that begins and ends there: the first, where the rows end, and whether there is such a group.
+    let tile_of = |b: &mut Build, tile: Expr, group: Expr, [start, end]: [Expr; 2]| {
         let limit = b.bind(Expr::select(Expr::lt(group.clone(), groups.clone()), end, total.clone()));
         let row = b.bind(start.clone() + (tile - tiles_before(start, group.clone())) * Expr::int(t.m));
         (row, limit, Expr::lt(group, groups.clone()))
     };
-    let (mut group, mut own, mut paired) = (group, tile_row.clone(), None);
+    let (mut group, mut own, mut ends, mut paired) = (group, tile_row.clone(), [start, end], None);
     if pairs {
-        // The next tile is of the same group, or of the next.
+        // The next tile is of the same group, or of the next; all is loaded at once.
         let next = b.bind(Expr::minimum(group.clone() + Expr::int(1), groups.clone()));
-        let begins = Expr::load(offsets, next.clone()).cast(DType::I64);
-        let begins = Expr::le(tiles_before(begins, next.clone()), tile_row.clone() + Expr::int(1));
-        let after = b.bind(Expr::select(begins, next, group.clone()));
+        let last_end = begin(&mut b, &(group.clone() + Expr::int(2)));
+        let [start, end] = ends.clone();
+        let begins = b.bind(Expr::le(tiles_before(end.clone(), next.clone()), tile_row.clone() + Expr::int(1)));
+        let of_next = |b: &mut Build, x: Expr, y: Expr| b.bind(Expr::select(begins.clone(), x, y));
+        let after = of_next(&mut b, next, group.clone());
+        let ends_after = [of_next(&mut b, end.clone(), start), of_next(&mut b, last_end, end)];
         let second = b.bind(Expr::lt(Expr::int(0), Expr::rem(b.block(), Expr::int(2))));
         let of = |b: &mut Build, x: &Expr, y: &Expr| b.bind(Expr::select(second.clone(), y.clone(), x.clone()));
         let same = Expr::Map(MapFn::Eq, vec![group.clone(), after.clone()]);
@@ -707,10 +713,12 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
         let last = b.bind(tile_row.clone() + Expr::int(1));
         let (other_group, other_tile) = (of(&mut b, &after, &group), of(&mut b, &last, &tile_row));
         (group, own) = (of(&mut b, &group, &after), of(&mut b, &tile_row, &last));
-        let (row, limit, has_group) = tile_of(&mut b, other_tile, other_group);
+        let other_ends = [0, 1].map(|i| of(&mut b, &ends_after[i], &ends[i]));
+        ends = [0, 1].map(|i| of(&mut b, &ends[i], &ends_after[i]));
+        let (row, limit, has_group) = tile_of(&mut b, other_tile, other_group, other_ends);
         paired = Some((same, b.bind(Expr::and(Expr::lt(row, limit), has_group))));
     }
-    let (row, limit, has_group) = tile_of(&mut b, own, group.clone());
+    let (row, limit, has_group) = tile_of(&mut b, own, group.clone(), ends);
     let mut work = b.bind(Expr::lt(row.clone(), limit.clone()));
     for y in results.iter_mut() {
         y.axes[0].0 = limit.clone();
