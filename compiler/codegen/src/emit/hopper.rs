@@ -767,10 +767,12 @@ impl Emitter<'_> {
         self.asm("bar.warp.sync 0xffffffff;", "", "", "");
         self.arrive(&empty);
     }
-    /// All consumers wait for each other.
+    /// All consumers wait for each other. LLVM knows that the lanes of a warp come to one such instruction together; of a text it makes two where lanes differ.
     pub(super) fn wait_consumers(&mut self) {
-        let threads = self.simt().plan.threads;
-        self.asm(&format!("bar.sync 1, {threads};"), "", "", "");
+        let (barrier, threads) = (self.w.int(1, "i32"), self.w.int(i64::from(self.simt().plan.threads), "i32"));
+        self.w.line(&format!(
+            "llvm.call_intrinsic \"llvm.nvvm.barrier.cta.sync.aligned.count\"({barrier}, {threads}) : (i32, i32) -> ()"
+        ));
     }
 
     /// Where a copied memory is in the stage at hand.

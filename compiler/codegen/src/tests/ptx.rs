@@ -8,8 +8,8 @@ use crate::{
 use base::{DType, Dim, TensorType};
 use graph::op::{MapFn, ReduceFn};
 use tile::{
-    Expr, Kernel,
-    ir::Units,
+    Expr, Kernel, Stmt,
+    ir::{Axis, Copy, Units},
     kernels::{
         build::{Build, tile},
         domain::Problem,
@@ -386,7 +386,7 @@ fn codes_are_multiplied_as_such() {
     assert_eq!(["mul.f32", "fma.rn.f32"].map(|op| text.matches(op).count()), [128, 128]);
     assert_eq!((launch.threads, launch.workspace), (384, 0));
     // Only before what is stored to the same buffer as before.
-    assert_eq!(text.matches("bar.sync 1").count(), 1);
+    assert_eq!(text.matches("bar.sync \t1").count(), 1);
     let boxes: Vec<_> = launch.maps.iter().map(|m| (m.dtype, m.rows, m.cols)).collect();
     assert_eq!(boxes, [(DType::E4M3, 128, 128), (DType::E4M3, 128, 128), (DType::F32, 1, 128), (DType::F32, 1, 256)]);
 }
@@ -506,4 +506,25 @@ fn attention_weighs_while_products_run() {
     let (text, launch) = ptx(&gpu_attend(&p, gpu_attend::Tiling::choose(&p)));
     check(&text, "check: fma.rn.f32\nnot: wgmma\nnot: mma.sync");
     assert!(launch.maps.is_empty());
+}
+
+#[test]
+fn lanes_of_a_warp_come_to_a_barrier_of_warp_groups_together() {
+    // A product, and two loops of which some lanes of a warp have turns: before each the consumers wait for each other, all at one place.
+    let mut b = Build::new("k");
+    let x = b.read("x", DType::BF16, Dim::from(64 * 64));
+    let n = b.read("n", DType::F32, Dim::from(79));
+    let (y, z) = (b.write("y", DType::F32, Dim::from(64 * 64)), b.write("z", DType::F32, Dim::from(79)));
+    let [p, q] = ["p", "q"].map(|name| b.scratch(name, DType::BF16, 64 * 64));
+    let (sums, own) = (b.scratch("sums", DType::F32, 64 * 64), b.scratch("own", DType::F32, 79));
+    let axes = || vec![Axis::new(Expr::int(64), 64, Expr::int(0)), Axis::new(Expr::int(64), 1, Expr::int(0))];
+    let copy = |from, to| Stmt::Copy(Copy { from, to, rows: 64, cols: 64, run: 64, axes: axes(), index: None, paired: None });
+    [p, q].into_iter().for_each(|to| b.push(copy(x, to)));
+    let at = |mem| tile(mem, Expr::int(0), 64);
+    b.dot([64, 64, 64].map(Expr::int), at(p), at(q), at(sums), false);
+    b.push(copy(sums, y));
+    b.each(Expr::int(79), |b, i| b.store(own, i.clone(), Expr::load(n, i)));
+    b.each(Expr::int(79), |b, i| b.store(z, i.clone(), Expr::load(own, Expr::int(78) - i)));
+    let (text, launch) = ptx(&b.finish());
+    assert_eq!((launch.threads, text.matches("bar.sync").count()), (256, 3), "{text}");
 }
