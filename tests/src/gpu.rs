@@ -140,7 +140,7 @@ fn attention_spills_no_registers_and_its_products_run_on() {
             continue;
         }
         kernels.extend(tiling.gives().iter().map(|gives| gpu_attend_grad_keys(&p, tiling, *gives)));
-        kernels.push(gpu_attend_grad_queries(&p, tiling));
+        kernels.push(gpu_attend_grad_queries(&p, tiling, false));
     }
     kernels.iter_mut().enumerate().for_each(|(i, k)| k.name = format!("{}_{i}", k.name));
     let ptx = codegen::emit_ptx(&kernels, &GpuOptions::default()).expect("it compiles");

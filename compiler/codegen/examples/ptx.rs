@@ -458,7 +458,7 @@ fn attend(dtype: DType, heads: [i64; 2], n: [i64; 2], domain: &str, t: Option<gp
 fn grads(dtype: DType, heads: [i64; 2], n: [i64; 2], domain: &str) -> Vec<Kernel> {
     let p = problem(dtype, heads, n, domain);
     let t = gpu_attend_grad::Tiling::choose(&p);
-    let mut all = vec![gpu_attend_grad_rows(&p, t), gpu_attend_grad_queries(&p, t)];
+    let mut all = vec![gpu_attend_grad_rows(&p, t), gpu_attend_grad_queries(&p, t, false)];
     all.extend(t.gives().iter().map(|gives| gpu_attend_grad_keys(&p, t, *gives)));
     if t.parts > 1 {
         all.extend([false, true].map(|values| gpu_attend_grad_parts(&p, t, values)));
@@ -575,7 +575,7 @@ fn listed(dtype: DType, heads: [i64; 2], n: [i64; 2], domain: &str, length: i64)
     let t = gpu_attend_grad::Tiling::choose(&p);
     if gpu_attend_grad::takes(&p, t, true) {
         all.extend(gpu_attend_inverse(&p, gpu_attend_grad::forward(t)));
-        all.extend([gpu_attend_grad_rows(&p, t), gpu_attend_grad_queries(&p, t)]);
+        all.extend([gpu_attend_grad_rows(&p, t), gpu_attend_grad_queries(&p, t, false)]);
         all.extend(t.gives().iter().map(|gives| gpu_attend_grad_keys(&p, t, *gives)));
         all.push(gpu_attend_grad_items(&p, gpu_attend_grad::forward(t), p.dk));
     }
@@ -625,7 +625,7 @@ fn large_grads() -> Vec<Kernel> {
     // Fewer queries a tile, but more keys.
     let p = problem(DType::BF16, [16, 16], [256, 256], "causal");
     let t = gpu_attend_grad::Tiling { of_queries: [64, 64], ..gpu_attend_grad::Tiling::choose(&p) };
-    all.push(gpu_attend_grad_queries(&p, t));
+    all.push(gpu_attend_grad_queries(&p, t, false));
     numbered(all)
 }
 

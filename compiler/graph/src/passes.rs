@@ -16,6 +16,7 @@ mod outline_sums;
 mod prune_dead;
 mod simplify_layout;
 mod sink_carried;
+mod sort_gradients;
 mod split_deltas;
 mod stream_fused;
 
@@ -35,6 +36,7 @@ pub use outline_sums::{outline_sums, outline_sums_where};
 pub use prune_dead::prune_dead;
 pub use simplify_layout::simplify_layout;
 pub use sink_carried::sink_carried;
+pub use sort_gradients::sort_gradients;
 pub use split_deltas::{is_zero, split_deltas, split_deltas_where};
 pub use stream_fused::{CHUNK, Stream, stream_fused, stream_fused_by};
 
@@ -95,6 +97,7 @@ pub const ALL: &[Pass] = &[
     Pass { name: "prune_dead", about: "removes what no output needs", run: prune_dead },
     Pass { name: "simplify_layout", about: "removes and joins layout ops and casts", run: simplify_layout },
     Pass { name: "sink_carried", about: "computes what loops carry last", run: sink_carried },
+    Pass { name: "sort_gradients", about: "gradients of attention over lists before others; for GPUs", run: sort_gradients },
     Pass {
         name: "split_deltas",
         about: "what gated gradients of attention take from its result, apart, and gates in their weights; for GPUs",

@@ -10,6 +10,7 @@ mod join;
 use crate::{
     fused::num_parts,
     lower::{Options, attends, narrow},
+    select::adds_to_queries,
     view::{StridedView, row_major},
 };
 use base::{Dim, TensorType};
@@ -149,7 +150,8 @@ pub fn group(func: &Func, Options { fuse, parts, products, .. }: Options) -> Gro
         forced[o.value.node.0 as usize] = true;
     }
     if parts {
-        func.nodes.ids().filter(|id| joins_gradients(func, *id)).for_each(|id| forced[id.0 as usize] = true);
+        let adds = |id: NodeId| products && fuse && adds_gradient(func, id).is_some();
+        func.nodes.ids().filter(|id| joins_gradients(func, *id) || adds(*id)).for_each(|id| forced[id.0 as usize] = true);
     }
     if !fuse {
         for (id, node) in func.nodes.iter() {
@@ -236,6 +238,24 @@ fn joins_gradients(func: &Func, id: NodeId) -> bool {
     let is_grad = |n: &Node| matches!(n.op, Op::AttendGrad(_));
     let of_grads = node.op == Op::Map(MapFn::Add) && node.inputs.iter().all(|v| is_grad(func.def(*v)));
     of_grads && (id.0 as usize + 1..func.nodes.len()).any(|n| is_grad(&func.nodes[NodeId(n as u32)]))
+}
+
+/// If a node adds an attention's gradient of queries to another's, or to such a sum, and is all that reads both: the sum that there is already, and the gradient that the last
+/// kernel adds to it, in its memory.
+pub fn adds_gradient(func: &Func, id: NodeId) -> Option<[Value; 2]> {
+    let node = &func.nodes[id];
+    let (Op::Map(MapFn::Add), [x, y]) = (&node.op, &node.inputs[..]) else { return None };
+    let [first, last] = [*x.min(y), *x.max(y)];
+    let is_grad = |v: Value| v.index == 0 && matches!(func.def(v).op, Op::AttendGrad(_));
+    let alone = |v: Value| {
+        let readers = func.nodes.values().flat_map(|n| &n.inputs).filter(|x| **x == v).count();
+        readers == 1 && func.outputs.iter().all(|o| o.value != v)
+    };
+    let is_sum = |v: Value| is_grad(v) || adds_gradient(func, v.node).is_some();
+    let operands: Vec<&TensorType> = func.def(last).inputs.iter().map(|v| func.ty(*v)).collect();
+    let adds = is_grad(last) && adds_to_queries(&func.def(last).op, &operands);
+    let own = func.outputs.iter().all(|o| o.value.node != id);
+    (first != last && adds && own && is_sum(first) && alone(first) && alone(last)).then_some([first, last])
 }
 
 /// What a step reads for an operand, on a device of many processors or another: of keys that are values and something joined to them, that.

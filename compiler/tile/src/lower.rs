@@ -12,7 +12,7 @@ use crate::{
         fuse_select, fuse_select_many, fuse_select_parts, num_parts,
     },
     gemm::gemm,
-    group::{Grouping, group, is_layout, is_unread, operand},
+    group::{Grouping, adds_gradient, group, is_layout, is_unread, operand},
     ir::{COPY_ALIGN, Kernel, divisor},
     kernels::gpu_product::{Grouped, Product, gpu_grouped, gpu_product, is_multiple},
     kernels::{gpu_topk_long, gpu_topk_parts, host_topk::TopK},
@@ -24,7 +24,9 @@ use base::{DType, Dim, TensorType};
 use graph::{
     Func, Module, NodeId, Op, Role, Value,
     op::{Form, MapFn},
-    passes::{CHUNK, Stream, expand_fused_where, expand_quantize, outline_sums_where, split_deltas_where, stream_fused},
+    passes::{
+        CHUNK, Stream, expand_fused_where, expand_quantize, outline_sums_where, sort_gradients, split_deltas_where, stream_fused,
+    },
 };
 use library::{BufferId, Class, Exchange, GroupedGemm, Port, Step, View, Work};
 use products::Products;
@@ -114,6 +116,7 @@ pub fn prepared(module: &Module, options: Options) -> Module {
             split_deltas_where(func, &|func, node| {
                 takes_attend_grad(&node.op, &node.inputs.iter().map(|v| func.ty(*v)).collect::<Vec<_>>())
             });
+            sort_gradients(func);
             outline_sums_where(func, &|region| has_kernel(region, true));
         }
     }
@@ -539,8 +542,13 @@ impl Lowerer<'_> {
                         })
                         .collect();
                 }
+                let added = self.adds_to_sum(b, id, &operands);
+                let of_result = |l: &mut Self, b: &mut Body, i: usize| match (&added, i) {
+                    (Some((_, view)), 0) => (view.clone(), None),
+                    _ => l.fresh_destination(b, value(i)),
+                };
                 let results: Vec<(StridedView, Option<StridedView>)> =
-                    (0..node.types.len()).map(|i| self.fresh_destination(b, value(i))).collect();
+                    (0..node.types.len()).map(|i| of_result(self, b, i)).collect();
                 let types: Vec<&TensorType> = node.inputs.iter().map(|v| b.func.ty(*v)).collect();
                 let views = operands.iter().zip(types.iter().copied()).chain(results.iter().map(|r| &r.0).zip(&node.types));
                 // Of sums of rows, and what there is one of for a query or a key, kernels read and store elements.
@@ -553,7 +561,8 @@ impl Lowerer<'_> {
                     b.steps.push(Step::Zero { at, elems });
                 }
                 let fewest = if let Op::Attend(_) = node.op { self.fewest(&types[0].shape[1]) } else { 1 };
-                let device = Device { many: self.options.products, aligned, distinct, shared, of_sums, fewest };
+                let adds = added.is_some();
+                let device = Device { many: self.options.products, aligned, distinct, shared, of_sums, adds, fewest };
                 let want = match self.tilings {
                     Tilings::Of(chosen) => Want::Chosen(chosen),
                     Tilings::Every => Want::All,
@@ -590,6 +599,10 @@ impl Lowerer<'_> {
                 }
                 for (i, (view, add_to)) in results.into_iter().enumerate() {
                     self.finish(b, value(i), view, add_to);
+                }
+                if let Some((sum, view)) = added {
+                    b.absorbed.insert(sum);
+                    b.places[sum.0 as usize][0] = Some(view);
                 }
             }
             Op::Reduce(..)
@@ -851,6 +864,26 @@ impl Lowerer<'_> {
         };
         let read = &b.grouping.reads[v.node.0 as usize];
         read.iter().filter(|x| is_own(x)).find_map(|x| b.places[x.node.0 as usize][x.index as usize].clone().filter(whole))
+    }
+
+    /// If a gradient of attention's queries is only added to another that is there: the sum, and the memory that has that one.
+    fn adds_to_sum(&self, b: &Body, id: NodeId, operands: &[StridedView]) -> Option<(NodeId, StridedView)> {
+        let Op::AttendGrad(_) = b.func.nodes[id].op else { return None };
+        let [dq, others @ ..] = [0, 1, 2].map(|index| Value { node: id, index });
+        let mut sums = b.func.nodes.iter().filter(|(_, n)| n.inputs.contains(&dq));
+        let (sum, _) = sums.next().filter(|(sum, _)| b.grouping.root[sum.0 as usize])?;
+        let [first, _] = adds_gradient(b.func, sum).filter(|[_, last]| *last == dq)?;
+        let all = Options { fuse: true, parts: true, products: true };
+        let types = b.func.nodes[id].inputs.iter().map(|v| b.func.ty(*v));
+        let lies = |(v, ty): (&StridedView, &TensorType)| ty.rank() < 4 || is_aligned(&v.at, ty.dtype);
+        let given = |v: &Value| {
+            let mut outputs = b.outputs.get(v).into_iter().flatten();
+            outputs.all(|o| is_aligned(&b.targets[*o].view.at, b.func.ty(*v).dtype))
+        };
+        let fits = self.options == all && operands.iter().zip(types).all(lies) && others.iter().all(given);
+        let place = b.places[first.node.0 as usize][first.index as usize].clone()?;
+        let own = !self.buffers[place.at.buffer].external && place.is_contiguous();
+        (fits && own).then_some((sum, place))
     }
 
     /// If the only use of `v` is to be added to an argument that the sum replaces: that argument's memory, and the sum is done.

@@ -32,6 +32,8 @@ pub struct Device {
     pub shared: bool,
     /// Whether a gradient of attention needs nothing of its result, which is zeros then.
     pub of_sums: bool,
+    /// Whether the gradient of an attention's queries is added to what its memory has.
+    pub adds: bool,
     /// Queries that there are at least.
     pub fewest: i64,
 }
@@ -107,7 +109,7 @@ pub fn kernels(
         let p = problem(op, a, operands, &operands[7..])?;
         let tiling = gpu_attend_grad::Tiling::choose(&p);
         if gpu_attend_grad::takes(&p, tiling, device.aligned) {
-            return Ok(attend_grad(&p, tiling, device.of_sums));
+            return Ok(attend_grad(&p, tiling, device.of_sums, device.adds));
         }
     }
     if let (Op::TopK(k), true) = (op, device.many) {
@@ -180,8 +182,15 @@ pub fn takes_attend_grad(op: &Op, operands: &[&TensorType]) -> bool {
     gpu_attend_grad::takes(&p, gpu_attend_grad::Tiling::choose(&p), true)
 }
 
-/// The gradient of attention by many processors.
-pub(crate) fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling, of_sums: bool) -> Work {
+/// Whether such a gradient can add that of queries to what is in its memory.
+pub fn adds_to_queries(op: &Op, operands: &[&TensorType]) -> bool {
+    let Op::AttendGrad(a) = op else { return false };
+    let Ok(p) = problem(op, a, operands, &operands[7..]) else { return false };
+    takes_attend_grad(op, operands) && !gpu_attend_grad::Tiling::choose(&p).by_block
+}
+
+/// The gradient of attention by many processors; with `adds`, that of queries is added to what its memory has.
+pub(crate) fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling, of_sums: bool, adds: bool) -> Work {
     let [q, k, v, o, lse, d_o, d_lse] = [0, 1, 2, 3, 4, 5, 6].map(Place::Operand);
     let ([l, delta], [dq, dk, dv]) = ([0, 1].map(Place::Aside), [0, 1, 2].map(Place::Result));
     let of_domain = (7..7 + p.operands.len()).map(Place::Operand);
@@ -274,7 +283,7 @@ pub(crate) fn attend_grad(p: &Problem, tiling: gpu_attend_grad::Tiling, of_sums:
         }
         None => {
             let places = [given([l, delta]), union, vec![dq]].concat();
-            launches.push((gpu_attend_grad::gpu_attend_grad_queries(p, tiling), places, None));
+            launches.push((gpu_attend_grad::gpu_attend_grad_queries(p, tiling, adds), places, None));
         }
     }
     Work { problem: String::new(), launches, asides, dtypes: vec![p.dtype; 3] }

@@ -6,7 +6,7 @@
 
 mod rows;
 
-use super::{Grouping, is_inline, is_layout, view_base};
+use super::{Grouping, adds_gradient, is_inline, is_layout, view_base};
 use base::Dim;
 use graph::{Func, NodeId, Op, Value, op::MapFn};
 use std::collections::BTreeSet;
@@ -167,7 +167,7 @@ fn is_map(func: &Func, root: &[bool], id: NodeId) -> bool {
     if !matches!(node.op, Op::Map(_) | Op::Cast(_)) {
         return false;
     }
-    if adds_to_argument(func, id) {
+    if adds_to_argument(func, id) || adds_gradient(func, id).is_some() {
         return false;
     }
     let is_arg = |v: &Value| matches!(func.def(*v).op, Op::Arg(_));

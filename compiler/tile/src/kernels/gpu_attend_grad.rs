@@ -526,24 +526,33 @@ impl<'a> Queries<'a> {
         let (left, right) = (tile(d_scores, zero(), keys), tile(k, zero(), p.dk));
         b.dot([rows, p.dk, keys].map(Expr::int), left, right, tile(sums, zero(), p.dk), true);
     }
-    /// dq of the tile, where its sums were.
-    pub fn finish(&self, b: &mut Build) -> Mem {
+    /// dq of the tile, where its sums were, and more of each element.
+    pub fn finish(&self, b: &mut Build, more: impl FnOnce(&mut Build, &Expr) -> Option<Expr>) -> Mem {
         let (sums, scale) = (self.sums, Build::f(self.tiles.dtype, self.p.scale));
-        b.each(Expr::int(self.rows * self.p.dk), |b, e| b.store(sums, e.clone(), Expr::load(sums, e) * scale));
+        b.each(Expr::int(self.rows * self.p.dk), |b, e| {
+            let own = |e: &Expr| Expr::load(sums, e.clone()) * scale;
+            match more(b, &e) {
+                Some(other) => {
+                    let sum = b.bind(other + own(&e));
+                    b.store(sums, e, sum);
+                }
+                None => b.store(sums, e.clone(), own(&e)),
+            }
+        });
         sums
     }
 }
 
-/// dq. Buffers: q, k, v, d_o, l, Δ, domain operands…, with lists also blocks, member and count, then dq.
-pub fn gpu_attend_grad_queries(p: &Problem, tiling: Tiling) -> Kernel {
+/// dq, or with `adds` what is in its memory and dq. Buffers: q, k, v, d_o, l, Δ, domain operands…, with lists also blocks, member and count, then dq.
+pub fn gpu_attend_grad_queries(p: &Problem, tiling: Tiling, adds: bool) -> Kernel {
     let [rows, keys] = tiling.of_queries;
     let (queries, own) = (rows / tiling.heads, tiling.heads);
     let mut b = Build::new("attend_grad_queries");
     let given = Given::new(&mut b, p, &of_rows(p, tiling));
     let union = union(p, tiling).map(|u| u.read(&mut b, p));
     let [q_elems, ..] = p.elems();
-    let dq = b.write("dq", p.dtype, q_elems);
-    let dq = Heads::new(&mut b, dq, &p.b, &p.t, p.h, p.dk);
+    let memory = if adds { b.update("dq", p.dtype, q_elems) } else { b.write("dq", p.dtype, q_elems) };
+    let dq = Heads::new(&mut b, memory, &p.b, &p.t, p.h, p.dk);
     let padded = b.dim(&padded(p, tiling.heads));
 
     let num_tiles = p.t.ceil_div(&Dim::from(queries));
@@ -592,7 +601,21 @@ pub fn gpu_attend_grad_queries(p: &Problem, tiling: Tiling) -> Kernel {
             }
         });
     });
-    let sums = tile.finish(&mut b);
+    let sums = tile.finish(&mut b, |b, e| {
+        let n = Expr::int(p.dk);
+        let (row, col) = (Expr::floor_div(e.clone(), n.clone()), Expr::rem(e.clone(), n.clone()));
+        let (query, head) = match own {
+            1 => (row, head.clone()),
+            _ => (Expr::floor_div(row.clone(), Expr::int(own)), head.clone() + Expr::rem(row, Expr::int(own))),
+        };
+        adds.then(|| {
+            // Past the last query there is nothing.
+            let query = b.bind(Expr::minimum(first.clone() + query, scene.t.clone() - Expr::int(1)));
+            let row = b.bind((batch.clone() * scene.t.clone() + query) * Expr::int(p.h) + head);
+            let at = b.bind(row * n + col);
+            b.bind(Expr::load(memory, at))
+        })
+    });
     dq.copy_heads(&mut b, sums, [rows, own], [&batch, &head, &first], true);
     b.finish()
 }

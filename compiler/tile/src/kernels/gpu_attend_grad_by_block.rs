@@ -93,7 +93,7 @@ pub fn gpu_attend_grad_query_parts(p: &Problem, t: Tiling) -> Kernel {
             1 => piece(b, Expr::int(0)),
             n => b.range(Expr::int(n), piece),
         }
-        let (sums, zero) = (tile.finish(b), Expr::int(0));
+        let (sums, zero) = (tile.finish(b, |_, _| None), Expr::int(0));
         parts.copy(b, sums, rows, [&zero, &zero, &at], true);
     });
     b.finish()

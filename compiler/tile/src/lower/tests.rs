@@ -1217,7 +1217,7 @@ fn gated_gradients_of_attention_need_none_of_its_results() {
     // Logs of gates are taken off the sums of exponentials, a number a row.
     let logs = ["map_"];
     let maps = ["map_"; 2];
-    let want = [&["attend_"; 3][..], &maps, &grad, &maps, &grad, &logs, &maps, &grad, &logs].concat();
+    let want = [&["attend_"; 3][..], &maps, &grad, &maps, &grad, &maps, &grad, &logs].concat();
     assert_eq!(of, want);
     // What is shared is read by two as it is.
     let upstream: Vec<usize> = steps
@@ -1232,6 +1232,74 @@ fn gated_gradients_of_attention_need_none_of_its_results() {
     assert!(upstream[0] == upstream[1] && upstream[1] != upstream[2], "{upstream:?}");
     let rows = lowered.kernels.iter().filter(|k| k.name.contains("grad_rows"));
     assert!(rows.map(names).all(|names| names == ["lse", "d_lse", "l", "delta"]));
+}
+
+/// The last kernel of an attention's gradient adds that of queries to another's, in its memory; and gradients over lists come first.
+#[test]
+fn gradients_of_queries_are_added_where_they_are() {
+    let types = ["T, 16, 16", "T, 2, 16", "T, 2, 16", "T, 16, 16"];
+    // The domains, the dtype, and what else there is.
+    let build = |domains: &[&str], dtype: base::DType, way: &str| {
+        let args: Vec<String> = types.iter().map(|t| format!("{dtype}[B, {t}]")).chain(["i32[B, T, 2, 2]".into()]).collect();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        func(&args, |b, a| {
+            let (mut sum, mut outputs): (Option<Value>, Vec<Value>) = (None, Vec::new());
+            for (i, domain) in domains.iter().enumerate() {
+                let attend = Attend { domain: domain.parse().expect("a domain"), scale: Scalar::new(0.25) };
+                let lists = if domain.contains("blocks") { &a[4..] } else { &[] };
+                let of = b.node(Op::Attend(attend.clone()), &[&a[..3], lists].concat());
+                let none = b.full_like(of[1], 0.0);
+                let grads = b.node(Op::AttendGrad(attend), &[&a[..3], &of, &[a[3], none], lists].concat());
+                outputs.extend(&grads[1..]);
+                if i == 0 && way == "read by another" {
+                    outputs.push(b.map(MapFn::Abs, &[grads[0]]));
+                }
+                if i == 1 && way == "an output" {
+                    outputs.push(grads[0]);
+                }
+                sum = Some(match sum {
+                    Some(sum) if way == "twice" => {
+                        let twice = b.add(grads[0], grads[0]);
+                        b.add(sum, twice)
+                    }
+                    Some(sum) if i % 2 == 0 => b.add(sum, grads[0]),
+                    Some(sum) => b.add(grads[0], sum),
+                    None => grads[0],
+                });
+            }
+            let sum = sum.expect("there is a gradient");
+            outputs.push(b.map(MapFn::Neg, &[sum]));
+            outputs
+        })
+    };
+    // Of each kernel of dq, whether it adds, and whether it reads lists.
+    let kernels = |f: &Func| {
+        let lowered = on_gpu(f);
+        let of = |s: &library::Step| match s {
+            library::Step::Launch { kernel, .. } if lowered.kernels[*kernel].name.contains("grad_queries") => {
+                let k = &lowered.kernels[*kernel];
+                let dq = k.buffers.last().expect("dq");
+                Some((dq.access == crate::ir::Access::ReadWrite, names(k).contains(&"d0")))
+            }
+            _ => None,
+        };
+        lowered.entries[0].steps.iter().filter_map(of).collect::<Vec<_>>()
+    };
+    let three = ["causal & window(5)", "causal & window(9)", "causal"];
+    for (domains, dtype, want) in [
+        (&three[..], F32, vec![(false, false), (true, false), (true, false)]),
+        (&three[..2], BF16, vec![(false, false), (true, false)]),
+        (&["causal", "causal & blocks(0, 16)"], F32, vec![(false, true), (true, false)]),
+    ] {
+        let f = build(domains, dtype, "");
+        compare(f.clone(), &[("B", 2), ("T", 17)]);
+        assert_eq!(kernels(&f), want, "{domains:?} {dtype}");
+    }
+    for way in ["read by another", "an output", "twice"] {
+        let f = build(&three[..2], F32, way);
+        compare(f.clone(), &[("B", 1), ("T", 5)]);
+        assert_eq!(kernels(&f), [(false, false); 2], "{way}");
+    }
 }
 
 /// What is computed once more in one body has a number that means something else in the next.

@@ -296,7 +296,7 @@ impl Case {
         let lens: Vec<usize> = want.iter().map(|x| x.data.len()).collect();
         let union = case.union(&p, gpu_attend_grad::forward(tiling), &dims);
         let of_queries: Vec<Tensor> = args.iter().chain(&union).cloned().collect();
-        let mut got = results(&gpu_attend_grad_queries(&p, tiling), &of_queries, &lens[..1], &dims, true);
+        let mut got = results(&gpu_attend_grad_queries(&p, tiling, false), &of_queries, &lens[..1], &dims, true);
         let mut inverse = Vec::new();
         if let [blocks, member, count] = &union[..] {
             let forward = gpu_attend_grad::forward(tiling);
@@ -361,7 +361,7 @@ impl Case {
         let args: Vec<Tensor> = qkv.into_iter().chain([o, lse, d_o, d_lse]).chain(case.operands.clone()).collect();
         let want = oracle(&Op::AttendGrad(attend), &args);
 
-        let got = run_work(&select::attend_grad(&p, tiling, false), &args, &want, &dims);
+        let got = run_work(&select::attend_grad(&p, tiling, false, false), &args, &want, &dims);
         for (i, x) in ["dq", "dk", "dv"].into_iter().enumerate() {
             let name = format!("{x} of {} at {:?} with {tiling:?}", self.domain, self.size);
             assert_near(&name, &got[i], &want[i].data, 2e-5);
