@@ -78,6 +78,14 @@ pub fn results(kernel: &Kernel, args: &[Tensor], lens: &[usize], dims: &DimEnv, 
     ordered
 }
 
+/// What a kernel makes of its last buffer, which it changes.
+pub fn updated(kernel: &Kernel, args: &[Tensor], last: Vec<f64>, dims: &DimEnv) -> Vec<f64> {
+    let mut buffers: Vec<Vec<f64>> = args.iter().map(|t| t.data.clone()).chain([last]).collect();
+    run(kernel, &mut buffers, dims, Options { rounded: true, ..Options::default() })
+        .unwrap_or_else(|e| panic!("{}: {e}", kernel.name));
+    buffers.pop().expect("the last")
+}
+
 /// Equal up to `tolerance`, relative to the larger of 1 and the wanted size; NaN and infinities exactly.
 #[track_caller]
 pub fn assert_near(what: &str, got: &[f64], want: &[f64], tolerance: f64) {

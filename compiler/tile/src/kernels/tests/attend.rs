@@ -1,6 +1,6 @@
 //! Attention and its gradient.
 
-use super::{Random, assert_near, i32s, oracle, results};
+use super::{Random, assert_near, i32s, oracle, results, updated};
 use crate::ir::{Expr, Kernel};
 use crate::kernels::{
     build::Build,
@@ -297,6 +297,12 @@ impl Case {
         let union = case.union(&p, gpu_attend_grad::forward(tiling), &dims);
         let of_queries: Vec<Tensor> = args.iter().chain(&union).cloned().collect();
         let mut got = results(&gpu_attend_grad_queries(&p, tiling, false), &of_queries, &lens[..1], &dims, true);
+        if matches!(&*self.domain.to_string(), "causal" | "causal & blocks(0, 8)") {
+            let before = Random::new(98).tensor(DType::F32, &[lens[0] as i64]).data;
+            let added = updated(&gpu_attend_grad_queries(&p, tiling, true), &of_queries, before.clone(), &dims);
+            let sum: Vec<f64> = before.iter().zip(&got[0]).map(|(x, y)| x + y).collect();
+            assert_near(&format!("dq and what was there, of {}", self.domain), &added, &sum, 2e-5);
+        }
         let mut inverse = Vec::new();
         if let [blocks, member, count] = &union[..] {
             let forward = gpu_attend_grad::forward(tiling);
