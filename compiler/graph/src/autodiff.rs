@@ -259,9 +259,13 @@ fn term(b: &mut Builder, s: &Site, i: usize) -> Option<Value> {
     match &s.node.op {
         Op::Map(f) => map::term(b, s, *f, i),
         Op::Cast(_) => {
-            // What was rounded for a product has a gradient as if it were not.
+            // What was rounded for products alone has a gradient as if it were not.
+            let alone = |v: Value| {
+                let mut users = b.func.nodes.values().filter(|n| n.inputs.contains(&v));
+                matches!(b.func.def(v).op, Op::Cast(_)) && users.all(|n| matches!(n.op, Op::Cast(DType::F32)))
+            };
             let dtype = match b.func.ty(s.x(0)).dtype {
-                DType::TF32 => DType::F32,
+                DType::TF32 if alone(s.x(0)) => DType::F32,
                 dtype => dtype,
             };
             Some(b.cast(s.dy(), dtype))

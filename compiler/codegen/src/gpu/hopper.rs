@@ -166,8 +166,11 @@ impl Hopper {
         stores_of(&k.body, &mut stores);
         // Of two results of maps the second is there, too, while the first is stored: more than threads hold.
         let mapped: BTreeSet<Mem> = stores.iter().map(|c| c.from).filter(|m| k.mem_dtype(*m) != DType::F32).collect();
-        let maps: BTreeSet<TensorMap> = stores.into_iter().filter_map(|c| store_map(k, held, self.consumers, c)).collect();
+        let stored = |c: &&Copy| Some((store_map(k, held, self.consumers, c)?, c.cols / strip(k.mem_dtype(c.to)) % 2));
+        let (maps, odd): (BTreeSet<TensorMap>, BTreeSet<i64>) = stores.iter().filter_map(stored).unzip();
+        // Strips alternate between two places: where a tile has an odd number and the next an even one, its first would be over the last.
         if maps.is_empty()
+            || odd.len() > 1
             || mapped.len() > 1
             || self.neighbours > 1
             || weighs(&k.body)

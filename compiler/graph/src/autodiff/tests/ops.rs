@@ -63,6 +63,18 @@ fn products_in_tf32_have_gradients_in_tf32() {
 }
 
 #[test]
+fn what_is_computed_in_tf32_has_gradients_in_tf32() {
+    let x = Tensor::new(DType::F32, &[3], vec![1.0, -2.0, 0.5]);
+    let both = |b: &mut Builder, x: &[Value]| {
+        let narrow = b.cast(x[0], DType::TF32);
+        let square = b.mul(narrow, narrow);
+        let [wide, square] = [narrow, square].map(|v| b.cast(v, DType::F32));
+        b.mul(wide, square)
+    };
+    assert_eq!(gradient(&[x], both), [3.0, 12.0, 0.75]);
+}
+
+#[test]
 fn casts_and_stops() {
     check("cast", &["f 4"], &[], |b, x| {
         let narrow = b.cast(x[0], DType::BF16);
