@@ -115,7 +115,13 @@ fn of_elements(op: &Op, block: Block, shape: &[Dim]) -> Option<Op> {
     match op {
         Op::Slice { axis, start, len, step: 1 } if *axis >= first => {
             let by = Dim::from(block.along(*axis, shape.len()));
+            let first = start.clone();
             let start = start.clone() * by.clone();
+            // No block of a row that may end before them has no place among its elements.
+            let known = |d: &Dim, least: i64| d.known().is_some_and(|n| n >= least);
+            if !(first.is(0) || known(len, 1) || known(&(shape[*axis].clone() - start.clone()), 0)) {
+                return None;
+            }
             // All that is left, or whole blocks.
             let rest = shape[*axis].clone() - start.clone();
             let len = if rest.ceil_div(&by) == *len { rest } else { len.clone() * by };

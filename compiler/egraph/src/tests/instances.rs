@@ -1054,6 +1054,12 @@ pub const LOOK_ALIKES: &[(&str, &[&str], &[&str], Build)] = &[
         let x = scaled(b, a[0], 0.75);
         vec![b.contract("bk,kn->bn", x, a[1])]
     }),
+    // Of two elements there is no second block of three.
+    ("scales that may be none", &["slice-of-quantize"], &["float 1 B"], |b, a| {
+        let q = b.node(Op::Quantize(Block::of_row(3)), &[a[0]]);
+        let len = shape(b, q[1])[1].clone() - Dim::from(1);
+        vec![b.op(Op::Slice { axis: 1, start: Dim::from(1), len, step: 1 }, &[q[1]])]
+    }),
     ("a sum of one term", &["contract-of-nothing-summed"], &["f32 B 1", "f32 1 N"], |b, a| {
         vec![b.contract("bk,kn->bn", a[0], a[1])]
     }),

@@ -2088,3 +2088,16 @@ fn sums_of_an_attentions_result_are_in_its_kernel() {
     compare(f.clone(), &[("B", 2), ("T", 37)]);
     assert!(attention(&f).contains(&"o".to_string()));
 }
+
+#[test]
+fn sums_of_nothing_are_one_element() {
+    check(&["f32[0]", "f32[0, 1, 0]", "f32[0, 1, 0]"], &[], |b, a| {
+        let wide = b.broadcast(a[0], &[Dim::from(0), Dim::from(1), Dim::from(0)], &[0]);
+        let sums = [a[2], a[1]].map(|x| {
+            let y = b.add(wide, x);
+            let flat = b.reshape(y, &[Dim::from(0)]);
+            b.sum(flat, &[0])
+        });
+        vec![b.add(sums[0], sums[1])]
+    });
+}
