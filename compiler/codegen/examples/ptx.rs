@@ -260,7 +260,7 @@ fn large_tf32() -> Vec<Kernel> {
         .map(|nk| product(DType::TF32, Dim::sym("M"), nk, [false, true], 1, false, None))
         .collect();
     // Without tensor cores.
-    for t in [None, Some(Tiling::LEGAL[8])] {
+    for t in [None, Some(Tiling::LEGAL[7])] {
         for turned in ORDERS {
             let m = if turned[0] { Dim::from(4096) } else { Dim::sym("M") };
             all.push(product(DType::F32, m, [4096, 4096], turned, 1, false, t));

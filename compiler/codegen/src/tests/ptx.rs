@@ -310,9 +310,9 @@ fn large_products_run_on_warp_groups() {
     assert!(launch.maps.is_empty());
     let (text, _) = ptx(&dense(DType::F32, [64, 64, 64], true));
     check(&text, "check: cp.async.cg\ncheck: ld.shared.v4\ncheck: fma.rn.f32\nnot: mma");
-    // A thread has 8 by 8 sums, and reads four terms of its 16 rows and columns for 256 products.
+    // A thread has 8 by 4 sums, and reads four terms of its 12 rows and columns for 128 products.
     let (text, _) = ptx(&dense(DType::F32, [4096, 4096, 1024], true));
-    assert_eq!(["fma.rn.f32", "ld.shared.v4", "ld.shared.b32"].map(|op| text.matches(op).count()), [256, 16, 0]);
+    assert_eq!(["fma.rn.f32", "ld.shared.v4", "ld.shared.b32"].map(|op| text.matches(op).count()), [128, 12, 0]);
 }
 
 #[test]
