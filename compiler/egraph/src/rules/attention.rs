@@ -9,7 +9,7 @@ use base::Dim;
 use egg::Id;
 use graph::{
     Op,
-    op::{Attend, Contract, Domain, MapFn, Scalar},
+    op::{Attend, Contract, MapFn, Scalar},
 };
 
 /// The table.
@@ -132,21 +132,6 @@ fn attend_of_projected_values(site: &Site) -> Vec<Term> {
     found
 }
 
-/// Whether no operand of a domain has an axis of key heads.
-fn is_for_all_heads(domain: &Domain) -> bool {
-    match domain {
-        Domain::Full
-        | Domain::Causal
-        | Domain::Window(_)
-        | Domain::Prefix(_)
-        | Domain::EndsBefore { .. }
-        | Domain::EndsAt(_)
-        | Domain::Segments(..) => true,
-        Domain::Blocks { .. } | Domain::Groups { .. } | Domain::Tokens(_) => false,
-        Domain::And(a, b) | Domain::Or(a, b) => is_for_all_heads(a) && is_for_all_heads(b),
-    }
-}
-
 /// The ways in which `[b, s, h, d]` is `[b, s, g, d]` with each head repeated h/g times in a row: that value, as a term, and g.
 fn repeated(site: &Site, class: Id) -> Vec<(Term, Dim)> {
     let ty = site.ty_of(class);
@@ -174,7 +159,7 @@ fn repeated(site: &Site, class: Id) -> Vec<(Term, Dim)> {
 
 // Heads that see the same keys and values share them. Exact. Not where the domain chooses keys for each key head.
 fn attend_of_repeated_heads(site: &Site) -> Vec<Term> {
-    let Some((a, result)) = attend(site).filter(|(a, _)| is_for_all_heads(&a.domain)) else { return Vec::new() };
+    let Some((a, result)) = attend(site).filter(|(a, _)| !a.domain.has_lists()) else { return Vec::new() };
     let values = repeated(site, site.children[2]);
     let mut found = Vec::new();
     for (k, g) in repeated(site, site.children[1]) {

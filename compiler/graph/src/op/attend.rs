@@ -63,6 +63,20 @@ pub enum Domain {
 }
 
 impl Domain {
+    /// Whether keys are in lists, each for a key head.
+    pub fn has_lists(&self) -> bool {
+        match self {
+            Domain::Blocks { .. } | Domain::Groups { .. } | Domain::Tokens(_) => true,
+            Domain::And(a, b) | Domain::Or(a, b) => a.has_lists() || b.has_lists(),
+            Domain::Full
+            | Domain::Causal
+            | Domain::Window(_)
+            | Domain::Prefix(_)
+            | Domain::EndsBefore { .. }
+            | Domain::EndsAt(_)
+            | Domain::Segments(..) => false,
+        }
+    }
     /// The number of operands it needs: one more than the greatest it names.
     pub fn num_operands(&self) -> usize {
         match self {

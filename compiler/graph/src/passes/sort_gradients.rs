@@ -4,7 +4,7 @@
 use super::{Stats, push};
 use crate::{
     ir::{Func, Node, NodeId, Value},
-    op::{Domain, Op},
+    op::Op,
 };
 use base::Arena;
 
@@ -19,7 +19,7 @@ pub fn sort_gradients(func: &mut Func) -> Stats {
     let grads = func
         .nodes
         .iter()
-        .filter_map(|(id, n)| if let Op::AttendGrad(a) = &n.op { Some((id, is_listed(&a.domain))) } else { None });
+        .filter_map(|(id, n)| if let Op::AttendGrad(a) = &n.op { Some((id, a.domain.has_lists())) } else { None });
     let grads: Vec<(NodeId, bool)> = grads.collect();
     // Those over lists that each of the others lets go first.
     let mut before: Vec<Vec<NodeId>> = vec![Vec::new(); func.nodes.len()];
@@ -60,19 +60,4 @@ pub fn sort_gradients(func: &mut Func) -> Stats {
         o.value = moved[o.value.node.0 as usize][o.value.index as usize];
     }
     stats
-}
-
-/// Whether keys are in lists.
-fn is_listed(d: &Domain) -> bool {
-    match d {
-        Domain::Blocks { .. } | Domain::Groups { .. } | Domain::Tokens(_) => true,
-        Domain::And(x, y) | Domain::Or(x, y) => is_listed(x) || is_listed(y),
-        Domain::Full
-        | Domain::Causal
-        | Domain::Window(_)
-        | Domain::Prefix(_)
-        | Domain::EndsBefore { .. }
-        | Domain::EndsAt(_)
-        | Domain::Segments(..) => false,
-    }
 }

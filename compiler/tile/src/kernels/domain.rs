@@ -721,24 +721,9 @@ impl Scene<'_> {
                 b.accumulate(total, ReduceFn::Sum, seen.cast(DType::I64));
             };
             // A list is scanned in lanes, pair after pair.
-            if scans(&domain) { b.range(count.clone(), body) } else { b.each(count.clone(), body) }
+            if domain.has_lists() { b.range(count.clone(), body) } else { b.each(count.clone(), body) }
         });
         Expr::Var(total)
-    }
-}
-
-/// Whether testing a pair scans a list.
-fn scans(domain: &Domain) -> bool {
-    match domain {
-        Domain::Blocks { .. } | Domain::Groups { .. } | Domain::Tokens(_) => true,
-        Domain::And(a, b) | Domain::Or(a, b) => scans(a) || scans(b),
-        Domain::Full
-        | Domain::Causal
-        | Domain::Window(_)
-        | Domain::Prefix(_)
-        | Domain::EndsBefore { .. }
-        | Domain::EndsAt(_)
-        | Domain::Segments(..) => false,
     }
 }
 

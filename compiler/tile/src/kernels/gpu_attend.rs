@@ -106,7 +106,7 @@ pub(super) fn is_wide(p: &Problem) -> bool {
 
 /// Whether keys are values and more columns, which are given in place of keys: a block has its half of the values' columns, the other half and those.
 pub fn shares(p: &Problem) -> bool {
-    p.shared && p.dv > WIDEST && p.dk > p.dv && p.dk <= MOST_KEY && !has_lists(&p.domain)
+    p.shared && p.dv > WIDEST && p.dk > p.dv && p.dk <= MOST_KEY && !p.domain.has_lists()
 }
 
 /// Columns of the result that a block sums: all, or half of many.
@@ -122,8 +122,8 @@ const TOKENS: i64 = 128;
 pub fn takes(p: &Problem, t: Tiling, aligned: bool) -> bool {
     let tokens = || Tokens::of(p, t).is_some() && (p.dtype == DType::F32 || t.rows % 64 == 0 && t.rows <= 192);
     let listed = || Union::new(p, t).is_some() || Blocks::of(p, t).is_some() || tokens();
-    let wide = is_wide(p) && p.dk <= MOST_KEY && p.dv <= 2 * WIDEST && columns(p) % 16 == 0 && !has_lists(&p.domain);
-    (is_plain(p, aligned) || wide && is_tile(p, aligned)) && (!has_lists(&p.domain) || listed())
+    let wide = is_wide(p) && p.dk <= MOST_KEY && p.dv <= 2 * WIDEST && columns(p) % 16 == 0 && !p.domain.has_lists();
+    (is_plain(p, aligned) || wide && is_tile(p, aligned)) && (!p.domain.has_lists() || listed())
 }
 
 /// Columns of keys, at most.
@@ -139,20 +139,6 @@ fn is_tile(p: &Problem, aligned: bool) -> bool {
     let n = COPY_ALIGN / p.dtype.bytes() as i64;
     let narrow = matches!(p.dtype, DType::BF16 | DType::F16 | DType::F32);
     narrow && aligned && p.dk % n == 0 && p.dk % 16 == 0 && p.dv % 16 == 0
-}
-
-pub(super) fn has_lists(d: &Domain) -> bool {
-    match d {
-        Domain::Blocks { .. } | Domain::Groups { .. } | Domain::Tokens(_) => true,
-        Domain::And(a, b) | Domain::Or(a, b) => has_lists(a) || has_lists(b),
-        Domain::Full
-        | Domain::Causal
-        | Domain::Window(_)
-        | Domain::Prefix(_)
-        | Domain::EndsBefore { .. }
-        | Domain::EndsAt(_)
-        | Domain::Segments(..) => false,
-    }
 }
 
 /// A tensor `[batch, positions, heads, n]` of which rectangles of positions and elements of a head are copied.
@@ -401,7 +387,7 @@ impl<'a> Job<'a> {
         } else {
             (Expr::int(0), block)
         };
-        let place = match has_lists(&p.domain) && Blocks::of(p, t).is_none() {
+        let place = match p.domain.has_lists() && Blocks::of(p, t).is_none() {
             true => Place::of_lists(b, p, t),
             false => Place::of_ranges(b, p, t, block),
         };
@@ -684,7 +670,7 @@ impl Blocks {
         let (Domain::Blocks { idx: operand, size }, rest) = driving_list(&p.domain)? else { return None };
         let n = p.operands[operand].shape[3].known().filter(|n| *n > 0)?;
         let alone = p.t.known() == Some(1) && p.distinct && t.heads == p.h / p.g && t.rows % t.heads == 0;
-        (alone && size % t.keys == 0 && !has_lists(&rest)).then_some(Blocks { operand, size, rest, n, from: None })
+        (alone && size % t.keys == 0 && !rest.has_lists()).then_some(Blocks { operand, size, rest, n, from: None })
     }
     fn read(self, b: &mut Build, scene: &Scene) -> Blocks {
         let row = scene.batch.clone() * Expr::int(scene.problem.g) + scene.group.clone();
@@ -716,7 +702,7 @@ impl Tokens {
     fn of(p: &Problem, t: Tiling) -> Option<Tokens> {
         let (Domain::Tokens(operand), rest) = driving_list(&p.domain)? else { return None };
         let n = p.operands[operand].shape[3].known().filter(|n| *n > 0)?;
-        let fits = p.distinct && t.rows == t.heads && t.heads == p.h / p.g && !has_lists(&rest);
+        let fits = p.distinct && t.rows == t.heads && t.heads == p.h / p.g && !rest.has_lists();
         fits.then_some(Tokens { operand, rest, n, from: None })
     }
     fn read(self, b: &mut Build, scene: &Scene, query: &Expr) -> Tokens {

@@ -23,7 +23,7 @@
 use super::{
     build::{Build, both, div, eq, exp},
     domain::{Problem, Scene, driving_list},
-    gpu_attend::{self, Attend, Gathered, Heads, Rows, Scratch, has_lists, is_plain, pick_rows},
+    gpu_attend::{self, Attend, Gathered, Heads, Rows, Scratch, is_plain, pick_rows},
 };
 use crate::ir::{Expr, Kernel, LoopKind, Mem, VarId};
 use base::{DType, Dim, TensorType};
@@ -72,7 +72,7 @@ impl Plan {
         let fits = t.heads == p.h / p.g
             && t.rows % t.heads == 0
             && size % t.keys == 0
-            && !has_lists(&rest)
+            && !rest.has_lists()
             && (1..=MOST_PLACES).contains(&n);
         fits.then_some(Plan {
             operand: idx,

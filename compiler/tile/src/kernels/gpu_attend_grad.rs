@@ -129,7 +129,7 @@ fn stride(d: &Domain) -> i64 {
 pub fn takes(p: &Problem, t: Tiling, aligned: bool) -> bool {
     let n = COPY_ALIGN / p.dtype.bytes() as i64;
     let by_block = !t.by_block || gpu_attend_grad_by_block::takes(p, t);
-    let lists = !gpu_attend::has_lists(&p.domain) || by_block && listed(p, t).is_some_and(|u| u.size == t.of_keys[1]);
+    let lists = !p.domain.has_lists() || by_block && listed(p, t).is_some_and(|u| u.size == t.of_keys[1]);
     gpu_attend::is_plain(p, aligned) && lists && p.dv % n == 0
 }
 

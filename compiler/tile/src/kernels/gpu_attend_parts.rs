@@ -11,7 +11,7 @@
 use super::{
     build::{Build, div, eq, exp},
     domain::{Problem, most_keys},
-    gpu_attend::{AtEnd, Blocks, Ending, Job, Tiling, attend, columns, has_lists, is_wide},
+    gpu_attend::{AtEnd, Blocks, Ending, Job, Tiling, attend, columns, is_wide},
     gpu_product::Element,
 };
 use crate::ir::{Expr, Kernel, LoopKind, Mem};
@@ -38,9 +38,9 @@ fn max_parts(p: &Problem) -> i64 {
 /// [`gpu_attend_part`] gives what each part has, [`gpu_attend_merge`] joins them in order. None where they are not divided, whatever the batch and however many queries
 /// there are from `fewest` on.
 pub fn num_parts(p: &Problem, t: Tiling, fewest: i64) -> Option<Dim> {
-    let few = p.t.known().filter(|n| *n <= t.queries() && (!has_lists(&p.domain) || Blocks::of(p, t).is_some()));
+    let few = p.t.known().filter(|n| *n <= t.queries() && (!p.domain.has_lists() || Blocks::of(p, t).is_some()));
     // To wide keys any number of queries come that other kernels would expand them for: mostly few, but where the keys are their own.
-    let any = is_wide(p) && !has_lists(&p.domain) && (p.t.known().is_some() || !counts(&p.t, &p.s));
+    let any = is_wide(p) && !p.domain.has_lists() && (p.t.known().is_some() || !counts(&p.t, &p.s));
     if few.is_none() && !any {
         return None;
     }

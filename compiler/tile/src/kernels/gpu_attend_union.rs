@@ -28,7 +28,7 @@
 use super::{
     build::{Build, both, eq},
     domain::{Problem, Scene, driving_list},
-    gpu_attend::{Blocks, Tiling, has_lists},
+    gpu_attend::{Blocks, Tiling},
     gpu_attend_by_block::{self, tiles_of},
     gpu_attend_grad::padded,
 };
@@ -80,7 +80,7 @@ impl Union {
     pub fn listed(p: &Problem, t: Tiling) -> Option<Union> {
         let (Domain::Blocks { idx, size }, rest) = driving_list(&p.domain)? else { return None };
         let n = p.operands[idx].shape[3].known()?;
-        let fits = t.heads == p.h / p.g && t.rows % t.heads == 0 && size % t.keys == 0 && !has_lists(&rest);
+        let fits = t.heads == p.h / p.g && t.rows % t.heads == 0 && size % t.keys == 0 && !rest.has_lists();
         let queries = t.rows / t.heads;
         (fits && n > 0).then_some(Union { operand: idx, size, rest, queries, n, from: None })
     }
