@@ -776,7 +776,9 @@ fn rows(p: &Grouped, transposed: bool, epilogue: &Epilogue, tiling: Option<Tilin
             });
         }
         let whole = [false, is_multiple(n, t.n)];
-        let extents = [limit.clone(), columns.clone()];
+        // A block of a pair may have a tile of no rows, before the first: what is mapped of it is not stored, but read.
+        let mapped = if pairs { b.bind(Expr::maximum(limit.clone(), Expr::int(1))) } else { limit.clone() };
+        let extents = [mapped, columns.clone()];
         for ((col, sums), held) in Beside::by_columns(&beside).iter().zip(&held) {
             let dtype = epilogue.codes.map_or(p.dtype, |c| c.product);
             let tile = Tile { t, sums, held, dtype, at: [&row, col], batch: &[], extents: extents.clone(), whole };

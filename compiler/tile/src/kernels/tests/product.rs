@@ -7,7 +7,7 @@ use crate::{
     kernels::{
         build::Build,
         gpu_product::{
-            Element, Epilogue, Given, Grouped, OfCodes, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product,
+            Element, Epilogue, Given, Grouped, OfCodes, Operand, Product, Tiling, gpu_grouped, gpu_grouped_map, gpu_product,
             gpu_product_map, scales,
         },
     },
@@ -324,6 +324,30 @@ fn gated_products_of_ragged_rows() {
         for (i, want) in want.iter().enumerate().take(if kept { 3 } else { 1 }) {
             assert_near(&format!("result {i}"), &buffers[first + i], want, near);
         }
+    }
+}
+
+#[test]
+fn a_pair_with_a_tile_of_no_rows_maps_no_row_before_the_first() {
+    let (k, n, rows) = (24i64, 40i64, 5i64);
+    let extents = [Dim::from(3), Dim::sym("R"), Dim::from(k), Dim::from(n)];
+    let p = Grouped { dtype: DType::BF16, extents, further: Vec::new(), rows: Some(true), accumulate: false, aligned: true };
+    let operands = vec![Operand::Read(DType::BF16, Dim::sym("R") * Dim::from(n))];
+    let more = |_: &mut Build, at: &Element| {
+        let [row, col] = &at.at[..] else { panic!("a row and a column") };
+        vec![at.products[0].clone() + Expr::load(at.operands[0], row.clone() * Expr::int(n) + col.clone())]
+    };
+    let results = vec![(Given::Map, DType::BF16)];
+    let epilogue = Epilogue { taken: None, codes: None, matrices: 1, operands, results, map: Some(&more), units: None };
+    let kernel = gpu_grouped_map(&p, &epilogue, Some(Tiling { pairs: true, ..Tiling::LEGAL[6] }));
+    let dims: DimEnv = [("R".into(), rows)].into_iter().collect();
+    // The first tile of the pair is of a group that ends where it begins.
+    for offsets in [[0.0, 0.0, 5.0, 5.0], [0.0, 0.0, 0.0, 5.0], [0.0; 4]] {
+        let ones = |n: i64| vec![1.0; n as usize];
+        let mut buffers = vec![ones(rows * k), ones(3 * k * n), offsets.to_vec(), ones(rows * n), ones(rows * n)];
+        run(&kernel, &mut buffers, &dims, Options::default()).unwrap_or_else(|e| panic!("{e}"));
+        let inside = offsets[3] > 0.0;
+        assert_eq!(buffers[4], vec![if inside { 25.0 } else { 1.0 }; (rows * n) as usize]);
     }
 }
 
