@@ -294,11 +294,12 @@ impl<'a> Products<'a> {
     /// Whether codes lie as a kernel takes them: terms behind each other in both operands, in as many blocks of one as of all; columns of a block along one axis.
     fn codes_lie(&self, codes: &Codes) -> bool {
         let (w, block) = (self.ty(self.matrices[0]), codes.block);
-        let of_columns = match self.kind {
-            Kind::Dense(spec) => w.rank() - spec.summed().len(),
-            Kind::Ragged { .. } => 1,
+        // The axis before the last, which blocks of several go along, is of columns.
+        let by_columns = match self.kind {
+            Kind::Dense(spec) => w.rank() == 2 && spec.summed().len() == 1,
+            Kind::Ragged { .. } => true,
         };
-        if codes.columns != 1 && (of_columns != 1 || w.rank() == 1 || codes.columns % BLOCK_COLUMNS != 0) {
+        if codes.columns != 1 && !(by_columns && codes.columns % BLOCK_COLUMNS == 0) {
             return false;
         }
         let terms = match self.kind {

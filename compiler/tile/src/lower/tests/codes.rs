@@ -85,6 +85,16 @@ fn weights_in_blocks_of_several_rows() {
         outlined(b, &inside, &[y])
     });
     assert_eq!(of_codes(&f, BT), None);
+    // Nor have blocks of rows that are terms.
+    let f = func(&["e4m3[T, 2, 128]", "f32[T, 2, 1]", "e4m3[5, 2, 128]", "f32[5, 1, 1]", ROUNDED], |b, a| {
+        let mut inside = Vec::new();
+        let x = worth(b, &a[..2], 128, BF16, &mut inside);
+        let w = weight(b, &a[2..4], &mut inside);
+        let y = b.contract("thd,nhd->tn", x, w);
+        inside.push(y);
+        outlined(b, &inside, &[y])
+    });
+    assert_eq!(of_codes(&f, BT), None);
 }
 
 /// Compares the function; whether its last kernel multiplies codes, and what its buffers are called.
