@@ -484,7 +484,9 @@ fn attends() -> Vec<Kernel> {
     }
     all.push(attend(DType::BF16, [2, 1], [192, 128], "causal", None));
     all.push(attend(DType::BF16, [2, 1], [256, 256], "causal", None));
-    all.push(attend(DType::BF16, [2, 1], [32, 16], "causal", None));
+    for n in [[32, 16], [96, 64], [96, 96], [48, 80], [160, 160]] {
+        all.push(attend(DType::BF16, [2, 1], n, "causal", None));
+    }
     all.extend(
         [([4, 1], false), ([128, 1], false), ([16, 1], true), ([128, 1], true)].map(|(h, shared)| latent(h, "causal", shared)),
     );
@@ -535,6 +537,8 @@ fn all_grads() -> Vec<Kernel> {
     }
     all.extend(grads(DType::BF16, [2, 2], [192, 128], "causal"));
     all.extend(grads(DType::BF16, [2, 1], [256, 256], "causal"));
+    // Not on warp groups.
+    all.extend([[96, 64], [96, 96], [48, 80], [160, 160]].into_iter().flat_map(|n| grads(DType::BF16, [2, 2], n, "causal")));
     numbered(all)
 }
 

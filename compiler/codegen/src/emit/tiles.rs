@@ -206,6 +206,11 @@ fn common(a: i64, b: i64) -> i64 {
     if b == 0 { a } else { common(b, a % b) }
 }
 
+/// Whether each sixteen of a thread's elements are of 32 columns of the same rows: not where warps have other columns than by 32, as two have of 96.
+fn by_pieces(shares: &[(String, String)]) -> bool {
+    shares.len().is_multiple_of(16) && shares.chunks(16).all(|x| (0..4).all(|j| x[4 * j].0 == x[0].0))
+}
+
 impl Emitter<'_> {
     // --- copies ---
 
@@ -521,8 +526,7 @@ impl Emitter<'_> {
     }
     /// What a loop over elements loads by sixteen bytes: operands of bf16 or f16 that the loop does not write, whose neighbours along a row are neighbours. On tensor cores.
     fn pieces(&self, var: VarId, columns: i64, shares: &[(String, String)], body: &[Stmt]) -> Vec<Piece> {
-        let whole = shares.len().is_multiple_of(16) && shares.chunks(16).all(|x| (0..4).all(|j| x[4 * j].0 == x[0].0));
-        if !self.simt().on_tensor_cores() || columns % 32 != 0 || !whole {
+        if !self.simt().on_tensor_cores() || columns % 32 != 0 || !by_pieces(shares) {
             return Vec::new();
         }
         let lets: BTreeMap<VarId, &Expr> =
@@ -790,7 +794,7 @@ impl Emitter<'_> {
         if !held {
             base::bug!("a copy of what is not held in {}", self.k.name);
         }
-        if pairs && dtype != DType::F32 && c.cols % 32 == 0 {
+        if pairs && dtype != DType::F32 && c.cols % 32 == 0 && by_pieces(&shares) {
             // A thread whose elements are all inside asks once.
             let all = rows.values().chain(cols.values()).map(|[_, w]| w.clone()).collect::<Vec<_>>();
             let all = all.into_iter().reduce(|a, b| self.w.op(&format!("arith.andi {a}, {b} : i1"))).expect("it has elements");

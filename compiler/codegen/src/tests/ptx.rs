@@ -501,6 +501,13 @@ fn attention_weighs_while_products_run() {
     check(&text, "check: wgmma\ncheck: ld.global.nc.v4.b32\ncheck: shfl.sync.bfly\ncheck: st.global.v4.b32");
     assert_eq!((launch.threads, launch.maps.len(), text.matches("ld.global.nc.v4.b32").count()), (384, 3, 8));
 
+    // Warps of 48 of 96 columns store by pairs what warps of 32 of 64 columns store by sixteen bytes, of the same rows.
+    let p = Problem { dk: 96, ..attention(DType::BF16, 64) };
+    let (text, launch) = ptx(&gpu_attend_grad_keys(&p, gpu_attend_grad::Tiling::choose(&p), gpu_attend_grad::Gives::Both));
+    let stores = [".v4.b32", ".b32"].map(|kind| text.matches(&format!("st.global{kind}")).count());
+    assert!(stores[0] > 0 && stores[1] == 24, "{stores:?}");
+    assert_eq!((launch.threads, launch.maps.len()), (256, 0));
+
     // Without instructions for its dtype it is spread over the threads of a block.
     let p = attention(DType::F32, 64);
     let (text, launch) = ptx(&gpu_attend(&p, gpu_attend::Tiling::choose(&p)));
