@@ -119,12 +119,23 @@ impl Emitter<'_> {
             e.asm("fence.mbarrier_init.release.cluster;", "", "", "");
         });
         self.w.line("}");
+        let count = self.w.int(i64::from(threads), "i64");
+        let elected = self.w.cmpi("eq", "%tid", &count, "i64");
+        if !h.maps.is_empty() {
+            // Tensor maps come from memory while the barriers are made.
+            self.w.line(&format!("scf.if {elected} {{"));
+            self.inside(|e| {
+                for map in 0..h.maps.len() {
+                    e.asm("prefetch.tensormap [$0];", "l", &format!("%map{map}"), "!llvm.ptr");
+                }
+            });
+            self.w.line("}");
+        }
         if h.pairs {
             self.asm("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;", "", "", "");
         } else {
             self.asm("bar.sync 0;", "", "", "");
         }
-        let count = self.w.int(i64::from(threads), "i64");
         let computes = self.w.cmpi("slt", "%tid", &count, "i64");
         let registers = registers(&h);
         self.w.line(&format!("scf.if {computes} {{"));
@@ -152,7 +163,6 @@ impl Emitter<'_> {
             if let Some([fewer, _]) = registers {
                 e.asm(&format!("setmaxnreg.dec.sync.aligned.u32 {fewer};"), "", "", "");
             }
-            let elected = e.w.cmpi("eq", "%tid", &count, "i64");
             if h.gathers() {
                 e.begin_rings(&h);
                 e.simt_mut().turn.gathers = Some(elected);

@@ -277,6 +277,7 @@ fn large_products_run_on_warp_groups() {
     check(
         &text,
         "check: mbarrier.init
+         check: prefetch.tensormap
          check: setmaxnreg.inc.sync.aligned.u32 232
          check: mbarrier.try_wait
          check: wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16
