@@ -199,6 +199,20 @@ impl Device {
             Device::Gpu(_) => steps.try_for_each(|i| unsafe { self.execute(program, i) }),
         }
     }
+    /// As the first run that is recorded: recorded anew, and started.
+    ///
+    /// # Errors
+    /// E0443.
+    ///
+    /// # Safety
+    /// As `run`.
+    pub unsafe fn run_anew(&self, program: &mut Program) -> Result<(), DeviceError> {
+        if let Some(p) = &mut program.gpu {
+            p.forget();
+        }
+        // SAFETY: the caller vouches for the pointers.
+        unsafe { self.run(program) }
+    }
     /// Starts all steps one by one, also on a GPU.
     ///
     /// # Errors

@@ -273,7 +273,7 @@ fn time(file: &Path, entry: &str, rest: &[&str]) -> Result<(), ExecError> {
     );
     let tokens = dims.values().product::<i64>() as f64;
     println!("{name} {entry}: {:.3} ms a call with inputs and results, {:.0} tokens/s", call * 1e3, tokens / call);
-    for (what, (start, all)) in [("one by one", c.plain), ("recorded", c.recorded)] {
+    for (what, (start, all)) in [("one by one", c.plain), ("recorded anew", c.anew), ("recorded", c.recorded)] {
         println!(
             "{name} {entry} {what}: {:.3} us each to start, {:.3} us each until done, {:.3} ms in all",
             start / steps * 1e6,

@@ -13,6 +13,8 @@ pub struct Costs {
     pub others: usize,
     /// The host's time to start the steps one by one, and until the device is done.
     pub plain: (f64, f64),
+    /// The same for a run that is recorded first, as a session's second one is.
+    pub anew: (f64, f64),
     /// The same for the recorded run.
     pub recorded: (f64, f64),
     /// A recorded run among others one after the other, for which the host waits once: what the device takes, without starting it and waiting for it.
@@ -44,7 +46,7 @@ impl Session {
         self.send(&key, entry)?;
         let program = &mut self.prepared_mut(&key).program;
         let (kernels, others) = program.counts();
-        let (mut plain, mut recorded) = (Vec::new(), Vec::new());
+        let (mut plain, mut anew, mut recorded) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..runs.max(1) {
             device.wait()?;
             let begin = Instant::now();
@@ -53,6 +55,12 @@ impl Session {
             let started = begin.elapsed().as_secs_f64();
             device.wait()?;
             plain.push((started, begin.elapsed().as_secs_f64()));
+            let begin = Instant::now();
+            // SAFETY: as above.
+            unsafe { device.run_anew(program) }?;
+            let started = begin.elapsed().as_secs_f64();
+            device.wait()?;
+            anew.push((started, begin.elapsed().as_secs_f64()));
             let begin = Instant::now();
             // SAFETY: as above.
             unsafe { device.run(program) }?;
@@ -66,7 +74,8 @@ impl Session {
         device.wait()?;
         let in_a_row = begin.elapsed().as_secs_f64() / runs.max(1) as f64;
         self.written(&key, entry);
-        Ok(Some(Costs { kernels, others, plain: medians(plain), recorded: medians(recorded), in_a_row }))
+        let [plain, anew, recorded] = [plain, anew, recorded].map(medians);
+        Ok(Some(Costs { kernels, others, plain, anew, recorded, in_a_row }))
     }
 }
 

@@ -95,11 +95,11 @@ fn bench(args: &Bench, format: MessageFormat) -> Result<u8, u8> {
     if let Some(c) = session.costs(entry, &dims, &given, COST_RUNS).map_err(failed)? {
         let steps = (c.kernels + c.others).max(1) as f64;
         putln!("{} kernels, {} copies a call", c.kernels, c.others);
-        for (what, (start, total)) in [("one by one", c.plain), ("recorded", c.recorded)] {
+        for (what, (start, total)) in [("one by one", c.plain), ("recorded anew", c.anew), ("recorded", c.recorded)] {
             let (each, all) = (start / steps * 1e6, total / steps * 1e6);
-            putln!("{what:<11} {each:.3} us each to start, {all:.3} us each until done, {:.3} ms in all", total * 1e3);
+            putln!("{what:<13} {each:.3} us each to start, {all:.3} us each until done, {:.3} ms in all", total * 1e3);
         }
-        putln!("{:<11} {:.4} ms each", "in a row", c.in_a_row * 1e3);
+        putln!("{:<13} {:.4} ms each", "in a row", c.in_a_row * 1e3);
     }
     if args.profile || args.trace.is_some() {
         session.profile = args.profile.then(Default::default);

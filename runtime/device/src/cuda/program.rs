@@ -142,6 +142,11 @@ impl Program {
         launched.map_err(|e| Context::error("a recorded run", e))
     }
 
+    /// Forgets the recorded run: the next one is recorded again.
+    pub fn forget(&mut self) {
+        self.graph = None;
+    }
+
     /// Starts all steps one by one.
     ///
     /// # Errors
