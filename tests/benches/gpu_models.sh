@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every shipped model, and Llama with products in tf32, small, on a GPU against the host, and how fast launches are.
+# Every shipped model, Llama with products in tf32 and DeepSeek-V3 with products of e4m3 codes, small, on a GPU against the host, and how fast launches are.
 #
 #   tests/benches/gpu_models.sh build FOLDER    # where the compiler is: libraries for both, what the host computes, and a runner
 #   tests/benches/gpu_models.sh check FOLDER    # where the GPU is: correctness first, then figures
@@ -8,7 +8,7 @@
 set -eu
 do=$1
 folder=$2
-models="llama llama_tf32 strata qwen3_moe deepseek_v3"
+models="llama llama_tf32 strata qwen3_moe deepseek_v3 deepseek_v3_fp8"
 
 settings() {
   case $1 in
@@ -19,6 +19,12 @@ settings() {
       echo vocab_size=32 hidden_size=32 intermediate_size=48 moe_intermediate_size=16 num_hidden_layers=3 \
         first_k_dense_replace=1 num_attention_heads=4 q_lora_rank=16 kv_lora_rank=8 qk_nope_head_dim=8 qk_rope_head_dim=4 \
         v_head_dim=8 n_routed_experts=8 num_experts_per_tok=2 n_group=4 topk_group=2 initializer_range=0.1
+      ;;
+    # Every expert is chosen, so that a router's rounding changes little; codes are multiplied as they are where blocks are of 128.
+    deepseek_v3_fp8)
+      echo vocab_size=32 hidden_size=256 intermediate_size=256 moe_intermediate_size=128 num_hidden_layers=2 \
+        first_k_dense_replace=1 num_attention_heads=2 q_lora_rank=128 kv_lora_rank=128 qk_nope_head_dim=64 qk_rope_head_dim=32 \
+        v_head_dim=64 n_routed_experts=4 num_experts_per_tok=4 n_group=1 topk_group=1 initializer_range=0.06 fp8_block=128
       ;;
   esac
 }
@@ -36,6 +42,10 @@ if [ "$do" = build ]; then
       model=$folder/$m.lode
       sed -e 's/^dims B, T$/&\nprecision { matmul = tf32 }/' -e 's/\bllama(/llama_tf32(/' "$root/models/llama/model.lode" >"$model"
     fi
+    if [ "$m" = deepseek_v3_fp8 ]; then
+      model=$folder/$m.lode
+      sed -e 's/^dims B, T$/&\nprecision { compute = bf16 }/' -e 's/\bdeepseek_v3(/deepseek_v3_fp8(/' "$root/models/deepseek_v3/model.lode" >"$model"
+    fi
     "$lode" build "$model" "$@" --lib c -o "$folder/host"
     "$lode" build "$model" "$@" --lib c --no-optimize -o "$folder/plain"
     "$lode" build "$model" "$@" --target sm_90a --lib none -o "$folder/gpu"
@@ -43,7 +53,7 @@ if [ "$do" = build ]; then
   "$runner" record "$folder" $models
   cp "$runner" "$folder/on_gpu"
   cp "$0" "$folder/"
-  rm -rf "$folder/host" "$folder/plain" "$folder/llama_tf32.lode"
+  rm -rf "$folder/host" "$folder/plain" "$folder/llama_tf32.lode" "$folder/deepseek_v3_fp8.lode"
   exit
 fi
 

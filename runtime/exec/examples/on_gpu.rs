@@ -167,6 +167,8 @@ fn check_all(folder: &Path, words: &[&str]) -> Result<bool, ExecError> {
 fn check(folder: &Path, name: &str, problem: &Problem, near: f64) -> Result<bool, ExecError> {
     let (mut host, mut plain) = (read(&reference(folder, name, "host"))?, read(&reference(folder, name, "plain"))?);
     let losses = [&mut host, &mut plain].map(|t| t.remove(LOSSES).map_or_else(Vec::new, |t| t.to_f64()));
+    // Where codes of e4m3 take another value by rounding, two programs of the host are farther apart than what each is from the interpreter.
+    let near = near.max(agree::DRIFT * agree::farthest(&host, &plain).1);
     let begin = Instant::now();
     let library = Library::read(&folder.join("gpu").join(format!("{name}.lodelib")))?;
     let mut s = Session::on_gpu(library, 0, None)?;
@@ -179,7 +181,9 @@ fn check(folder: &Path, name: &str, problem: &Problem, near: f64) -> Result<bool
     let same = (0..3).try_fold(true, |same, _| Ok::<bool, ExecError>(same && agree::once(&mut s, problem)? == first))?;
     s.poison = false;
     let out = empty(name);
-    let trained = agree::losses(&mut s, problem, &out.join("a"))?.to_f64();
+    let trained = agree::losses(&mut s, problem, &out.join("a"))
+        .inspect_err(|_| println!("{name:<12} {ready:>7.2} {kernels:>6} {apart:>10.2e} {worst}, and training fails"))?
+        .to_f64();
     let again = agree::losses(&mut s, problem, &out.join("b"))?.to_f64() == trained;
     let (step, share) = agree::drift(&trained, [&losses[0], &losses[1]]);
     let resumed = agree::resumes(&mut s, &Problem { steps: RESUMED, ..*problem }, &out)?;

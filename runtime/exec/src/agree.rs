@@ -156,7 +156,7 @@ pub fn farthest(a: &Tensors, b: &Tensors) -> (String, f64) {
 
 /// How far losses may be from the host's: rounding makes runs drift apart, and how far is seen between two programs of the host that compute the
 /// same in another order. Four times that, and what rounding of a loss itself may be. # Units: nats.
-const DRIFT: f64 = 4.0;
+pub const DRIFT: f64 = 4.0;
 const FLOOR: f64 = 2e-3;
 
 /// The step with the largest share of its bound, and that share, for losses against those of two programs of the host.
