@@ -1,11 +1,11 @@
 //! PTX of tile programs, for `gpu_check` of the tile crate, and how long it takes:
 //! `cargo run --release -p codegen --example ptx -- FOLDER model.tile… maps`. Reads what `lode build --emit=tile` prints; `maps` stands for a kernel of
 //! every function of f32 and of every conversion, `products` for products of many shapes and with what follows them, `codes` for products of e4m3, `attends` for attention,
-//! `grads` for its gradient, `lists` for attention over lists of blocks, `large_…` for those that are timed. Writes `.tile`, `.ptx` and `.launch` of each into the folder.
+//! `grads` for its gradient, `lists` for attention over lists of blocks, `rows` for rows that are read once, `large_…` for those that are timed. Writes `.tile`, `.ptx` and `.launch` of each into the folder.
 
 use base::{DType, Dim, TensorType};
 use codegen::gpu::Extent;
-use graph::op::{MapFn, map::Kind};
+use graph::op::{MapFn, ReduceFn, map::Kind};
 use std::{fmt::Write, path::Path, time::Instant};
 use tile::{
     Expr, Kernel, LoopKind,
@@ -50,6 +50,8 @@ fn main() {
             "large_grouped" => large_grouped(),
             "large_lists" => large_lists(),
             "indexing" => indexing(),
+            "rows" => rows(&[64, 1032, 5000, 7168, 32_768, 33_000, 65_536, 128_256, 151_936]),
+            "large_rows" => rows(&[4096, 5120, 7168, 16_384, 32_768, 65_536, 128_256, 151_936]),
             "large_grads" => large_grads(),
             "large_products" => large_products(),
             "short_products" => short_products(),
@@ -74,7 +76,8 @@ fn main() {
         );
         let mut launches = String::new();
         for k in &ptx.kernels {
-            let _ = write!(launches, "{}\t{}\t{}\t{}\t{}", k.symbol, k.threads, k.grid, k.dynamic_shared, k.workspace);
+            let _ =
+                write!(launches, "{}\t{}\t{}\t{}\t{}\t{}", k.symbol, k.threads, k.cluster, k.grid, k.dynamic_shared, k.workspace);
             for m in &k.maps {
                 let extent = |e: &Extent| match e {
                     Extent::Const(n) => n.to_string(),
@@ -636,6 +639,53 @@ fn large_grads() -> Vec<Kernel> {
 fn numbered(mut all: Vec<Kernel>) -> Vec<Kernel> {
     all.iter_mut().enumerate().for_each(|(i, k)| k.name = format!("{}_{i}", k.name));
     all
+}
+
+/// The softmax of rows of such lengths, and x less their mean square, in place.
+fn rows(lengths: &[i64]) -> Vec<Kernel> {
+    let dtypes = [DType::BF16, DType::F32];
+    numbered(lengths.iter().flat_map(|n| dtypes.map(|d| [softmax(d, *n), less_square(d, *n)])).flatten().collect())
+}
+
+fn softmax(dtype: DType, n: i64) -> Kernel {
+    let mut b = Build::new(&format!("softmax_{dtype}_{n}"));
+    let (all, rows) = (Dim::sym("B") * Dim::from(n), Dim::sym("B"));
+    let (x, y) = (b.read("x", dtype, all.clone()), b.write("y", dtype, all));
+    b.kernel.buffers.iter_mut().for_each(|b| b.alignment = 16);
+    b.kernel.grid = rows.clone();
+    let rows = b.dim(&rows);
+    b.each_row(rows, 1, |b, row| {
+        let start = b.bind(row * Expr::int(n));
+        let of = |i: Expr| Expr::load(x, start.clone() + i);
+        let most = b.reduce(ReduceFn::Max, Build::f(DType::F32, f64::NEG_INFINITY), Expr::int(n), |_, i| of(i));
+        let power = |i: Expr| Expr::Map(MapFn::Exp, vec![of(i) - Expr::Var(most)]);
+        let sum = b.reduce(ReduceFn::Sum, Build::f(DType::F32, 0.0), Expr::int(n), |_, i| power(i));
+        b.each(Expr::int(n), |b, i| {
+            let (at, value) = (b.bind(start.clone() + i.clone()), b.bind(power(i)));
+            b.store(y, at, Expr::Map(MapFn::Div, vec![value, Expr::Var(sum)]));
+        });
+    });
+    b.finish()
+}
+
+fn less_square(dtype: DType, n: i64) -> Kernel {
+    let mut b = Build::new(&format!("less_square_{dtype}_{n}"));
+    let rows = Dim::sym("B");
+    let x = b.update("x", dtype, rows.clone() * Dim::from(n));
+    b.kernel.buffers.iter_mut().for_each(|b| b.alignment = 16);
+    b.kernel.grid = rows.clone();
+    let rows = b.dim(&rows);
+    b.each_row(rows, 1, |b, row| {
+        let start = b.bind(row * Expr::int(n));
+        let of = |i: Expr| Expr::load(x, start.clone() + i);
+        let sum = b.reduce(ReduceFn::Sum, Build::f(DType::F32, 0.0), Expr::int(n), |_, i| of(i.clone()) * of(i));
+        let mean = b.bind(Expr::Var(sum) * Build::f(DType::F32, 1.0 / n as f64));
+        b.each(Expr::int(n), |b, i| {
+            let (at, value) = (b.bind(start.clone() + i.clone()), b.bind(of(i)));
+            b.store(x, at, value - mean.clone());
+        });
+    });
+    b.finish()
 }
 
 /// y[i] = f(x[i], …) of f32, and each dtype to each other.

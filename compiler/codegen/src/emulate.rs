@@ -15,7 +15,7 @@ use std::{
 use tile::Kernel;
 
 /// Small, so that small problems have several warps and blocks, and scratch that does not fit.
-const LIMITS: Limits = Limits { warp: 4, threads: (8, 16), most: 32, shared_bytes: 4 << 10, hopper: false };
+const LIMITS: Limits = Limits { warp: 4, threads: (8, 16), most: 32, shared_bytes: 4 << 10, hopper: false, cluster: 16 };
 const ALIGN: usize = 128;
 
 /// Kernels compiled for threads of the host.
@@ -33,9 +33,13 @@ struct Thread<'a> {
     grid: i64,
     shared: *mut u8,
     sums: *mut u8,
+    /// From one block's to the next one's of a cluster.
+    sums_bytes: i64,
     workspace: *mut u8,
     wait: extern "C" fn(&Thread<'_>, i64),
     exchange: extern "C" fn(&Thread<'_>, i64, i64, i64) -> i64,
+    /// Among the threads of the cluster.
+    number: usize,
     context: &'a Block,
 }
 
@@ -52,7 +56,7 @@ enum State {
     Done,
 }
 
-/// The threads of a block; one of them runs.
+/// The threads of a block, or of the blocks of a cluster; one of them runs.
 struct Block {
     state: Mutex<(Vec<State>, usize, Vec<i64>)>,
     /// One a thread.
@@ -111,16 +115,14 @@ impl Block {
 }
 
 extern "C" fn wait(thread: &Thread<'_>, size: i64) {
-    let tid = thread.tid as usize;
-    thread.context.pass(tid, State::Waiting(size, 0));
-    thread.context.resume(tid);
+    thread.context.pass(thread.number, State::Waiting(size, 0));
+    thread.context.resume(thread.number);
 }
 
 extern "C" fn exchange(thread: &Thread<'_>, value: i64, distance: i64, lanes: i64) -> i64 {
-    let tid = thread.tid as usize;
-    thread.context.pass(tid, State::Waiting(lanes, value));
-    thread.context.resume(tid);
-    let other = thread.context.state.lock().expect("no thread panics").2[tid ^ distance as usize];
+    thread.context.pass(thread.number, State::Waiting(lanes, value));
+    thread.context.resume(thread.number);
+    let other = thread.context.state.lock().expect("no thread panics").2[thread.number ^ distance as usize];
     // Nobody may pass another value before all have this one.
     wait(thread, lanes);
     other
@@ -156,7 +158,9 @@ impl Emulated {
         let f = self.jit.symbol(name).expect("a kernel has a symbol");
         // SAFETY: the symbol is a function of this type.
         let f = unsafe { std::mem::transmute::<*const (), Function>(f) };
-        let threads = plan.threads as usize;
+        let (threads, cluster) = (plan.threads as usize, i64::from(plan.cluster));
+        // Whole clusters, whose blocks run together.
+        let blocks = (blocks + cluster - 1) / cluster * cluster;
         // What is not set is NaN.
         let memory = |bytes: usize| {
             let mut m = vec![0xffu8; bytes + ALIGN];
@@ -165,32 +169,35 @@ impl Emulated {
         };
         let (mut workspace, skip) = memory(plan.workspace_bytes * blocks as usize);
         let workspace = workspace[skip..].as_mut_ptr();
-        for ctaid in 0..blocks {
-            let ((mut shared, shared_skip), (mut sums, sums_skip)) = (memory(plan.shared_bytes), memory(*sums));
-            let (shared, sums) = (shared[shared_skip..].as_mut_ptr(), sums[sums_skip..].as_mut_ptr());
-            let block = Block::new(threads, reversed);
-            let start = |tid: usize| Thread {
-                tid: tid as i64,
-                ctaid,
+        for first in (0..blocks).step_by(cluster as usize) {
+            let ((mut shared, shared_skip), (mut all_sums, sums_skip)) =
+                (memory(plan.shared_bytes), memory(*sums * cluster as usize));
+            let (shared, all_sums) = (shared[shared_skip..].as_mut_ptr(), all_sums[sums_skip..].as_mut_ptr());
+            let block = Block::new(threads * cluster as usize, reversed);
+            let start = |number: usize| Thread {
+                tid: (number % threads) as i64,
+                ctaid: first + (number / threads) as i64,
                 nctaid: blocks,
                 grid,
                 shared,
-                sums,
+                sums: all_sums.wrapping_add(number / threads * *sums),
+                sums_bytes: *sums as i64,
                 workspace,
                 wait,
                 exchange,
+                number,
                 context: &block,
             };
             let passed = Passed(buffers, dims);
             std::thread::scope(|s| {
-                for thread in (0..threads).map(start) {
+                for thread in (0..threads * cluster as usize).map(start) {
                     let passed = &passed;
                     s.spawn(move || {
                         let thread = thread;
-                        thread.context.resume(thread.tid as usize);
+                        thread.context.resume(thread.number);
                         // SAFETY: as the caller says, and the memory is what the plan asks for.
                         unsafe { f(passed.0.as_ptr(), passed.1.as_ptr(), &thread) };
-                        thread.context.pass(thread.tid as usize, State::Done);
+                        thread.context.pass(thread.number, State::Done);
                     });
                 }
             });

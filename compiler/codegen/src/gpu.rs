@@ -80,7 +80,7 @@ pub struct Ptx {
 }
 
 /// Of a Hopper GPU: 227 KiB of shared memory a block, of which reductions may take 3.
-const LIMITS: Limits = Limits { warp: 32, threads: (128, 256), most: 1024, shared_bytes: 224 << 10, hopper: true };
+const LIMITS: Limits = Limits { warp: 32, threads: (128, 256), most: 1024, shared_bytes: 224 << 10, hopper: true, cluster: 16 };
 
 /// The MLIR text of the kernels as GPU code, as it is before lowering.
 ///
@@ -163,7 +163,7 @@ fn emit(i: usize, kernel: &Kernel, places: &Places) -> Result<(Function, GpuKern
     let launch = GpuKernel {
         symbol: k.name.clone(),
         threads: plan.launched(),
-        cluster: if plan.hopper.as_ref().is_some_and(|h| h.pairs) { 2 } else { 1 },
+        cluster: plan.clustered(),
         grid: plan.grid.clone(),
         blocks: plan.blocks.clone(),
         static_shared: function.reductions,

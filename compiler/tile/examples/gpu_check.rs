@@ -137,9 +137,21 @@ impl Driver {
         let (name, mut f) = (CString::new(l.symbol.as_str()).expect("a name"), std::ptr::null_mut::<c_void>());
         call!(self, c"cuModuleGetFunction",
             &mut f => *mut *mut c_void, module => *mut c_void, name.as_ptr() => *const c_char);
-        // 8: the limit of dynamic shared memory.
+        // 8: the limit of dynamic shared memory; 14: clusters that not every device has room for.
         call!(self, c"cuFuncSetAttribute", f => *mut c_void, 8 => c_int, l.dynamic_shared as c_int => c_int);
+        if l.cluster > 8 {
+            call!(self, c"cuFuncSetAttribute", f => *mut c_void, 14 => c_int, 1 => c_int);
+        }
         f
+    }
+    /// How many blocks of a kernel in clusters run at the same time.
+    fn in_clusters(&self, f: *mut c_void, l: &Launch) -> i64 {
+        let none = std::ptr::null_mut();
+        let size = [l.cluster as u32, 1, 1, l.threads, 1, 1, l.dynamic_shared as u32];
+        let (config, mut count) = (Config { size, stream: none, attributes: none, count: 0 }, 0);
+        call!(self, c"cuOccupancyMaxActiveClusters",
+            &mut count => *mut c_int, f => *mut c_void, &raw const config => *const Config);
+        i64::from(count) * l.cluster
     }
     /// The tensor maps of a launch on buffers, with these dims.
     fn maps(&self, l: &Launch, buffers: &[Address], dims: &[i64]) -> Vec<TensorMap> {
@@ -203,10 +215,21 @@ struct MapOf {
     axes: Vec<(Extent, Extent)>,
 }
 
+/// What the driver knows as `CUlaunchConfig`: blocks and threads along three axes, shared memory; then no attributes.
+#[repr(C)]
+struct Config {
+    size: [u32; 7],
+    stream: *mut c_void,
+    attributes: *mut c_void,
+    count: u32,
+}
+
 /// A line of a `.launch` file.
 struct Launch {
     symbol: String,
     threads: u32,
+    /// Neighbouring blocks that are launched together.
+    cluster: i64,
     grid: Dim,
     dynamic_shared: usize,
     workspace: usize,
@@ -217,7 +240,7 @@ fn launches(text: &str) -> BTreeMap<String, Launch> {
     let parse = |line: &str| {
         let f: Vec<&str> = line.split('\t').collect();
         let n = |i: usize| f[i].parse::<usize>().expect("a number");
-        let grid = f[2].parse().expect("a dim");
+        let grid = f[3].parse().expect("a dim");
         let map = |text: &&str| {
             let w: Vec<&str> = text.split(' ').collect();
             let extent = |t: &str| match t.strip_prefix('d') {
@@ -228,8 +251,16 @@ fn launches(text: &str) -> BTreeMap<String, Launch> {
             let n = |i: usize| w[i].parse::<u32>().expect("a number");
             MapOf { buffer: n(0) as usize, dtype: w[1].parse().expect("a dtype"), rows: n(2), runs: n(3), cols: n(4), axes }
         };
-        let maps = f[5..].iter().map(map).collect();
-        Launch { symbol: f[0].into(), threads: n(1) as u32, grid, dynamic_shared: n(3), workspace: n(4), maps }
+        let maps = f[6..].iter().map(map).collect();
+        Launch {
+            symbol: f[0].into(),
+            threads: n(1) as u32,
+            cluster: n(2) as i64,
+            grid,
+            dynamic_shared: n(4),
+            workspace: n(5),
+            maps,
+        }
     };
     text.lines().map(parse).map(|l| (l.symbol.clone(), l)).collect()
 }
@@ -326,11 +357,10 @@ fn check(d: &Driver, module: *mut c_void, k: &Kernel, l: &Launch, env: &DimEnv, 
         return Ok(false);
     }
     let f = d.function(module, l);
-    let work = eval(&l.grid, env).max(if k.in_pairs() { 2 } else { 1 });
+    let work = eval(&l.grid, env).max(l.cluster);
     let mut first: Option<Vec<Vec<u8>>> = None;
-    // Clusters of two are launched whole.
-    let some = if k.in_pairs() { 4 } else { 3 };
-    for blocks in [work, some, work] {
+    // Clusters are launched whole.
+    for blocks in [work, (3 + l.cluster - 1) / l.cluster * l.cluster, work] {
         let buffers: Vec<Address> = k
             .buffers
             .iter()
@@ -389,10 +419,11 @@ fn time(d: &Driver, module: *mut c_void, k: &Kernel, l: &Launch, env: &DimEnv) -
     if sizes.iter().sum::<usize>() > 20 << 30 {
         return None;
     }
+    let f = d.function(module, l);
     let most = if l.workspace > 0 { 264 } else { i64::from(i32::MAX) };
+    let most = if l.cluster > 1 { d.in_clusters(f, l) } else { most };
     // One block of these fits a processor.
     let blocks = eval(&l.grid, env).clamp(1, if l.maps.is_empty() { most } else { 132 });
-    let f = d.function(module, l);
     let mut held: Vec<Address> = k.buffers.iter().zip(&sizes).map(|(b, n)| d.timed(b, *n, env)).collect();
     held.push(d.allocate(l.workspace * blocks as usize, 0));
     let workspace = held[sizes.len()];

@@ -53,8 +53,8 @@ pub(crate) fn validate(m: &Manifest) -> Result<(), String> {
 
 /// Threads of a block, and its shared memory. # Units: threads, bytes. # Source: CUDA C++ programming guide, technical specifications of 9.0.
 const MAX_THREADS: u32 = 1024;
-/// Blocks of a cluster. # Source: CUDA C++ programming guide, thread block clusters.
-const MAX_CLUSTER: u32 = 8;
+/// Blocks of a cluster; more than 8 a function has to ask for. # Source: CUDA C++ programming guide, thread block clusters.
+const MAX_CLUSTER: u32 = 16;
 const MAX_SHARED: usize = 227 << 10;
 /// What a tensor map may be. # Units: axes, elements, elements. # Source: CUDA driver API, cuTensorMapEncodeTiled; 128 bytes are permuted.
 const MAX_AXES: usize = 5;

@@ -34,6 +34,7 @@ impl Emitter<'_> {
     /// `v = f(v, e)`.
     pub(super) fn accumulate(&mut self, v: VarId, f: ReduceFn, e: &Expr, kind: LoopKind) {
         let value = self.expr(e);
+        let value = self.if_there(value, f, v);
         let ty = self.type_of(v);
         if let Some(p) = self.partial.iter().find(|p| p.var == v) {
             let (extreme, nan) = (p.extreme.clone(), p.nan.clone());

@@ -74,6 +74,11 @@ pub(super) struct Simt {
     in_step: bool,
     /// Values that each warp passes to the others at once, at most.
     passed: usize,
+    /// Values that each block of a cluster has passed to the others for a row, and reductions that did; and the most of any row.
+    told: (usize, usize),
+    most_told: usize,
+    /// Whether the turns at hand are there, where a thread may have none left.
+    there: Option<String>,
 }
 
 impl Simt {
@@ -165,10 +170,14 @@ impl Simt {
     }
     fn size(&self) -> u32 {
         match self.team {
-            Team::Block => self.plan.threads,
+            Team::Block => self.plan.threads * self.plan.cluster,
             Team::Lanes(n) => n,
             Team::Thread => 1,
         }
+    }
+    /// Whether the turns at hand are there, if that is not certain.
+    pub(super) fn there(&self) -> Option<&String> {
+        self.there.as_ref()
     }
 }
 
@@ -266,6 +275,9 @@ pub(crate) fn function(i: usize, (k, plan): (&Kernel, &Plan), marks: &BTreeMap<V
         aligned_row: None,
         in_step: false,
         passed: 0,
+        told: (0, 0),
+        most_told: 0,
+        there: None,
     });
     let (text, reductions) = e.threads(i);
     Function { text, reductions, helpers: e.w.helpers, has_lines }
@@ -315,7 +327,8 @@ impl Emitter<'_> {
             None => self.blocks(&plan.body, |e| e.stmts(&plan.body, LoopKind::Serial)),
         }
         let body = self.w.take();
-        let reductions = self.simt().passed * (plan.threads / plan.warp) as usize * 8;
+        // What blocks tell each other lies behind what warps do.
+        let reductions = self.told_begin() + self.simt().most_told * plan.cluster as usize * 8;
         self.prologue(&plan, reductions);
         let statements = without_unused(&[self.w.head.as_str(), &self.w.out, &body].concat());
         let args = self.arguments(&plan);
@@ -330,8 +343,10 @@ impl Emitter<'_> {
         let attributes = match self.simt().machine {
             Machine::Gpu => {
                 let (blocks, threads) = (plan.neighbours(k), plan.launched());
-                let pairs = plan.hopper.as_ref().is_some_and(|h| h.pairs);
-                let cluster = if pairs { ", nvvm.cluster_dim = array<i32: 2, 1, 1>" } else { "" };
+                let cluster = match plan.clustered() {
+                    1 => String::new(),
+                    n => format!(", nvvm.cluster_dim = array<i32: {n}, 1, 1>"),
+                };
                 format!(
                     " attributes {{nvvm.kernel, nvvm.maxntid = array<i32: {threads}>, nvvm.minctasm = {blocks} : i32{cluster}}}"
                 )
@@ -404,6 +419,16 @@ impl Emitter<'_> {
             let (ty, bytes) = (self.simt().workspace_pointer(), self.w.int(plan.workspace_bytes as i64, "i64"));
             self.w.line(&format!("%own_workspace = arith.muli %ctaid, {bytes} : i64"));
             self.w.line(&format!("%own = llvm.getelementptr %workspace[%own_workspace] : ({ty}, i64) -> {ty}, i8"));
+        }
+        if plan.cluster > 1 {
+            let [threads, blocks] = [plan.threads, plan.cluster].map(|n| self.w.int(i64::from(n), "i64"));
+            self.w.line(&format!("%in_cluster = arith.remui %ctaid, {blocks} : i64"));
+            let before = self.w.bin("muli", "%in_cluster", &threads, "i64");
+            self.w.line(&format!("%thread_of_cluster = arith.addi {before}, %tid : i64"));
+            self.w.line(&format!("%cluster = arith.divui %ctaid, {blocks} : i64"));
+            self.w.line(&format!("%clusters = arith.divui %nctaid, {blocks} : i64"));
+            let (ty, told) = (self.simt().shared_pointer(), self.told_begin());
+            self.w.line(&format!("%told = llvm.getelementptr %sums[{told}] : ({ty}) -> {ty}, i8"));
         }
         let warp = self.w.int(i64::from(plan.warp), "i64");
         self.w.line(&format!("%lane = arith.remui %tid, {warp} : i64"));
@@ -491,6 +516,11 @@ impl Emitter<'_> {
         let threads = i64::from(self.simt().plan.threads);
         let count = self.expr(&rows.count);
         let (first, step) = match rows.team {
+            Team::Block if self.simt().plan.cluster > 1 => {
+                // Nobody writes to a block that is not there yet.
+                self.wait();
+                ("%cluster".to_string(), "%clusters".to_string())
+            }
             Team::Block => ("%ctaid".to_string(), "%nctaid".to_string()),
             Team::Lanes(_) | Team::Thread => {
                 let lanes = if let Team::Lanes(n) = rows.team { i64::from(n) } else { 1 };
@@ -514,7 +544,7 @@ impl Emitter<'_> {
             let multiples = [&Expr::int(0), &rows.count].map(|e| self.multiple(e));
             return self.alone(|e| e.turns(rows.var, ([&zero, &count], multiples), [&first, &step], known, &rows.body));
         }
-        let size = if let Team::Lanes(n) = rows.team { n } else { self.simt().plan.threads };
+        let size = if let Team::Lanes(n) = rows.team { n } else { self.simt().size() };
         let Some(mems) = read_once(self.k, &rows.body, i64::from(size)) else {
             return self.each_row(rows, [&first, &count, &step]);
         };
@@ -548,7 +578,9 @@ impl Emitter<'_> {
             simt.team = rows.team;
             // What scratch held for the last row may still be read.
             simt.since.join(&scratch_only(Access::of(&rows.body)));
-            simt.combined |= rows.team == Team::Block;
+            // Blocks of a cluster wait for each other after each reduction.
+            simt.combined |= rows.team == Team::Block && simt.plan.cluster == 1;
+            simt.told = (0, 0);
             let mut rest = &rows.body[..];
             while let Some((s, after)) = rest.split_first() {
                 if e.simt().aligned_row.is_none()
@@ -560,6 +592,10 @@ impl Emitter<'_> {
                 }
                 e.stmt(s, LoopKind::Serial);
                 rest = after;
+            }
+            // Where two blocks reduce once a row, one may tell what it has of the next before the other has read this.
+            if e.simt().told.1 == 1 {
+                e.wait();
             }
         });
         self.w.line("}");
@@ -744,6 +780,11 @@ impl Emitter<'_> {
     fn wait(&mut self) {
         match (self.simt().machine, self.simt().team) {
             (_, Team::Thread) => {}
+            (Machine::Gpu, Team::Block) if self.simt().plan.cluster > 1 => {
+                for half in ["arrive", "wait"] {
+                    self.w.line(&format!("llvm.call_intrinsic \"llvm.nvvm.barrier.cluster.{half}.aligned\"() : () -> ()"));
+                }
+            }
             (Machine::Gpu, Team::Block) if self.simt().plan.hopper.is_some() => self.wait_consumers(),
             (Machine::Gpu, Team::Block) => {
                 if self.simt().copies {
@@ -751,21 +792,34 @@ impl Emitter<'_> {
                         "llvm.inline_asm has_side_effects asm_dialect = att \"cp.async.wait_all;\", \"~{memory}\" : () -> ()",
                     );
                 }
-                let zero = self.w.int(0, "i32");
-                self.w.line(&format!("llvm.call_intrinsic \"llvm.nvvm.barrier.cta.sync.aligned.all\"({zero}) : (i32) -> ()"));
+                self.barrier_of_block();
             }
             (Machine::Gpu, Team::Lanes(_)) => {
                 let mask = self.lane_mask();
                 self.w.line(&format!("llvm.call_intrinsic \"llvm.nvvm.bar.warp.sync\"({mask}) : (i32) -> ()"));
             }
-            (Machine::Emulated, _) => {
-                let size = i64::from(self.simt().size());
-                let size = self.w.int(size, "i64");
-                self.w.line(&format!("llvm.call %wait(%thread, {size}) : !llvm.ptr, (!llvm.ptr, i64) -> ()"));
-            }
+            (Machine::Emulated, _) => self.wait_emulated(self.simt().size()),
         }
         self.simt_mut().since = Access::default();
         self.simt_mut().combined = false;
+    }
+    fn barrier_of_block(&mut self) {
+        let zero = self.w.int(0, "i32");
+        self.w.line(&format!("llvm.call_intrinsic \"llvm.nvvm.barrier.cta.sync.aligned.all\"({zero}) : (i32) -> ()"));
+    }
+    fn wait_emulated(&mut self, threads: u32) {
+        let threads = self.w.int(i64::from(threads), "i64");
+        self.w.line(&format!("llvm.call %wait(%thread, {threads}) : !llvm.ptr, (!llvm.ptr, i64) -> ()"));
+    }
+    /// Waits for the other warps of the block, before one reads what another has of a reduction.
+    fn wait_for_warps(&mut self) {
+        if self.simt().plan.cluster == 1 {
+            return self.wait();
+        }
+        match self.simt().machine {
+            Machine::Gpu => self.barrier_of_block(),
+            Machine::Emulated => self.wait_emulated(self.simt().plan.threads),
+        }
     }
     /// The lanes of the team that this thread is in, as bits.
     fn lane_mask(&mut self) -> String {
@@ -782,6 +836,7 @@ impl Emitter<'_> {
     /// This thread's number in its team.
     fn rank(&mut self) -> String {
         match self.simt().team {
+            Team::Block if self.simt().plan.cluster > 1 => "%thread_of_cluster".into(),
             Team::Block => "%tid".into(),
             Team::Lanes(n) => {
                 let mask = self.w.int(i64::from(n) - 1, "i64");
@@ -1014,10 +1069,11 @@ impl Emitter<'_> {
         };
         if let Some(aligned) = self.simt().aligned_row
             && let Some((n, lanes)) = known.zip(lanes)
-            && let Some(times) = units.times_of_row(n, lanes)
+            && let Some((times, ragged)) = units.times_of_row(n, lanes)
         {
             let groups = self.w.int(n / units.turns as i64, "i64");
-            return self.at_once(var, lo, [rank, &groups, step], (&units, aligned), aligned.then_some(times), body);
+            let times = aligned.then_some((times, ragged));
+            return self.at_once(var, lo, [rank, &groups, step], (&units, aligned), times, body);
         }
         let aligned = self.are_aligned(&units, (lo, multiples[0]));
         let whole = multiples.iter().all(|n| n % units.turns as i64 == 0);
@@ -1035,7 +1091,7 @@ impl Emitter<'_> {
             let first = self.w.bin("addi", &first, rank, "i64");
             return self.one_by_one(var, [&first, hi, step], body);
         }
-        let times = known.zip(lanes).and_then(|(n, lanes)| units.times(n, lanes));
+        let times = known.zip(lanes).and_then(|(n, lanes)| units.times(n, lanes)).map(|times| (times, false));
         match &aligned {
             Some(aligned) if units.reduces || times.is_some() => {
                 self.w.line(&format!("scf.if {aligned} {{"));
@@ -1101,14 +1157,14 @@ impl Emitter<'_> {
         self.inside(|e| e.stmts(body, LoopKind::Serial));
         self.w.line("}");
     }
-    /// Groups of turns from `first` on, each at once; so many one after the other, or in a loop.
+    /// Groups of turns from `first` on, each at once; so many one after the other, of which the last may not be there, or in a loop.
     fn at_once(
         &mut self,
         var: VarId,
         lo: &str,
         [first, groups, step]: [&str; 3],
         (units, aligned): (&Units, bool),
-        times: Option<i64>,
+        times: Option<(i64, bool)>,
         body: &[Stmt],
     ) {
         let one = |e: &mut Self, group: &str| {
@@ -1116,12 +1172,19 @@ impl Emitter<'_> {
             e.side_by_side(&mut turns, (units, aligned), body);
             e.simt_mut().at_once = None;
         };
-        if let Some(times) = times {
+        if let Some((times, ragged)) = times {
             for i in 0..times {
                 let before = self.w.int(i, "i64");
                 let before = self.w.bin("muli", step, &before, "i64");
-                let group = self.w.bin("addi", first, &before, "i64");
+                let mut group = self.w.bin("addi", first, &before, "i64");
+                if ragged && i + 1 == times {
+                    // Another group of the thread stands for one that is not there: it is read, and counts for nothing.
+                    let there = self.w.cmpi("slt", &group, groups, "i64");
+                    group = self.w.select(&there, &group, first, "i64");
+                    self.simt_mut().there = Some(there);
+                }
                 one(self, &group);
+                self.simt_mut().there = None;
             }
             return;
         }
@@ -1148,6 +1211,10 @@ impl Emitter<'_> {
             let first = part.iter().position(|s| matches!(s, Stmt::Store { .. })).unwrap_or(part.len());
             let (loads, rest) = loads_ahead(self.k, &part[..first]);
             for part in [loads, rest, part[first..].iter().collect()] {
+                let conditional = self.simt().there.clone().filter(|_| matches!(part.first(), Some(Stmt::Store { .. })));
+                if let Some(there) = &conditional {
+                    self.w.line(&format!("scf.if {there} {{"));
+                }
                 let mut extremes: Vec<(VarId, ReduceFn, Vec<String>)> = Vec::new();
                 for (turn, vars) in turns.iter_mut().enumerate() {
                     std::mem::swap(&mut self.vars, vars);
@@ -1158,6 +1225,7 @@ impl Emitter<'_> {
                             continue;
                         };
                         let value = self.expr(e);
+                        let value = self.if_there(value, *f, *v);
                         match extremes.iter_mut().find(|(w, g, _)| w == v && g == f) {
                             Some((.., values)) => values.push(value),
                             None => extremes.push((*v, *f, vec![value])),
@@ -1171,6 +1239,9 @@ impl Emitter<'_> {
                     let most = self.in_pairs(values, |e, a, b| e.combine(f, a, b, ty, false));
                     let new = self.combine(f, &old, &most, ty, false);
                     self.store(&new, &p, ty);
+                }
+                if conditional.is_some() {
+                    self.w.line("}");
                 }
             }
         }
@@ -1289,7 +1360,7 @@ impl Emitter<'_> {
         if team == Team::Block && warps > 1 {
             self.simt_mut().passed = self.simt().passed.max(partial.len());
             if self.simt().combined {
-                self.wait();
+                self.wait_for_warps();
             }
             let (zero, pointer) = (self.w.int(0, "i64"), self.simt().shared_pointer());
             let first = self.w.cmpi("eq", "%lane", &zero, "i64");
@@ -1303,7 +1374,7 @@ impl Emitter<'_> {
                 }
             });
             self.w.line("}");
-            self.wait();
+            self.wait_for_warps();
             self.simt_mut().combined = true;
             for (a, (v, f, _)) in partial.iter().enumerate() {
                 let ty = self.type_of(*v);
@@ -1320,6 +1391,9 @@ impl Emitter<'_> {
                 of_lanes[a] = sum.expect("a block has warps");
             }
         }
+        if team == Team::Block && self.simt().plan.cluster > 1 {
+            self.combine_blocks(&partial, &mut of_lanes);
+        }
         for ((v, f, whole), value) in partial.into_iter().zip(of_lanes) {
             let ty = self.type_of(v);
             let old = self.load(&whole, ty);
@@ -1328,6 +1402,64 @@ impl Emitter<'_> {
             self.vars[v.0 as usize] = Slot::Memory(whole);
             self.simt_mut().partial.retain(|w| *w != v);
         }
+    }
+    /// What the blocks of a cluster have of each variable, in their order: each tells it to all, in shared memory of theirs that no other reduction of the row uses.
+    fn combine_blocks(&mut self, partial: &[(VarId, ReduceFn, String)], values: &mut [String]) {
+        let (blocks, pointer) = (self.simt().plan.cluster as usize, self.simt().shared_pointer());
+        let (told, reductions) = self.simt().told;
+        self.simt_mut().told = (told + partial.len(), reductions + 1);
+        self.simt_mut().most_told = self.simt().most_told.max(told + partial.len());
+        let count = self.w.int(blocks as i64, "i64");
+        let tells = self.w.cmpi("slt", "%tid", &count, "i64");
+        self.w.line(&format!("scf.if {tells} {{"));
+        self.inside(|e| {
+            for (a, ((v, ..), value)) in partial.iter().zip(values.iter()).enumerate() {
+                let (ty, before) = (e.type_of(*v), e.w.int(((told + a) * blocks) as i64, "i64"));
+                let at = e.w.bin("addi", "%in_cluster", &before, "i64");
+                let p = e.w.op(&format!("llvm.getelementptr %told[{at}] : ({pointer}, i64) -> {pointer}, i64"));
+                let (p, pointer) = e.of_other_block(&p);
+                e.w.line(&format!("llvm.store {value}, {p} : {ty}, {pointer}"));
+            }
+        });
+        self.w.line("}");
+        self.wait();
+        for (a, (v, f, _)) in partial.iter().enumerate() {
+            let ty = self.type_of(*v);
+            let of_blocks: Vec<String> = (0..blocks)
+                .map(|i| {
+                    let at = (told + a) * blocks + i;
+                    let p = self.w.op(&format!("llvm.getelementptr %told[{at}] : ({pointer}) -> {pointer}, i64"));
+                    self.w.op(&format!("llvm.load {p} : {pointer} -> {ty}"))
+                })
+                .collect();
+            values[a] = self.in_pairs(of_blocks, |e, a, b| e.combine(*f, a, b, ty, false));
+        }
+    }
+    /// The same place in the shared memory of the block of the cluster that has this thread's number.
+    fn of_other_block(&mut self, p: &str) -> (String, &'static str) {
+        match self.simt().machine {
+            Machine::Gpu => {
+                let block = self.w.convert("trunci", "%tid", "i64", "i32");
+                let call = format!("llvm.call_intrinsic \"llvm.nvvm.mapa.shared.cluster\"({p}, {block})");
+                (self.w.op(&format!("{call} : (!llvm.ptr<3>, i32) -> !llvm.ptr<7>")), "!llvm.ptr<7>")
+            }
+            Machine::Emulated => {
+                let away = self.w.bin("subi", "%tid", "%in_cluster", "i64");
+                let bytes = self.w.bin("muli", &away, "%sums_bytes", "i64");
+                (self.w.op(&format!("llvm.getelementptr {p}[{bytes}] : (!llvm.ptr, i64) -> !llvm.ptr, i8")), "!llvm.ptr")
+            }
+        }
+    }
+    /// Where what blocks tell each other begins in the memory of reductions. # Units: bytes.
+    fn told_begin(&self) -> usize {
+        let plan = &self.simt().plan;
+        self.simt().passed * (plan.threads / plan.warp) as usize * 8
+    }
+    /// A value that is accumulated: what changes nothing, if the turn at hand is not there.
+    pub(super) fn if_there(&mut self, value: String, f: ReduceFn, v: VarId) -> String {
+        let Some(there) = self.simt.as_ref().and_then(Simt::there).cloned() else { return value };
+        let nothing = self.constant(neutral(f), self.k.vars[v.0 as usize]);
+        self.w.select(&there, &value, &nothing, self.type_of(v))
     }
     /// The instruction by which the lanes of a warp reduce, of integers alone.
     fn lane_reduction(&self, f: ReduceFn, ty: &str) -> Option<&'static str> {
@@ -1389,16 +1521,18 @@ const ALIGNED: i64 = 16;
 const GROUPS: i64 = 4;
 
 /// What a thread of the host that stands for one of a GPU is passed, in order.
-const THREAD: [(&str, &str); 10] = [
+const THREAD: [(&str, &str); 12] = [
     ("tid", "i64"),
     ("ctaid", "i64"),
     ("nctaid", "i64"),
     ("grid", "i64"),
     ("shared", "!llvm.ptr"),
     ("sums", "!llvm.ptr"),
+    ("sums_bytes", "i64"),
     ("workspace", "!llvm.ptr"),
     ("wait", "!llvm.ptr"),
     ("exchange", "!llvm.ptr"),
+    ("number", "i64"),
     ("context", "!llvm.ptr"),
 ];
 

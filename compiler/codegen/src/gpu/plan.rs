@@ -8,7 +8,7 @@
 use super::{
     access::{Access, expr_uses, exprs, stmt_uses, visit},
     hopper::{self, Hopper},
-    rows::{self, read_once},
+    rows::{self, is_one_pass, read_once},
     unit::Units,
 };
 use crate::{
@@ -69,6 +69,8 @@ pub(crate) struct Limits {
     pub shared_bytes: usize,
     /// Whether there are warp groups with products of their own, and copies that threads do not carry.
     pub hopper: bool,
+    /// Blocks that may write each other's shared memory, at most.
+    pub cluster: u32,
 }
 
 /// Rows that are dealt out over the grid.
@@ -89,6 +91,8 @@ pub(crate) struct Rows {
 pub(crate) struct Plan {
     /// Threads of a block.
     pub threads: u32,
+    /// Blocks that take a row together, each with a part of it: a cluster.
+    pub cluster: u32,
     /// Threads of a warp.
     pub warp: u32,
     /// What each block does first, or all that it does.
@@ -165,6 +169,8 @@ const MOST_OF_WARP: i64 = 16;
 const LOADED_BYTES: usize = 96 << 10;
 const ROW_THREADS: u32 = 1536;
 const ROW_ELEMS: usize = 16;
+/// Threads of a processor that keep long rows: each has 64 registers.
+const CLUSTER_THREADS: u32 = 1024;
 /// A row with more in its vector loops than this is for a whole block.
 const LARGE_ROW: i64 = 4096;
 /// So many threads leave most of a large device idle.
@@ -193,6 +199,10 @@ impl Plan {
     pub(crate) fn launched(&self) -> u32 {
         self.threads + if self.hopper.is_some() { hopper::GROUP } else { 0 }
     }
+    /// Neighbouring blocks that are a cluster.
+    pub(crate) fn clustered(&self) -> u32 {
+        if self.hopper.as_ref().is_some_and(|h| h.pairs) { 2 } else { self.cluster }
+    }
     /// How many blocks a processor has at least: of blocks that take a row at a time and keep it in registers so many that what some load hides that others
     /// wait, if few threads with few registers can; else what warp groups ask for.
     pub(crate) fn neighbours(&self, k: &Kernel) -> u32 {
@@ -200,6 +210,9 @@ impl Plan {
             return h.neighbours;
         }
         let Some(r) = self.rows.as_ref().filter(|r| r.team == Team::Block) else { return 1 };
+        if self.cluster > 1 {
+            return CLUSTER_THREADS / self.threads;
+        }
         let Some(mems) = read_once(k, &r.body, i64::from(self.threads)) else { return 1 };
         let read = Access::of(&r.body).read;
         let elems = widest(&r.body).map_or(0, |n| n as usize);
@@ -223,11 +236,11 @@ impl Plan {
         // Threads of a block that has no rows to deal out take several turns at once, where they can.
         let widest = if rows.is_none() { widest / i64::from(turns_at_once(k, &body).unwrap_or(1)) } else { widest };
         let (least, most) = limits.threads;
-        let threads = match rows.as_ref().map(|r| r.team) {
-            Some(Team::Thread) => most,
-            Some(Team::Lanes(_)) => least,
-            Some(Team::Block) if let Some(n) = rows.as_ref().and_then(|r| threads_of_row(k, &r.body, limits)) => n,
-            Some(Team::Block) | None => (widest.clamp(1, i64::from(most)) as u32).next_power_of_two().clamp(least, most),
+        let (threads, cluster) = match rows.as_ref().map(|r| r.team) {
+            Some(Team::Thread) => (most, 1),
+            Some(Team::Lanes(_)) => (least, 1),
+            Some(Team::Block) if let Some(held) = rows.as_ref().and_then(|r| threads_of_row(k, &r.body, limits)) => held,
+            Some(Team::Block) | None => ((widest.clamp(1, i64::from(most)) as u32).next_power_of_two().clamp(least, most), 1),
         };
         let own = rows.as_ref().filter(|r| r.team == Team::Thread).map(|r| Access::of(&r.body).written);
         let products = products(k, &body);
@@ -286,12 +299,13 @@ impl Plan {
                 };
                 let own = |i: usize| Dim::sym(&format!("d{i}"));
                 let count = [extent(&r.count, &|i| k.dims[i].clone()), extent(&r.count, &own)];
-                let [grid, blocks] = count.map(|n| n.ceil_div(&Dim::from(per_block)));
+                let [grid, blocks] = count.map(|n| n.ceil_div(&Dim::from(per_block)) * Dim::from(i64::from(cluster)));
                 (grid, blocks)
             }
         };
         Plan {
             threads,
+            cluster,
             warp: limits.warp,
             body,
             rows,
@@ -372,10 +386,14 @@ fn keeps_little(k: &Kernel, limits: Limits) -> bool {
     k.scratch.iter().map(bytes).sum::<usize>() * warps <= limits.shared_bytes
 }
 
-/// The threads of a block that reads a row once.
-fn threads_of_row(k: &Kernel, row: &[Stmt], limits: Limits) -> Option<u32> {
-    let all = [limits.threads.1, 2 * limits.threads.1, 4 * limits.threads.1];
-    all.into_iter().filter(|n| *n <= limits.most).find(|n| read_once(k, row, i64::from(*n)).is_some())
+/// The threads of a block that reads a row once, and how many blocks it takes where one cannot keep the row.
+fn threads_of_row(k: &Kernel, row: &[Stmt], limits: Limits) -> Option<(u32, u32)> {
+    let of_one = [1, 2, 4].map(|n| (n * limits.threads.1, 1));
+    // Two blocks of a processor hide what each waits for.
+    let of_many = [2, 4, 8, 16].map(|blocks| (2 * limits.threads.1, blocks));
+    let few = if k.scratch.is_empty() && !is_one_pass(row) { limits.cluster } else { 1 };
+    let all = of_one.into_iter().chain(of_many).filter(|(n, blocks)| *n <= limits.most && *blocks <= few);
+    all.into_iter().find(|(n, blocks)| read_once(k, row, i64::from(n * blocks)).is_some())
 }
 
 /// Whether elements are few and each sums so much that a thread would be at it long after the others have nothing to do.

@@ -18,13 +18,13 @@ const UNIT: i64 = 16;
 pub(crate) fn read_once(k: &Kernel, row: &[Stmt], threads: i64) -> Option<BTreeSet<Mem>> {
     let lets: BTreeMap<VarId, &Expr> =
         row.iter().filter_map(|s| if let Stmt::Let(v, e) = s { Some((*v, e)) } else { None }).collect();
-    let (mut mems, mut loops) = (BTreeSet::new(), 0);
+    let (mut mems, mut loops, mut ragged) = (BTreeSet::new(), 0, false);
     for s in row {
         match s {
             Stmt::For { var, lo, hi, kind: LoopKind::Vector, body } => {
                 let units = Units::new(k, *var, body)?;
                 let turns = hi.known().filter(|_| lo.known() == Some(0))?;
-                units.times_of_row(turns, threads)?;
+                ragged |= units.times_of_row(turns, threads)?.1;
                 let whole = |(_, first): &(Mem, Expr)| multiple(k, &lets, first) % units.turns as i64 == 0;
                 if !units.firsts.iter().all(whole) {
                     return None;
@@ -36,7 +36,13 @@ pub(crate) fn read_once(k: &Kernel, row: &[Stmt], threads: i64) -> Option<BTreeS
             Stmt::Let(..) | Stmt::Var(..) | Stmt::Assign(..) | Stmt::Accumulate(..) | Stmt::Store { .. } => {}
         }
     }
-    (loops >= 2).then_some(mems)
+    (loops >= 2 && !(ragged && is_one_pass(row))).then_some(mems)
+}
+
+/// Whether the loops over a row are two that are done as one, so that it need not be kept to be read once.
+pub(crate) fn is_one_pass(row: &[Stmt]) -> bool {
+    let loops = row.iter().filter(|s| matches!(s, Stmt::For { .. })).count();
+    loops == 2 && (0..row.len()).any(|i| Online::of(&row[i..]).is_some())
 }
 
 /// A power of two that divides an index, up to [`UNIT`].

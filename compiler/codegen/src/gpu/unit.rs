@@ -190,12 +190,14 @@ impl Units {
         let short = self.parts as i64 * self.turns as i64 * times <= MAX_PARTS as i64;
         (turns % each == 0 && (2..=MAX_TIMES).contains(&times) && short).then_some(times)
     }
-    /// The same where all loops over a row are such, once too.
-    pub(crate) fn times_of_row(&self, turns: i64, threads: i64) -> Option<i64> {
+    /// The same where all loops over a row are such, once too; and whether there may be nothing left for a thread at the last time.
+    pub(crate) fn times_of_row(&self, turns: i64, threads: i64) -> Option<(i64, bool)> {
         let each = threads * self.turns as i64;
-        let (times, elems) = (turns / each, turns / threads);
+        let times = (turns + each - 1) / each;
+        let elems = times * self.turns as i64;
         let short = self.parts as i64 * elems <= 2 * MAX_PARTS as i64;
-        (turns % each == 0 && (1..=rows::MOST).contains(&elems) && short).then_some(times)
+        let whole = turns % self.turns as i64 == 0 && turns >= each;
+        (whole && elems <= rows::MOST && short).then_some((times, turns % each != 0))
     }
     /// The alignment of the elements that the turns of a thread touch. # Units: bytes.
     pub(crate) fn alignment(&self, bytes: usize) -> usize {

@@ -173,6 +173,58 @@ fn softmax_of_rows() {
     }
 }
 
+/// y = x - max - sum of each row, which a row is read once for, or z = x - max, z = z - sum in place; the sums of all rows. With `sum` alone y = x - sum.
+fn centred(dtype: DType, n: i64, in_place: bool, sum_alone: bool) -> Kernel {
+    let mut b = Build::new(&format!("centred_{n}_{}", u8::from(in_place) + 2 * u8::from(sum_alone)));
+    let r = Dim::sym("R");
+    let all = r.clone() * Dim::from(n);
+    let x = if in_place { b.update("x", dtype, all.clone()) } else { b.read("x", dtype, all.clone()) };
+    let y = if in_place { x } else { b.write("y", dtype, all) };
+    let sums = b.write("sums", dtype, r.clone());
+    b.kernel.grid = r.clone();
+    let r = b.dim(&r);
+    b.each_row(r, 1, |b, row| {
+        let start = b.bind(row.clone() * Expr::int(n));
+        let of = |i: Expr| Expr::load(x, start.clone() + i);
+        let most = (!sum_alone)
+            .then(|| b.reduce(ReduceFn::Max, Build::f(dtype, f64::NEG_INFINITY), Expr::int(n), |_, i| of(i)))
+            .map_or(Build::f(dtype, 0.0), Expr::Var);
+        let sum = b.reduce(ReduceFn::Sum, Build::f(dtype, 0.0), Expr::int(n), |_, i| of(i) + most.clone());
+        b.each(Expr::int(n), |b, i| {
+            let at = b.bind(start.clone() + i);
+            b.store(y, at.clone(), Expr::load(x, at) - most.clone() - Expr::Var(sum));
+        });
+        b.store(sums, row, Expr::Var(sum));
+    });
+    b.finish()
+}
+
+#[test]
+fn rows_that_are_read_once_by_a_block_or_a_cluster() {
+    // 16 threads of a block, 32 elements a thread: whole; a last time that some threads have nothing for; 32 threads; then clusters of 2, 4 and 8.
+    for (dtype, lengths) in [(DType::F32, &[128, 100, 516, 1028, 5000][..]), (DType::F64, &[1030])] {
+        let kernels: Vec<Kernel> = lengths
+            .iter()
+            .copied()
+            .flat_map(|n| [(false, false), (true, false), (false, true)].map(|(p, s)| centred(dtype, n, p, s)))
+            .collect();
+        let code = load(&kernels);
+        for k in &kernels {
+            for r in [0, 3] {
+                let elems = |b: &tile::ir::Buffer| b.elems.eval(&DimEnv::from([("R".into(), r)])).expect("known") as usize;
+                let mut buffers: Vec<Vec<f64>> = k.buffers.iter().map(|b| vec![0.0; elems(b)]).collect();
+                let all = buffers[0].len();
+                buffers[0] = integers(all, 7);
+                if r > 0 {
+                    buffers[0][all / 2] = f64::NAN;
+                    buffers[0][all - 1] = f64::NEG_INFINITY;
+                }
+                agree(&code, k, &buffers, &[("R", r)], 0.0);
+            }
+        }
+    }
+}
+
 #[test]
 fn column_sums_through_scratch() {
     for (dtype, memory) in

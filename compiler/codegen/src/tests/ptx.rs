@@ -142,9 +142,32 @@ fn a_row_that_fits_is_loaded_once() {
     assert_eq!((count("ld.global"), count("st.global"), count("bar.sync")), (2, 2, 2), "{text}");
     // As many blocks share a processor as have few registers and load what hides that they wait; with more elements a thread they need their registers.
     assert!(text.contains(".minnctapersm 6") && aligned(shares(8192)).contains(".minnctapersm 1"), "{text}");
-    // Too long for registers: each loop loads.
-    let text = ptx(&shares(65_536)).0;
+    // Three threads of four have nothing left at the last time.
+    let text = aligned(shares(4608));
+    let count = |what: &str| text.matches(what).count();
+    assert_eq!((count("ld.global"), count("st.global"), count("bar.sync")), (3, 3, 2), "{text}");
+    // Too long for the registers of any cluster: each loop loads.
+    let text = ptx(&shares(524_288)).0;
     assert_eq!((text.matches("ld.global.nc.v4.b32").count(), text.matches("st.global.v4.b32").count()), (2, 1), "{text}");
+}
+
+#[test]
+fn a_row_that_is_too_long_for_a_block_is_kept_by_a_cluster() {
+    for (n, [threads, cluster, times]) in [(65_536, [512, 4, 4]), (128_256, [512, 8, 4]), (151_936, [512, 16, 3])] {
+        let mut k = shares(n);
+        k.buffers.iter_mut().for_each(|b| b.alignment = 16);
+        let (text, launch) = ptx(&k);
+        assert_eq!([launch.threads, launch.cluster], [threads, cluster]);
+        assert_eq!(launch.grid, Dim::sym("R") * Dim::from(i64::from(cluster)));
+        // Of each warp and of each block of the cluster a sum.
+        assert_eq!(launch.static_shared as u32, 8 * (threads / 32 + cluster));
+        let count = |what: &str| text.matches(what).count() as u32;
+        assert_eq!((count("ld.global"), count("st.global")), (times, times), "{text}");
+        // Before the first row, where a sum is told, and before the next row's is; the warps of a block wait once.
+        let waits = ["barrier.cluster.arrive.aligned", "barrier.cluster.wait.aligned", "bar.sync", "st.shared::cluster.b32"];
+        assert_eq!(waits.map(count), [3, 3, 1, 1], "{text}");
+        check(&text, &format!("check: .reqnctapercluster {cluster}, 1, 1\ncheck: mapa.shared::cluster.u64"));
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::context::{Context, why};
 use crate::DeviceError;
 use base::{Dim, DimEnv};
 use cudarc::driver::{
-    result,
+    result::{self, DriverError},
     sys::{self, CUfunction_attribute_enum as Attribute, CUjit_option},
 };
 use library::{GpuLaunch, Kernel};
@@ -42,6 +42,8 @@ unsafe impl Send for Function {}
 // SAFETY: as above.
 unsafe impl Sync for Function {}
 
+/// Blocks of a cluster that every device has room for.
+const MOST_OF_CLUSTER: u32 = 8;
 /// What the driver's compiler may say. # Units: bytes.
 const LOG_BYTES: usize = 16 << 10;
 /// Lines of it that are shown.
@@ -124,18 +126,45 @@ impl Module {
             let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is of the module.
             unsafe { result::function::set_function_attribute(f, attribute, shared as i32) }?;
+            if launch.cluster > MOST_OF_CLUSTER {
+                let attribute = Attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
+                // SAFETY: as above.
+                unsafe { result::function::set_function_attribute(f, attribute, 1) }?;
+            }
+            if launch.cluster > 1 {
+                return Ok((f, clusters(f, launch)? * i64::from(launch.cluster)));
+            }
             // SAFETY: as above.
             let blocks = unsafe { result::occupancy::max_active_block_per_multiprocessor(f, threads, shared) }?;
-            Ok((f, blocks))
+            Ok((f, i64::from(blocks) * i64::from(self.context.info.processors)))
         });
-        let (handle, blocks) = found.map_err(refused)?;
-        let resident = i64::from(blocks) * i64::from(self.context.info.processors);
+        let (handle, resident) = found.map_err(refused)?;
         if resident == 0 {
             let why = format!("a block of {threads} threads and {shared} bytes of shared memory does not fit");
             return Err(DeviceError::Code { what: name, why, log: String::new() });
         }
         Ok(Function { handle, launch: launch.clone(), name, resident })
     }
+}
+
+/// How many clusters of a kernel run at the same time: fewer than there is room for blocks, as those of one share a part of the device.
+fn clusters(f: sys::CUfunction, launch: &GpuLaunch) -> Result<i64, DriverError> {
+    let config = sys::CUlaunchConfig {
+        gridDimX: launch.cluster,
+        gridDimY: 1,
+        gridDimZ: 1,
+        blockDimX: launch.threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: launch.dynamic_shared_bytes as u32,
+        hStream: std::ptr::null_mut(),
+        attrs: std::ptr::null_mut(),
+        numAttrs: 0,
+    };
+    let mut count = 0;
+    // SAFETY: the function is of a loaded module and tells itself what its clusters are.
+    unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, f, &config) }.result()?;
+    Ok(i64::from(count))
 }
 
 impl Module {
@@ -169,7 +198,7 @@ impl Function {
 
 /// As [`Function::blocks`].
 pub(super) fn blocks(l: &GpuLaunch, resident: i64, env: &DimEnv) -> i64 {
-    let stays = l.workspace_bytes > 0 || !l.maps.is_empty();
+    let stays = l.workspace_bytes > 0 || !l.maps.is_empty() || l.cluster > 1;
     let most = if stays { resident } else { i64::from(i32::MAX) };
     let (blocks, cluster) = (value(&l.blocks, env).clamp(0, most), i64::from(l.cluster));
     // Whole clusters, of which there is work.

@@ -202,6 +202,7 @@ fn launches_on_gpus_are_checked() {
         "kernel k: 0 threads"
     );
     assert_eq!(gpu(|_, l| l.threads = 1025), "kernel k: 1025 threads");
+    assert_eq!(gpu(|_, l| l.cluster = 17), "kernel k: clusters of 17 blocks");
     assert_eq!(gpu(|_, l| l.blocks = Dim::sym("d2")), "kernel k: d2 is none of its 2 extents");
     assert_eq!(gpu(|_, l| l.blocks = Dim::sym("B")), "kernel k: B is none of its 2 extents");
     assert!(gpu(|_, l| l.dynamic_shared_bytes = usize::MAX).contains("bytes of shared memory"));
