@@ -1,6 +1,6 @@
 //! PTX of tile programs, for `gpu_check` of the tile crate, and how long it takes:
 //! `cargo run --release -p codegen --example ptx -- FOLDER model.tile… maps`. Reads what `lode build --emit=tile` prints; `maps` stands for a kernel of
-//! every function of f32 and of every conversion, `products` for products of many shapes and with what follows them, `codes` for products of e4m3, `attends` for attention,
+//! every function of f32 and of every conversion, `products` for products of many shapes and with what follows them, `odd_…` for shapes that no tile divides, `codes` for products of e4m3, `attends` for attention,
 //! `grads` for its gradient, `lists` for attention over lists of blocks, `rows` for rows that are read once, `large_…` for those that are timed. Writes `.tile`, `.ptx` and `.launch` of each into the folder.
 
 use base::{DType, Dim, TensorType};
@@ -37,6 +37,8 @@ fn main() {
         let kernels = match path.as_str() {
             "maps" => maps(),
             "products" => products(),
+            "odd_products" => odd_products(),
+            "odd_attends" => odd_attends(),
             "codes" => codes(),
             "tf32" => tf32(),
             "large_tf32" => large_tf32(),
@@ -238,6 +240,42 @@ fn products() -> Vec<Kernel> {
             all.push(mapped(way, DType::F16, Dim::sym("M"), [50, 30], [false, false], None));
         }
         all.push(mapped(way, DType::F32, Dim::sym("M"), [50, 30], [false, true], None));
+    }
+    numbered(all)
+}
+
+/// Products whose columns and terms are eights of every kind, in every order, and what follows them.
+fn odd_products() -> Vec<Kernel> {
+    let mut all = Vec::new();
+    for (i, n) in
+        [8, 24, 40, 48, 56, 80, 88, 96, 112, 120, 144, 160, 176, 208, 224, 240, 280, 320, 352, 416].into_iter().enumerate()
+    {
+        let (turned, k) = (ORDERS[i % 4], 8 * (i as i64 * 7 % 23 + 1));
+        let m = if turned[0] { Dim::from(8 * (i as i64 % 17 + 9)) } else { Dim::sym("M") };
+        let dtype = [DType::BF16, DType::F16][i / 4 % 2];
+        all.push(product(dtype, m.clone(), [n, k], turned, 1 + i as i64 % 3, i % 2 == 1, None));
+        for way in WAYS.iter().skip(i % 2).step_by(2) {
+            all.push(mapped(*way, dtype, m.clone(), [n, k], turned, None));
+        }
+        let extents = [Dim::from(3), Dim::sym("M"), Dim::from(k), Dim::from(n)];
+        let rows = [Some(false), Some(true), None][i % 3];
+        all.push(gpu_grouped(
+            &Grouped { dtype, extents, further: Vec::new(), rows, accumulate: i % 2 == 0, aligned: true },
+            None,
+        ));
+    }
+    numbered(all)
+}
+
+/// Attention and its gradients of heads whose columns are sixteens of every kind.
+fn odd_attends() -> Vec<Kernel> {
+    let mut all = Vec::new();
+    for (i, dk) in [16, 32, 48, 80, 96, 112, 144, 160, 176, 208, 224, 240].into_iter().enumerate() {
+        let dv = [dk, 64, 96, 128][i % 4];
+        let (dtype, heads) = ([DType::BF16, DType::F16][i / 2 % 2], [[2, 2], [4, 2], [3, 1]][i % 3]);
+        let domain = DOMAINS[i % DOMAINS.len()];
+        all.push(attend(dtype, heads, [dk, dv], domain, None));
+        all.extend(grads(dtype, heads, [dk, dv], domain));
     }
     numbered(all)
 }
