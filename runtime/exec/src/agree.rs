@@ -158,10 +158,13 @@ pub fn farthest(a: &Tensors, b: &Tensors) -> (String, f64) {
 /// same in another order. Four times that, and what rounding of a loss itself may be. # Units: nats.
 pub const DRIFT: f64 = 4.0;
 const FLOOR: f64 = 2e-3;
+/// Steps in which two programs may be together by chance: how far they are apart in any of these counts for all.
+const EARLY: usize = 5;
 
 /// The step with the largest share of its bound, and that share, for losses against those of two programs of the host.
 pub fn drift(losses: &[f64], host: [&[f64]; 2]) -> (usize, f64) {
-    let (mut apart, mut worst) = (0.0f64, (0, 0.0));
+    let early = host[0].iter().zip(host[1]).take(EARLY).map(|(a, b)| (a - b).abs());
+    let (mut apart, mut worst) = (early.fold(0.0, f64::max), (0, 0.0));
     for (i, x) in losses.iter().enumerate() {
         let Some((a, b)) = host[0].get(i).zip(host[1].get(i)) else { return (i, f64::INFINITY) };
         apart = apart.max((a - b).abs());

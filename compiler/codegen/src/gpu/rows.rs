@@ -11,6 +11,15 @@ use tile::{Expr, Kernel, LoopKind, Mem, Stmt, VarId, ir};
 
 /// Elements of a row that a thread takes, at most: what is computed of each of them is in a register.
 pub(crate) const MOST: i64 = 32;
+/// The same where so many threads take it that they are of several blocks, which have registers for that: eight keep a row of 151,936.
+pub(crate) const MOST_OF_CLUSTER: i64 = 40;
+/// Threads of a block.
+const BLOCK: i64 = 1024;
+
+/// Elements of a row that each of so many threads takes, at most.
+pub(crate) fn most(threads: i64) -> i64 {
+    if threads > BLOCK { MOST_OF_CLUSTER } else { MOST }
+}
 /// The powers of two that matter here are up to this.
 const UNIT: i64 = 16;
 

@@ -197,7 +197,7 @@ impl Units {
         let elems = times * self.turns as i64;
         let short = self.parts as i64 * elems <= 2 * MAX_PARTS as i64;
         let whole = turns % self.turns as i64 == 0 && turns >= each;
-        (whole && elems <= rows::MOST && short).then_some((times, turns % each != 0))
+        (whole && elems <= rows::most(threads) && short).then_some((times, turns % each != 0))
     }
     /// The alignment of the elements that the turns of a thread touch. # Units: bytes.
     pub(crate) fn alignment(&self, bytes: usize) -> usize {
