@@ -159,7 +159,7 @@ pub fn farthest(a: &Tensors, b: &Tensors) -> (String, f64) {
 pub const DRIFT: f64 = 4.0;
 const FLOOR: f64 = 2e-3;
 /// Steps in which two programs may be together by chance: how far they are apart in any of these counts for all.
-const EARLY: usize = 5;
+const EARLY: usize = 10;
 
 /// The step with the largest share of its bound, and that share, for losses against those of two programs of the host.
 pub fn drift(losses: &[f64], host: [&[f64]; 2]) -> (usize, f64) {

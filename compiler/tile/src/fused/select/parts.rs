@@ -17,6 +17,7 @@ use crate::{
     group::is_layout,
     ir::{Access, Expr, LoopKind, Mem, Stmt, compute_dtype},
     kernels::{
+        build::Build,
         gpu_attend_parts::{MAX_PARTS, join_logs},
         gpu_topk_parts::{keep, never},
     },
@@ -74,7 +75,7 @@ fn view_of(s: &Select, places: &[StridedView], v: Value) -> StridedView {
     }
 }
 
-/// What there is of each head, joined from parts, to scratch: all parts are loaded at once.
+/// What there is of each head, joined from parts by some lanes, to scratch: all parts are loaded at once.
 fn join(f: &mut Fuser, e: &Emit, at: &[Expr], (x, j): (&OfRow, &Joined), view: &StridedView) -> Mem {
     let (dtype, most) = (DType::F32, Expr::int(MAX_PARTS));
     let parts = f.kernel.scratch("parts", dtype, (e.heads * MAX_PARTS) as usize);
@@ -85,19 +86,21 @@ fn join(f: &mut Fuser, e: &Emit, at: &[Expr], (x, j): (&OfRow, &Joined), view: &
     let heads = e.inside_at(f, Expr::floor_div(element.clone(), most.clone()));
     let part = Expr::rem(element.clone(), most.clone());
     let idx = e.index(&x.letters, at, &Expr::int(0), &heads, None);
-    let near = Expr::minimum(part, count.clone() - Expr::int(1));
+    let near = Expr::minimum(part.clone(), count.clone() - Expr::int(1));
     let index = f.address(view, &idx) + near * stride;
     let (mut shape, mut strides) = (view.shape.clone(), view.strides.clone());
     shape.insert(0, j.count.clone());
     strides.insert(0, j.stride.clone());
     let from = f.buffer(&StridedView { at: view.at.clone(), shape, strides }, dtype, Access::Read);
     let log = f.bind(Expr::load(from, index));
+    // What there is none of weighs nothing.
+    let log = Expr::select(Expr::lt(part, count), log, Build::f(dtype, f64::NEG_INFINITY));
     f.here(Stmt::Store { mem: parts, index: element, value: log });
     f.close_loops(loops);
     f.by_hand(|b| {
         b.each(Expr::int(e.heads), |b, h| {
             let of_part = |i: Expr| Expr::load(parts, h.clone() * most.clone() + i);
-            let [log, ..] = join_logs(b, dtype, LoopKind::Serial, count.clone(), &of_part);
+            let [log, ..] = join_logs(b, dtype, LoopKind::Vector, most.clone(), &of_part);
             b.store(mem, h.clone(), log);
         });
     });
