@@ -4,6 +4,7 @@
 //! Floats may be contracted (a·b + c as one operation) everywhere; sums of [`Stmt::Accumulate`] in vector loops may be reordered. NaN
 //! and infinity keep their meaning.
 
+mod combine;
 mod convert;
 mod float;
 mod gather;
