@@ -1207,6 +1207,14 @@ impl Emitter<'_> {
                 self.w.line("}");
                 continue;
             }
+            // A variable that a turn declares is its own; of one that they share the extreme is found for all.
+            let same = |v: VarId| {
+                let place = |vars: &Vec<Slot>| if let Slot::Memory(p) = &vars[v.0 as usize] { Some(p.clone()) } else { None };
+                let first = place(&turns[0]);
+                first.is_some() && turns.iter().all(|vars| place(vars) == first)
+            };
+            let accumulated = part.iter().filter_map(|s| if let Stmt::Accumulate(v, ..) = s { Some(*v) } else { None });
+            let shared: BTreeSet<VarId> = accumulated.filter(|v| same(*v)).collect();
             // All is loaded before anything is computed of it, and computed before anything is stored.
             let first = part.iter().position(|s| matches!(s, Stmt::Store { .. })).unwrap_or(part.len());
             let (loads, rest) = loads_ahead(self.k, &part[..first]);
@@ -1220,9 +1228,12 @@ impl Emitter<'_> {
                     std::mem::swap(&mut self.vars, vars);
                     self.simt_mut().at_once = aligned.then(|| (units.clone(), turn));
                     for s in &part {
-                        let Stmt::Accumulate(v, f @ (ReduceFn::Max | ReduceFn::Min), e) = s else {
-                            self.stmt(s, LoopKind::Serial);
-                            continue;
+                        let (v, f, e) = match s {
+                            Stmt::Accumulate(v, f @ (ReduceFn::Max | ReduceFn::Min), e) if shared.contains(v) => (v, f, e),
+                            s => {
+                                self.stmt(s, LoopKind::Serial);
+                                continue;
+                            }
                         };
                         let value = self.expr(e);
                         let value = self.if_there(value, *f, *v);

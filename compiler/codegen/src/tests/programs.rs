@@ -200,6 +200,33 @@ fn centred(dtype: DType, n: i64, in_place: bool, sum_alone: bool) -> Kernel {
 }
 
 #[test]
+fn extremes_of_each_turn_are_its_own() {
+    // Neighbouring turns are taken at once; each has a variable of its own, and all have another.
+    let mut b = Build::new("extremes");
+    let n = Dim::sym("N");
+    let (x, y) = (b.read("x", DType::F32, n.clone()), b.write("y", DType::F32, n.clone()));
+    let most = b.write("most", DType::F32, Dim::from(1));
+    let n = b.dim(&n);
+    let all = b.var(DType::F32, Build::f(DType::F32, f64::NEG_INFINITY));
+    b.each(n, |b, i| {
+        let own = b.var(DType::F32, Expr::load(x, i.clone()));
+        b.accumulate(own, ReduceFn::Max, Expr::load(x, i.clone()) * Build::f(DType::F32, -1.0));
+        b.accumulate(all, ReduceFn::Max, Expr::load(x, i.clone()));
+        b.range(Expr::int(3), |b, j| {
+            let times = j.cast(DType::F32) - Build::f(DType::F32, 2.0);
+            b.accumulate(own, ReduceFn::Max, Expr::load(x, i.clone()) * times);
+        });
+        b.store(y, i, Expr::Var(own));
+    });
+    b.store(most, Expr::int(0), Expr::Var(all));
+    let k = b.finish();
+    let code = load(std::slice::from_ref(&k));
+    for n in [1, 64, 100] {
+        agree(&code, &k, &[integers(n as usize, 5), vec![0.0; n as usize], vec![0.0]], &[("N", n)], 0.0);
+    }
+}
+
+#[test]
 fn rows_that_are_read_once_by_a_block_or_a_cluster() {
     // 16 threads of a block, 32 elements a thread: whole; a last time that some threads have nothing for; 32 threads; then clusters of 2, 4 and 8.
     for (dtype, lengths) in [(DType::F32, &[128, 100, 516, 1028, 5000][..]), (DType::F64, &[1030])] {
