@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A lane has an element and counts those that come before it, greater ones and equal ones with a lower index: that is its place. NaN come first, -inf is never
-//! taken, places that are left are -1. Work: n·PART + (n·k/PART)² a row.
+//! taken, places that are left are -1. Of many parts only the k with the greatest first values are looked at: what another has comes after these.
+//! Work: n·PART a row, and (n·k/PART)², or of many parts (n/PART)² + k⁴.
 
 use super::{
     build::{Build, eq},
@@ -21,8 +22,10 @@ use graph::op::MapFn;
 pub const PART: i64 = 128;
 /// Elements that are chosen, at most: few of a part.
 const MOST: i64 = 32;
-/// Values of a row that are joined in scratch.
+/// Values of a row that are joined in scratch; parts of which the first values are.
 const NEAR: i64 = 1024;
+/// More than so many parts have values, of which each then is a number of its own, below 2⁵³.
+const VALUES: i64 = 2 * NEAR * MOST;
 /// Values that are loaded at once.
 const AT_ONCE: i64 = 8;
 
@@ -75,6 +78,17 @@ fn rank(b: &mut Build, values: Mem, [start, n, at]: [&Expr; 3], own: &Expr) -> E
     b.bind(Expr::Var(rank).cast(DType::I64))
 }
 
+/// How many of the first `n` keys, of which no two are the same, are greater than the one at `i`.
+fn rank_of_key(b: &mut Build, keys: Mem, n: &Expr, i: &Expr) -> Expr {
+    let own = b.bind(Expr::load(keys, i.clone()));
+    let rank = b.var(DType::I32, int(0));
+    let load = |b: &mut Build, j: Expr| b.bind(Expr::load(keys, j));
+    b.at_once([Expr::int(0), n.clone()], AT_ONCE, load, |b, x| {
+        b.assign(rank, Expr::Var(rank) + Expr::lt(own.clone(), x).cast(DType::I32));
+    });
+    b.bind(Expr::Var(rank).cast(DType::I64))
+}
+
 fn of_parts(p: &TopK) -> Kernel {
     let mut b = Build::new("topk_parts");
     let x = b.read("x", p.dtype, p.rows.clone() * p.n.clone());
@@ -121,7 +135,7 @@ pub fn join(p: &TopK, part: i64) -> Kernel {
     let (values, places) = (b.read("values", DType::I32, values), b.read("places", DType::I32, places));
     let indices = b.write("indices", DType::I32, p.rows.clone() * Dim::from(p.k));
     b.kernel.grid = p.rows.clone();
-    let n = b.dim(&(parts(p, part) * Dim::from(p.k)));
+    let (n, parts) = (b.dim(&(parts(p, part) * Dim::from(p.k))), b.dim(&parts(p, part)));
     let (start, to) = (b.bind(b.block() * n.clone()), b.bind(b.block() * Expr::int(p.k)));
     let keep = |b: &mut Build, place: Expr, [to, at]: [Expr; 2]| {
         b.if_(Expr::lt(place.clone(), Expr::int(p.k)), |b| b.store(indices, to + place, Expr::load(places, at)));
@@ -135,17 +149,39 @@ pub fn join(p: &TopK, part: i64) -> Kernel {
             b.store(near, i.clone(), value * Expr::int(2 * NEAR) + (n.clone() - i));
         });
         b.each(n.clone(), |b, i| {
-            let own = b.bind(Expr::load(near, i.clone()));
-            let rank = b.var(DType::I32, int(0));
-            let load = |b: &mut Build, j: Expr| b.bind(Expr::load(near, j));
-            b.at_once([Expr::int(0), n.clone()], AT_ONCE, load, |b, x| {
-                b.assign(rank, Expr::Var(rank) + Expr::lt(own.clone(), x).cast(DType::I32));
-            });
-            let place = b.bind(Expr::Var(rank).cast(DType::I64));
+            let place = rank_of_key(b, near, &n, &i);
             keep(b, place, [to.clone(), start.clone() + i]);
         });
     });
-    b.if_(Expr::map1(MapFn::Not, fits), |b| {
+    let few = b.bind(Expr::le(parts.clone(), Expr::int(NEAR)));
+    b.if_(Expr::and(Expr::map1(MapFn::Not, fits.clone()), few.clone()), |b| {
+        let chosen = b.scratch("chosen", DType::I64, p.k);
+        let best = b.scratch("best", DType::I64, p.k * p.k);
+        let key = |value: Expr, i: Expr| value.cast(DType::I64) * Expr::int(VALUES) + (n.clone() - i);
+        b.each(parts.clone(), |b, i| {
+            let first = b.bind(i.clone() * Expr::int(p.k));
+            b.store(near, i, key(Expr::load(values, start.clone() + first.clone()), first));
+        });
+        b.each(parts.clone(), |b, i| {
+            let place = rank_of_key(b, near, &parts, &i);
+            b.if_(Expr::lt(place.clone(), Expr::int(p.k)), |b| b.store(chosen, place, i * Expr::int(p.k)));
+        });
+        let candidate = |b: &mut Build, i: &Expr| {
+            let of = Expr::load(chosen, Expr::floor_div(i.clone(), Expr::int(p.k)));
+            b.bind(of + Expr::rem(i.clone(), Expr::int(p.k)))
+        };
+        let all = Expr::int(p.k * p.k);
+        b.each(all.clone(), |b, i| {
+            let at = candidate(b, &i);
+            b.store(best, i, key(Expr::load(values, start.clone() + at.clone()), at));
+        });
+        b.each(all.clone(), |b, i| {
+            let place = rank_of_key(b, best, &all, &i);
+            let at = candidate(b, &i);
+            keep(b, place, [to.clone(), start.clone() + at]);
+        });
+    });
+    b.if_(Expr::map1(MapFn::Not, few), |b| {
         b.each(n.clone(), |b, i| {
             let at = b.bind(start.clone() + i.clone());
             let own = b.bind(Expr::load(values, at.clone()));

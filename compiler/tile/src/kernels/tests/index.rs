@@ -109,6 +109,11 @@ fn topk_of_random_rows() {
     // Several parts of a row, and ties across them.
     let coarse = (0..2 * 290).map(|_| r.int(-2, 9) as f64).collect();
     check_topk(Tensor::new(DType::F32, &[2, 290], coarse), 5);
+    // So many parts that only those with the greatest first values are joined, with few values and ties, with −∞ and with many.
+    for (k, values) in [(32, 4), (31, 300)] {
+        let coarse = (0..4300).map(|_| r.int(-2, values) as f64).map(|x| if x < 0.0 { -INF } else { x }).collect();
+        check_topk(Tensor::new(DType::F32, &[1, 4300], coarse), k);
+    }
 }
 
 #[test]
