@@ -1219,10 +1219,11 @@ impl Emitter<'_> {
             let first = part.iter().position(|s| matches!(s, Stmt::Store { .. })).unwrap_or(part.len());
             let (loads, rest) = loads_ahead(self.k, &part[..first]);
             for part in [loads, rest, part[first..].iter().collect()] {
-                let conditional = self.simt().there.clone().filter(|_| matches!(part.first(), Some(Stmt::Store { .. })));
-                if let Some(there) = &conditional {
-                    self.w.line(&format!("scf.if {there} {{"));
-                }
+                // What may not be there is not stored: all stores of the turns in one condition, so that neighbours stay one access.
+                let there = self.simt().there.clone();
+                let stores = !part.is_empty() && part.iter().all(|s| matches!(s, Stmt::Store { .. }));
+                let [of_all, of_each] = [stores, !stores].map(|wanted| there.clone().filter(|_| wanted));
+                of_all.iter().for_each(|there| self.enter_if(there));
                 let mut extremes: Vec<(VarId, ReduceFn, Vec<String>)> = Vec::new();
                 for (turn, vars) in turns.iter_mut().enumerate() {
                     std::mem::swap(&mut self.vars, vars);
@@ -1231,7 +1232,10 @@ impl Emitter<'_> {
                         let (v, f, e) = match s {
                             Stmt::Accumulate(v, f @ (ReduceFn::Max | ReduceFn::Min), e) if shared.contains(v) => (v, f, e),
                             s => {
+                                let condition = of_each.as_ref().filter(|_| matches!(s, Stmt::Store { .. }));
+                                condition.iter().for_each(|there| self.enter_if(there));
                                 self.stmt(s, LoopKind::Serial);
+                                condition.iter().for_each(|_| self.leave_if());
                                 continue;
                             }
                         };
@@ -1251,11 +1255,18 @@ impl Emitter<'_> {
                     let new = self.combine(f, &old, &most, ty, false);
                     self.store(&new, &p, ty);
                 }
-                if conditional.is_some() {
-                    self.w.line("}");
-                }
+                of_all.iter().for_each(|_| self.leave_if());
             }
         }
+    }
+    /// What follows is done if a condition holds.
+    fn enter_if(&mut self, condition: &str) {
+        self.w.line(&format!("scf.if {condition} {{"));
+        self.w.enter();
+    }
+    fn leave_if(&mut self) {
+        self.w.leave();
+        self.w.line("}");
     }
     /// Whether all that the turn `lo` touches, a multiple of a number, starts at a multiple of what a thread touches at once; none if that is certain.
     fn are_aligned(&mut self, units: &Units, (lo, multiple): (&str, i64)) -> Option<String> {

@@ -179,7 +179,9 @@ fn centred(dtype: DType, n: i64, in_place: bool, sum_alone: bool) -> Kernel {
     let r = Dim::sym("R");
     let all = r.clone() * Dim::from(n);
     let x = if in_place { b.update("x", dtype, all.clone()) } else { b.read("x", dtype, all.clone()) };
-    let y = if in_place { x } else { b.write("y", dtype, all) };
+    let y = if in_place { x } else { b.write("y", dtype, all.clone()) };
+    // What stands between two stores is computed of each element, too.
+    let z = sum_alone.then(|| b.write("z", dtype, all));
     let sums = b.write("sums", dtype, r.clone());
     b.kernel.grid = r.clone();
     let r = b.dim(&r);
@@ -192,7 +194,12 @@ fn centred(dtype: DType, n: i64, in_place: bool, sum_alone: bool) -> Kernel {
         let sum = b.reduce(ReduceFn::Sum, Build::f(dtype, 0.0), Expr::int(n), |_, i| of(i) + most.clone());
         b.each(Expr::int(n), |b, i| {
             let at = b.bind(start.clone() + i);
-            b.store(y, at.clone(), Expr::load(x, at) - most.clone() - Expr::Var(sum));
+            let value = b.bind(Expr::load(x, at.clone()) - most.clone() - Expr::Var(sum));
+            b.store(y, at.clone(), value.clone());
+            if let Some(z) = z {
+                let twice = b.bind(value * Build::f(dtype, 2.0));
+                b.store(z, at, twice);
+            }
         });
         b.store(sums, row, Expr::Var(sum));
     });
