@@ -23,6 +23,15 @@ fn worth(b: &mut Builder, of: &[Value], block: i64, dtype: DType, inside: &mut V
     x
 }
 
+/// Codes and scales of N tokens by their two experts of three each: where an expert's rows begin, and what these are.
+fn routed(b: &mut Builder, choice: Value, of_tokens: [Value; 2]) -> (Value, [Value; 2]) {
+    let route = b.node(Op::Route { groups: 3 }, &[choice]);
+    let two = b.constant(2.0, I32);
+    let two = b.splat(two, &["2*N".parse().expect("a dim")]);
+    let token = b.map(MapFn::FloorDiv, &[route[1], two]);
+    (route[0], of_tokens.map(|x| b.op(Op::Gather { batch: 0 }, &[x, token])))
+}
+
 /// A weight of 130 rows in blocks of 128 by 128, as the second operand.
 #[test]
 fn weights_in_blocks_of_several_rows() {
@@ -61,14 +70,10 @@ fn weights_in_blocks_of_several_rows() {
     let ragged = ["e4m3[N, 144]", "f32[N, 2]", "e4m3[3, 130, 144]", "f32[3, 2, 2]", "i32[N, 2]", ROUNDED];
     let f = func(&ragged, |b, a| {
         let mut inside = Vec::new();
-        let route = b.node(Op::Route { groups: 3 }, &[a[4]]);
-        let two = b.constant(2.0, I32);
-        let two = b.splat(two, &["2*N".parse().expect("a dim")]);
-        let token = b.map(MapFn::FloorDiv, &[route[1], two]);
-        let rows = [0, 1].map(|i| b.op(Op::Gather { batch: 0 }, &[a[i], token]));
+        let (offsets, rows) = routed(b, a[4], [a[0], a[1]]);
         let x = worth(b, &rows, 128, BF16, &mut inside);
         let w = weight(b, &a[2..4], &mut inside);
-        let y = b.op(Op::GroupedContract { transposed: true }, &[x, w, route[0]]);
+        let y = b.op(Op::GroupedContract { transposed: true }, &[x, w, offsets]);
         inside.push(y);
         outlined(b, &inside, &[y])
     });
@@ -172,16 +177,12 @@ fn products_of_codes_over_ragged_rows() {
         let args = [["e4m3[N, 144]", "f32[N, 1]"], w, w, ["i32[N, 2]", ROUNDED]].concat();
         let f = func(&args, |b, a| {
             let (mut inside, mut products) = (Vec::new(), Vec::new());
-            let route = b.node(Op::Route { groups: 3 }, &[a[6]]);
-            let two = b.constant(2.0, I32);
-            let two = b.splat(two, &["2*N".parse().expect("a dim")]);
-            let token = b.map(MapFn::FloorDiv, &[route[1], two]);
-            let rows = [0, 1].map(|i| b.op(Op::Gather { batch: 0 }, &[a[i], token]));
+            let (offsets, rows) = routed(b, a[6], [a[0], a[1]]);
             inside.extend(if taken { rows.to_vec() } else { Vec::new() });
             let x = worth(b, &rows, 144, BF16, &mut inside);
             for w in a[2..if gate { 6 } else { 4 }].chunks(2) {
                 let w = worth(b, w, 144, BF16, &mut inside);
-                products.push(b.op(Op::GroupedContract { transposed: true }, &[x, w, route[0]]));
+                products.push(b.op(Op::GroupedContract { transposed: true }, &[x, w, offsets]));
             }
             inside.extend(&products);
             if !gate {
